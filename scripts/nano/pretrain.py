@@ -1,0 +1,230 @@
+"""Pretrain the nano base on ordinary instruction edits of photographs; resumes where it stopped.
+
+    python scripts/nano/photographs.py --out DATA
+    python scripts/nano/pretrain.py --data DATA --run RUN --steps 30000
+    python scripts/nano/pretrain.py --data DATA --run RUN --evaluate      # held-out table
+    python scripts/nano/pretrain.py --data DATA --run RUN --export FILE   # the shipped weights
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from collectionlora.backbones.base import Condition
+from collectionlora.backbones.nano import NanoBackbone
+from collectionlora.backbones.nano_network import NanoConfig
+from collectionlora.effects.ordinary import (
+    ORDINARY_EDITS,
+    Cutout,
+    Edit,
+    PhotoPool,
+    draw_edit,
+    load_cutouts,
+    load_photographs,
+)
+from collectionlora.flow import add_noise, shift_sigma
+from collectionlora.objectives import flow_matching_loss
+from collectionlora.sampling import sample_many_steps
+
+# Square for the most part; the others have about as many patches.
+SIZES = ((64, 64), (64, 64), (64, 64), (64, 64), (48, 80), (80, 48), (56, 72), (72, 56))
+UNCONDITIONAL_RATIO = 0.05
+EMA = 0.999
+
+
+def stack(photos: list[np.ndarray]) -> Tensor:
+    """uint8 `[H, W, 3]` photos to `[B, 3, H, W]` in [0, 1]."""
+    return torch.from_numpy(np.stack(photos)).permute(0, 3, 1, 2).float() / 255
+
+
+class Pretraining:
+    """Flow matching with Muon on the matrices inside the blocks and AdamW on the rest."""
+
+    def __init__(self, args: argparse.Namespace):
+        self.args = args
+        torch.manual_seed(args.seed)
+        self.backbone = NanoBackbone(NanoConfig(depth=args.depth, pixel_depth=args.pixel_depth))
+        named = dict(self.backbone.modules.named_parameters())
+        inside = {n: p for n, p in named.items() if "transformer_blocks" in n and p.ndim == 2}
+        matrices = inside if args.optimizer == "muon" else {}
+        rest = [p for name, p in named.items() if name not in matrices]
+        self.optimizers: list[torch.optim.Optimizer] = [
+            torch.optim.AdamW(rest, lr=args.adam_rate, betas=(0.9, 0.98), weight_decay=0.0)
+        ]
+        if matrices:
+            self.optimizers.append(
+                torch.optim.Muon(list(matrices.values()), lr=args.muon_rate, weight_decay=0.01)
+            )
+        self.rates = [args.adam_rate, args.muon_rate]
+        self.average = {n: p.detach().clone() for n, p in named.items()}
+        self.step, self.seconds = 0, 0.0
+
+    def draw(self, pool: PhotoPool, cutouts: list[Cutout]) -> tuple[Tensor, Tensor, list[str]]:
+        """Source and target latents and the instructions of this step; a pure function of (seed, step)."""
+        rng = np.random.default_rng([self.args.seed, self.step])
+        size = SIZES[rng.integers(len(SIZES))]
+        edits = [draw_edit(rng, pool, cutouts, size) for _ in range(self.args.batch)]
+        texts = ["" if rng.random() < UNCONDITIONAL_RATIO else e.instruction for e in edits]
+        encode = self.backbone.encode_image
+        return encode(stack([e.source for e in edits])), encode(stack([e.target for e in edits])), texts
+
+    def update(self, pool: PhotoPool, cutouts: list[Cutout]) -> float:
+        source, target, texts = self.draw(pool, cutouts)
+        generator = torch.Generator().manual_seed(self.args.seed * 1_000_003 + self.step)
+        noise = torch.randn(target.shape, generator=generator)
+        sigma = shift_sigma(torch.rand(len(target), generator=generator), 3.0)
+        condition = Condition(self.backbone.encode_prompt(texts), source)
+        velocity = self.backbone.velocity(add_noise(target, noise, sigma), sigma, condition)
+        loss = flow_matching_loss(velocity, target, noise)
+        self.backbone.modules.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.backbone.modules.parameters(), 1.0)
+        # Warm up, hold, then fall linearly to zero over the last third.
+        left = (self.args.steps - self.step) / (self.args.steps / 3)
+        factor = min(1.0, (self.step + 1) / 200, left)
+        for optimizer, rate in zip(self.optimizers, self.rates, strict=False):
+            optimizer.param_groups[0]["lr"] = rate * factor
+            optimizer.step()
+        decay = min(EMA, (1 + self.step) / (10 + self.step))
+        live = [p.detach() for p in self.backbone.modules.parameters()]
+        torch._foreach_lerp_(list(self.average.values()), live, 1 - decay)
+        self.step += 1
+        return loss.item()
+
+    def save(self, folder: Path) -> None:
+        """One safetensors file: weights, averages and optimizer states; written aside and renamed."""
+        tensors = {f"weights.{n}": p.detach() for n, p in self.backbone.modules.named_parameters()}
+        tensors |= {f"average.{n}": t for n, t in self.average.items()}
+        for index, optimizer in enumerate(self.optimizers):
+            for key, values in optimizer.state_dict()["state"].items():
+                tensors |= {f"optimizer.{index}.{key}.{name}": v for name, v in values.items()}
+        header = {"step": str(self.step), "seconds": str(self.seconds)}
+        save_file({n: t.contiguous() for n, t in tensors.items()}, folder / "state.partial", header)
+        (folder / "state.partial").replace(folder / "state.safetensors")
+        (folder / "progress.json").write_text(json.dumps({"step": self.step, "seconds": self.seconds}))
+
+    def load(self, folder: Path) -> None:
+        tensors = load_file(folder / "state.safetensors")
+        for name, parameter in self.backbone.modules.named_parameters():
+            parameter.data.copy_(tensors[f"weights.{name}"])
+            self.average[name].copy_(tensors[f"average.{name}"])
+        for index, optimizer in enumerate(self.optimizers):
+            state: dict[int, dict[str, Tensor]] = {}
+            for path, tensor in tensors.items():
+                if path.startswith(f"optimizer.{index}."):
+                    _, _, key, name = path.split(".")
+                    state.setdefault(int(key), {})[name] = tensor
+            groups = optimizer.state_dict()["param_groups"]
+            optimizer.load_state_dict({"state": state, "param_groups": groups})
+        progress = json.loads((folder / "progress.json").read_text())
+        self.step, self.seconds = progress["step"], progress["seconds"]
+
+    def averaged(self) -> NanoBackbone:
+        """The base with the averaged weights."""
+        backbone = NanoBackbone(self.backbone.network.config)  # type: ignore[arg-type]
+        backbone.modules.load_state_dict(self.average)
+        backbone.modules.requires_grad_(False).eval()
+        return backbone
+
+
+def evaluate(backbone: NanoBackbone, data: Path, num: int, steps: int) -> dict[str, float]:
+    """Mean PSNR in dB to the true edit, by kind, on held-out photographs and cut-outs."""
+    pool = load_photographs(data / "photographs" / "heldout")
+    cutouts = load_cutouts(data / "cutouts" / "heldout")
+    table = {}
+    for kind in ORDINARY_EDITS:
+        rng = np.random.default_rng(7)
+        edits: list[Edit] = [draw_edit(rng, pool, cutouts, (64, 64), kinds=[kind]) for _ in range(num)]
+        source, target = stack([e.source for e in edits]), stack([e.target for e in edits])
+        noise = torch.randn(source.shape, generator=torch.Generator().manual_seed(7))
+        condition = Condition(
+            backbone.encode_prompt([e.instruction for e in edits]), backbone.encode_image(source)
+        )
+        images = backbone.decode(sample_many_steps(backbone, noise, condition, None, steps))
+        errors = (images - target).square().flatten(1).mean(1).clamp_min(1e-6)
+        table[kind] = float((-10 * errors.log10()).mean())
+    return table
+
+
+def summarise(table: dict[str, float]) -> dict[str, Any]:
+    """Means by group beside the kinds."""
+    groups: dict[str, list[float]] = {}
+    for kind, value in table.items():
+        groups.setdefault(ORDINARY_EDITS[kind].group, []).append(value)
+    rounded = {k: round(v, 2) for k, v in table.items()}
+    return {"groups": {g: round(sum(v) / len(v), 2) for g, v in groups.items()}, "kinds": rounded}
+
+
+def train(run: Pretraining, args: argparse.Namespace) -> None:
+    pool = load_photographs(args.data / "photographs" / "train")
+    cutouts = load_cutouts(args.data / "cutouts" / "train")
+    began, start, losses = time.time() - run.seconds, run.step, []
+    while run.step < args.steps and run.seconds < args.seconds:
+        losses.append(run.update(pool, cutouts))
+        run.seconds = time.time() - began
+        if run.step % 100 == 0:
+            rate = (run.step - start) / max(1e-9, run.seconds - (began and 0))
+            line = {"step": run.step, "loss": round(float(np.mean(losses)), 5), "seconds": round(run.seconds)}
+            losses = []
+            with (args.run / "log.jsonl").open("a") as log:
+                log.write(json.dumps(line) + "\n")
+            print(line, f"{rate:.2f} steps/s", flush=True)
+        if run.step % args.save_every == 0:
+            run.save(args.run)
+        if run.step % args.evaluate_every == 0:
+            report(run, args)
+    run.save(args.run)
+    report(run, args)
+
+
+def report(run: Pretraining, args: argparse.Namespace) -> None:
+    table = summarise(evaluate(run.averaged(), args.data, args.num, args.sample_steps))
+    line = {"step": run.step, "seconds": round(run.seconds), **table}
+    with (args.run / "heldout.jsonl").open("a") as log:
+        log.write(json.dumps(line) + "\n")
+    print(json.dumps(line), flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder made by photographs.py")
+    parser.add_argument("--run", type=Path, required=True, help="folder of checkpoints and logs")
+    parser.add_argument("--steps", type=int, default=30000)
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after this much training")
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--depth", type=int, default=6)
+    parser.add_argument("--pixel-depth", type=int, default=2)
+    parser.add_argument("--optimizer", choices=["muon", "adamw"], default="muon")
+    parser.add_argument("--adam-rate", type=float, default=2e-3)
+    parser.add_argument("--muon-rate", type=float, default=1e-2)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--save-every", type=int, default=500)
+    parser.add_argument("--evaluate-every", type=int, default=2000)
+    parser.add_argument("--num", type=int, default=16, help="held-out edits of each kind")
+    parser.add_argument("--sample-steps", type=int, default=16)
+    parser.add_argument("--evaluate", action="store_true")
+    parser.add_argument("--export", type=Path)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    args.run.mkdir(parents=True, exist_ok=True)
+    run = Pretraining(args)
+    if (args.run / "state.safetensors").exists():
+        run.load(args.run)
+    if args.evaluate:
+        report(run, args)
+    elif args.export:
+        run.averaged().save(args.export, {"step": str(run.step), "seconds": str(round(run.seconds))})
+    else:
+        train(run, args)
+
+
+if __name__ == "__main__":
+    main()

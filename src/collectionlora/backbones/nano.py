@@ -1,0 +1,122 @@
+"""The embedded default base: a small instruction-editing model whose weights ship with the package.
+
+Latents are pixels in [-1, 1]. The text encoder needs no vocabulary: a word is the mean of hashed character
+n-grams and of the hashed whole word, so any text is read and an unseen trigger word gets an embedding of its
+own.
+"""
+
+import re
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from collectionlora.backbones.base import Condition, Prompt
+from collectionlora.backbones.nano_network import EncodedCondition, NanoConfig, NanoTransformer
+
+NUM_BUCKETS = 4096
+MOST_WORDS = 48
+WORD = re.compile(r"[^\W_]+|[^\w\s]|_")
+WEIGHTS = Path(__file__).parent / "nano" / "nano.safetensors"
+
+
+def word_buckets(word: str) -> list[int]:
+    """Rows of the table for one word: the word itself twice, and its character 3-grams with marked ends."""
+    marked = f"^{word}$"
+    grams = [marked[i : i + 3] for i in range(len(marked) - 2)]
+    return [zlib.crc32(piece.encode()) % NUM_BUCKETS for piece in [f"={word}", f"~{word}", *grams]]
+
+
+class NanoTextEncoder(nn.Module):
+    """Texts to word embeddings; `[B, T, width]`, T the longest text's words."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.table = nn.EmbeddingBag(NUM_BUCKETS, width, mode="mean")
+        nn.init.normal_(self.table.weight, std=1.0)
+
+    def forward(self, prompts: Sequence[str]) -> Prompt:
+        texts = [WORD.findall(prompt.lower())[:MOST_WORDS] for prompt in prompts]
+        # A lone masked token keeps the shapes of an empty text valid.
+        length = max(1, *(len(words) for words in texts)) if texts else 1
+        mask = torch.zeros(len(texts), length, dtype=torch.bool)
+        buckets: list[int] = []
+        offsets: list[int] = []
+        for row, words in enumerate(texts):
+            mask[row, : len(words)] = True
+            for word in words:
+                offsets.append(len(buckets))
+                buckets += word_buckets(word)
+        device = self.table.weight.device
+        tokens = self.table.weight.new_zeros(*mask.shape, self.table.embedding_dim)
+        mask = mask.to(device)
+        if offsets:
+            rows = self.table(torch.tensor(buckets, device=device), torch.tensor(offsets, device=device))
+            # The pieces of a word are independent: their mean shrinks with their number, the norm must not.
+            tokens[mask] = nn.functional.rms_norm(rows, rows.shape[-1:])
+        return Prompt(tokens, mask)
+
+
+class NanoBackbone:
+    """The nano base behind the `Backbone` protocol; images are `[B, 3, H, W]` with sides in multiples of 8."""
+
+    lora_targets = (
+        *("to_q", "to_k", "to_v", "to_out.0", "add_k_proj", "add_v_proj"),
+        *("img_mlp.net.0.proj", "img_mlp.net.2", "txt_in"),
+        *("pixel_in", "pixel_mod.0", "pixel_mod.1", "pixel_mod.2", "pixel_mix.0", "pixel_mix.1", "proj_out"),
+    )
+
+    def __init__(self, config: NanoConfig | None = None):
+        config = config or NanoConfig()
+        self.network: nn.Module = NanoTransformer(config)
+        self.text_encoder = NanoTextEncoder(config.text_width)
+
+    @classmethod
+    def load(cls, path: Path = WEIGHTS) -> "NanoBackbone":
+        """The base from a safetensors file; by default the one that ships with the package.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+        """
+        with safe_open(path, framework="pt") as file:
+            sizes = {name: int(file.metadata()[name]) for name in NanoConfig().asdict()}
+        backbone = cls(NanoConfig(**sizes))
+        tensors = {name: tensor.float() for name, tensor in load_file(path).items()}
+        backbone.modules.load_state_dict(tensors)
+        backbone.modules.requires_grad_(False).eval()
+        return backbone
+
+    @property
+    def modules(self) -> nn.ModuleDict:
+        """All weights of the base under one roof."""
+        return nn.ModuleDict({"network": self.network, "text_encoder": self.text_encoder})
+
+    def save(self, path: Path, metadata: dict[str, str]) -> None:
+        """Write the weights in half precision, the sizes and `metadata` in the header."""
+        tensors = {name: t.detach().half().contiguous() for name, t in self.modules.state_dict().items()}
+        sizes = {name: str(size) for name, size in self.network.config.asdict().items()}  # type: ignore[union-attr, operator]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial")
+        save_file(tensors, partial, {**metadata, **sizes})
+        partial.replace(path)
+
+    def encode_prompt(self, prompts: Sequence[str]) -> Prompt:
+        return self.text_encoder(prompts)
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        return images * 2 - 1
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return (latents / 2 + 0.5).clamp(0, 1)
+
+    def encode_condition(self, condition: Condition) -> EncodedCondition:
+        """Keys and values of the condition in the active role, valid for any noisy point and sigma."""
+        prompt = condition.prompt
+        return self.network.encode_condition(prompt.tokens, prompt.mask, condition.source)  # type: ignore[operator]
+
+    def velocity(self, x_sigma: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
+        return self.network(x_sigma, sigma, self.encode_condition(condition))

@@ -1,0 +1,240 @@
+"""The nano network: a small edit transformer of the kind of Qwen-Image-Edit, on pixels.
+
+Choices, and what they buy:
+
+- Joint attention over text, source and noisy tokens in double-stream blocks with Qwen's projection names, so
+  LoRA targets carry over. Patches of 8 pixels.
+- Condition tokens (text and source) never attend to noisy ones and never see sigma, so what they contribute
+  is a function of the condition alone: `encode_condition` runs once for a whole trajectory.
+- Preconditioning around the photo: an edit starts from the source, so the network only predicts what a linear
+  estimate from `x_sigma` and the source leaves over, scaled to unit variance (EDM, arXiv 2206.00364, carried
+  over to velocity with the source as prior mean).
+- A pixel head: 3x3 convolutions over the pixels, modulated by the patch tokens, so that fine detail needs no
+  room in the tokens.
+"""
+
+from dataclasses import asdict, dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from collectionlora.flow import expand_sigma
+
+RESIDUAL_STD = 0.5  # typical deviation of an edited image from its source, both in [-1, 1]
+KeysValues = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class NanoConfig:
+    """Sizes of the network; the defaults are the shipped base."""
+
+    width: int = 192
+    depth: int = 6
+    num_heads: int = 6
+    patch: int = 8
+    text_width: int = 96
+    pixel_width: int = 32
+    pixel_depth: int = 2
+
+    def asdict(self) -> dict[str, int]:
+        return asdict(self)
+
+
+def sinusoids(positions: Tensor, width: int, fastest: float, slowest: float) -> Tensor:
+    """Sines and cosines of `positions` `[...]` at `width / 2` frequencies between two, `[..., width]`."""
+    frequencies = torch.linspace(0, 1, width // 2, device=positions.device)
+    frequencies = fastest * (slowest / fastest) ** frequencies
+    angles = positions[..., None] * frequencies
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+
+def patch_positions(rows: int, columns: int, width: int) -> Tensor:
+    """Position features of a patch grid, centred so that a mirror image is a change of signs; `[rows*columns, width]`."""
+    y = sinusoids(torch.arange(rows) - (rows - 1) / 2, width // 2, 2.0, 0.05)
+    x = sinusoids(torch.arange(columns) - (columns - 1) / 2, width // 2, 2.0, 0.05)
+    grid = torch.cat([y[:, None].expand(-1, columns, -1), x[None].expand(rows, -1, -1)], dim=-1)
+    return grid.reshape(rows * columns, width)
+
+
+class FeedForward(nn.Module):
+    def __init__(self, width: int, ratio: int):
+        super().__init__()
+        self.net = nn.ModuleDict({"0": nn.ModuleDict({"proj": nn.Linear(width, ratio * width)})})
+        self.net["2"] = nn.Linear(ratio * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net["2"](F.gelu(self.net["0"]["proj"](x), approximate="tanh"))
+
+
+class JointAttention(nn.Module):
+    """Projections of both streams; the attention itself is composed in `NanoBlock`."""
+
+    def __init__(self, width: int, num_heads: int):
+        super().__init__()
+        self.num_heads = num_heads
+        self.to_q, self.to_k, self.to_v = (nn.Linear(width, width) for _ in range(3))
+        self.add_q_proj, self.add_k_proj, self.add_v_proj = (nn.Linear(width, width) for _ in range(3))
+        self.to_out = nn.ModuleList([nn.Linear(width, width)])
+        self.to_add_out = nn.Linear(width, width)
+
+    def image_qkv(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self._heads(self.to_q(x), self.to_k(x), self.to_v(x))
+
+    def text_qkv(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self._heads(self.add_q_proj(x), self.add_k_proj(x), self.add_v_proj(x))
+
+    def _heads(self, *qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = (t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in qkv)
+        return F.rms_norm(q, q.shape[-1:]), F.rms_norm(k, k.shape[-1:]), v
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    """Heads `[B, heads, N, D]` to tokens `[B, N, heads * D]`; `mask` `[B, 1, 1, keys]`, True where allowed."""
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
+
+
+class NanoBlock(nn.Module):
+    def __init__(self, config: NanoConfig):
+        super().__init__()
+        width = config.width
+        self.attn = JointAttention(width, config.num_heads)
+        self.img_mod = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
+        self.img_mlp = FeedForward(width, 4)
+        self.txt_norm1, self.txt_norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.txt_mlp = FeedForward(width, 2)
+
+    @staticmethod
+    def _norm(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        return F.layer_norm(x, x.shape[-1:]) * (1 + scale) + shift
+
+    def condition(
+        self, text: Tensor, source: Tensor, clean: Tensor, mask: Tensor
+    ) -> tuple[Tensor, Tensor, KeysValues]:
+        """Advance text `[B, T, D]` and source tokens `[B, N, D]`; also the keys and values noisy tokens read."""
+        scale1, shift1, gate1, scale2, shift2, gate2 = self.img_mod(clean)[:, None].chunk(6, dim=-1)
+        text_qkv = self.attn.text_qkv(self.txt_norm1(text))
+        image_qkv = self.attn.image_qkv(self._norm(source, scale1, shift1))
+        q, k, v = (torch.cat(pair, dim=2) for pair in zip(text_qkv, image_qkv, strict=True))
+        mixed_text, mixed_source = attend(q, k, v, mask).split([text.shape[1], source.shape[1]], dim=1)
+        text = text + self.attn.to_add_out(mixed_text)
+        text = text + self.txt_mlp(self.txt_norm2(text))
+        source = source + gate1 * self.attn.to_out[0](mixed_source)
+        source = source + gate2 * self.img_mlp(self._norm(source, scale2, shift2))
+        return text, source, (k, v)
+
+    def forward(self, noisy: Tensor, time: Tensor, keys_values: KeysValues, mask: Tensor) -> Tensor:
+        """Advance noisy tokens `[B, N, D]` at `time` `[B, D]`."""
+        scale1, shift1, gate1, scale2, shift2, gate2 = self.img_mod(time)[:, None].chunk(6, dim=-1)
+        q, k, v = self.attn.image_qkv(self._norm(noisy, scale1, shift1))
+        k, v = torch.cat([keys_values[0], k], dim=2), torch.cat([keys_values[1], v], dim=2)
+        noisy = noisy + gate1 * self.attn.to_out[0](attend(q, k, v, F.pad(mask, (0, noisy.shape[1]), value=True)))
+        return noisy + gate2 * self.img_mlp(self._norm(noisy, scale2, shift2))
+
+
+class PixelHead(nn.Module):
+    """Patch tokens and pixels to an image: convolutions modulated by the tokens, plus a linear patch output."""
+
+    def __init__(self, config: NanoConfig):
+        super().__init__()
+        self.patch, width = config.patch, config.pixel_width
+        self.pixel_in = nn.Conv2d(6, width, 3, padding=1)
+        self.pixel_mod = nn.ModuleList(
+            nn.Linear(config.width, 2 * width) for _ in range(config.pixel_depth + 1)
+        )
+        self.pixel_mix = nn.ModuleList(
+            nn.Conv2d(width, width, 3, padding=1) for _ in range(config.pixel_depth)
+        )
+        self.pixel_out = nn.Conv2d(width, 3, 3, padding=1)
+        self.proj_out = nn.Linear(config.width, 3 * config.patch**2)
+
+    def forward(self, tokens: Tensor, pixels: Tensor) -> Tensor:
+        """`tokens` `[B, N, D]` and `pixels` `[B, 6, H, W]` to `[B, 3, H, W]`."""
+        rows, columns = pixels.shape[-2] // self.patch, pixels.shape[-1] // self.patch
+
+        def modulate(x: Tensor, layer: nn.Module) -> Tensor:
+            grid = layer(tokens).transpose(1, 2).unflatten(2, (rows, columns))
+            scale, shift = F.interpolate(grid, scale_factor=self.patch, mode="bilinear").chunk(2, dim=1)
+            return F.silu(x * (1 + scale) + shift)
+
+        hidden = self.pixel_in(pixels)
+        for mod, mix in zip(self.pixel_mod[:-1], self.pixel_mix, strict=True):
+            hidden = hidden + mix(modulate(hidden, mod))
+        image = self.pixel_out(modulate(hidden, self.pixel_mod[-1]))
+        patches = self.proj_out(tokens).transpose(1, 2).unflatten(2, (rows, columns))
+        return image + F.pixel_shuffle(patches, self.patch)
+
+
+@dataclass(frozen=True)
+class EncodedCondition:
+    """The condition's keys and values in every block, and what else the noisy pass needs."""
+
+    keys_values: list[KeysValues]
+    mask: Tensor
+    source: Tensor
+
+
+class NanoTransformer(nn.Module):
+    """velocity of `x_sigma` `[B, 3, H, W]` given text tokens and the source photo; H and W are multiples of 8."""
+
+    def __init__(self, config: NanoConfig):
+        super().__init__()
+        self.config = config
+        width = config.width
+        self.img_in = nn.Conv2d(3, width, config.patch, stride=config.patch)
+        self.source_in = nn.Conv2d(3, width, config.patch, stride=config.patch)
+        self.txt_in = nn.Linear(config.text_width, width)
+        self.time_in = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+        self.position_in = nn.Linear(width, width)
+        self.transformer_blocks = nn.ModuleList(NanoBlock(config) for _ in range(config.depth))
+        self.norm_out = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
+        self.head = PixelHead(config)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """Modulations and outputs start at zero, so that training starts from the linear estimate."""
+        for block in self.transformer_blocks:
+            nn.init.zeros_(block.img_mod[1].weight)
+            nn.init.zeros_(block.img_mod[1].bias)
+        for layer in (self.norm_out[1], self.head.proj_out, self.head.pixel_out, *self.head.pixel_mod):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def _time(self, sigma: Tensor) -> Tensor:
+        return self.time_in(sinusoids(sigma, self.config.width, 100.0, 1.0))
+
+    def _patchify(self, layer: nn.Module, image: Tensor) -> Tensor:
+        tokens = layer(image)
+        positions = patch_positions(*tokens.shape[-2:], self.config.width).to(tokens)
+        return tokens.flatten(2).transpose(1, 2) + self.position_in(positions)
+
+    def encode_condition(self, text: Tensor, text_mask: Tensor, source: Tensor) -> EncodedCondition:
+        """The condition streams alone; `text` `[B, T, text_width]`, `text_mask` `[B, T]`, `source` `[B, 3, H, W]`."""
+        source_tokens = self._patchify(self.source_in, source)
+        text = self.txt_in(text)
+        text = text + sinusoids(torch.arange(text.shape[1], device=text.device), self.config.width, 1.0, 0.01)
+        mask = F.pad(text_mask, (0, source_tokens.shape[1]), value=True)[:, None, None]
+        clean = self._time(source.new_zeros(len(source)))
+        keys_values = []
+        for block in self.transformer_blocks:
+            text, source_tokens, pair = block.condition(text, source_tokens, clean, mask)
+            keys_values.append(pair)
+        return EncodedCondition(keys_values, mask, source)
+
+    def forward(self, x_sigma: Tensor, sigma: Tensor, condition: EncodedCondition) -> Tensor:
+        """The velocity `[B, 3, H, W]` at `sigma` `[B]`."""
+        level = expand_sigma(sigma, x_sigma)
+        offset = x_sigma - (1 - level) * condition.source
+        variance = level**2 + ((1 - level) * RESIDUAL_STD) ** 2
+        scaled = offset / variance.sqrt()
+
+        tokens = self._patchify(self.img_in, scaled)
+        time = self._time(sigma)
+        for block, keys_values in zip(self.transformer_blocks, condition.keys_values, strict=True):
+            tokens = block(tokens, time, keys_values, condition.mask)
+        scale, shift = self.norm_out(time)[:, None].chunk(2, dim=-1)
+        tokens = F.layer_norm(tokens, tokens.shape[-1:]) * (1 + scale) + shift
+        residual = self.head(tokens, torch.cat([scaled, condition.source], dim=1))
+
+        estimate = (level - (1 - level) * RESIDUAL_STD**2) / variance * offset - condition.source
+        return estimate + RESIDUAL_STD / variance.sqrt() * residual

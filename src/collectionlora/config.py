@@ -1,0 +1,178 @@
+"""Every setting of the method, typed and frozen. An unknown name is an error that names the nearest one.
+
+Defaults are the paper's recipe where it gives one; `collection.yaml` and `--set section.name=value` override
+them, and the resolved settings are saved with every run.
+"""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+
+class Section(BaseModel):
+    """A frozen group of settings that refuses unknown names."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Schedule(Section):
+    """A loss weight that moves linearly from `start` to `end` over the student updates; one number is a constant."""
+
+    start: float = Field(ge=0)
+    end: float = Field(ge=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _constant(cls, value: Any) -> Any:
+        return {"start": value, "end": value} if isinstance(value, int | float) else value
+
+    def at(self, progress: float) -> float:
+        """The weight at `progress` in [0, 1]."""
+        return self.start + progress * (self.end - self.start)
+
+
+class DataSettings(Section):
+    resolution: int = Field(64, ge=8, description="side of the training images in pixels")
+
+
+class RoleSettings(Section):
+    rank: int = Field(32, ge=1, description="LoRA rank; alpha equals it")
+    learning_rate: float = Field(1e-4, gt=0)
+
+
+class SamplingSettings(Section):
+    steps: int = Field(8, ge=1, description="steps of the student at use and in its schedule")
+    shift: float = Field(3.0, gt=0, description="the schedule's shift")
+
+
+class TargetSettings(Section):
+    steps: int = Field(40, ge=1, description="steps of the teacher's sampler")
+    guidance_scale: float = Field(5.0, ge=0, description="w of uncond + w * (cond - uncond); 1 is unguided")
+    samples: int = Field(1, ge=1, description="teacher samples for each photo")
+
+
+class TeachSettings(Section):
+    steps: int = Field(2000, ge=1)
+    rank: int = Field(16, ge=1)
+    learning_rate: float = Field(1e-4, gt=0)
+    batch_size: int = Field(8, ge=1)
+    seed: int = Field(0, ge=0)
+
+
+class MatchSettings(Section):
+    """The warm start: the student follows the routed teacher without a critic."""
+
+    updates: int = Field(0, ge=0)
+    learning_rate: float = Field(3e-4, gt=0)
+    loss: Literal["velocity", "flow"] = Field(
+        "velocity", description="follow the teacher's velocity, or flow matching on its samples"
+    )
+
+
+class DistillSettings(Section):
+    student_updates: int = Field(5000, ge=0)
+    student_update_every: int = Field(5, ge=1, description="critic updates for one student update")
+    batch_size: int = Field(1, ge=1)
+    effect_ratio: float = Field(0.5, ge=0, le=1, description="p_switch; 1 switches PDSR off")
+    route_every: int = Field(1, ge=1, description="steps that keep one routing decision")
+    seed: int = Field(0, ge=0)
+    checkpoint_every: int = Field(500, ge=1, description="steps between checkpoints")
+    asymmetric_prompts: bool = Field(True, description="AOP; off, the student reads the teacher's prompt")
+    rollout_steps: tuple[int, ...] = Field(
+        (8,), min_length=1, description="lengths of the student's schedule, one drawn for each step"
+    )
+    backward_weight: Schedule = Schedule(start=1, end=1)
+    target_weight: Schedule = Schedule(start=1, end=1)
+    anchor_weight: Schedule = Schedule(start=1, end=0)
+    max_grad_norm: float = Field(10.0, gt=0)
+    weight_decay: float = Field(0.01, ge=0)
+    decay_ratio: float = Field(0.4, ge=0, le=1, description="last share of each phase with a falling rate")
+    ema: float = Field(0.98, ge=0, lt=1, description="decay of the student's moving average, which is saved")
+
+
+class Settings(Section):
+    """All settings; each section belongs to the module of its name."""
+
+    data: DataSettings = DataSettings()
+    student: RoleSettings = RoleSettings()
+    critic: RoleSettings = RoleSettings()
+    sampling: SamplingSettings = SamplingSettings()
+    targets: TargetSettings = TargetSettings()
+    teach: TeachSettings = TeachSettings()
+    match: MatchSettings = MatchSettings()
+    distill: DistillSettings = DistillSettings()
+
+    @model_validator(mode="after")
+    def _critic_holds_student(self) -> "Settings":
+        if self.critic.rank < self.student.rank:
+            raise ValueError("critic.rank must be at least student.rank: the critic starts as the student's copy")
+        return self
+
+
+class SettingsError(ValueError):
+    """A setting that does not exist or does not fit; `field` is its dotted name, `mend` says what to write."""
+
+    def __init__(self, field: str, message: str, mend: str):
+        super().__init__(f"{field}: {message}; {mend}")
+        self.field, self.message, self.mend = field, message, mend
+
+
+def setting_names(model: type[BaseModel] = Settings, prefix: str = "") -> list[str]:
+    """Dotted names of all settings, for example `distill.batch_size`."""
+    names = []
+    for name, field in model.model_fields.items():
+        kind = field.annotation
+        nested = isinstance(kind, type) and issubclass(kind, Section) and kind is not Schedule
+        names += setting_names(kind, f"{prefix}{name}.") if nested else [f"{prefix}{name}"]  # type: ignore[arg-type]
+    return names
+
+
+def resolve(*layers: Mapping[str, Any]) -> Settings:
+    """Settings from nested mappings, later ones over earlier ones and all over the defaults.
+
+    Raises:
+        SettingsError: an unknown name or a value that does not fit.
+    """
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        for section, values in layer.items():
+            if isinstance(values, Mapping) and isinstance(merged.get(section, {}), dict):
+                merged[section] = {**merged.get(section, {}), **values}
+            else:
+                merged[section] = values
+    try:
+        return Settings(**merged)
+    except ValidationError as error:
+        raise _explain(error) from None
+
+
+def _explain(error: ValidationError) -> SettingsError:
+    first = error.errors()[0]
+    field = ".".join(str(part) for part in first["loc"]) or "settings"
+    if first["type"] == "extra_forbidden":
+        names = setting_names() + list(Settings.model_fields)
+        nearest = difflib.get_close_matches(field, names, n=1, cutoff=0.0)[0]
+        return SettingsError(field, "no such setting", f"did you mean {nearest}?")
+    return SettingsError(field, first["msg"].removeprefix("Value error, "), f"it is {first['input']!r} now")
+
+
+def parse_overrides(assignments: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """`["distill.batch_size=4"]` to `{"distill": {"batch_size": 4}}`; values are YAML.
+
+    Raises:
+        SettingsError: an assignment that is not `section.name=value`.
+    """
+    layer: dict[str, dict[str, Any]] = {}
+    for assignment in assignments:
+        path, equals, text = assignment.partition("=")
+        section, dot, name = path.partition(".")
+        if not equals or not dot:
+            raise SettingsError(assignment, "not an assignment", "write --set section.name=value")
+        try:
+            layer.setdefault(section, {})[name] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise SettingsError(path, f"cannot read the value {text!r}", "write a YAML value") from None
+    return layer

@@ -1,0 +1,38 @@
+"""Procedural photo effects whose right answers are known, to train and measure image editing models."""
+
+from collectionlora.effects.base import PhotoEffect
+from collectionlora.effects.cartoon import CARTOONS
+from collectionlora.effects.craft import CRAFT
+from collectionlora.effects.drawing import DRAWING
+from collectionlora.effects.film import FILM_EFFECTS
+from collectionlora.effects.geometry import GEOMETRY
+from collectionlora.effects.glitch import GLITCHES
+from collectionlora.effects.light import LIGHT
+from collectionlora.effects.material import MATERIALS
+from collectionlora.effects.mosaic import MOSAICS
+from collectionlora.effects.painting import PAINTING
+from collectionlora.effects.palette import PALETTE
+from collectionlora.effects.party import PARTIES
+from collectionlora.effects.prints import PRINTS
+from collectionlora.effects.weather import WEATHERS
+
+__all__ = ["EFFECTS", "PhotoEffect"]
+
+_THEMES = (
+    DRAWING,
+    PRINTS,
+    PAINTING,
+    CARTOONS,
+    FILM_EFFECTS,
+    PALETTE,
+    LIGHT,
+    PARTIES,
+    MOSAICS,
+    CRAFT,
+    MATERIALS,
+    WEATHERS,
+    GLITCHES,
+    GEOMETRY,
+)
+
+EFFECTS: dict[str, PhotoEffect] = {effect.name: effect for theme in _THEMES for effect in theme}

@@ -1,0 +1,139 @@
+"""Probabilistic dual-stream routing (method section 2a): what a step trains on.
+
+A route is a pure function of (seed, step, rank), and so are the draws inside a batch: a resumed run repeats
+them without any saved random state.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from collectionlora.backbones.base import Condition, Prompt
+
+# Separate the uses of one (seed, step, rank), so that they are independent of each other.
+ROUTE, BATCH, NOISE = 0, 1, 2
+
+
+def generator_for(seed: int, step: int, rank: int, use: int) -> np.random.Generator:
+    """An independent random stream for one use at one step of one process."""
+    return np.random.default_rng([seed, step, rank, use])
+
+
+def torch_generator_for(seed: int, step: int, rank: int) -> torch.Generator:
+    """The noise of one step, as a CPU generator."""
+    draw = generator_for(seed, step, rank, NOISE).integers(2**63 - 1)
+    return torch.Generator().manual_seed(int(draw))
+
+
+def route(
+    seed: int, step: int, rank: int, num_effects: int, effect_ratio: float = 0.5, route_every: int = 1
+) -> int | None:
+    """The effect (0 .. num_effects - 1) of this step, or None for the general stream.
+
+    Args:
+        effect_ratio: probability of the effect stream, the paper's p_switch; 1 never visits the general stream.
+        route_every: steps for which one decision is kept.
+    """
+    rng = generator_for(seed, step // route_every, rank, ROUTE)
+    if rng.random() >= effect_ratio:
+        return None
+    return int(rng.integers(num_effects))
+
+
+@dataclass(frozen=True)
+class EffectData:
+    """One effect, encoded: P photos and M teacher samples of each.
+
+    `sources` `[P, C, H, W]`, `targets` `[P, M, C, H, W]`; both prompts have a batch of 1.
+    """
+
+    name: str
+    sources: Tensor
+    targets: Tensor
+    teacher_prompt: Prompt
+    student_prompt: Prompt
+
+
+@dataclass(frozen=True)
+class GeneralData:
+    """The general stream, encoded: N photos, each with an instruction and the bare base's answer.
+
+    `sources` and `targets` `[N, C, H, W]`, `prompt` with a batch of N. The targets serve the warm start
+    alone; the distillation proper never reads them.
+    """
+
+    sources: Tensor
+    prompt: Prompt
+    targets: Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One routed batch; `effect` is None in the general stream. The critic reads the student's condition."""
+
+    effect: str | None
+    target: Tensor
+    teacher: Condition
+    student: Condition
+    uncond: Condition
+
+
+class Streams:
+    """Routed batches over the effects and the general stream.
+
+    Args:
+        asymmetric_prompts: the student and critic read `student_prompt` (method section 2b); otherwise the
+            teacher's prompt, the ablation.
+    """
+
+    def __init__(
+        self,
+        effects: Sequence[EffectData],
+        general: GeneralData,
+        uncond: Prompt,
+        *,
+        seed: int,
+        batch_size: int,
+        effect_ratio: float,
+        route_every: int = 1,
+        asymmetric_prompts: bool = True,
+        rank: int = 0,
+    ):
+        self.effects, self.general, self.uncond = list(effects), general, uncond
+        self.seed, self.batch_size, self.rank = seed, batch_size, rank
+        self.effect_ratio, self.route_every = effect_ratio, route_every
+        self.asymmetric_prompts = asymmetric_prompts
+
+    def batch(self, step: int) -> Batch:
+        """The batch of a step: a pure function of (seed, step, rank)."""
+        index = route(self.seed, step, self.rank, len(self.effects), self.effect_ratio, self.route_every)
+        rng = generator_for(self.seed, step, self.rank, BATCH)
+        return self._general(rng) if index is None else self._effect(self.effects[index], rng)
+
+    def _effect(self, data: EffectData, rng: np.random.Generator) -> Batch:
+        photos, samples = data.targets.shape[:2]
+        photo = torch.from_numpy(rng.integers(photos, size=self.batch_size))
+        sample = torch.from_numpy(rng.integers(samples, size=self.batch_size))
+        source = data.sources[photo]
+        teacher = Condition(data.teacher_prompt.expand(self.batch_size), source)
+        student = teacher.with_prompt(data.student_prompt.expand(self.batch_size))
+        return Batch(
+            effect=data.name,
+            target=data.targets[photo, sample],
+            teacher=teacher,
+            student=student if self.asymmetric_prompts else teacher,
+            uncond=teacher.with_prompt(self.uncond.expand(self.batch_size)),
+        )
+
+    def _general(self, rng: np.random.Generator) -> Batch:
+        index = torch.from_numpy(rng.integers(len(self.general.sources), size=self.batch_size))
+        condition = Condition(self.general.prompt[index], self.general.sources[index])
+        uncond = condition.with_prompt(self.uncond.expand(self.batch_size))
+        return Batch(None, self.general.targets[index], condition, condition, uncond)
+
+    def generator(self, step: int) -> torch.Generator:
+        """The noise of a step."""
+        return torch_generator_for(self.seed, step, self.rank)
