@@ -1,9 +1,9 @@
 """Pretrain the nano base on ordinary instruction edits of photographs; resumes where it stopped.
 
-    python scripts/nano/photographs.py --out DATA
-    python scripts/nano/pretrain.py --data DATA --run RUN --steps 30000
-    python scripts/nano/pretrain.py --data DATA --run RUN --evaluate      # held-out table
-    python scripts/nano/pretrain.py --data DATA --run RUN --export FILE   # the shipped weights
+python scripts/nano/photographs.py --out DATA
+python scripts/nano/pretrain.py --data DATA --run RUN --steps 30000
+python scripts/nano/pretrain.py --data DATA --run RUN --evaluate      # held-out table
+python scripts/nano/pretrain.py --data DATA --run RUN --export FILE   # the shipped weights
 """
 
 import argparse
@@ -31,7 +31,7 @@ from collectionlora.effects.ordinary import (
 )
 from collectionlora.flow import add_noise, shift_sigma
 from collectionlora.objectives import flow_matching_loss
-from collectionlora.sampling import sample_many_steps
+from collectionlora.sampling import Denoiser, sample_many_steps
 
 # Square for the most part; the others have about as many patches.
 SIZES = ((64, 64), (64, 64), (64, 64), (64, 64), (48, 80), (80, 48), (56, 72), (72, 56))
@@ -81,7 +81,7 @@ class Pretraining:
         noise = torch.randn(target.shape, generator=generator)
         sigma = shift_sigma(torch.rand(len(target), generator=generator), 3.0)
         condition = Condition(self.backbone.encode_prompt(texts), source)
-        velocity = self.backbone.velocity(add_noise(target, noise, sigma), sigma, condition)
+        velocity = Denoiser(self.backbone, condition).velocity(add_noise(target, noise, sigma), sigma)
         loss = flow_matching_loss(velocity, target, noise)
         self.backbone.modules.zero_grad()
         loss.backward()
@@ -128,7 +128,7 @@ class Pretraining:
 
     def averaged(self) -> NanoBackbone:
         """The base with the averaged weights."""
-        backbone = NanoBackbone(self.backbone.network.config)  # type: ignore[arg-type]
+        backbone = NanoBackbone(self.backbone.network.config)
         backbone.modules.load_state_dict(self.average)
         backbone.modules.requires_grad_(False).eval()
         return backbone
@@ -147,7 +147,7 @@ def evaluate(backbone: NanoBackbone, data: Path, num: int, steps: int) -> dict[s
         condition = Condition(
             backbone.encode_prompt([e.instruction for e in edits]), backbone.encode_image(source)
         )
-        images = backbone.decode(sample_many_steps(backbone, noise, condition, None, steps))
+        images = backbone.decode(sample_many_steps(Denoiser(backbone, condition), noise, steps))
         errors = (images - target).square().flatten(1).mean(1).clamp_min(1e-6)
         table[kind] = float((-10 * errors.log10()).mean())
     return table
@@ -165,12 +165,13 @@ def summarise(table: dict[str, float]) -> dict[str, Any]:
 def train(run: Pretraining, args: argparse.Namespace) -> None:
     pool = load_photographs(args.data / "photographs" / "train")
     cutouts = load_cutouts(args.data / "cutouts" / "train")
-    began, start, losses = time.time() - run.seconds, run.step, []
+    before, start, losses = run.seconds, run.step, []
+    began = time.time() - before
     while run.step < args.steps and run.seconds < args.seconds:
         losses.append(run.update(pool, cutouts))
         run.seconds = time.time() - began
         if run.step % 100 == 0:
-            rate = (run.step - start) / max(1e-9, run.seconds - (began and 0))
+            rate = (run.step - start) / max(1e-9, time.time() - began - before)
             line = {"step": run.step, "loss": round(float(np.mean(losses)), 5), "seconds": round(run.seconds)}
             losses = []
             with (args.run / "log.jsonl").open("a") as log:
@@ -193,7 +194,9 @@ def report(run: Pretraining, args: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, required=True, help="folder made by photographs.py")
     parser.add_argument("--run", type=Path, required=True, help="folder of checkpoints and logs")
     parser.add_argument("--steps", type=int, default=30000)

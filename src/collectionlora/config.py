@@ -19,7 +19,7 @@ class Section(BaseModel):
 
 
 class Schedule(Section):
-    """A loss weight that moves linearly from `start` to `end` over the student updates; one number is a constant."""
+    """A loss weight that moves linearly over the student updates; a single number is a constant."""
 
     start: float = Field(ge=0)
     end: float = Field(ge=0)
@@ -74,7 +74,7 @@ class MatchSettings(Section):
 
 class DistillSettings(Section):
     student_updates: int = Field(5000, ge=0)
-    student_update_every: int = Field(5, ge=1, description="critic updates for one student update")
+    student_update_every: int = Field(5, ge=1, description="critic updates for each student update")
     batch_size: int = Field(1, ge=1)
     effect_ratio: float = Field(0.5, ge=0, le=1, description="p_switch; 1 switches PDSR off")
     route_every: int = Field(1, ge=1, description="steps that keep one routing decision")
@@ -82,7 +82,10 @@ class DistillSettings(Section):
     checkpoint_every: int = Field(500, ge=1, description="steps between checkpoints")
     asymmetric_prompts: bool = Field(True, description="AOP; off, the student reads the teacher's prompt")
     rollout_steps: tuple[int, ...] = Field(
-        (8,), min_length=1, description="lengths of the student's schedule, one drawn for each step"
+        (8,), min_length=1, description="schedule lengths the student learns; one is drawn for each step"
+    )
+    critic_samples: Literal["final", "simulated"] = Field(
+        "final", description="the critic learns final images, or predictions at a random step (the paper)"
     )
     backward_weight: Schedule = Schedule(start=1, end=1)
     target_weight: Schedule = Schedule(start=1, end=1)
@@ -108,12 +111,14 @@ class Settings(Section):
     @model_validator(mode="after")
     def _critic_holds_student(self) -> "Settings":
         if self.critic.rank < self.student.rank:
-            raise ValueError("critic.rank must be at least student.rank: the critic starts as the student's copy")
+            raise ValueError(
+                "critic.rank must be at least student.rank: the critic starts as the student's copy"
+            )
         return self
 
 
 class SettingsError(ValueError):
-    """A setting that does not exist or does not fit; `field` is its dotted name, `mend` says what to write."""
+    """A setting that does not exist or does not fit; `field` is its dotted name, `mend` what to write."""
 
     def __init__(self, field: str, message: str, mend: str):
         super().__init__(f"{field}: {message}; {mend}")
@@ -125,8 +130,10 @@ def setting_names(model: type[BaseModel] = Settings, prefix: str = "") -> list[s
     names = []
     for name, field in model.model_fields.items():
         kind = field.annotation
-        nested = isinstance(kind, type) and issubclass(kind, Section) and kind is not Schedule
-        names += setting_names(kind, f"{prefix}{name}.") if nested else [f"{prefix}{name}"]  # type: ignore[arg-type]
+        if isinstance(kind, type) and issubclass(kind, Section) and kind is not Schedule:
+            names += setting_names(kind, f"{prefix}{name}.")
+        else:
+            names.append(f"{prefix}{name}")
     return names
 
 

@@ -1,29 +1,47 @@
 """CollectionLoRA: multi-teacher on-policy distribution matching distillation into one LoRA, step by step.
 
-The paper's words: the student is its generator, the critic its fake score, a teacher its real score. A run has
+The paper's words: the student is its generator, a critic its fake score, a teacher its real score. A run has
 two phases. In the first the student follows the routed teacher without a critic (warm start). In the second
-the critic learns the student's distribution in every step and the student moves every
-`student_update_every`-th, by the coarse-to-fine objective (method section 2c)
+every step is one student update by the coarse-to-fine objective (method section 2c)
 
     L = w_BS * L_BS + w_TS * L_TS + w_TA * L_TA        effect stream
     L = w_BS * L_BS                                    general stream
+
+followed by `student_update_every` updates of the critic, which learns the student's distribution. A student
+for several schedule lengths has one critic for each: one critic for all sees their mixture, and the lengths
+then drift apart under a mixture that still looks right.
 """
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import AdamW
 
-from collectionlora.adapters.roles import CRITIC, STUDENT, Roles, TeacherLibrary
+from collectionlora.adapters.roles import STUDENT, Roles, TeacherLibrary, critic_role
 from collectionlora.backbones.base import Backbone
 from collectionlora.config import RoleSettings, Settings
 from collectionlora.flow import add_noise, few_step_sigmas, shift_sigma
 from collectionlora.objectives import dmd_loss, flow_matching_loss, velocity_matching_loss
-from collectionlora.sampling import noise_like, predict_velocity, predict_x0, rollout
+from collectionlora.sampling import Denoiser, noise_like, rollout
 from collectionlora.streams import Batch, Streams
 
 # Target simulation starts from the student's steps at or below this noise level: the last 5 of 8.
 HIGHEST_TARGET_SIGMA = 5 / 6 + 1e-4
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """The student on its own trajectory, without gradient.
+
+    `sigmas` `[n]` is its schedule, `states` are its noisy images at the first of them, and `image` is what
+    the critic learns: the prediction at the last state.
+    """
+
+    sigmas: Tensor
+    states: list[Tensor]
+    image: Tensor
 
 
 class Distillation:
@@ -43,10 +61,9 @@ class Distillation:
     ):
         self.backbone, self.roles, self.teachers, self.streams = backbone, roles, teachers, streams
         self.settings = settings
-        self.optimizers = {
-            STUDENT: self._optimizer(STUDENT, settings.student),
-            CRITIC: self._optimizer(CRITIC, settings.critic),
-        }
+        self.critics = [critic_role(n) for n in settings.distill.rollout_steps]
+        self.optimizers = {STUDENT: self._optimizer(STUDENT, settings.student)}
+        self.optimizers |= {critic: self._optimizer(critic, settings.critic) for critic in self.critics}
         self.ema = [p.detach().clone() for p in roles.parameters(STUDENT)]
 
     def _optimizer(self, role: str, settings: RoleSettings) -> AdamW:
@@ -55,9 +72,8 @@ class Distillation:
 
     @property
     def num_steps(self) -> int:
-        """Steps of the whole run: warm start, then `student_update_every` for each student update."""
-        distill = self.settings.distill
-        return self.settings.match.updates + distill.student_updates * distill.student_update_every
+        """Steps of the whole run: the warm start's updates, then the student's."""
+        return self.settings.match.updates + self.settings.distill.student_updates
 
     def __call__(self, step: int) -> dict[str, float]:
         """Take one step and return its losses and gradient norms by name."""
@@ -65,35 +81,67 @@ class Distillation:
         match_updates = self.settings.match.updates
         if step < match_updates:
             return self.match_teacher(batch, generator, progress=step / match_updates)
-
         if step == match_updates:
-            self.roles.load(CRITIC, self.roles.weights(STUDENT))
-        progress = (step - match_updates) / (self.num_steps - match_updates)
-        metrics = {}
-        if (step - match_updates) % self.settings.distill.student_update_every == 0:
-            metrics |= self.update_student(batch, generator, progress)
-        return metrics | self.update_critic(batch, generator, progress)
+            for critic in self.critics:
+                self.roles.load(critic, self.roles.weights(STUDENT))
+        progress = (step - match_updates) / self.settings.distill.student_updates
+        return self.distill(step, batch, generator, progress)
 
     def match_teacher(self, batch: Batch, generator: torch.Generator, progress: float) -> dict[str, float]:
         """Warm start: the student's velocity follows the routed teacher at a noised teacher sample."""
         noise = noise_like(batch.target, generator)
-        sigma = shift_sigma(self._draw_uniform(len(noise), generator), self.settings.sampling.shift)
+        sigma = self._shift(self._draw_uniform(len(noise), generator))
         x_sigma = add_noise(batch.target, noise, sigma)
         with self.roles.use(STUDENT):
-            velocity = predict_velocity(self.backbone, x_sigma, sigma, batch.student)
+            velocity = Denoiser(self.backbone, batch.student).velocity(x_sigma, sigma)
         if self.settings.match.loss == "flow":
             loss = flow_matching_loss(velocity, batch.target, noise)
         else:
             with torch.no_grad(), self.teachers.use(batch.effect):
-                velocity_teacher = predict_velocity(
-                    self.backbone, x_sigma, sigma, batch.teacher, batch.uncond, self._guidance_scale
-                )
+                velocity_teacher = self._teacher(batch).velocity(x_sigma, sigma)
             loss = velocity_matching_loss(velocity, velocity_teacher)
         norm = self._update(STUDENT, loss, self.settings.match.learning_rate, progress)
-        torch._foreach_copy_(self.ema, self.roles.parameters(STUDENT))
+        torch._foreach_copy_(self.ema, list[Tensor](self.roles.parameters(STUDENT)))
         return {"match": loss.item(), "student_grad_norm": norm}
 
-    def update_student(self, batch: Batch, generator: torch.Generator, progress: float) -> dict[str, float]:
+    def distill(
+        self, step: int, batch: Batch, generator: torch.Generator, progress: float
+    ) -> dict[str, float]:
+        """One student update, then `student_update_every` updates of the critic of this schedule length.
+
+        With `critic_samples = "final"` one simulation serves them all: a random state of it carries the
+        student's gradient, its final images teach the critic. With `"simulated"`, the paper's order, each
+        critic update routes and simulates anew, and learns the image predicted at a random step.
+        """
+        distill = self.settings.distill
+        lengths = distill.rollout_steps
+        num_steps = lengths[int(torch.randint(len(lengths), (), generator=generator))]
+        critic = critic_role(num_steps)
+
+        simulation = self.simulate_backward(batch, num_steps, generator)
+        metrics = self.update_student(batch, simulation, critic, generator, progress)
+        for index in range(distill.student_update_every):
+            if distill.critic_samples == "simulated":
+                batch = self.streams.batch(step, index + 1)
+                simulation = self.simulate_backward(batch, num_steps, generator)
+            metrics |= self.update_critic(batch, simulation.image, critic, generator, progress)
+        return metrics
+
+    @torch.no_grad()
+    def simulate_backward(self, batch: Batch, num_steps: int, generator: torch.Generator) -> Simulation:
+        """Backward simulation: the student's sampler from noise, to the end or to a random step."""
+        sigmas = few_step_sigmas(num_steps, self.settings.sampling.shift)
+        stop = num_steps - 1
+        if self.settings.distill.critic_samples == "simulated":
+            stop = int(torch.randint(num_steps, (), generator=generator))
+        with self.roles.use(STUDENT):
+            denoiser = Denoiser(self.backbone, batch.student)
+            states = rollout(denoiser, noise_like(batch.target, generator), sigmas, stop, generator)
+            return Simulation(sigmas, states, denoiser.x0(states[-1], float(sigmas[stop])))
+
+    def update_student(
+        self, batch: Batch, simulation: Simulation, critic: str, generator: torch.Generator, progress: float
+    ) -> dict[str, float]:
         """One student update by the coarse-to-fine objective; a weight of 0 saves that loss's forwards."""
         distill = self.settings.distill
         weights = {"backward": distill.backward_weight.at(progress)}
@@ -103,79 +151,81 @@ class Distillation:
 
         losses = {}
         if weights["backward"] > 0:
-            x0 = self.simulate_backward(batch, generator)
+            x0 = self.student_on_policy(batch, simulation, generator)
             u = self._draw_uniform(len(x0), generator)
-            losses["backward"] = self.distribution_matching(x0, batch, u, generator)
+            losses["backward"] = self.distribution_matching(x0, batch, critic, u, generator)
         if batch.effect is not None:
             u = self._draw_uniform(len(batch.target), generator, lowest=0.5)
             if weights["target"] > 0:
-                x0 = self.simulate_target(batch, generator)
-                losses["target"] = self.distribution_matching(x0, batch, u, generator)
+                x0 = self.student_on_target(batch, simulation.sigmas, generator)
+                losses["target"] = self.distribution_matching(x0, batch, critic, u, generator)
             if weights["anchor"] > 0:
                 losses["anchor"] = self.anchor(batch, u, generator)
         if not losses:
             return {}
+
         total = torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
         norm = self._update(STUDENT, total, self.settings.student.learning_rate, progress)
-        torch._foreach_lerp_(self.ema, self.roles.parameters(STUDENT), 1 - distill.ema)
+        torch._foreach_lerp_(self.ema, list[Tensor](self.roles.parameters(STUDENT)), 1 - distill.ema)
         return {name: loss.item() for name, loss in losses.items()} | {"student_grad_norm": norm}
 
-    def simulate_backward(self, batch: Batch, generator: torch.Generator) -> Tensor:
-        """The student's x0 at a random step of its own trajectory (on-policy); gradient in that step alone."""
-        sigmas = self._draw_schedule(generator)
-        stop = int(torch.randint(len(sigmas), (), generator=generator))
+    def student_on_policy(self, batch: Batch, simulation: Simulation, generator: torch.Generator) -> Tensor:
+        """L_BS's image: the student's x0 at a random step of its own trajectory; gradient in that step."""
+        index = len(simulation.states) - 1
+        if self.settings.distill.critic_samples == "final":
+            index = int(torch.randint(len(simulation.states), (), generator=generator))
         with self.roles.use(STUDENT):
-            x_sigma = rollout(self.backbone, batch.student, sigmas, stop, generator)
-            return predict_x0(self.backbone, x_sigma, float(sigmas[stop]), batch.student)
+            denoiser = Denoiser(self.backbone, batch.student)
+            return denoiser.x0(simulation.states[index], float(simulation.sigmas[index]))
 
-    def simulate_target(self, batch: Batch, generator: torch.Generator) -> Tensor:
-        """The student's x0 from a teacher sample noised to one of the student's later steps.
+    def student_on_target(self, batch: Batch, sigmas: Tensor, generator: torch.Generator) -> Tensor:
+        """L_TS's image: the student's x0 from a teacher sample noised to one of the student's later steps.
 
         Keeps the gradient alive where student and teacher are far apart: there, on the student's own samples,
         critic and teacher agree and the plain gradient vanishes.
         """
-        sigmas = self._draw_schedule(generator)
         first = min(int((sigmas > HIGHEST_TARGET_SIGMA).sum()), len(sigmas) - 1)
         sigma = float(sigmas[torch.randint(first, len(sigmas), (), generator=generator)])
         x_sigma = add_noise(batch.target, noise_like(batch.target, generator), sigma)
         with self.roles.use(STUDENT):
-            return predict_x0(self.backbone, x_sigma, sigma, batch.student)
+            return Denoiser(self.backbone, batch.student).x0(x_sigma, sigma)
 
     def anchor(self, batch: Batch, u: Tensor, generator: torch.Generator) -> Tensor:
-        """Trajectory anchoring: flow matching on teacher samples at sigmas above those of this step's DMD.
+        """L_TA, trajectory anchoring: flow matching on teacher samples, above the sigmas of this step's DMD.
 
         `u` `[B]` are the DMD draws before the shift. Coarse structure only; alone it blurs.
         """
-        above = u + (1 - u) * torch.rand(u.shape, generator=generator)
-        sigma = shift_sigma(above, self.settings.sampling.shift)
+        sigma = self._shift(u + (1 - u) * torch.rand(u.shape, generator=generator))
         noise = noise_like(batch.target, generator)
         with self.roles.use(STUDENT):
-            velocity = predict_velocity(self.backbone, add_noise(batch.target, noise, sigma), sigma, batch.student)
+            denoiser = Denoiser(self.backbone, batch.student)
+            velocity = denoiser.velocity(add_noise(batch.target, noise, sigma), sigma)
         return flow_matching_loss(velocity, batch.target, noise)
 
-    def distribution_matching(self, x0: Tensor, batch: Batch, u: Tensor, generator: torch.Generator) -> Tensor:
+    def distribution_matching(
+        self, x0: Tensor, batch: Batch, critic: str, u: Tensor, generator: torch.Generator
+    ) -> Tensor:
         """DMD loss of student images `x0`, renoised to `shift(u)`; teacher and critic without gradient."""
-        sigma = shift_sigma(u, self.settings.sampling.shift)
+        sigma = self._shift(u)
         with torch.no_grad():
             x_sigma = add_noise(x0, noise_like(x0, generator), sigma)
-            with self.roles.use(CRITIC):
-                x0_critic = predict_x0(self.backbone, x_sigma, sigma, batch.student)
+            with self.roles.use(critic):
+                x0_critic = Denoiser(self.backbone, batch.student).x0(x_sigma, sigma)
             with self.teachers.use(batch.effect):
-                x0_teacher = predict_x0(
-                    self.backbone, x_sigma, sigma, batch.teacher, batch.uncond, self._guidance_scale
-                )
+                x0_teacher = self._teacher(batch).x0(x_sigma, sigma)
         return dmd_loss(x0, x0_critic, x0_teacher)
 
-    def update_critic(self, batch: Batch, generator: torch.Generator, progress: float) -> dict[str, float]:
-        """Flow matching of the critic on the student's own samples, under the student's prompt."""
-        with torch.no_grad():
-            x0 = self.simulate_backward(batch, generator)
-        noise = noise_like(x0, generator)
-        sigma = shift_sigma(self._draw_uniform(len(x0), generator), self.settings.sampling.shift)
-        with self.roles.use(CRITIC):
-            velocity = predict_velocity(self.backbone, add_noise(x0, noise, sigma), sigma, batch.student)
-        loss = flow_matching_loss(velocity, x0, noise)
-        norm = self._update(CRITIC, loss, self.settings.critic.learning_rate, progress)
+    def update_critic(
+        self, batch: Batch, image: Tensor, critic: str, generator: torch.Generator, progress: float
+    ) -> dict[str, float]:
+        """Flow matching of the critic on the student's own images, under the student's prompt."""
+        noise = noise_like(image, generator)
+        sigma = self._shift(self._draw_uniform(len(image), generator))
+        with self.roles.use(critic):
+            denoiser = Denoiser(self.backbone, batch.student)
+            velocity = denoiser.velocity(add_noise(image, noise, sigma), sigma)
+        loss = flow_matching_loss(velocity, image, noise)
+        norm = self._update(critic, loss, self.settings.critic.learning_rate, progress)
         return {"critic": loss.item(), "critic_grad_norm": norm}
 
     def _update(self, role: str, loss: Tensor, learning_rate: float, progress: float) -> float:
@@ -189,15 +239,13 @@ class Distillation:
         optimizer.step()
         return norm.item()
 
-    def _draw_schedule(self, generator: torch.Generator) -> Tensor:
-        lengths = self.settings.distill.rollout_steps
-        num_steps = lengths[int(torch.randint(len(lengths), (), generator=generator))]
-        return few_step_sigmas(num_steps, self.settings.sampling.shift)
+    def _teacher(self, batch: Batch) -> Denoiser:
+        guidance_scale = self.settings.targets.guidance_scale
+        return Denoiser(self.backbone, batch.teacher, batch.uncond, guidance_scale)
+
+    def _shift(self, u: Tensor) -> Tensor:
+        return shift_sigma(u, self.settings.sampling.shift)
 
     @staticmethod
     def _draw_uniform(batch: int, generator: torch.Generator, lowest: float = 0.0) -> Tensor:
         return lowest + (1 - lowest) * torch.rand(batch, generator=generator)
-
-    @property
-    def _guidance_scale(self) -> float:
-        return self.settings.targets.guidance_scale

@@ -19,7 +19,9 @@ def expand_sigma(sigma: float | Tensor, like: Tensor) -> Tensor:
     if sigma.ndim == 0:
         return sigma
     if sigma.shape != like.shape[:1]:
-        raise ValueError(f"sigma has shape {tuple(sigma.shape)}; give a scalar or one value for each of {len(like)}")
+        raise ValueError(
+            f"sigma has shape {tuple(sigma.shape)}; give a scalar or one value for each of {len(like)}"
+        )
     return sigma.view(-1, *[1] * (like.ndim - 1))
 
 
@@ -29,7 +31,7 @@ def shift_sigma(sigma: SigmaT, shift: float) -> SigmaT:
 
 
 def few_step_sigmas(num_steps: int, shift: float = 3.0) -> Tensor:
-    """The student's schedule `sigma_i = shift(1 - i / num_steps)`, i = 0 .. num_steps - 1; `[num_steps]`, falling from 1.
+    """The student's schedule `sigma_i = shift(1 - i / num_steps)`, i = 0 .. num_steps - 1, falling from 1.
 
     For 8 steps, in timesteps of 1000 * sigma: 1000, 954.5, 900, 833.3, 750, 642.9, 500, 300.
     """

@@ -6,12 +6,12 @@ No model and no setting is known here; shapes are `[B, ...]` with the batch firs
 import torch
 from torch import Tensor
 
-# Where the student already sits on the teacher's prediction the normaliser vanishes; the gradient must not.
+# Where the student sits on the teacher's prediction the normaliser vanishes; the gradient stays finite.
 SMALLEST_DISTANCE = 1e-6
 
 
 def guided(cond: Tensor, uncond: Tensor, guidance_scale: float) -> Tensor:
-    """Classifier-free guidance in the standard form `uncond + w * (cond - uncond)`; w = 1 is `cond` itself."""
+    """Classifier-free guidance in the standard form `uncond + w * (cond - uncond)`; w = 1 is `cond`."""
     return uncond + guidance_scale * (cond - uncond)
 
 
@@ -43,5 +43,8 @@ def flow_matching_loss(velocity: Tensor, x0: Tensor, noise: Tensor) -> Tensor:
 
 
 def velocity_matching_loss(velocity: Tensor, velocity_teacher: Tensor) -> Tensor:
-    """`mean((velocity - velocity_teacher)^2)` at the same noisy point: the warm start; no gradient to the teacher."""
+    """`mean((velocity - velocity_teacher)^2)` at the same noisy point: the warm start.
+
+    The teacher receives no gradient.
+    """
     return (velocity - velocity_teacher.detach()).square().mean()

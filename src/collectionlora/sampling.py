@@ -1,4 +1,6 @@
-"""Samplers: the teacher's many guided steps, the student's few stochastic ones, and its truncated rollout."""
+"""Samplers: the teacher's many guided steps, and the student's few stochastic ones."""
+
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -8,36 +10,41 @@ from collectionlora.flow import add_noise, few_step_sigmas, x0_from_velocity
 from collectionlora.objectives import guided
 
 
-def predict_velocity(
-    backbone: Backbone,
-    x_sigma: Tensor,
-    sigma: float | Tensor,
-    condition: Condition,
-    uncond: Condition | None = None,
-    guidance_scale: float = 1.0,
-) -> Tensor:
-    """The velocity of the active role at `x_sigma` `[B, C, H, W]`; with guidance both branches are one batch.
+class Denoiser:
+    """The network in the role that is active now, for one condition, with or without guidance.
 
-    Guidance costs nothing when the scale is 1 or `uncond` is None.
+    What depends on the condition alone is computed here once. Make and call a denoiser inside the same role.
+
+    Args:
+        condition: what the network reads.
+        uncond: the same with the empty prompt; both branches run as one batch.
+        guidance_scale: w of `uncond + w * (cond - uncond)`; 1 is unguided and costs one branch.
     """
-    sigma = torch.as_tensor(sigma, dtype=x_sigma.dtype, device=x_sigma.device).expand(len(x_sigma))
-    if uncond is None or guidance_scale == 1.0:
-        return backbone.velocity(x_sigma, sigma, condition)
-    both = backbone.velocity(x_sigma.repeat(2, 1, 1, 1), sigma.repeat(2), Condition.cat([condition, uncond]))
-    return guided(*both.chunk(2), guidance_scale)
 
+    def __init__(
+        self,
+        backbone: Backbone,
+        condition: Condition,
+        uncond: Condition | None = None,
+        guidance_scale: float = 1.0,
+    ):
+        self.backbone, self.guidance_scale = backbone, guidance_scale
+        self.guided = uncond is not None and guidance_scale != 1.0
+        both = Condition.cat([condition, uncond]) if uncond is not None and self.guided else condition
+        self.prepared = backbone.prepare(both)
 
-def predict_x0(
-    backbone: Backbone,
-    x_sigma: Tensor,
-    sigma: float | Tensor,
-    condition: Condition,
-    uncond: Condition | None = None,
-    guidance_scale: float = 1.0,
-) -> Tensor:
-    """The clean image that the active role sees in `x_sigma`, same shape."""
-    velocity = predict_velocity(backbone, x_sigma, sigma, condition, uncond, guidance_scale)
-    return x0_from_velocity(x_sigma, velocity, sigma)
+    def velocity(self, x_sigma: Tensor, sigma: float | Tensor) -> Tensor:
+        """The velocity at `x_sigma` `[B, C, H, W]`; `sigma` a scalar or `[B]`."""
+        sigma = torch.as_tensor(sigma, dtype=x_sigma.dtype, device=x_sigma.device).expand(len(x_sigma))
+        if not self.guided:
+            return self.backbone.velocity(x_sigma, sigma, self.prepared)
+        both = self.backbone.velocity(x_sigma.repeat(2, 1, 1, 1), sigma.repeat(2), self.prepared)
+        cond, uncond = both.chunk(2)
+        return guided(cond, uncond, self.guidance_scale)
+
+    def x0(self, x_sigma: Tensor, sigma: float | Tensor) -> Tensor:
+        """The clean image seen in `x_sigma`, same shape."""
+        return x0_from_velocity(x_sigma, self.velocity(x_sigma, sigma), sigma)
 
 
 def noise_like(x: Tensor, generator: torch.Generator) -> Tensor:
@@ -46,49 +53,35 @@ def noise_like(x: Tensor, generator: torch.Generator) -> Tensor:
 
 
 @torch.no_grad()
-def sample_many_steps(
-    backbone: Backbone,
-    noise: Tensor,
-    condition: Condition,
-    uncond: Condition | None,
-    num_steps: int = 40,
-    guidance_scale: float = 1.0,
-    shift: float = 3.0,
-) -> Tensor:
-    """The teacher's sampler: Euler steps along the guided velocity from `noise` `[B, C, H, W]` to an image."""
-    sigmas = [*few_step_sigmas(num_steps, shift).tolist(), 0.0]
+def sample_many_steps(denoiser: Denoiser, noise: Tensor, num_steps: int = 40, shift: float = 3.0) -> Tensor:
+    """The teacher's sampler: Euler steps along the velocity from `noise` `[B, C, H, W]` to an image."""
     x = noise
-    for sigma, sigma_next in zip(sigmas, sigmas[1:], strict=False):
-        velocity = predict_velocity(backbone, x, sigma, condition, uncond, guidance_scale)
-        x = x + (sigma_next - sigma) * velocity
+    for sigma, sigma_next in pairwise([*few_step_sigmas(num_steps, shift).tolist(), 0.0]):
+        x = x + (sigma_next - sigma) * denoiser.velocity(x, sigma)
     return x
 
 
 @torch.no_grad()
 def rollout(
-    backbone: Backbone, condition: Condition, sigmas: Tensor, stop: int, generator: torch.Generator
-) -> Tensor:
-    """The student's noisy state at `sigmas[stop]` on its own trajectory, `[B, C, H, W]`.
+    denoiser: Denoiser, noise: Tensor, sigmas: Tensor, stop: int, generator: torch.Generator
+) -> list[Tensor]:
+    """The student's noisy states at `sigmas[0 .. stop]` on its own trajectory from `noise` `[B, C, H, W]`.
 
     Stochastic, consistency-like: at each sigma predict x0, then add FRESH noise to reach the next sigma.
-    Steps after `stop` are not run; with the same generator seed the states are those of the full trajectory.
+    Steps after `stop` are not run; from the same generator the states are those of the full trajectory.
     """
-    x = noise_like(condition.source, generator)
-    for sigma, sigma_next in zip(sigmas[:stop].tolist(), sigmas[1 : stop + 1].tolist(), strict=True):
-        x0 = predict_x0(backbone, x, sigma, condition)
-        x = add_noise(x0, noise_like(x0, generator), sigma_next)
-    return x
+    states = [noise]
+    for sigma, sigma_next in pairwise(sigmas[: stop + 1].tolist()):
+        x0 = denoiser.x0(states[-1], sigma)
+        states.append(add_noise(x0, noise_like(x0, generator), sigma_next))
+    return states
 
 
 @torch.no_grad()
 def sample_few_steps(
-    backbone: Backbone,
-    condition: Condition,
-    num_steps: int,
-    generator: torch.Generator,
-    shift: float = 3.0,
+    denoiser: Denoiser, noise: Tensor, num_steps: int, generator: torch.Generator, shift: float = 3.0
 ) -> Tensor:
-    """The student's image after `num_steps` stochastic steps without guidance, `[B, C, H, W]`."""
+    """The student's image after `num_steps` stochastic steps from `noise` `[B, C, H, W]`."""
     sigmas = few_step_sigmas(num_steps, shift)
-    x = rollout(backbone, condition, sigmas, num_steps - 1, generator)
-    return predict_x0(backbone, x, float(sigmas[-1]), condition)
+    last = rollout(denoiser, noise, sigmas, num_steps - 1, generator)[-1]
+    return denoiser.x0(last, float(sigmas[-1]))

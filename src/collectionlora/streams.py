@@ -17,9 +17,9 @@ from collectionlora.backbones.base import Condition, Prompt
 ROUTE, BATCH, NOISE = 0, 1, 2
 
 
-def generator_for(seed: int, step: int, rank: int, use: int) -> np.random.Generator:
+def generator_for(seed: int, step: int, rank: int, use: int, part: int = 0) -> np.random.Generator:
     """An independent random stream for one use at one step of one process."""
-    return np.random.default_rng([seed, step, rank, use])
+    return np.random.default_rng([seed, step, rank, use, part])
 
 
 def torch_generator_for(seed: int, step: int, rank: int) -> torch.Generator:
@@ -29,15 +29,22 @@ def torch_generator_for(seed: int, step: int, rank: int) -> torch.Generator:
 
 
 def route(
-    seed: int, step: int, rank: int, num_effects: int, effect_ratio: float = 0.5, route_every: int = 1
+    seed: int,
+    step: int,
+    rank: int,
+    num_effects: int,
+    effect_ratio: float = 0.5,
+    route_every: int = 1,
+    part: int = 0,
 ) -> int | None:
     """The effect (0 .. num_effects - 1) of this step, or None for the general stream.
 
     Args:
-        effect_ratio: probability of the effect stream, the paper's p_switch; 1 never visits the general stream.
+        effect_ratio: probability of the effect stream, the paper's p_switch; 1 leaves no general stream.
         route_every: steps for which one decision is kept.
+        part: tells apart several routed batches of one step.
     """
-    rng = generator_for(seed, step // route_every, rank, ROUTE)
+    rng = generator_for(seed, step // route_every, rank, ROUTE, part)
     if rng.random() >= effect_ratio:
         return None
     return int(rng.integers(num_effects))
@@ -107,10 +114,12 @@ class Streams:
         self.effect_ratio, self.route_every = effect_ratio, route_every
         self.asymmetric_prompts = asymmetric_prompts
 
-    def batch(self, step: int) -> Batch:
-        """The batch of a step: a pure function of (seed, step, rank)."""
-        index = route(self.seed, step, self.rank, len(self.effects), self.effect_ratio, self.route_every)
-        rng = generator_for(self.seed, step, self.rank, BATCH)
+    def batch(self, step: int, part: int = 0) -> Batch:
+        """Batch `part` of a step: a pure function of (seed, step, part, rank)."""
+        index = route(
+            self.seed, step, self.rank, len(self.effects), self.effect_ratio, self.route_every, part
+        )
+        rng = generator_for(self.seed, step, self.rank, BATCH, part)
         return self._general(rng) if index is None else self._effect(self.effects[index], rng)
 
     def _effect(self, data: EffectData, rng: np.random.Generator) -> Batch:

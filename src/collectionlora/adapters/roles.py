@@ -11,6 +11,7 @@ The paper calls them generator (student), fake score (critic) and real score (te
 - Under gradient checkpointing the recomputation must run in the role of the forward: `Roles.checkpoint`.
 """
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -22,10 +23,15 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 BASE = None
-STUDENT, CRITIC, TEACHER = "student", "critic", "teacher"
+STUDENT, TEACHER = "student", "teacher"
 
 # module name -> (A [rank, in, ...], B [out, rank, ...]); the weight change is B @ A, the scale baked in.
 LoraWeights = dict[str, tuple[Tensor, Tensor]]
+
+
+def critic_role(num_steps: int) -> str:
+    """The critic of a student that samples in `num_steps`."""
+    return f"critic-{num_steps}"
 
 
 class Roles:
@@ -34,14 +40,16 @@ class Roles:
     Args:
         network: the base; its own parameters are frozen here.
         targets: names (suffixes) of the modules that carry LoRA, as peft's `target_modules`.
-        ranks: rank of each role, for example `{"student": 32, "critic": 32, "teacher": 16}`.
+        ranks: rank of each role, for example `{"student": 32, "critic-8": 32, "teacher": 16}`.
         seed: of the LoRA initialisation (A random, B zero, so that every role starts as the base).
     """
 
     def __init__(self, network: nn.Module, targets: Sequence[str], ranks: Mapping[str, int], seed: int = 0):
         self.network = network.requires_grad_(False)
         self._active: list[str] = []
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            # Several adapters over one network are the point here; peft warns of them.
+            warnings.filterwarnings("ignore", message="Already found a `peft_config`")
             torch.manual_seed(seed)
             for name, rank in ranks.items():
                 config = LoraConfig(r=rank, lora_alpha=rank, target_modules=list(targets))
@@ -96,7 +104,9 @@ class Roles:
         """
         unknown = sorted(set(weights) - set(self.layers))
         if unknown:
-            raise ValueError(f"LoRA modules {unknown[:3]} ({len(unknown)} in all) are not targets of this base")
+            raise ValueError(
+                f"LoRA modules {unknown[:3]} ({len(unknown)} in all) are not targets of this base"
+            )
         for name, layer in self.layers.items():
             a, b = self._pair(layer, role)
             if name not in weights:
@@ -110,7 +120,8 @@ class Roles:
                     f"the {role} slot holds at most {tuple(a.shape)}, {tuple(b.shape)}"
                 )
             a[:rank].copy_(new_a)
-            b.zero_()  # the rows of A beyond the new rank keep their values, so that a padded role can still learn
+            # Rows of A beyond the new rank keep their values, so that a padded role can still learn.
+            b.zero_()
             b[:, :rank].copy_(new_b)
 
     @torch.no_grad()
@@ -140,7 +151,9 @@ class Roles:
         for role, weights in saved.items():
             self.load(role, weights)
         if not (unchanged and distinct):
-            raise RuntimeError("switching LoRA roles does not work with the installed peft; see constraints.txt")
+            raise RuntimeError(
+                "switching LoRA roles does not work with the installed peft; see constraints.txt"
+            )
 
 
 class TeacherLibrary:

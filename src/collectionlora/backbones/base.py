@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Backbone(Protocol):
     modules whose names end in one of `lora_targets`; prompts and images are encoded outside it.
     """
 
-    network: nn.Module
+    network: Any
     lora_targets: tuple[str, ...]
 
     def encode_prompt(self, prompts: Sequence[str]) -> Prompt:
@@ -74,6 +74,10 @@ class Backbone(Protocol):
         """Latents to images clipped to [0, 1]."""
         ...
 
-    def velocity(self, x_sigma: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
-        """The predicted `noise - x0` in the active role; `x_sigma` `[B, C, H, W]`, `sigma` `[B]` in [0, 1]."""
+    def prepare(self, condition: Condition) -> Any:
+        """What `velocity` needs of a condition in the active role: work that a whole trajectory shares."""
+        ...
+
+    def velocity(self, x_sigma: Tensor, sigma: Tensor, prepared: Any) -> Tensor:
+        """The predicted `noise - x0` in the active role, like `x_sigma` `[B, C, H, W]`; `sigma` `[B]`."""
         ...

@@ -62,9 +62,9 @@ class NanoTextEncoder(nn.Module):
 
 
 class NanoBackbone:
-    """The nano base behind the `Backbone` protocol; images are `[B, 3, H, W]` with sides in multiples of 8."""
+    """The nano base behind the `Backbone` protocol; images `[B, 3, H, W]`, sides in multiples of 8."""
 
-    lora_targets = (
+    lora_targets: tuple[str, ...] = (
         *("to_q", "to_k", "to_v", "to_out.0", "add_k_proj", "add_v_proj"),
         *("img_mlp.net.0.proj", "img_mlp.net.2", "txt_in"),
         *("pixel_in", "pixel_mod.0", "pixel_mod.1", "pixel_mod.2", "pixel_mix.0", "pixel_mix.1", "proj_out"),
@@ -72,7 +72,7 @@ class NanoBackbone:
 
     def __init__(self, config: NanoConfig | None = None):
         config = config or NanoConfig()
-        self.network: nn.Module = NanoTransformer(config)
+        self.network = NanoTransformer(config)
         self.text_encoder = NanoTextEncoder(config.text_width)
 
     @classmethod
@@ -97,8 +97,9 @@ class NanoBackbone:
 
     def save(self, path: Path, metadata: dict[str, str]) -> None:
         """Write the weights in half precision, the sizes and `metadata` in the header."""
-        tensors = {name: t.detach().half().contiguous() for name, t in self.modules.state_dict().items()}
-        sizes = {name: str(size) for name, size in self.network.config.asdict().items()}  # type: ignore[union-attr, operator]
+        state = self.modules.state_dict()
+        tensors = {name: tensor.half().contiguous() for name, tensor in state.items()}
+        sizes = {name: str(size) for name, size in self.network.config.asdict().items()}
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".partial")
         save_file(tensors, partial, {**metadata, **sizes})
@@ -113,10 +114,10 @@ class NanoBackbone:
     def decode(self, latents: Tensor) -> Tensor:
         return (latents / 2 + 0.5).clamp(0, 1)
 
-    def encode_condition(self, condition: Condition) -> EncodedCondition:
-        """Keys and values of the condition in the active role, valid for any noisy point and sigma."""
+    def prepare(self, condition: Condition) -> EncodedCondition:
+        """Keys and values of the condition, the same for every noisy point and sigma."""
         prompt = condition.prompt
-        return self.network.encode_condition(prompt.tokens, prompt.mask, condition.source)  # type: ignore[operator]
+        return self.network.encode_condition(prompt.tokens, prompt.mask, condition.source)
 
-    def velocity(self, x_sigma: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
-        return self.network(x_sigma, sigma, self.encode_condition(condition))
+    def velocity(self, x_sigma: Tensor, sigma: Tensor, prepared: EncodedCondition) -> Tensor:
+        return self.network(x_sigma, sigma, prepared)

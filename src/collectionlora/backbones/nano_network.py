@@ -14,6 +14,7 @@ Choices, and what they buy:
 """
 
 from dataclasses import asdict, dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -50,21 +51,31 @@ def sinusoids(positions: Tensor, width: int, fastest: float, slowest: float) -> 
 
 
 def patch_positions(rows: int, columns: int, width: int) -> Tensor:
-    """Position features of a patch grid, centred so that a mirror image is a change of signs; `[rows*columns, width]`."""
+    """Position features of a patch grid, `[rows * columns, width]`; centred: a mirror image changes signs."""
     y = sinusoids(torch.arange(rows) - (rows - 1) / 2, width // 2, 2.0, 0.05)
     x = sinusoids(torch.arange(columns) - (columns - 1) / 2, width // 2, 2.0, 0.05)
     grid = torch.cat([y[:, None].expand(-1, columns, -1), x[None].expand(rows, -1, -1)], dim=-1)
     return grid.reshape(rows * columns, width)
 
 
+class GELUProjection(nn.Module):
+    def __init__(self, width: int, inner: int):
+        super().__init__()
+        self.proj = nn.Linear(width, inner)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.gelu(self.proj(x), approximate="tanh")
+
+
 class FeedForward(nn.Module):
     def __init__(self, width: int, ratio: int):
         super().__init__()
-        self.net = nn.ModuleDict({"0": nn.ModuleDict({"proj": nn.Linear(width, ratio * width)})})
-        self.net["2"] = nn.Linear(ratio * width, width)
+        # Three entries, so that the second projection is named `net.2` as in diffusers.
+        self.net = nn.Sequential(GELUProjection(width, ratio * width), nn.Identity())
+        self.net.append(nn.Linear(ratio * width, width))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.net["2"](F.gelu(self.net["0"]["proj"](x), approximate="tanh"))
+        return self.net(x)
 
 
 class JointAttention(nn.Module):
@@ -90,7 +101,7 @@ class JointAttention(nn.Module):
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    """Heads `[B, heads, N, D]` to tokens `[B, N, heads * D]`; `mask` `[B, 1, 1, keys]`, True where allowed."""
+    """Heads `[B, heads, N, D]` to tokens `[B, N, heads * D]`; `mask` `[B, 1, 1, keys]`, True if allowed."""
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
 
 
@@ -111,7 +122,7 @@ class NanoBlock(nn.Module):
     def condition(
         self, text: Tensor, source: Tensor, clean: Tensor, mask: Tensor
     ) -> tuple[Tensor, Tensor, KeysValues]:
-        """Advance text `[B, T, D]` and source tokens `[B, N, D]`; also the keys and values noisy tokens read."""
+        """Advance text `[B, T, D]` and source tokens `[B, N, D]`; also their keys and values."""
         scale1, shift1, gate1, scale2, shift2, gate2 = self.img_mod(clean)[:, None].chunk(6, dim=-1)
         text_qkv = self.attn.text_qkv(self.txt_norm1(text))
         image_qkv = self.attn.image_qkv(self._norm(source, scale1, shift1))
@@ -128,12 +139,14 @@ class NanoBlock(nn.Module):
         scale1, shift1, gate1, scale2, shift2, gate2 = self.img_mod(time)[:, None].chunk(6, dim=-1)
         q, k, v = self.attn.image_qkv(self._norm(noisy, scale1, shift1))
         k, v = torch.cat([keys_values[0], k], dim=2), torch.cat([keys_values[1], v], dim=2)
-        noisy = noisy + gate1 * self.attn.to_out[0](attend(q, k, v, F.pad(mask, (0, noisy.shape[1]), value=True)))
+        noisy = noisy + gate1 * self.attn.to_out[0](
+            attend(q, k, v, F.pad(mask, (0, noisy.shape[1]), value=True))
+        )
         return noisy + gate2 * self.img_mlp(self._norm(noisy, scale2, shift2))
 
 
 class PixelHead(nn.Module):
-    """Patch tokens and pixels to an image: convolutions modulated by the tokens, plus a linear patch output."""
+    """Patch tokens and pixels to an image: convolutions modulated by the tokens, plus a linear output."""
 
     def __init__(self, config: NanoConfig):
         super().__init__()
@@ -175,7 +188,7 @@ class EncodedCondition:
 
 
 class NanoTransformer(nn.Module):
-    """velocity of `x_sigma` `[B, 3, H, W]` given text tokens and the source photo; H and W are multiples of 8."""
+    """The velocity of `x_sigma` `[B, 3, H, W]` given text and source photo; H and W are multiples of 8."""
 
     def __init__(self, config: NanoConfig):
         super().__init__()
@@ -186,37 +199,45 @@ class NanoTransformer(nn.Module):
         self.txt_in = nn.Linear(config.text_width, width)
         self.time_in = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
         self.position_in = nn.Linear(width, width)
-        self.transformer_blocks = nn.ModuleList(NanoBlock(config) for _ in range(config.depth))
+        blocks = [NanoBlock(config) for _ in range(config.depth)]
+        self.transformer_blocks = nn.ModuleList(blocks)
         self.norm_out = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
         self.head = PixelHead(config)
         self._initialise()
 
+    @property
+    def blocks(self) -> list[NanoBlock]:
+        return cast(list[NanoBlock], list(self.transformer_blocks))
+
     def _initialise(self) -> None:
         """Modulations and outputs start at zero, so that training starts from the linear estimate."""
-        for block in self.transformer_blocks:
-            nn.init.zeros_(block.img_mod[1].weight)
-            nn.init.zeros_(block.img_mod[1].bias)
-        for layer in (self.norm_out[1], self.head.proj_out, self.head.pixel_out, *self.head.pixel_mod):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        modulations = [block.img_mod[1] for block in self.blocks]
+        outputs = [self.norm_out[1], self.head.proj_out, self.head.pixel_out, *self.head.pixel_mod]
+        for layer in [*modulations, *outputs]:
+            for parameter in layer.parameters():
+                nn.init.zeros_(parameter)
 
     def _time(self, sigma: Tensor) -> Tensor:
         return self.time_in(sinusoids(sigma, self.config.width, 100.0, 1.0))
 
     def _patchify(self, layer: nn.Module, image: Tensor) -> Tensor:
         tokens = layer(image)
-        positions = patch_positions(*tokens.shape[-2:], self.config.width).to(tokens)
+        rows, columns = tokens.shape[-2:]
+        positions = patch_positions(rows, columns, self.config.width).to(tokens)
         return tokens.flatten(2).transpose(1, 2) + self.position_in(positions)
 
     def encode_condition(self, text: Tensor, text_mask: Tensor, source: Tensor) -> EncodedCondition:
-        """The condition streams alone; `text` `[B, T, text_width]`, `text_mask` `[B, T]`, `source` `[B, 3, H, W]`."""
+        """The condition streams alone.
+
+        `text` `[B, T, text_width]`, `text_mask` `[B, T]`, `source` `[B, 3, H, W]`.
+        """
         source_tokens = self._patchify(self.source_in, source)
         text = self.txt_in(text)
         text = text + sinusoids(torch.arange(text.shape[1], device=text.device), self.config.width, 1.0, 0.01)
         mask = F.pad(text_mask, (0, source_tokens.shape[1]), value=True)[:, None, None]
         clean = self._time(source.new_zeros(len(source)))
         keys_values = []
-        for block in self.transformer_blocks:
+        for block in self.blocks:
             text, source_tokens, pair = block.condition(text, source_tokens, clean, mask)
             keys_values.append(pair)
         return EncodedCondition(keys_values, mask, source)
@@ -230,7 +251,7 @@ class NanoTransformer(nn.Module):
 
         tokens = self._patchify(self.img_in, scaled)
         time = self._time(sigma)
-        for block, keys_values in zip(self.transformer_blocks, condition.keys_values, strict=True):
+        for block, keys_values in zip(self.blocks, condition.keys_values, strict=True):
             tokens = block(tokens, time, keys_values, condition.mask)
         scale, shift = self.norm_out(time)[:, None].chunk(2, dim=-1)
         tokens = F.layer_norm(tokens, tokens.shape[-1:]) * (1 + scale) + shift

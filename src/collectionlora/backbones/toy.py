@@ -40,24 +40,28 @@ def word_vector(word: str) -> Tensor:
     return F.normalize(vector, dim=0)
 
 
+def encode_prompt(prompts: Sequence[str]) -> Prompt:
+    """One token for each prompt: the sum of its words' vectors, of length about 2; the empty prompt is 0."""
+    rows = []
+    for prompt in prompts:
+        words = prompt.split()
+        total = sum((word_vector(w) for w in words), torch.zeros(PROMPT_SIZE))
+        rows.append(2 * total / max(1, len(words)) ** 0.5)
+    return Prompt(torch.stack(rows)[:, None], torch.ones(len(rows), 1, dtype=torch.bool))
+
+
 class ToyBackbone:
     """The toy network behind the `Backbone` protocol."""
 
-    lora_targets = ("stem", "blocks.0", "blocks.1", "blocks.2", "blocks.3", "head")
+    lora_targets: tuple[str, ...] = ("stem", "blocks.0", "blocks.1", "blocks.2", "blocks.3", "head")
 
     def __init__(self, seed: int = 0):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.network: nn.Module = ToyNetwork()
+            self.network = ToyNetwork()
 
     def encode_prompt(self, prompts: Sequence[str]) -> Prompt:
-        rows = []
-        for prompt in prompts:
-            words = prompt.split()
-            total = sum((word_vector(w) for w in words), torch.zeros(PROMPT_SIZE))
-            rows.append(2 * total / max(1, len(words)) ** 0.5)
-        tokens = torch.stack(rows)[:, None]
-        return Prompt(tokens, torch.ones(len(rows), 1, dtype=torch.bool))
+        return encode_prompt(prompts)
 
     def encode_image(self, images: Tensor) -> Tensor:
         return images
@@ -65,7 +69,10 @@ class ToyBackbone:
     def decode(self, latents: Tensor) -> Tensor:
         return latents
 
-    def velocity(self, x_sigma: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
-        prompt = condition.prompt.tokens[:, 0]
-        out = self.network(x_sigma.flatten(1), sigma, condition.source.flatten(1), prompt)
+    def prepare(self, condition: Condition) -> Condition:
+        return condition
+
+    def velocity(self, x_sigma: Tensor, sigma: Tensor, prepared: Condition) -> Tensor:
+        prompt = prepared.prompt.tokens[:, 0]
+        out = self.network(x_sigma.flatten(1), sigma, prepared.source.flatten(1), prompt)
         return out.view_as(x_sigma)

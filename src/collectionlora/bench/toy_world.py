@@ -9,19 +9,26 @@ energy distances of (sample, source) jointly, so that ignoring the source costs.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils import parameters_to_vector
 
-from collectionlora.adapters.roles import STUDENT, TEACHER, LoraWeights, Roles, TeacherLibrary
-from collectionlora.backbones.base import Condition, Prompt
-from collectionlora.backbones.toy import ToyBackbone
+from collectionlora.adapters.roles import (
+    STUDENT,
+    TEACHER,
+    LoraWeights,
+    Roles,
+    TeacherLibrary,
+    critic_role,
+)
+from collectionlora.backbones.base import Backbone, Condition
+from collectionlora.backbones.toy import ToyBackbone, encode_prompt
 from collectionlora.config import Settings, resolve
 from collectionlora.distill import Distillation
 from collectionlora.flow import add_noise, shift_sigma
 from collectionlora.objectives import flow_matching_loss
-from collectionlora.sampling import predict_velocity, sample_few_steps, sample_many_steps
+from collectionlora.sampling import Denoiser, noise_like, sample_few_steps, sample_many_steps
 from collectionlora.streams import EffectData, GeneralData, Streams
 
 DIRECTIONS = ("east", "northeast", "north", "northwest", "west", "southwest", "south", "southeast")
@@ -29,6 +36,8 @@ GENERAL_PROMPTS = tuple(f"move {d}" for d in DIRECTIONS)
 TEACHER_RANK, TEACHER_STEPS = 8, 40
 MODE_DISTANCE = 1.2  # each mode lies this far to one side of its effect's centre
 SCATTER = 0.1
+
+Layer = dict[str, dict[str, Any]]
 
 
 def direction(angle: float) -> Tensor:
@@ -56,7 +65,7 @@ class ToyEffect:
         return f"<{self.name}> style {self.index // 2}"
 
     def centres(self, source: Tensor) -> tuple[Tensor, Tensor]:
-        """The middle of both modes for each source point, `[B, 2]`, and the unit vector between them, `[2]`."""
+        """The middle of both modes for each source point `[B, 2]`, and the unit vector across, `[2]`."""
         angle = 2 * math.pi * self.index / self.num_effects
         cos, sin = direction(angle)
         rotation = torch.stack([torch.stack([cos, -sin]), torch.stack([sin, cos])])
@@ -82,104 +91,130 @@ def energy_distance(a: Tensor, b: Tensor) -> float:
 
 
 def points_to_latents(points: Tensor) -> Tensor:
+    """`[B, 2]` to `[B, 2, 1, 1]`."""
     return points[:, :, None, None]
 
 
+def joint_distance(a: Tensor, b: Tensor, source: Tensor) -> float:
+    """Energy distance of two samples jointly with the sources they were made from, all `[N, 2, 1, 1]`."""
+    with_source = [torch.cat([latents.flatten(1), source.flatten(1)], dim=1) for latents in (a, b)]
+    return energy_distance(*with_source)
+
+
+def condition_on(prompt: str, source: Tensor) -> Condition:
+    """One prompt for all source points `[B, 2]`."""
+    return Condition(encode_prompt([prompt]).expand(len(source)), points_to_latents(source))
+
+
+def draw_general(num: int, generator: torch.Generator) -> tuple[Condition, Tensor]:
+    """Conditions of the general instructions and their true answers `[num, 2]`."""
+    source = torch.randn(num, 2, generator=generator)
+    which = torch.randint(len(GENERAL_PROMPTS), (num,), generator=generator)
+    shifts = torch.stack([direction(i * math.pi / 4) for i in range(len(GENERAL_PROMPTS))])
+    scatter = torch.randn(num, 2, generator=generator)
+    condition = Condition(encode_prompt(GENERAL_PROMPTS)[which], points_to_latents(source))
+    return condition, source + shifts[which] + SCATTER * scatter
+
+
+def sample_teacher(backbone: Backbone, condition: Condition, generator: torch.Generator) -> Tensor:
+    """The active role in many steps, `[B, 2, 1, 1]`."""
+    noise = noise_like(condition.source, generator)
+    return sample_many_steps(Denoiser(backbone, condition), noise, TEACHER_STEPS)
+
+
+def sample_student(
+    backbone: Backbone, condition: Condition, num_steps: int, generator: torch.Generator
+) -> Tensor:
+    """The active role in few stochastic steps, `[B, 2, 1, 1]`."""
+    noise = noise_like(condition.source, generator)
+    return sample_few_steps(Denoiser(backbone, condition), noise, num_steps, generator)
+
+
+def fit(
+    backbone: Backbone,
+    parameters: list[Tensor],
+    draw: Callable[[], tuple[Condition, Tensor]],
+    steps: int,
+    learning_rate: float,
+    generator: torch.Generator,
+) -> None:
+    """Flow matching of `parameters` on drawn conditions and answers `[B, 2]`, the rate falling at the end."""
+    optimizer = torch.optim.Adam(parameters, lr=learning_rate, foreach=True)
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = learning_rate * min(1.0, (steps - step) / (0.3 * steps))
+        condition, answer = draw()
+        x0 = points_to_latents(answer)
+        noise = noise_like(x0, generator)
+        sigma = shift_sigma(torch.rand(len(x0), generator=generator), 3.0)
+        velocity = Denoiser(backbone, condition).velocity(add_noise(x0, noise, sigma), sigma)
+        optimizer.zero_grad()
+        flow_matching_loss(velocity, x0, noise).backward()
+        optimizer.step()
+
+
 class ToyWorld:
-    """A trained base and one trained teacher for each effect; `distill` makes a student and judges it."""
+    """A trained base, one trained teacher for each effect, and the data of a distillation over them."""
 
     def __init__(self, num_effects: int = 4, seed: int = 0, base_steps: int = 2500, teacher_steps: int = 800):
         self.effects = [ToyEffect(k, num_effects) for k in range(num_effects)]
         self.seed = seed
-        self.backbone = ToyBackbone(seed)
-        self.generator = torch.Generator().manual_seed(seed)
-        self.base = self._train_base(base_steps)
-        self.teachers = {e.name: self._train_teacher(e, teacher_steps) for e in self.effects}
-        self.data = self._make_targets()
+        generator = torch.Generator().manual_seed(seed)
+        self.base = self._train_base(base_steps, generator)
+        self.teachers = {e.name: self._train_teacher(e, teacher_steps, generator) for e in self.effects}
+        self.data = self._make_targets(generator)
 
-    def prompts(self, text: str, batch: int) -> Prompt:
-        return self.backbone.encode_prompt([text]).expand(batch)
+    def _train_base(self, steps: int, generator: torch.Generator) -> dict[str, Tensor]:
+        backbone = ToyBackbone(self.seed)
+        fit(
+            backbone,
+            list(backbone.network.parameters()),
+            lambda: draw_general(512, generator),
+            steps,
+            2e-3,
+            generator,
+        )
+        return backbone.network.state_dict()
 
-    def general_sample(self, num: int) -> tuple[Tensor, Prompt, Tensor]:
-        """Sources, prompts and true answers of the general instructions."""
-        source = torch.randn(num, 2, generator=self.generator)
-        which = torch.randint(len(GENERAL_PROMPTS), (num,), generator=self.generator)
-        shifts = torch.stack([direction(i * math.pi / 4) for i in range(len(GENERAL_PROMPTS))])
-        scatter = torch.randn(num, 2, generator=self.generator)
-        prompt = self.backbone.encode_prompt(GENERAL_PROMPTS)[which]
-        return source, prompt, source + shifts[which] + SCATTER * scatter
-
-    def _fit(
-        self, parameters: list[Tensor], draw: Callable[[], tuple[Tensor, Prompt, Tensor]], steps: int, rate: float
-    ) -> None:
-        optimizer = torch.optim.Adam(parameters, lr=rate, foreach=True)
-        for step in range(steps):
-            optimizer.param_groups[0]["lr"] = rate * min(1.0, (steps - step) / (0.3 * steps))
-            source, prompt, answer = draw()
-            x0 = points_to_latents(answer)
-            noise = torch.randn(x0.shape, generator=self.generator)
-            sigma = shift_sigma(torch.rand(len(x0), generator=self.generator), 3.0)
-            condition = Condition(prompt, points_to_latents(source))
-            velocity = predict_velocity(self.backbone, add_noise(x0, noise, sigma), sigma, condition)
-            optimizer.zero_grad()
-            flow_matching_loss(velocity, x0, noise).backward()
-            optimizer.step()
-
-    def _train_base(self, steps: int) -> dict[str, Tensor]:
-        network = self.backbone.network
-        self._fit(list(network.parameters()), lambda: self.general_sample(512), steps, 2e-3)
-        return {name: value.clone() for name, value in network.state_dict().items()}
-
-    def _fresh(self, seed: int, **ranks: int) -> tuple[ToyBackbone, Roles]:
+    def _with_roles(self, ranks: dict[str, int], seed: int) -> tuple[ToyBackbone, Roles]:
         backbone = ToyBackbone()
         backbone.network.load_state_dict(self.base)
         return backbone, Roles(backbone.network, backbone.lora_targets, ranks, seed)
 
-    def _train_teacher(self, effect: ToyEffect, steps: int) -> LoraWeights:
-        self.backbone, roles = self._fresh(effect.index, student=TEACHER_RANK)
+    def _train_teacher(self, effect: ToyEffect, steps: int, generator: torch.Generator) -> LoraWeights:
+        backbone, roles = self._with_roles({STUDENT: TEACHER_RANK}, effect.index)
 
-        def draw() -> tuple[Tensor, Prompt, Tensor]:
-            source = torch.randn(256, 2, generator=self.generator)
-            return source, self.prompts(effect.teacher_prompt, 256), effect.sample(source, self.generator)
+        def draw() -> tuple[Condition, Tensor]:
+            source = torch.randn(256, 2, generator=generator)
+            return condition_on(effect.teacher_prompt, source), effect.sample(source, generator)
 
         with roles.use(STUDENT):
-            self._fit(list(roles.parameters(STUDENT)), draw, steps, 3e-3)
+            fit(backbone, list(roles.parameters(STUDENT)), draw, steps, 3e-3, generator)
         return roles.weights(STUDENT)
 
-    def _teacher_samples(self, effect: ToyEffect, source: Tensor) -> Tensor:
-        noise = torch.randn(len(source), 2, 1, 1, generator=self.generator)
-        condition = Condition(self.prompts(effect.teacher_prompt, len(source)), points_to_latents(source))
-        return sample_many_steps(self.backbone, noise, condition, None, TEACHER_STEPS)
-
-    def _make_targets(self, photos: int = 64, samples: int = 8) -> tuple[list[EffectData], GeneralData]:
-        self.backbone, roles = self._fresh(0, teacher=TEACHER_RANK)
+    def _make_targets(
+        self, generator: torch.Generator, photos: int = 64, samples: int = 8
+    ) -> tuple[list[EffectData], GeneralData]:
+        backbone, roles = self._with_roles({TEACHER: TEACHER_RANK}, 0)
         library = TeacherLibrary(roles, self.teachers)
         effects = []
         for effect in self.effects:
-            source = torch.randn(photos, 2, generator=self.generator)
+            source = torch.randn(photos, 2, generator=generator)
             with library.use(effect.name):
-                targets = [self._teacher_samples(effect, source) for _ in range(samples)]
-            encode = self.backbone.encode_prompt
+                condition = condition_on(effect.teacher_prompt, source)
+                targets = [sample_teacher(backbone, condition, generator) for _ in range(samples)]
+            prompts = [backbone.encode_prompt([p]) for p in (effect.teacher_prompt, effect.student_prompt)]
             effects.append(
-                EffectData(
-                    effect.name,
-                    points_to_latents(source),
-                    torch.stack(targets, dim=1),
-                    encode([effect.teacher_prompt]),
-                    encode([effect.student_prompt]),
-                )
+                EffectData(effect.name, condition.source, torch.stack(targets, dim=1), prompts[0], prompts[1])
             )
-        source, prompt, _ = self.general_sample(4096)
-        condition = Condition(prompt, points_to_latents(source))
-        noise = torch.randn(len(source), 2, 1, 1, generator=self.generator)
-        targets = sample_many_steps(self.backbone, noise, condition, None, 20)
-        return effects, GeneralData(condition.source, prompt, targets)
+        condition, _ = draw_general(4096, generator)
+        answers = sample_teacher(backbone, condition, generator)
+        return effects, GeneralData(condition.source, condition.prompt, answers)
 
     def distillation(self, settings: Settings, num_effects: int | None = None) -> Distillation:
         """A run over the first `num_effects` effects (default: all), ready to step."""
-        backbone, roles = self._fresh(
-            self.seed, student=settings.student.rank, critic=settings.critic.rank, teacher=TEACHER_RANK
-        )
+        ranks = {STUDENT: settings.student.rank, TEACHER: TEACHER_RANK}
+        ranks |= {critic_role(n): settings.critic.rank for n in settings.distill.rollout_steps}
+        backbone, roles = self._with_roles(ranks, self.seed)
         effects, general = self.data
         streams = Streams(
             effects[:num_effects],
@@ -188,50 +223,87 @@ class ToyWorld:
             seed=settings.distill.seed,
             batch_size=settings.distill.batch_size,
             effect_ratio=settings.distill.effect_ratio,
+            route_every=settings.distill.route_every,
             asymmetric_prompts=settings.distill.asymmetric_prompts,
         )
         return Distillation(backbone, roles, TeacherLibrary(roles, self.teachers), streams, settings)
 
     def judge(self, run: Distillation, num_steps: int, num: int = 1500) -> dict[str, float]:
-        """Energy distances of the student at `num_steps` to the teachers' samples and to the general truth."""
+        """The student at `num_steps` against the teachers' samples, and against the general truth."""
         generator = torch.Generator().manual_seed(1)
-        self.generator = torch.Generator().manual_seed(2)
-        self.backbone = run.backbone  # type: ignore[assignment]
         distances, shares = [], []
-        for effect, data in zip(self.effects, run.streams.effects, strict=False):
+        for effect in self.effects[: len(run.streams.effects)]:
             source = torch.randn(num, 2, generator=generator)
-            prompt = data.student_prompt if run.streams.asymmetric_prompts else data.teacher_prompt
-            condition = Condition(prompt.expand(num), points_to_latents(source))
+            aop = run.streams.asymmetric_prompts
+            condition = condition_on(effect.student_prompt if aop else effect.teacher_prompt, source)
             with run.roles.use(STUDENT):
-                points = sample_few_steps(run.backbone, condition, num_steps, generator).flatten(1)
+                made = sample_student(run.backbone, condition, num_steps, generator)
             with run.teachers.use(effect.name):
-                truth = self._teacher_samples(effect, source).flatten(1)
-            distances.append(energy_distance(torch.cat([points, source], 1), torch.cat([truth, source], 1)))
-            shares.append(effect.second_mode_share(points, source))
-        source, general_prompt, answer = self.general_sample(num)
-        condition = Condition(general_prompt, points_to_latents(source))
+                truth = sample_teacher(run.backbone, condition_on(effect.teacher_prompt, source), generator)
+            distances.append(joint_distance(made, truth, condition.source))
+            shares.append(effect.second_mode_share(made.flatten(1), source))
+        condition, answer = draw_general(num, generator)
         with run.roles.use(STUDENT):
-            points = sample_few_steps(run.backbone, condition, num_steps, generator).flatten(1)
+            made = sample_student(run.backbone, condition, num_steps, generator)
         return {
             "effects_mean": sum(distances) / len(distances),
             "effects_worst": max(distances),
-            "general": energy_distance(torch.cat([points, source], 1), torch.cat([answer, source], 1)),
-            "rarest_mode": min(min(s, 1 - s) for s in shares),
+            "general": joint_distance(made, points_to_latents(answer), condition.source),
+            "rarest_mode": min(min(share, 1 - share) for share in shares),
         }
 
+    def judge_undistilled(self, num_steps: int, num: int = 1500) -> float:
+        """Mean distance of the teachers in the student's few steps to the teachers in their many."""
+        run = self.distillation(toy_settings())
+        generator = torch.Generator().manual_seed(1)
+        distances = []
+        for effect in self.effects:
+            condition = condition_on(effect.teacher_prompt, torch.randn(num, 2, generator=generator))
+            with run.teachers.use(effect.name):
+                made = sample_student(run.backbone, condition, num_steps, generator)
+                truth = sample_teacher(run.backbone, condition, generator)
+            distances.append(joint_distance(made, truth, condition.source))
+        return sum(distances) / len(distances)
 
-def toy_settings(**sections: dict[str, object]) -> Settings:
-    """The toy's recipe with overrides by section, for example `toy_settings(distill={"effect_ratio": 1})`."""
-    recipe = {
-        "student": {"rank": 16, "learning_rate": 1e-3},
-        "critic": {"rank": 16, "learning_rate": 1e-3},
-        "targets": {"guidance_scale": 1},
-        "match": {"updates": 500, "learning_rate": 3e-3},
-        "distill": {"student_updates": 500, "batch_size": 256, "weight_decay": 0, "rollout_steps": (8, 4, 2, 1)},
-    }
-    return resolve(recipe, sections)
+
+RECIPE: Layer = {
+    "student": {"rank": 16, "learning_rate": 3e-4},
+    "critic": {"rank": 16, "learning_rate": 1e-3},
+    "targets": {"guidance_scale": 1},
+    "match": {"updates": 500, "learning_rate": 3e-3},
+    "distill": {"student_updates": 500, "batch_size": 256, "weight_decay": 0, "anchor_weight": 0},
+}
+# No warm start: the paper's order, in which the parts of the objective show what they do.
+COLD: Layer = {
+    "student": {"learning_rate": 1e-3},
+    "match": {"updates": 0},
+    "distill": {"anchor_weight": {"start": 1, "end": 0}},
+}
+# Name of a row of the ablation -> what it changes.
+VARIANTS: dict[str, list[Layer]] = {
+    "warm start alone": [{"distill": {"student_updates": 0}}],
+    "full": [],
+    "full, critic on random steps": [{"distill": {"critic_samples": "simulated"}}],
+    "full, 4 steps": [{"distill": {"rollout_steps": [4]}}],
+    "full, 2 steps": [{"distill": {"rollout_steps": [2]}}],
+    "full, 1 step": [{"distill": {"rollout_steps": [1]}}],
+    "full, 8/4/2/1 steps": [{"distill": {"rollout_steps": [8, 4, 2, 1], "student_updates": 1000}}],
+    "cold": [COLD],
+    "cold, no AOP": [COLD, {"distill": {"asymmetric_prompts": False}}],
+    "cold, no PDSR": [COLD, {"distill": {"effect_ratio": 1}}],
+    "cold, no TS": [COLD, {"distill": {"target_weight": 0}}],
+    "cold, no TA": [COLD, {"distill": {"anchor_weight": 0}}],
+    "cold, no TS, no TA": [COLD, {"distill": {"target_weight": 0, "anchor_weight": 0}}],
+}
 
 
-def student_vector(run: Distillation) -> Tensor:
-    """All student parameters as one vector, to measure drift."""
-    return parameters_to_vector(run.roles.parameters(STUDENT)).detach()
+def toy_settings(*layers: Layer) -> Settings:
+    """The toy's recipe with overrides, for example `toy_settings({"distill": {"effect_ratio": 1}})`."""
+    return resolve(RECIPE, *layers)
+
+
+def run_to_end(run: Distillation) -> Distillation:
+    """Take all steps."""
+    for step in range(run.num_steps):
+        run(step)
+    return run

@@ -1,0 +1,122 @@
+import pytest
+import torch
+from torch import nn
+
+from collectionlora.adapters.roles import STUDENT, TEACHER, Roles, TeacherLibrary, critic_role
+
+CRITIC = critic_role(8)
+
+
+class Network(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 8), nn.Linear(8, 3)
+
+    def forward(self, x, segment=None):
+        hidden = segment(self.first, x) if segment else self.first(x)
+        return self.second(hidden.tanh())
+
+
+@pytest.fixture
+def roles():
+    torch.manual_seed(0)
+    roles = Roles(Network(), ["first", "second"], {STUDENT: 4, CRITIC: 4, TEACHER: 2})
+    for index, role in enumerate([STUDENT, CRITIC]):
+        for parameter in roles.parameters(role):
+            parameter.data.normal_(generator=torch.Generator().manual_seed(index))
+    return roles
+
+
+def lora(rank, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=generator)
+
+    return {"first": (draw(rank, 4), draw(8, rank)), "second": (draw(rank, 8), draw(3, rank))}
+
+
+def test_every_role_starts_as_the_base_and_the_empty_role_is_bit_equal():
+    torch.manual_seed(0)
+    network = Network()
+    x = torch.randn(5, 4)
+    before = network(x)
+    roles = Roles(network, ["first", "second"], {STUDENT: 4, TEACHER: 2})
+    for role in (None, STUDENT, TEACHER):
+        with roles.use(role):
+            assert torch.equal(network(x), before)
+
+
+def test_verify_accepts_the_installed_peft_and_leaves_all_weights(roles):
+    x = torch.randn(5, 4)
+    before = [p.clone() for role in roles.ranks for p in roles.parameters(role)]
+    roles.verify(lambda: roles.network(x))
+    after = [p for role in roles.ranks for p in roles.parameters(role)]
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def test_verify_refuses_a_switch_that_does_nothing(roles):
+    for layer in roles.layers.values():
+        layer._active_adapter = []
+    with pytest.raises(RuntimeError, match="constraints"):
+        roles.verify(lambda: roles.network(torch.ones(1, 4)))
+
+
+@pytest.mark.parametrize(("active", "idle"), [(STUDENT, CRITIC), (CRITIC, STUDENT)])
+def test_gradient_reaches_only_the_role_of_the_forward(roles, active, idle):
+    with roles.use(active):
+        loss = roles.network(torch.randn(5, 4)).square().mean()
+    with roles.use(idle):  # a switch between forward and backward must not move the gradient
+        roles.network(torch.randn(5, 4))
+    loss.backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in roles.parameters(active))
+    assert all(p.grad is None for p in roles.parameters(idle))
+    assert all(p.grad is None for name, p in roles.network.named_parameters() if "base_layer" in name)
+
+
+def test_checkpointing_recomputes_in_the_role_of_the_forward(roles):
+    x = torch.randn(5, 4)
+
+    def gradients(segment):
+        roles.network.zero_grad()
+        with roles.use(STUDENT):
+            loss = roles.network(x, segment).square().mean()
+        with roles.use(CRITIC):
+            loss.backward()
+        return [p.grad.clone() for p in roles.parameters(STUDENT)]
+
+    for plain, checkpointed in zip(gradients(None), gradients(roles.checkpoint), strict=True):
+        torch.testing.assert_close(plain, checkpointed)
+    assert all(p.grad is None for p in roles.parameters(CRITIC))
+
+
+def test_the_teacher_slot_pads_ranks_and_clears_what_a_teacher_lacks(roles):
+    x = torch.randn(5, 4)
+    base = {name: (m.base_layer.weight, m.base_layer.bias) for name, m in roles.layers.items()}
+    full, partial = lora(2), {"first": lora(1, seed=1)["first"]}
+    library = TeacherLibrary(roles, {"full": full, "partial": partial})
+    for name, weights in {"full": full, "partial": partial, "again": full}.items():
+        with library.use("full" if name == "again" else name):
+            out = roles.network(x)
+        change = {m: b @ a for m, (a, b) in weights.items()}
+        hidden = nn.functional.linear(x, base["first"][0] + change["first"], base["first"][1]).tanh()
+        second = base["second"][0] + change.get("second", 0)
+        expected = nn.functional.linear(hidden, second, base["second"][1])
+        torch.testing.assert_close(out, expected)
+    with library.use(None):
+        assert torch.equal(roles.network(x), library.roles.network(x))
+
+
+def test_weights_that_do_not_fit_are_refused(roles):
+    with pytest.raises(ValueError, match="holds at most"):
+        roles.load(TEACHER, lora(3))
+    with pytest.raises(ValueError, match="not targets"):
+        roles.load(TEACHER, {"third": lora(2)["first"]})
+
+
+def test_a_padded_role_can_still_learn_in_its_new_rows(roles):
+    roles.load(STUDENT, lora(1))
+    with roles.use(STUDENT):
+        roles.network(torch.randn(5, 4)).square().mean().backward()
+    _, b = (p for p in roles.parameters(STUDENT)[:2])
+    assert b.grad[:, 1:].abs().sum() > 0
