@@ -1,4 +1,4 @@
-"""The ablation on the toy world, in exact distances: python scripts/toy_world.py [--out FILE] [--only NAME ...]
+"""The ablation on the toy world, in exact distances: python scripts/toy_world.py [--out FILE] [--only NAME]
 
 Prints one line for each variant and number of steps and writes them, with settings and seconds, as JSON.
 """
@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from collectionlora.bench.toy_world import VARIANTS, ToyWorld, run_to_end, toy_settings
+from collectionlora.effectbench.toy_world import VARIANTS, ToyWorld, run_to_end, toy_settings
 
 
 def measure(world: ToyWorld, name: str, seed: int) -> list[dict[str, Any]]:

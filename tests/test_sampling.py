@@ -2,7 +2,7 @@ import torch
 
 from collectionlora import flow
 from collectionlora.backbones.toy import ToyBackbone
-from collectionlora.bench.toy_world import condition_on
+from collectionlora.effectbench.toy_world import condition_on
 from collectionlora.sampling import Denoiser, rollout, sample_few_steps, sample_many_steps
 
 

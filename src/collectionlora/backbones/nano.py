@@ -9,6 +9,7 @@ import re
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -21,6 +22,21 @@ from collectionlora.backbones.nano_network import EncodedCondition, NanoConfig, 
 NUM_BUCKETS = 4096
 MOST_WORDS = 48
 WORD = re.compile(r"[^\W_]+|[^\w\s]|_")
+# A small network on few pixels learns at far higher rates than the paper's 20 B model, and from batches.
+RECOMMENDED: dict[str, dict[str, Any]] = {
+    "student": {"rank": 32, "learning_rate": 3e-4},
+    "critic": {"rank": 32, "learning_rate": 1e-3},
+    "targets": {"steps": 40, "guidance_scale": 1.5, "samples": 4},
+    "teach": {"steps": 400, "rank": 8, "learning_rate": 2e-3, "batch_size": 8},
+    "match": {"updates": 1000, "learning_rate": 1e-3},
+    "distill": {
+        "student_updates": 500,
+        "batch_size": 8,
+        "weight_decay": 0,
+        "anchor_weight": 0,
+        "rollout_steps": [8, 4],
+    },
+}
 WEIGHTS = Path(__file__).parent / "nano" / "nano.safetensors"
 
 

@@ -25,7 +25,7 @@ from collectionlora.adapters.roles import (
 from collectionlora.backbones.base import Backbone, Condition
 from collectionlora.backbones.toy import ToyBackbone, encode_prompt
 from collectionlora.config import Settings, resolve
-from collectionlora.distill import Distillation
+from collectionlora.distillation import Distillation
 from collectionlora.flow import add_noise, shift_sigma
 from collectionlora.objectives import flow_matching_loss
 from collectionlora.sampling import Denoiser, noise_like, sample_few_steps, sample_many_steps

@@ -12,6 +12,7 @@ for several schedule lengths has one critic for each: one critic for all sees th
 then drift apart under a mixture that still looks right.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -19,8 +20,9 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import AdamW
 
-from collectionlora.adapters.roles import STUDENT, Roles, TeacherLibrary, critic_role
+from collectionlora.adapters.roles import STUDENT, LoraWeights, Roles, TeacherLibrary, critic_role
 from collectionlora.backbones.base import Backbone
+from collectionlora.checkpoint import load_optimizer, optimizer_tensors
 from collectionlora.config import RoleSettings, Settings
 from collectionlora.flow import add_noise, few_step_sigmas, shift_sigma
 from collectionlora.objectives import dmd_loss, flow_matching_loss, velocity_matching_loss
@@ -227,6 +229,30 @@ class Distillation:
         loss = flow_matching_loss(velocity, image, noise)
         norm = self._update(critic, loss, self.settings.critic.learning_rate, progress)
         return {"critic": loss.item(), "critic_grad_norm": norm}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Roles, moving average and optimizer states: all that a resume needs."""
+        tensors = {f"ema.{i}": tensor for i, tensor in enumerate(self.ema)}
+        for role, optimizer in self.optimizers.items():
+            parameters = self.roles.parameters(role)
+            tensors |= {f"{role}.{i}": p.detach() for i, p in enumerate(parameters)}
+            tensors |= optimizer_tensors(f"{role}.optimizer", optimizer)
+        return tensors
+
+    @torch.no_grad()
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Go back to what `tensors` returned."""
+        for i, average in enumerate(self.ema):
+            average.copy_(tensors[f"ema.{i}"])
+        for role, optimizer in self.optimizers.items():
+            for i, parameter in enumerate(self.roles.parameters(role)):
+                parameter.copy_(tensors[f"{role}.{i}"])
+            load_optimizer(f"{role}.optimizer", optimizer, tensors)
+
+    def student_weights(self) -> LoraWeights:
+        """The finished LoRA: the student's moving average."""
+        pairs = zip(self.ema[0::2], self.ema[1::2], strict=True)
+        return dict(zip(self.roles.layers, pairs, strict=True))
 
     def _update(self, role: str, loss: Tensor, learning_rate: float, progress: float) -> float:
         """Backward, clip, one optimizer step of one role at a rate that falls over the phase's last share."""

@@ -1,0 +1,43 @@
+"""The recipe that a finished adapter carries in its own header: what is needed to use it, nothing else."""
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from collectionlora.adapters.formats import LoraFile, read_lora, write_lora
+from collectionlora.adapters.roles import LoraWeights
+from collectionlora.errors import UserError
+
+KEY = "collectionlora"
+
+
+class Recipe(BaseModel):
+    """Base, sampling, and the student prompt of each effect by name."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    base: str
+    steps: int
+    shift: float
+    resolution: int
+    effects: dict[str, str]
+    version: str
+
+
+def write_adapter(path: Path, weights: LoraWeights, recipe: Recipe) -> None:
+    """Write a finished adapter with its recipe."""
+    write_lora(path, weights, {KEY: recipe.model_dump_json(), "format": "pt"})
+
+
+def read_adapter(path: Path) -> tuple[LoraFile, Recipe]:
+    """Read a finished adapter.
+
+    Raises:
+        UserError: not an adapter made here.
+    """
+    lora = read_lora(path)
+    try:
+        return lora, Recipe.model_validate_json(lora.metadata[KEY])
+    except (KeyError, ValidationError):
+        mend = "give a collection folder or the file that distill wrote"
+        raise UserError(path, "header", "carries no collectionlora recipe", mend) from None

@@ -1,0 +1,179 @@
+"""A collection: the folder that a user brings, its manifest, and what can be wrong with it."""
+
+import difflib
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from collectionlora.errors import UserError
+
+MANIFEST = "collection.yaml"
+RESULT = "collection.safetensors"
+PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+
+
+class Entry(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=True)
+
+
+class Effect(Entry):
+    """One effect of the manifest; paths are relative to the collection's folder."""
+
+    name: str = Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$", max_length=64)
+    teacher: str
+    teacher_prompt: str = Field(min_length=1, max_length=2000)
+    photos: str
+    student_prompt: str | None = Field(None, min_length=1, max_length=2000)
+    criteria: str | None = None
+
+
+class General(Entry):
+    """The general stream: unlabelled photos, and a file with one instruction a line."""
+
+    photos: str
+    prompts: str
+
+
+class Manifest(Entry):
+    base: str = "nano"
+    effects: tuple[Effect, ...] = Field(min_length=1)
+    general: General
+    settings: dict[str, dict[str, Any]] = {}
+
+
+class Collection:
+    """A collection folder with a valid manifest."""
+
+    def __init__(self, folder: Path, manifest: Manifest):
+        self.folder, self.manifest = folder, manifest
+
+    @classmethod
+    def load(cls, folder: Path | str) -> "Collection":
+        """Read and validate `folder/collection.yaml`; looks at no other file.
+
+        Raises:
+            UserError: the first problem, with its field.
+        """
+        folder = Path(folder)
+        path = folder / MANIFEST
+        if not folder.is_dir():
+            raise UserError(folder, "", "there is no such folder", f"make one: collectionlora init {folder}")
+        try:
+            document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise UserError(path, "", "is missing", f"make one: collectionlora init {folder}") from None
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(path, "", f"is not valid YAML ({reason})", "mend the syntax") from None
+        if not isinstance(document, dict):
+            raise UserError(path, "", "is not a mapping", "start it with base:, effects: and general:")
+        try:
+            manifest = Manifest(**document)
+        except ValidationError as error:
+            raise _explain(path, error) from None
+        collection = cls(folder, manifest)
+        collection._check_names(path)
+        return collection
+
+    def _check_names(self, path: Path) -> None:
+        names = [e.name for e in self.effects]
+        repeated = [name for name, count in Counter(names).items() if count > 1]
+        if repeated:
+            raise UserError(path, "effects", f"two effects are called {repeated[0]}", "rename one of them")
+        prompts = Counter(e.student_prompt for e in self.effects if e.student_prompt)
+        for prompt, count in prompts.items():
+            if count > 1:
+                message = f"two effects share the student prompt {prompt!r}"
+                raise UserError(path, "student_prompt", message, "give each effect its own trigger")
+
+    @property
+    def effects(self) -> tuple[Effect, ...]:
+        return self.manifest.effects
+
+    def effect(self, name: str) -> Effect:
+        """The effect of a name.
+
+        Raises:
+            UserError: there is none; names the nearest.
+        """
+        names = {e.name: e for e in self.effects}
+        if name not in names:
+            nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.0)[0]
+            raise UserError(self.folder / MANIFEST, name, "no such effect", f"did you mean {nearest}?")
+        return names[name]
+
+    def path(self, relative: str, field: str) -> Path:
+        """A path of the manifest inside the folder.
+
+        Raises:
+            UserError: it leaves the folder.
+        """
+        path = self.folder / relative
+        if not path.resolve().is_relative_to(self.folder.resolve()):
+            mend = "copy it into the collection"
+            raise UserError(self.folder / MANIFEST, field, f"{relative} lies outside the folder", mend)
+        return path
+
+    def teacher_path(self, effect: Effect) -> Path:
+        return self.path(effect.teacher, f"effects.{effect.name}.teacher")
+
+    def photo_paths(self, effect: Effect) -> list[Path]:
+        return list_photos(self.path(effect.photos, f"effects.{effect.name}.photos"))
+
+    def general_photo_paths(self) -> list[Path]:
+        return list_photos(self.path(self.manifest.general.photos, "general.photos"))
+
+    def general_prompts(self) -> list[str]:
+        """The instructions of the general stream, blank lines left out.
+
+        Raises:
+            UserError: the file is missing or empty.
+        """
+        path = self.path(self.manifest.general.prompts, "general.prompts")
+        try:
+            lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(path, "general.prompts", str(error), "give a text file") from None
+        prompts = [line for line in lines if line]
+        if not prompts:
+            raise UserError(path, "general.prompts", "is empty", "write one instruction a line")
+        return prompts
+
+    @property
+    def result(self) -> Path:
+        """Where the finished adapter lies."""
+        return self.folder / RESULT
+
+
+def list_photos(folder: Path) -> list[Path]:
+    """The photos of a folder by name, its sub-folders included.
+
+    Raises:
+        UserError: no such folder, or no photo in it.
+    """
+    if not folder.is_dir():
+        raise UserError(folder, "photos", "there is no such folder", "put photos there or mend the path")
+    paths = sorted(p for p in _files(folder) if p.suffix.lower() in PHOTO_SUFFIXES)
+    if not paths:
+        raise UserError(folder, "photos", "holds no photos", f"put {', '.join(PHOTO_SUFFIXES)} files there")
+    return paths
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    return (path for path in folder.rglob("*") if path.is_file())
+
+
+def _explain(path: Path, error: ValidationError) -> UserError:
+    first = error.errors()[0]
+    field = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        known = [*Manifest.model_fields, *Effect.model_fields, *General.model_fields]
+        nearest = difflib.get_close_matches(str(first["loc"][-1]), known, n=1, cutoff=0.0)[0]
+        return UserError(path, field, "no such key", f"did you mean {nearest}?")
+    if first["type"] == "missing":
+        return UserError(path, field, "is missing", "add it")
+    return UserError(path, field, first["msg"], f"it is {first['input']!r} now")

@@ -1,0 +1,100 @@
+"""The loop around any training: steps, log, checkpoints, interruption and exact resume.
+
+It knows nothing of what is trained. A `Step` is a pure function of its tensors and the step's number, so
+loading the tensors and going on from the number repeats the uninterrupted run.
+"""
+
+import json
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Protocol
+
+from torch import Tensor
+
+from collectionlora.checkpoint import latest_checkpoint, save_checkpoint
+
+LOG = "log.jsonl"
+
+
+class Step(Protocol):
+    """Something trained step by step."""
+
+    @property
+    def num_steps(self) -> int: ...
+
+    def __call__(self, step: int) -> dict[str, float]:
+        """Take one step; returns what to log by name."""
+        ...
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that a resume needs."""
+        ...
+
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None: ...
+
+
+class Interrupted(Exception):
+    """The user stopped a run; its state is saved."""
+
+
+Progress = Callable[[int, int, dict[str, float]], None]  # (steps done, steps in all, metrics)
+
+
+@contextmanager
+def stop_requested() -> Iterator[Callable[[], bool]]:
+    """Turn Ctrl-C and SIGTERM into a question that the loop asks between two steps."""
+    asked = threading.Event()
+
+    def ask(_signal: int, _frame: FrameType | None) -> None:
+        asked.set()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield asked.is_set
+        return
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked.is_set
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def train(step: Step, folder: Path, checkpoint_every: int, resume: bool, progress: Progress) -> None:
+    """Take all steps of a run, from its newest checkpoint if `resume`.
+
+    Raises:
+        Interrupted: the user stopped it; the state is saved in `folder`.
+    """
+    checkpoints, log = folder / "checkpoints", folder / LOG
+    found = latest_checkpoint(checkpoints) if resume else None
+    first = 0
+    if found:
+        first, tensors = found
+        step.load_tensors(tensors)
+    folder.mkdir(parents=True, exist_ok=True)
+    _cut_log(log, first)
+    began = time.perf_counter()
+    with stop_requested() as stop, log.open("a", encoding="utf-8") as lines:
+        for number in range(first, step.num_steps):
+            metrics = step(number)
+            seconds = round(time.perf_counter() - began, 3)
+            lines.write(json.dumps({"step": number, "seconds": seconds, **metrics}) + "\n")
+            progress(number + 1, step.num_steps, metrics)
+            last = number + 1 == step.num_steps
+            if stop() or last or (number + 1) % checkpoint_every == 0:
+                lines.flush()
+                save_checkpoint(checkpoints, number + 1, step.tensors())
+            if stop() and not last:
+                raise Interrupted(f"stopped after step {number + 1} of {step.num_steps}")
+
+
+def _cut_log(log: Path, first: int) -> None:
+    """Forget lines of steps that will be taken again."""
+    if log.exists():
+        kept = [line for line in log.read_text().splitlines() if line and json.loads(line)["step"] < first]
+        log.write_text("".join(line + "\n" for line in kept))

@@ -1,0 +1,116 @@
+"""Whole distillations on points, judged by exact distances: the mechanism of the method."""
+
+import pytest
+import torch
+
+from collectionlora.adapters.roles import STUDENT, critic_role
+from collectionlora.effectbench.toy_world import COLD, ToyWorld, run_to_end, toy_settings
+from collectionlora.objectives import dmd_gradient
+
+
+@pytest.fixture(scope="session")
+def world():
+    torch.set_num_threads(1)
+    return ToyWorld()
+
+
+def distil(world, *layers, num_effects=None):
+    return run_to_end(world.distillation(toy_settings(*layers), num_effects))
+
+
+def updates(number, **distill):
+    return {"distill": {"student_updates": number, **distill}}
+
+
+@pytest.fixture(scope="session")
+def warm(world):
+    return distil(world, updates(0))
+
+
+@pytest.fixture(scope="session")
+def cold(world):
+    """The paper's order, no warm start; the ablations below are measured against it."""
+    return world.judge(distil(world, COLD, updates(500)), 8)
+
+
+def test_a_student_that_equals_its_teacher_stays(world):
+    one_effect = {"effect_ratio": 1, "asymmetric_prompts": False, "anchor_weight": 0}
+    settings = toy_settings(
+        {"student": {"learning_rate": 1e-4}, "match": {"updates": 0}}, updates(100, **one_effect)
+    )
+    run = world.distillation(settings, num_effects=1)
+    run.roles.load(STUDENT, world.teachers["effect-0"])
+    before = world.judge(run, 8)
+
+    gradients = []
+    run.roles.load(critic_role(8), run.roles.weights(STUDENT))
+    for step in range(20):
+        batch, generator = run.streams.batch(step), run.streams.generator(step)
+        image = run.simulate_backward(batch, 8, generator).image
+        predictions = []
+        for role in (run.roles.use(critic_role(8)), run.teachers.use(batch.effect)):
+            with role, torch.no_grad():
+                denoiser = run._teacher(batch)
+                predictions.append(denoiser.x0(image, 0.5))
+        gradients.append(dmd_gradient(image, *predictions).abs().mean())
+    assert max(gradients) < 1e-4
+
+    run_to_end(run)
+    after = world.judge(run, 8)
+    assert after["effects_mean"] < before["effects_mean"] + 0.03
+    assert after["rarest_mode"] > 0.35
+
+
+def test_a_student_at_the_base_moves_to_its_teacher(world):
+    start = world.judge(world.distillation(toy_settings(), num_effects=1), 8)
+    layers = COLD, updates(150, effect_ratio=1)
+    end = world.judge(distil(world, *layers, num_effects=1), 8)
+    assert start["effects_mean"] > 2
+    assert end["effects_mean"] < 0.3
+
+
+def test_four_teachers_end_in_one_student_at_every_number_of_steps(world, warm):
+    run = distil(world, updates(1000, rollout_steps=[8, 4, 2, 1]))
+    for num_steps in (8, 4, 2, 1):
+        result = world.judge(run, num_steps)
+        assert result["effects_worst"] < 0.25
+        assert result["rarest_mode"] > 0.15
+        assert result["general"] < 0.02
+    few_steps = [(world.judge(run, n)["effects_mean"], world.judge(warm, n)["effects_mean"]) for n in (2, 1)]
+    assert sum(student for student, _ in few_steps) < 0.9 * sum(start for _, start in few_steps)
+
+
+def test_distillation_ends_ahead_of_its_warm_start(world, warm):
+    start, end = world.judge(warm, 8), world.judge(distil(world), 8)
+    assert end["effects_mean"] < start["effects_mean"]
+    assert end["rarest_mode"] > 0.25
+
+
+def test_the_papers_order_works_from_the_base(cold):
+    assert cold["effects_mean"] < 0.5
+    assert cold["general"] < 0.1
+
+
+def test_without_asymmetric_prompts_effects_mix(world, cold):
+    mixed = world.judge(distil(world, COLD, updates(500, asymmetric_prompts=False)), 8)
+    assert mixed["effects_mean"] > 4 * cold["effects_mean"]
+
+
+def test_without_the_general_stream_the_base_is_forgotten(world, cold):
+    forgot = world.judge(distil(world, COLD, updates(300, effect_ratio=1)), 8)
+    assert forgot["general"] > 5 * cold["general"] + 0.1
+
+
+def test_plain_distribution_matching_stalls_between_base_and_far_teachers(world, cold):
+    base = world.judge(world.distillation(toy_settings()), 8)
+    stalled = world.judge(distil(world, COLD, updates(500, target_weight=0, anchor_weight=0)), 8)
+    assert 4 * cold["effects_mean"] < stalled["effects_mean"] < base["effects_mean"]
+
+
+def test_runs_with_one_seed_are_bit_identical_and_seeds_differ(world):
+    def trained(seed):
+        run = distil(world, {"match": {"updates": 5}}, updates(5, seed=seed))
+        return torch.cat([p.flatten() for p in run.roles.parameters(STUDENT)])
+
+    assert torch.equal(trained(0), trained(0))
+    assert not torch.equal(trained(0), trained(1))
