@@ -1,3 +1,23 @@
 """Distil many effect LoRAs and few-step generation into one LoRA (CollectionLoRA, arXiv 2605.25378)."""
 
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collectionlora.api import Editor, distill, edit, targets, teach
+    from collectionlora.collection import Collection
+
 __version__ = "0.1.0"
+__all__ = ["Collection", "Editor", "distill", "edit", "targets", "teach"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use: torch takes seconds, `collectionlora --help` must not."""
+    if name == "Collection":
+        from collectionlora.collection import Collection
+
+        return Collection
+    if name in __all__:
+        from collectionlora import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -37,7 +37,7 @@ RECOMMENDED: dict[str, dict[str, Any]] = {
         "rollout_steps": [8, 4],
     },
 }
-WEIGHTS = Path(__file__).parent / "nano" / "nano.safetensors"
+WEIGHTS = Path(__file__).parents[1] / "weights" / "nano.safetensors"
 
 
 def word_buckets(word: str) -> list[int]:

@@ -1,0 +1,233 @@
+"""The command line: a verb imports what it needs when it runs, and nothing before.
+
+Text and progress go to stderr; `--json` puts one JSON object on stdout. Exit codes: 0 done, 2 the user can
+mend it (one line), 1 a fault of ours (traceback), 130 interrupted with the state saved.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from collectionlora import __version__
+from collectionlora.config import SettingsError, parse_overrides
+from collectionlora.errors import UserError
+
+app = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, help=__doc__)
+console = Console(stderr=True)
+
+Folder = Annotated[Path, typer.Argument(help="the collection's folder")]
+Names = Annotated[list[str] | None, typer.Argument(help="effects; all if none is named")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="override a setting: section.name=value")]
+Json = Annotated[bool, typer.Option("--json", help="one JSON object on stdout")]
+
+
+class ProgressLine:
+    """A live line for each piece of work: done, in all, rate, time left, the newest losses."""
+
+    def __enter__(self) -> "ProgressLine":
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[metrics]}"),
+            console=console,
+        )
+        self.tasks: dict[str, Any] = {}
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+    def __call__(self, what: str, done: int, total: int, metrics: dict[str, float]) -> None:
+        if what not in self.tasks:
+            self.tasks[what] = self.bar.add_task(what, total=total, metrics="", rate="")
+        text = " ".join(f"{name} {value:.3g}" for name, value in metrics.items())
+        task = self.tasks[what]
+        speed = self.bar.tasks[task].speed
+        rate = f"{speed:.2f}/s" if speed else ""
+        self.bar.update(task, completed=done, total=total, metrics=text, rate=rate)
+
+
+def say(as_json: bool, result: dict[str, Any], text: str) -> None:
+    """The result as JSON on stdout, or as text on stderr."""
+    if as_json:
+        print(json.dumps(result, ensure_ascii=False))
+    else:
+        console.print(text, highlight=False)
+
+
+@app.command()
+def init(
+    folder: Folder,
+    base: Annotated[str, typer.Option(help="the base model")] = "nano",
+    from_loras: Annotated[list[Path] | None, typer.Option(help="effect LoRA files to start from")] = None,
+) -> None:
+    """A new collection folder with a commented manifest.
+
+    Example: collectionlora init my-collection --from-loras sketch.safetensors
+    """
+    from collectionlora.manifest_template import create
+
+    create(folder, base, from_loras or [])
+    console.print(f"made {folder}; next: edit {folder}/collection.yaml, then collectionlora check {folder}")
+
+
+@app.command()
+def check(folder: Folder, as_json: Json = False) -> None:
+    """Find now what could fail later: manifest, photos, LoRA files against the base, prompts.
+
+    Example: collectionlora check my-collection
+    """
+    from collectionlora.checking import check_collection
+
+    result = check_collection(folder)
+    lines = [f"error: {p['file']}: {p['field']}: {p['message']}; {p['mend']}" for p in result["problems"]]
+    lines += [f"{e['name']}: rank {e['rank']}, {e['modules']} modules" for e in result["effects"]]
+    say(as_json, result, "\n".join([*lines, "ready" if result["ok"] else "not ready"]))
+    if not result["ok"]:
+        raise typer.Exit(2)
+
+
+@app.command()
+def teach(folder: Folder, names: Names = None, overrides: Set = None, as_json: Json = False) -> None:
+    """Train effect LoRAs from the image pairs in pairs/NAME/{source,target}; resumes.
+
+    Example: collectionlora teach my-collection pencil-sketch --set teach.steps=800
+    """
+    from collectionlora import api
+
+    with ProgressLine() as progress:
+        written = api.teach(folder, names or [], parse_overrides(overrides or []), progress=progress)
+    result = {"teachers": [str(path) for path in written]}
+    say(as_json, result, "\n".join(f"wrote {path}" for path in written))
+
+
+@app.command()
+def prompts(folder: Folder, as_json: Json = False) -> None:
+    """Triggers and student prompts, and how orthogonal they are.
+
+    Example: collectionlora prompts my-collection
+    """
+    from collectionlora import api
+
+    result = api.prompts(folder)
+    if as_json:
+        say(True, result, "")
+        return
+    table = Table("effect", "student prompt", "teacher prompt", "nearest student", "nearest teacher")
+    for i, (name, text) in enumerate(result["student_prompts"].items()):
+        nearest = [
+            max((c for j, c in enumerate(result[key][i]) if j != i), default=0.0)
+            for key in ("student_cosine", "teacher_cosine")
+        ]
+        table.add_row(name, text, result["teacher_prompts"][name], *(f"{c:.2f}" for c in nearest))
+    console.print(table)
+
+
+@app.command()
+def targets(folder: Folder, overrides: Set = None, as_json: Json = False) -> None:
+    """Sample every teacher on its effect's photos, once; resumes.
+
+    Example: collectionlora targets my-collection --set targets.samples=4
+    """
+    from collectionlora import api
+
+    with ProgressLine() as progress:
+        counts = api.targets(folder, parse_overrides(overrides or []), progress=progress)
+    say(as_json, counts, "\n".join(f"{name}: {count} targets" for name, count in counts.items()))
+
+
+@app.command()
+def distill(
+    folder: Folder,
+    run: Annotated[str, typer.Option(help="name of the run's folder under runs/")] = "default",
+    resume: Annotated[bool, typer.Option(help="go on from the newest checkpoint")] = False,
+    overrides: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Distil all effects into one LoRA; ends with collection.safetensors.
+
+    Example: collectionlora distill my-collection --set distill.student_updates=1000
+    """
+    from collectionlora import api
+    from collectionlora.trainer import Interrupted
+
+    try:
+        with ProgressLine() as progress:
+            path = api.distill(folder, run, parse_overrides(overrides or []), resume, progress)
+    except Interrupted as stopped:
+        console.print(f"{stopped}; go on with: collectionlora distill {folder} --run {run} --resume")
+        raise typer.Exit(130) from None
+    say(
+        as_json, {"adapter": str(path)}, f"wrote {path}; next: collectionlora edit {folder} --effect NAME ..."
+    )
+
+
+@app.command()
+def edit(
+    collection: Annotated[Path, typer.Argument(help="the folder, or the one file")],
+    effect: Annotated[str, typer.Option(help="the effect to apply")],
+    photo: Annotated[Path, typer.Option(help="a photo, or a folder of photos")],
+    out: Annotated[Path, typer.Option(help="where to write: a file, or a folder for a folder")],
+    then: Annotated[list[str] | None, typer.Option(help="a further effect, applied after the first")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="default: what the adapter was made for")] = None,
+    seed: int = 0,
+    as_json: Json = False,
+) -> None:
+    """Edit one photo, or all photos of a folder.
+
+    Example: collectionlora edit my-collection --effect neon-edges --photo me.jpg --out me-neon.png
+    """
+    from collectionlora.collection import list_photos
+    from collectionlora.data import read_photo, write_photo
+    from collectionlora.editing import Editor
+
+    effects = [effect, *(then or [])]
+    editor = Editor.load(collection)
+    editor.prompt(effects)
+    if photo.is_dir():
+        pairs = [(p, out / p.relative_to(photo).with_suffix(".png")) for p in list_photos(photo)]
+    else:
+        pairs = [(photo, out)]
+    with ProgressLine() as progress:
+        for index, (source, destination) in enumerate(pairs):
+            write_photo(destination, editor.edit(read_photo(source), effects, seed, steps))
+            progress("edit", index + 1, len(pairs), {})
+    written = [str(destination) for _, destination in pairs]
+    say(as_json, {"images": written}, "\n".join(f"wrote {path}" for path in written))
+
+
+def show_version(value: bool) -> None:
+    if value:
+        print(__version__)
+        raise typer.Exit()
+
+
+@app.callback()
+def options(
+    version: Annotated[bool, typer.Option("--version", callback=show_version, is_eager=True)] = False,
+) -> None:
+    """Distil many effect LoRAs and few-step generation into one LoRA."""
+
+
+def main() -> None:
+    """The entry point: mendable faults are one line and exit code 2."""
+    run: Callable[[], None] = app
+    try:
+        run()
+    except (UserError, SettingsError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to go on", file=sys.stderr)
+        sys.exit(130)

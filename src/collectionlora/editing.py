@@ -1,0 +1,96 @@
+"""Use a finished adapter: one effect or several, on photos of any size."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from collectionlora.adapters.recipe import Recipe, read_adapter
+from collectionlora.adapters.roles import STUDENT, Roles
+from collectionlora.backbones import load_backbone
+from collectionlora.backbones.base import Backbone, Condition
+from collectionlora.collection import RESULT
+from collectionlora.data import Photo, resize, to_images, to_photos, working_size
+from collectionlora.errors import UserError
+from collectionlora.prompting import compose
+from collectionlora.sampling import Denoiser, sample_few_steps
+
+MULTIPLE = 8  # sides of the network's images
+
+
+class Editor:
+    """A base with one finished adapter over it, ready to edit."""
+
+    def __init__(self, backbone: Backbone, roles: Roles, recipe: Recipe):
+        self.backbone, self.roles, self.recipe = backbone, roles, recipe
+
+    @classmethod
+    def load(cls, collection: Path | str) -> "Editor":
+        """From a collection folder or from the one file.
+
+        Raises:
+            UserError: no finished adapter there.
+        """
+        path = Path(collection)
+        if path.is_dir():
+            path = path / RESULT
+            if not path.exists():
+                mend = f"run: collectionlora distill {collection}"
+                raise UserError(path, "", "this collection is not distilled yet", mend)
+        lora, recipe = read_adapter(path)
+        backbone = load_backbone(recipe.base)
+        roles = Roles(backbone.network, backbone.lora_targets, {STUDENT: lora.rank})
+        try:
+            roles.load(STUDENT, lora.weights)
+        except ValueError as error:
+            raise UserError(path, "", str(error), f"use an adapter of the base {recipe.base}") from None
+        return cls(backbone, roles, recipe)
+
+    def prompt(self, effects: Sequence[str]) -> str:
+        """The student prompt of one effect, or of several applied one after the other.
+
+        Raises:
+            UserError: an effect that this adapter does not hold.
+        """
+        for name in effects:
+            if name not in self.recipe.effects:
+                known = ", ".join(self.recipe.effects)
+                raise UserError("", "effect", f"{name!r} is not in this collection", f"choose from {known}")
+        return compose([self.recipe.effects[name] for name in effects])
+
+    @torch.no_grad()
+    def edit(self, photo: Photo, effects: Sequence[str], seed: int = 0, steps: int | None = None) -> Photo:
+        """One photo `[H, W, 3]` under an effect or several; the result has the photo's size."""
+        height, width = photo.shape[:2]
+        size = working_size(height, width, self.recipe.resolution, MULTIPLE)
+        image = self.sample(to_images([resize(photo, size)]), [self.prompt(effects)], [seed], steps)
+        return resize(to_photos(image)[0], (height, width))
+
+    @torch.no_grad()
+    def sample(
+        self, images: Tensor, prompts: Sequence[str], seeds: Sequence[int], steps: int | None = None
+    ) -> Tensor:
+        """A batch of images in [0, 1], `[B, 3, H, W]`, each with its own prompt and seed."""
+        source = self.backbone.encode_image(images)
+        condition = Condition(self.backbone.encode_prompt(prompts), source)
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        noise = torch.stack([torch.randn(source.shape[1:], generator=g) for g in generators])
+        with self.roles.use(STUDENT):
+            denoiser = Denoiser(self.backbone, condition)
+            latents = sample_few_steps(
+                denoiser, noise, steps or self.recipe.steps, generators[0], self.recipe.shift
+            )
+        return self.backbone.decode(latents)
+
+
+def edit(
+    collection: Path | str,
+    photo: Photo,
+    effects: str | Sequence[str],
+    seed: int = 0,
+    steps: int | None = None,
+) -> Photo:
+    """Edit one photo with a collection's adapter; for many photos make one `Editor`."""
+    names = [effects] if isinstance(effects, str) else effects
+    return Editor.load(collection).edit(photo, names, seed, steps)

@@ -1,0 +1,104 @@
+"""From a collection folder to a run: settings, base, roles, teachers, data, in this order."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from collectionlora import __version__
+from collectionlora.adapters.formats import read_lora
+from collectionlora.adapters.recipe import Recipe, write_adapter
+from collectionlora.adapters.roles import STUDENT, TEACHER, Roles, TeacherLibrary, critic_role
+from collectionlora.backbones import load_backbone, recommended_settings
+from collectionlora.backbones.base import Backbone
+from collectionlora.collection import MANIFEST, Collection
+from collectionlora.config import Settings, SettingsError, resolve
+from collectionlora.distillation import Distillation
+from collectionlora.errors import UserError
+from collectionlora.files import write_json
+from collectionlora.prompting import write_student_prompts
+from collectionlora.streams import Streams
+from collectionlora.target_making import Progress, TargetMaker
+
+PROMPTS = "prompts.json"
+
+
+def resolve_settings(collection: Collection, overrides: Mapping[str, Any]) -> Settings:
+    """The base's recommendations, then the manifest, then `overrides`.
+
+    Raises:
+        UserError: a setting of the manifest or an override that does not exist or fit.
+    """
+    layers = [recommended_settings(collection.manifest.base), collection.manifest.settings, overrides]
+    try:
+        return resolve(*layers)
+    except SettingsError as error:
+        raise UserError(collection.folder / MANIFEST, error.field, error.message, error.mend) from None
+
+
+def student_prompts(collection: Collection, backbone: Backbone) -> dict[str, str]:
+    """The student prompt of every effect: the manifest's, the kept one, or trigger + teacher prompt."""
+    path = collection.folder / PROMPTS
+    kept: dict[str, str] = json.loads(path.read_text()) if path.exists() else {}
+    missing = [e for e in collection.effects if not e.student_prompt and e.name not in kept]
+    pairs = [(e.name, e.teacher_prompt) for e in missing]
+    written = write_student_prompts(backbone.encode_prompt, pairs)
+    kept |= {effect.name: prompt for effect, prompt in zip(missing, written, strict=True)}
+    if missing:
+        write_json(path, kept)
+    return {e.name: e.student_prompt or kept[e.name] for e in collection.effects}
+
+
+class Session:
+    """A collection with its base in memory and its teachers in the library."""
+
+    def __init__(self, collection: Collection, settings: Settings, with_critics: bool):
+        self.collection, self.settings = collection, settings
+        self.backbone = load_backbone(collection.manifest.base)
+        files = {e.name: read_lora(collection.teacher_path(e)) for e in collection.effects}
+        ranks = {STUDENT: settings.student.rank, TEACHER: max(file.rank for file in files.values())}
+        if with_critics:
+            ranks |= {critic_role(n): settings.critic.rank for n in settings.distill.rollout_steps}
+        self.roles = Roles(self.backbone.network, self.backbone.lora_targets, ranks, settings.distill.seed)
+        self.teachers = TeacherLibrary(self.roles, {name: file.weights for name, file in files.items()})
+        self.prompts = student_prompts(collection, self.backbone)
+
+    def make_targets(self, progress: Progress) -> Streams:
+        """All data of the collection, from the cache where it is there."""
+        maker = TargetMaker(self.collection, self.backbone, self.teachers, self.settings, progress)
+        effects = [maker.effect(e, self.prompts[e.name]) for e in self.collection.effects]
+        distill = self.settings.distill
+        return Streams(
+            effects,
+            maker.general(),
+            maker.uncond,
+            seed=distill.seed,
+            batch_size=distill.batch_size,
+            effect_ratio=distill.effect_ratio,
+            route_every=distill.route_every,
+            asymmetric_prompts=distill.asymmetric_prompts,
+        )
+
+    def distillation(self, progress: Progress) -> Distillation:
+        """The run itself, at its first step."""
+        streams = self.make_targets(progress)
+        return Distillation(self.backbone, self.roles, self.teachers, streams, self.settings)
+
+    def write_result(self, run: Distillation, path: Path) -> None:
+        """Write the student as one adapter that carries its recipe."""
+        aop = self.settings.distill.asymmetric_prompts
+        prompts = {e.name: self.prompts[e.name] if aop else e.teacher_prompt for e in self.collection.effects}
+        recipe = Recipe(
+            base=self.collection.manifest.base,
+            steps=self.settings.sampling.steps,
+            shift=self.settings.sampling.shift,
+            resolution=self.settings.data.resolution,
+            effects=prompts,
+            version=__version__,
+        )
+        write_adapter(path, run.student_weights(), recipe)
+
+
+def effect_names(collection: Collection, names: Sequence[str]) -> list[str]:
+    """The named effects, checked; all of them if none is named."""
+    return [collection.effect(n).name for n in names] or [e.name for e in collection.effects]
