@@ -34,13 +34,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="JSON file to write")
     parser.add_argument("--only", nargs="*", choices=list(VARIANTS), help="variants to run; default all")
     parser.add_argument("--effects", type=int, default=4)
+    parser.add_argument(
+        "--displacement", type=float, default=4.0, help="distance of the effects from the base"
+    )
     parser.add_argument("--seeds", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(1)
     rows: list[dict[str, Any]] = []
     for seed in range(args.seeds):
         began = time.perf_counter()
-        world = ToyWorld(args.effects, seed)
+        world = ToyWorld(args.effects, seed, args.displacement)
         print(f"base and {args.effects} teachers: {time.perf_counter() - began:.1f} s", flush=True)
         for num_steps in (8, 4, 2, 1):
             distance = round(world.judge_undistilled(num_steps), 3)

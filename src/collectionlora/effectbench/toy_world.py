@@ -46,10 +46,11 @@ def direction(angle: float) -> Tensor:
 
 @dataclass(frozen=True)
 class ToyEffect:
-    """Effect `index` of `num_effects`: rotation, contraction, displacement by 4, and two modes."""
+    """Effect `index` of `num_effects`: rotation, contraction, displacement, and two modes."""
 
     index: int
     num_effects: int
+    displacement: float = 4.0
 
     @property
     def name(self) -> str:
@@ -70,7 +71,7 @@ class ToyEffect:
         cos, sin = direction(angle)
         rotation = torch.stack([torch.stack([cos, -sin]), torch.stack([sin, cos])])
         away = direction(angle + 1)
-        return source @ rotation.T * 0.5 + 4 * away, torch.stack([-away[1], away[0]])
+        return source @ rotation.T * 0.5 + self.displacement * away, torch.stack([-away[1], away[0]])
 
     def sample(self, source: Tensor, generator: torch.Generator) -> Tensor:
         """The truth: one answer for each source point, `[B, 2]`."""
@@ -155,21 +156,29 @@ def fit(
 class ToyWorld:
     """A trained base, one trained teacher for each effect, and the data of a distillation over them."""
 
-    def __init__(self, num_effects: int = 4, seed: int = 0, base_steps: int = 2500, teacher_steps: int = 800):
-        self.effects = [ToyEffect(k, num_effects) for k in range(num_effects)]
+    def __init__(
+        self,
+        num_effects: int = 4,
+        seed: int = 0,
+        displacement: float = 4.0,
+        base_steps: int = 2500,
+        teacher_steps: int = 800,
+    ):
+        self.base_steps, self.teacher_steps = base_steps, teacher_steps
+        self.effects = [ToyEffect(k, num_effects, displacement) for k in range(num_effects)]
         self.seed = seed
         generator = torch.Generator().manual_seed(seed)
-        self.base = self._train_base(base_steps, generator)
-        self.teachers = {e.name: self._train_teacher(e, teacher_steps, generator) for e in self.effects}
+        self.base = self._train_base(generator)
+        self.teachers = {e.name: self._train_teacher(e, generator) for e in self.effects}
         self.data = self._make_targets(generator)
 
-    def _train_base(self, steps: int, generator: torch.Generator) -> dict[str, Tensor]:
+    def _train_base(self, generator: torch.Generator) -> dict[str, Tensor]:
         backbone = ToyBackbone(self.seed)
         fit(
             backbone,
             list(backbone.network.parameters()),
             lambda: draw_general(512, generator),
-            steps,
+            self.base_steps,
             2e-3,
             generator,
         )
@@ -180,7 +189,7 @@ class ToyWorld:
         backbone.network.load_state_dict(self.base)
         return backbone, Roles(backbone.network, backbone.lora_targets, ranks, seed)
 
-    def _train_teacher(self, effect: ToyEffect, steps: int, generator: torch.Generator) -> LoraWeights:
+    def _train_teacher(self, effect: ToyEffect, generator: torch.Generator) -> LoraWeights:
         backbone, roles = self._with_roles({STUDENT: TEACHER_RANK}, effect.index)
 
         def draw() -> tuple[Condition, Tensor]:
@@ -188,7 +197,7 @@ class ToyWorld:
             return condition_on(effect.teacher_prompt, source), effect.sample(source, generator)
 
         with roles.use(STUDENT):
-            fit(backbone, list(roles.parameters(STUDENT)), draw, steps, 3e-3, generator)
+            fit(backbone, list(roles.parameters(STUDENT)), draw, self.teacher_steps, 3e-3, generator)
         return roles.weights(STUDENT)
 
     def _make_targets(
