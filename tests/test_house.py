@@ -14,6 +14,7 @@ FLOORS = [
     {"target_making", "distillation", "teaching", "trainer", "editing"},
     {"session", "checking", "manifest_template", "effectbench"},
     {"api"},
+    {"demo"},
     {"cli"},
 ]
 # What may import upwards, and why: the prompt type is what prompting measures.

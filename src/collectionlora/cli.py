@@ -67,6 +67,35 @@ def say(as_json: bool, result: dict[str, Any], text: str) -> None:
 
 
 @app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="where to write")] = Path("demo"),
+    effects: Annotated[int, typer.Option(help="how many effects")] = 4,
+    seed: int = 0,
+    overrides: Set = None,
+    as_json: Json = False,
+) -> None:
+    """The whole journey on the embedded base and real photographs; resumes.
+
+    Example: collectionlora demo --out demo --effects 4
+    """
+    from collectionlora.demo import demo as run_demo
+
+    with ProgressLine() as progress:
+        metrics = run_demo(out, effects, seed, parse_overrides(overrides or []), progress)
+    if as_json:
+        say(True, metrics, "")
+        return
+    columns = ("nfe", "psnr", "concept_accuracy", "bad_case_rate", "general_psnr")
+    table = Table("method", *columns)
+    for name, row in metrics["methods"].items():
+        table.add_row(name, *(f"{row[column]:.4g}" for column in columns))
+    console.print(table)
+    console.print(f"look at {out}/sheet.png, read {out}/report.html, then edit a photo of yours:")
+    name = metrics["effects"][0]
+    console.print(f"collectionlora edit {out}/collection --effect {name} --photo YOURS.jpg --out edited.png")
+
+
+@app.command()
 def init(
     folder: Folder,
     base: Annotated[str, typer.Option(help="the base model")] = "nano",
