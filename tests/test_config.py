@@ -1,0 +1,72 @@
+import pytest
+
+from collectionlora.config import Settings, SettingsError, parse_overrides, resolve, setting_names
+
+
+def test_defaults_are_the_papers_recipe():
+    settings = Settings()
+    assert settings.distill.student_updates == 5000
+    assert settings.distill.student_update_every == 5
+    assert settings.distill.effect_ratio == 0.5
+    assert settings.distill.max_grad_norm == 10
+    assert settings.student.learning_rate == settings.critic.learning_rate == 1e-4
+    assert settings.targets.guidance_scale == 5
+    assert (settings.sampling.steps, settings.sampling.shift) == (8, 3)
+
+
+def test_later_layers_win_and_leave_the_rest():
+    settings = resolve({"distill": {"seed": 1, "batch_size": 2}}, {"distill": {"seed": 3}})
+    assert (settings.distill.seed, settings.distill.batch_size) == (3, 2)
+
+
+@pytest.mark.parametrize(
+    ("layer", "field", "mend"),
+    [
+        ({"distill": {"batch_sise": 2}}, "distill.batch_sise", "distill.batch_size"),
+        ({"distil": {"seed": 2}}, "distil", "distill"),
+        ({"student": {"rnk": 2}}, "student.rnk", "student.rank"),
+    ],
+)
+def test_an_unknown_setting_names_the_nearest(layer, field, mend):
+    with pytest.raises(SettingsError) as error:
+        resolve(layer)
+    assert error.value.field == field
+    assert mend in error.value.mend
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        {"distill": {"batch_size": 0}},
+        {"distill": {"effect_ratio": 1.5}},
+        {"distill": {"rollout_steps": []}},
+        {"student": {"rank": "many"}},
+        {"student": {"rank": 64}, "critic": {"rank": 32}},
+    ],
+)
+def test_values_that_do_not_fit_are_refused(layer):
+    with pytest.raises(SettingsError):
+        resolve(layer)
+
+
+def test_a_weight_is_a_schedule_or_a_constant():
+    settings = resolve({"distill": {"anchor_weight": {"start": 1, "end": 0}, "target_weight": 0.5}})
+    assert [settings.distill.anchor_weight.at(p) for p in (0, 0.25, 1)] == [1, 0.75, 0]
+    assert settings.distill.target_weight.at(0.3) == 0.5
+
+
+def test_overrides_are_parsed_as_yaml():
+    parsed = parse_overrides(["distill.rollout_steps=[8, 4]", "student.rank=4", "match.loss=flow"])
+    assert parsed == {"distill": {"rollout_steps": [8, 4]}, "student": {"rank": 4}, "match": {"loss": "flow"}}
+    for bad in ("seed=3", "distill.seed", "distill.seed=[1"):
+        with pytest.raises(SettingsError):
+            parse_overrides([bad])
+
+
+def test_settings_are_frozen_and_listed():
+    with pytest.raises(ValueError, match="frozen"):
+        Settings().distill.seed = 3
+    names = setting_names()
+    assert {"distill.student_updates", "critic.rank", "distill.anchor_weight", "data.resolution"} <= set(
+        names
+    )
