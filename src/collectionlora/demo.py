@@ -29,7 +29,7 @@ from collectionlora.effects import EFFECTS
 from collectionlora.effects.ordinary import general_instructions
 from collectionlora.errors import UserError
 from collectionlora.files import write_json, write_text
-from collectionlora.sampling import Denoiser, sample_many_steps
+from collectionlora.sampling import Denoiser, noise_like, sample_many_steps
 from collectionlora.session import Session, resolve_settings
 
 PHOTOS, GENERAL_PHOTOS, JUDGED = 24, 64, 24
@@ -92,7 +92,7 @@ def teacher_method(session: Session) -> bench.Method:
     @torch.no_grad()
     def run(images: Tensor, texts: Sequence[str], seeds: Sequence[int]) -> Tensor:
         source = backbone.encode_image(images)
-        noise = torch.stack([torch.randn(source.shape[1:], generator=seeded(s)) for s in seeds])
+        noise = noise_like(source, [torch.Generator().manual_seed(seed) for seed in seeds])
         cond, uncond = (
             Condition(backbone.encode_prompt(list(t)), source) for t in (texts, [""] * len(texts))
         )
@@ -109,10 +109,6 @@ def teacher_method(session: Session) -> bench.Method:
             return run(images, texts, seeds)
 
     return bench.Method(TEACHER, 2 * targets.steps, sample, general)
-
-
-def seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 SOURCE = bench.Method(

@@ -14,7 +14,7 @@ from collectionlora.collection import RESULT
 from collectionlora.data import Photo, resize, to_images, to_photos, working_size
 from collectionlora.errors import UserError
 from collectionlora.prompting import compose
-from collectionlora.sampling import Denoiser, sample_few_steps
+from collectionlora.sampling import Denoiser, noise_like, sample_few_steps
 
 MULTIPLE = 8  # sides of the network's images
 
@@ -75,12 +75,10 @@ class Editor:
         source = self.backbone.encode_image(images)
         condition = Condition(self.backbone.encode_prompt(prompts), source)
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        noise = torch.stack([torch.randn(source.shape[1:], generator=g) for g in generators])
         with self.roles.use(STUDENT):
             denoiser = Denoiser(self.backbone, condition)
-            latents = sample_few_steps(
-                denoiser, noise, steps or self.recipe.steps, generators[0], self.recipe.shift
-            )
+            noise, num_steps = noise_like(source, generators), steps or self.recipe.steps
+            latents = sample_few_steps(denoiser, noise, num_steps, generators, self.recipe.shift)
         return self.backbone.decode(latents)
 
 

@@ -1,5 +1,6 @@
 """Samplers: the teacher's many guided steps, and the student's few stochastic ones."""
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -47,9 +48,15 @@ class Denoiser:
         return x0_from_velocity(x_sigma, self.velocity(x_sigma, sigma), sigma)
 
 
-def noise_like(x: Tensor, generator: torch.Generator) -> Tensor:
+# One for a whole batch, or one for each sample, so that a sample's noise does not depend on its batch.
+Generators = torch.Generator | Sequence[torch.Generator]
+
+
+def noise_like(x: Tensor, generator: Generators) -> Tensor:
     """Standard normal noise of the shape, dtype and device of `x`, drawn on the generator's device."""
-    return torch.randn(x.shape, generator=generator, dtype=x.dtype, device=generator.device).to(x.device)
+    if isinstance(generator, torch.Generator):
+        return torch.randn(x.shape, generator=generator, dtype=x.dtype, device=generator.device).to(x.device)
+    return torch.stack([noise_like(sample, g) for sample, g in zip(x, generator, strict=True)])
 
 
 @torch.no_grad()
@@ -63,7 +70,7 @@ def sample_many_steps(denoiser: Denoiser, noise: Tensor, num_steps: int = 40, sh
 
 @torch.no_grad()
 def rollout(
-    denoiser: Denoiser, noise: Tensor, sigmas: Tensor, stop: int, generator: torch.Generator
+    denoiser: Denoiser, noise: Tensor, sigmas: Tensor, stop: int, generator: Generators
 ) -> list[Tensor]:
     """The student's noisy states at `sigmas[0 .. stop]` on its own trajectory from `noise` `[B, C, H, W]`.
 
@@ -79,7 +86,7 @@ def rollout(
 
 @torch.no_grad()
 def sample_few_steps(
-    denoiser: Denoiser, noise: Tensor, num_steps: int, generator: torch.Generator, shift: float = 3.0
+    denoiser: Denoiser, noise: Tensor, num_steps: int, generator: Generators, shift: float = 3.0
 ) -> Tensor:
     """The student's image after `num_steps` stochastic steps from `noise` `[B, C, H, W]`."""
     sigmas = few_step_sigmas(num_steps, shift)

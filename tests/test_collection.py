@@ -1,0 +1,92 @@
+import pytest
+import yaml
+
+from collectionlora.collection import Collection
+from collectionlora.errors import UserError
+from collectionlora.manifest_template import create
+
+GOOD = {
+    "base": "nano",
+    "effects": [
+        {"name": "a-b", "teacher": "teachers/a.safetensors", "teacher_prompt": "do a", "photos": "photos"},
+        {"name": "c", "teacher": "teachers/c.safetensors", "teacher_prompt": "do a", "photos": "photos"},
+    ],
+    "general": {"photos": "photos", "prompts": "general.txt"},
+}
+
+
+def write(folder, document):
+    text = document if isinstance(document, str) else yaml.safe_dump(document)
+    (folder / "collection.yaml").write_text(text)
+    return folder
+
+
+def changed(**effect):
+    return {**GOOD, "effects": [{**GOOD["effects"][0], **effect}, GOOD["effects"][1]]}
+
+
+def test_a_good_manifest_is_read(tmp_path):
+    collection = Collection.load(write(tmp_path, GOOD))
+    assert [e.name for e in collection.effects] == ["a-b", "c"]
+    assert collection.teacher_path(collection.effect("c")) == tmp_path / "teachers/c.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("document", "field", "mend"),
+    [
+        ("base: [", "", "mend the syntax"),
+        ("- 1", "", "start it with"),
+        ({**GOOD, "efects": []}, "efects", "did you mean effects"),
+        (changed(teacher_promt="x"), "effects.0.teacher_promt", "did you mean teacher_prompt"),
+        ({"effects": GOOD["effects"]}, "general", "add it"),
+        (changed(name="C"), "effects.0.name", "'C' now"),
+        (changed(name="c"), "effects", "rename"),
+        (changed(teacher_prompt=""), "effects.0.teacher_prompt", "now"),
+        ({**GOOD, "effects": []}, "effects", "now"),
+        (changed(name=3), "effects.0.name", "3 now"),
+    ],
+)
+def test_a_bad_manifest_names_file_field_and_mend(tmp_path, document, field, mend):
+    with pytest.raises(UserError) as error:
+        Collection.load(write(tmp_path, document))
+    assert error.value.file == str(tmp_path / "collection.yaml")
+    assert error.value.field == field
+    assert mend in error.value.mend
+
+
+def test_two_effects_with_one_student_prompt_are_refused(tmp_path):
+    document = {**GOOD, "effects": [{**e, "student_prompt": "<x> do"} for e in GOOD["effects"]]}
+    with pytest.raises(UserError, match="share the student prompt"):
+        Collection.load(write(tmp_path, document))
+
+
+def test_paths_outside_the_folder_are_refused(tmp_path):
+    collection = Collection.load(write(tmp_path, changed(teacher="../elsewhere.safetensors")))
+    with pytest.raises(UserError, match="outside the folder"):
+        collection.teacher_path(collection.effect("a-b"))
+
+
+def test_an_unknown_effect_names_the_nearest(tmp_path):
+    with pytest.raises(UserError, match="did you mean a-b"):
+        Collection.load(write(tmp_path, GOOD)).effect("a-c")
+
+
+def test_missing_pieces_are_named(tmp_path):
+    collection = Collection.load(write(tmp_path, GOOD))
+    with pytest.raises(UserError, match="no such folder"):
+        collection.general_photo_paths()
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(UserError, match="holds no photos"):
+        collection.general_photo_paths()
+    (tmp_path / "general.txt").write_text("\n \n")
+    with pytest.raises(UserError, match="is empty"):
+        collection.general_prompts()
+    with pytest.raises(UserError, match="collectionlora init"):
+        Collection.load(tmp_path / "absent")
+
+
+def test_init_makes_a_manifest_that_loads_and_never_overwrites(tmp_path):
+    create(tmp_path / "new", "nano", [])
+    assert [e.name for e in Collection.load(tmp_path / "new").effects] == ["my-effect"]
+    with pytest.raises(UserError, match="exists already"):
+        create(tmp_path / "new", "nano", [])

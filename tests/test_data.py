@@ -1,0 +1,95 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from collectionlora.data import (
+    crop_square,
+    read_photo,
+    resize,
+    to_images,
+    to_photos,
+    working_size,
+    write_photo,
+)
+from collectionlora.errors import UserError
+
+RNG = np.random.default_rng(0)
+PIXELS = RNG.integers(0, 255, (20, 30, 3), dtype=np.uint8)
+
+
+def test_a_photo_survives_a_lossless_file(tmp_path):
+    write_photo(tmp_path / "sub" / "a.png", PIXELS)
+    assert np.array_equal(read_photo(tmp_path / "sub" / "a.png"), PIXELS)
+    assert [p.name for p in (tmp_path / "sub").iterdir()] == ["a.png"]
+
+
+def test_exif_orientation_is_applied(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored turned left
+    Image.fromarray(PIXELS).save(tmp_path / "a.png", exif=exif)
+    assert np.array_equal(read_photo(tmp_path / "a.png"), np.rot90(PIXELS, -1))
+
+
+def test_transparency_is_laid_over_white(tmp_path):
+    pixels = np.zeros((4, 4, 4), np.uint8)
+    pixels[:2, :, 3] = 255
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    photo = read_photo(tmp_path / "a.png")
+    assert photo[0, 0].tolist() == [0, 0, 0]
+    assert photo[3, 3].tolist() == [255, 255, 255]
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "CMYK", "1", "RGBA", "LA"])
+def test_every_mode_becomes_rgb(tmp_path, mode):
+    path = tmp_path / ("a.tif" if mode == "CMYK" else "a.png")
+    Image.fromarray(PIXELS).convert(mode).save(path)
+    photo = read_photo(path)
+    assert photo.shape == (20, 30, 3)
+    assert photo.dtype == np.uint8
+
+
+def test_sixteen_bits_are_scaled(tmp_path):
+    values = np.array([[0, 65535]], dtype=np.uint16)
+    Image.fromarray(values).save(tmp_path / "a.png")
+    assert read_photo(tmp_path / "a.png")[0, :, 0].tolist() == [0, 255]
+
+
+@pytest.mark.parametrize("content", [b"", b"not an image", b"\x89PNG\r\n\x1a\n" + b"0" * 40])
+def test_what_is_no_photo_is_refused_by_name(tmp_path, content):
+    (tmp_path / "a.png").write_bytes(content)
+    with pytest.raises(UserError, match=r"a\.png"):
+        read_photo(tmp_path / "a.png")
+
+
+def test_a_truncated_photo_is_refused(tmp_path):
+    Image.fromarray(RNG.integers(0, 255, (200, 200, 3), dtype=np.uint8)).save(tmp_path / "a.jpg")
+    whole = (tmp_path / "a.jpg").read_bytes()
+    (tmp_path / "a.jpg").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match="cannot be read"):
+        read_photo(tmp_path / "a.jpg")
+
+
+def test_an_unknown_suffix_is_refused_and_nothing_is_left(tmp_path):
+    with pytest.raises(UserError, match="image format"):
+        write_photo(tmp_path / "a.xyz", PIXELS)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "expected"),
+    [(100, 100, (64, 64)), (480, 640, (56, 72)), (10, 5000, (40, 112)), (1, 1, (64, 64))],
+)
+def test_working_size_keeps_aspect_and_area(height, width, expected):
+    assert working_size(height, width, 64, 8) == expected
+
+
+def test_images_and_photos_are_inverse():
+    photos = [PIXELS, PIXELS[::-1].copy()]
+    assert all(np.array_equal(a, b) for a, b in zip(to_photos(to_images(photos)), photos, strict=True))
+    assert to_images(photos).dtype == torch.float32
+
+
+def test_crops_and_sizes():
+    assert crop_square(PIXELS, 8).shape == (8, 8, 3)
+    assert resize(PIXELS, (7, 9)).shape == (7, 9, 3)
