@@ -1,0 +1,152 @@
+"""One step of the method: who reads what, who learns, and what it costs."""
+
+import pytest
+import torch
+
+from collectionlora.adapters.roles import STUDENT, TEACHER, critic_role
+from collectionlora.effectbench.toy_world import ToyWorld, toy_settings
+
+CRITIC = critic_role(8)
+COLD = {"match": {"updates": 0}, "distill": {"batch_size": 4, "effect_ratio": 1, "anchor_weight": 1}}
+GUIDED = {"targets": {"guidance_scale": 5}}
+
+
+@pytest.fixture(scope="module")
+def world():
+    return ToyWorld(num_effects=2, base_steps=3, teacher_steps=3)
+
+
+class Recorder:
+    """Every call of the network: role, samples, the prompts it read, whether it kept a graph."""
+
+    def __init__(self, run):
+        self.run, self.calls, self.plain = run, [], run.backbone.velocity
+        run.backbone.velocity = self
+
+    def __call__(self, x_sigma, sigma, prepared):
+        role = self.run.roles._active[0] if self.run.roles._active else None
+        prompts = {tuple(row.flatten().tolist()) for row in prepared.prompt.tokens}
+        self.calls.append((role, len(x_sigma), prompts, torch.is_grad_enabled(), sigma.detach().clone()))
+        return self.plain(x_sigma, sigma, prepared)
+
+    def prompts(self, role):
+        return set().union(*(prompts for name, _, prompts, _, _ in self.calls if name == role))
+
+    def forwards(self, batch):
+        return sum(samples for _, samples, _, _, _ in self.calls) / batch
+
+
+def row(prompt):
+    return tuple(prompt.tokens.flatten().tolist())
+
+
+def test_student_and_critic_read_the_student_prompt_and_the_teacher_its_own(world):
+    run = world.distillation(toy_settings(COLD, GUIDED))
+    recorder = Recorder(run)
+    run(0)
+    effect = next(e for e in run.streams.effects if e.name == run.streams.batch(0).effect)
+    assert recorder.prompts(STUDENT) == {row(effect.student_prompt)}
+    assert recorder.prompts(CRITIC) == {row(effect.student_prompt)}
+    assert recorder.prompts(TEACHER) == {row(effect.teacher_prompt), row(run.streams.uncond)}
+
+
+def test_in_the_general_stream_the_teacher_is_the_bare_base_and_only_dmd_runs(world):
+    run = world.distillation(toy_settings(COLD, GUIDED, {"distill": {"effect_ratio": 0}}))
+    recorder = Recorder(run)
+    metrics = run(0)
+    assert TEACHER not in {role for role, *_ in recorder.calls}
+    assert recorder.prompts(None) - {row(run.streams.uncond)} == recorder.prompts(STUDENT)
+    assert "backward" in metrics
+    assert "target" not in metrics
+    assert "anchor" not in metrics
+
+
+def test_forwards_and_backwards_of_one_student_update(world):
+    run = world.distillation(toy_settings(COLD, GUIDED))
+    recorder = Recorder(run)
+    run(0)
+    # rollout 8; L_BS 1 + critic 1 + teacher 2; L_TS the same; L_TA 1; five critic updates.
+    assert recorder.forwards(4) == 8 + 4 + 4 + 1 + 5
+    with_graph = [role for role, _, _, grad, _ in recorder.calls if grad]
+    assert with_graph.count(STUDENT) == 3
+    assert with_graph.count(CRITIC) == 5
+    assert len(with_graph) == 8
+
+
+@pytest.mark.parametrize(
+    ("off", "name"),
+    [("target_weight", "target"), ("anchor_weight", "anchor"), ("backward_weight", "backward")],
+)
+def test_each_loss_can_be_switched_off_and_then_costs_nothing(world, off, name):
+    whole = world.distillation(toy_settings(COLD, GUIDED))
+    part = world.distillation(toy_settings(COLD, GUIDED, {"distill": {off: 0}}))
+    recorders = Recorder(whole), Recorder(part)
+    assert name in whole(0)
+    assert name not in part(0)
+    assert recorders[1].forwards(4) < recorders[0].forwards(4)
+
+
+def test_a_student_update_moves_the_student_alone_and_a_critic_update_the_critic(world):
+    run = world.distillation(toy_settings(COLD))
+    batch, generator = run.streams.batch(0), run.streams.generator(0)
+    simulation = run.simulate_backward(batch, 8, generator)
+
+    def moved(update):
+        before = {role: run.roles.weights(role) for role in (STUDENT, CRITIC)}
+        update()
+        after = {role: run.roles.weights(role) for role in (STUDENT, CRITIC)}
+        return {
+            role
+            for role in before
+            if any(not torch.equal(before[role][m][1], after[role][m][1]) for m in before[role])
+        }
+
+    assert moved(lambda: run.update_student(batch, simulation, CRITIC, generator, 0.0)) <= {STUDENT}
+    assert moved(lambda: run.update_critic(batch, simulation.image, CRITIC, generator, 0.0)) == {CRITIC}
+    assert moved(lambda: run.match_teacher(batch, generator, 0.0)) == {STUDENT}
+
+
+def test_target_simulation_starts_at_the_last_five_of_eight_steps(world):
+    run = world.distillation(toy_settings(COLD))
+    batch, generator = run.streams.batch(0), torch.Generator().manual_seed(0)
+    simulation = run.simulate_backward(batch, 8, generator)
+    recorder = Recorder(run)
+    for _ in range(200):
+        run.student_on_target(batch, simulation.sigmas, generator)
+    seen = sorted({round(1000 * float(sigma[0]), 1) for *_, sigma in recorder.calls}, reverse=True)
+    assert seen == [833.3, 750.0, 642.9, 500.0, 300.0]
+
+
+def test_the_anchor_is_drawn_above_the_dmd_sigma(world):
+    run = world.distillation(toy_settings(COLD))
+    batch, generator = run.streams.batch(0), torch.Generator().manual_seed(0)
+    recorder = Recorder(run)
+    u = torch.tensor([0.5, 0.6, 0.8, 0.95])
+    for _ in range(50):
+        run.anchor(batch, u, generator)
+    sigmas = torch.stack([sigma for *_, sigma in recorder.calls])
+    lowest = run._shift(u)
+    assert (sigmas >= lowest).all()
+    assert (sigmas.min(0).values - lowest < 0.1 * (1 - lowest) + 1e-3).all()
+
+
+def test_the_papers_critic_simulates_anew_for_each_update(world):
+    run = world.distillation(toy_settings(COLD, {"distill": {"critic_samples": "simulated"}}))
+    recorder = Recorder(run)
+    run(0)
+    effects = {run.streams.batch(0, part).effect for part in range(6)}
+    by_name = {e.name: row(e.student_prompt) for e in run.streams.effects}
+    assert recorder.prompts(CRITIC) == {by_name[name] for name in effects}
+    assert len(effects) == 2
+
+
+def test_each_schedule_length_has_its_own_critic(world):
+    settings = toy_settings(COLD, {"distill": {"rollout_steps": [4, 2]}})
+    run = world.distillation(settings)
+    recorder = Recorder(run)
+    for step in range(8):
+        recorder.calls.clear()
+        run(step)
+        critics = {role for role, *_ in recorder.calls if role and role.startswith("critic")}
+        rollout_length = 1 + sum(1 for role, _, _, grad, _ in recorder.calls if role == STUDENT and not grad)
+        assert critics == {critic_role(rollout_length - 1)}
