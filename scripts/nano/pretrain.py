@@ -14,12 +14,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from collectionlora.backbones.base import Condition
 from collectionlora.backbones.nano import NanoBackbone
 from collectionlora.backbones.nano_network import NanoConfig
+from collectionlora.checkpoint import load_optimizer, optimizer_tensors
+from collectionlora.data import to_images
 from collectionlora.effects.ordinary import (
     ORDINARY_EDITS,
     Cutout,
@@ -29,6 +31,7 @@ from collectionlora.effects.ordinary import (
     load_cutouts,
     load_photographs,
 )
+from collectionlora.files import write_json, write_tensors
 from collectionlora.flow import add_noise, shift_sigma
 from collectionlora.objectives import flow_matching_loss
 from collectionlora.sampling import Denoiser, sample_many_steps
@@ -37,11 +40,6 @@ from collectionlora.sampling import Denoiser, sample_many_steps
 SIZES = ((64, 64), (64, 64), (64, 64), (64, 64), (48, 80), (80, 48), (56, 72), (72, 56))
 UNCONDITIONAL_RATIO = 0.05
 EMA = 0.999
-
-
-def stack(photos: list[np.ndarray]) -> Tensor:
-    """uint8 `[H, W, 3]` photos to `[B, 3, H, W]` in [0, 1]."""
-    return torch.from_numpy(np.stack(photos)).permute(0, 3, 1, 2).float() / 255
 
 
 class Pretraining:
@@ -73,7 +71,11 @@ class Pretraining:
         edits = [draw_edit(rng, pool, cutouts, size) for _ in range(self.args.batch)]
         texts = ["" if rng.random() < UNCONDITIONAL_RATIO else e.instruction for e in edits]
         encode = self.backbone.encode_image
-        return encode(stack([e.source for e in edits])), encode(stack([e.target for e in edits])), texts
+        return (
+            encode(to_images([e.source for e in edits])),
+            encode(to_images([e.target for e in edits])),
+            texts,
+        )
 
     def update(self, pool: PhotoPool, cutouts: list[Cutout]) -> float:
         source, target, texts = self.draw(pool, cutouts)
@@ -103,12 +105,10 @@ class Pretraining:
         tensors = {f"weights.{n}": p.detach() for n, p in self.backbone.modules.named_parameters()}
         tensors |= {f"average.{n}": t for n, t in self.average.items()}
         for index, optimizer in enumerate(self.optimizers):
-            for key, values in optimizer.state_dict()["state"].items():
-                tensors |= {f"optimizer.{index}.{key}.{name}": v for name, v in values.items()}
-        header = {"step": str(self.step), "seconds": str(self.seconds)}
-        save_file({n: t.contiguous() for n, t in tensors.items()}, folder / "state.partial", header)
-        (folder / "state.partial").replace(folder / "state.safetensors")
-        (folder / "progress.json").write_text(json.dumps({"step": self.step, "seconds": self.seconds}))
+            tensors |= optimizer_tensors(f"optimizer.{index}", optimizer)
+        progress = {"step": self.step, "seconds": self.seconds}
+        write_tensors(folder / "state.safetensors", tensors, {k: str(v) for k, v in progress.items()})
+        write_json(folder / "progress.json", progress)
 
     def load(self, folder: Path) -> None:
         tensors = load_file(folder / "state.safetensors")
@@ -116,13 +116,7 @@ class Pretraining:
             parameter.data.copy_(tensors[f"weights.{name}"])
             self.average[name].copy_(tensors[f"average.{name}"])
         for index, optimizer in enumerate(self.optimizers):
-            state: dict[int, dict[str, Tensor]] = {}
-            for path, tensor in tensors.items():
-                if path.startswith(f"optimizer.{index}."):
-                    _, _, key, name = path.split(".")
-                    state.setdefault(int(key), {})[name] = tensor
-            groups = optimizer.state_dict()["param_groups"]
-            optimizer.load_state_dict({"state": state, "param_groups": groups})
+            load_optimizer(f"optimizer.{index}", optimizer, tensors)
         progress = json.loads((folder / "progress.json").read_text())
         self.step, self.seconds = progress["step"], progress["seconds"]
 
@@ -142,7 +136,7 @@ def evaluate(backbone: NanoBackbone, data: Path, num: int, steps: int) -> dict[s
     for kind in ORDINARY_EDITS:
         rng = np.random.default_rng(7)
         edits: list[Edit] = [draw_edit(rng, pool, cutouts, (64, 64), kinds=[kind]) for _ in range(num)]
-        source, target = stack([e.source for e in edits]), stack([e.target for e in edits])
+        source, target = to_images([e.source for e in edits]), to_images([e.target for e in edits])
         noise = torch.randn(source.shape, generator=torch.Generator().manual_seed(7))
         condition = Condition(
             backbone.encode_prompt([e.instruction for e in edits]), backbone.encode_image(source)

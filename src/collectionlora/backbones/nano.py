@@ -13,11 +13,12 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from collectionlora.backbones.base import Condition, Prompt
 from collectionlora.backbones.nano_network import EncodedCondition, NanoConfig, NanoTransformer
+from collectionlora.files import write_tensors
 
 NUM_BUCKETS = 4096
 MOST_WORDS = 48
@@ -114,12 +115,9 @@ class NanoBackbone:
     def save(self, path: Path, metadata: dict[str, str]) -> None:
         """Write the weights in half precision, the sizes and `metadata` in the header."""
         state = self.modules.state_dict()
-        tensors = {name: tensor.half().contiguous() for name, tensor in state.items()}
+        tensors = {name: tensor.half() for name, tensor in state.items()}
         sizes = {name: str(size) for name, size in self.network.config.asdict().items()}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        save_file(tensors, partial, {**metadata, **sizes})
-        partial.replace(path)
+        write_tensors(path, tensors, {**metadata, **sizes})
 
     def encode_prompt(self, prompts: Sequence[str]) -> Prompt:
         return self.text_encoder(prompts)
