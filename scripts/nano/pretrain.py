@@ -1,9 +1,11 @@
 """Pretrain the nano base on ordinary instruction edits of photographs; resumes where it stopped.
 
 python scripts/nano/photographs.py --out DATA
-python scripts/nano/pretrain.py --data DATA --run RUN --steps 30000
-python scripts/nano/pretrain.py --data DATA --run RUN --evaluate      # held-out table
-python scripts/nano/pretrain.py --data DATA --run RUN --export FILE   # the shipped weights
+torchrun --nproc-per-node 2 scripts/nano/pretrain.py --data DATA --folder RUN --steps 30000
+python scripts/nano/pretrain.py --data DATA --folder RUN --evaluate      # held-out table
+python scripts/nano/pretrain.py --data DATA --folder RUN --export FILE   # the shipped weights
+
+Two processes of one thread each do half as much again in the same time as one process of two threads.
 """
 
 import argparse
@@ -14,8 +16,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
+from safetensors import safe_open
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_, parameters_to_vector, vector_to_parameters
 
 from collectionlora.backbones.base import Condition
 from collectionlora.backbones.nano import NanoBackbone
@@ -31,7 +36,7 @@ from collectionlora.effects.ordinary import (
     load_cutouts,
     load_photographs,
 )
-from collectionlora.files import write_json, write_tensors
+from collectionlora.files import write_tensors
 from collectionlora.flow import add_noise, shift_sigma
 from collectionlora.objectives import flow_matching_loss
 from collectionlora.sampling import Denoiser, sample_many_steps
@@ -46,7 +51,7 @@ class Pretraining:
     """Flow matching with Muon on the matrices inside the blocks and AdamW on the rest."""
 
     def __init__(self, args: argparse.Namespace):
-        self.args = args
+        self.args, self.accelerator = args, Accelerator(cpu=True)
         torch.manual_seed(args.seed)
         self.backbone = NanoBackbone(NanoConfig(depth=args.depth, pixel_depth=args.pixel_depth))
         named = dict(self.backbone.modules.named_parameters())
@@ -65,9 +70,9 @@ class Pretraining:
         self.step, self.seconds = 0, 0.0
 
     def draw(self, pool: PhotoPool, cutouts: list[Cutout]) -> tuple[Tensor, Tensor, list[str]]:
-        """Source and target latents and the instructions of this step; a pure function of (seed, step)."""
-        rng = np.random.default_rng([self.args.seed, self.step])
-        size = SIZES[rng.integers(len(SIZES))]
+        """Source and target latents and the instructions; a pure function of (seed, step, process)."""
+        size = SIZES[np.random.default_rng([self.args.seed, self.step]).integers(len(SIZES))]
+        rng = np.random.default_rng([self.args.seed, self.step, self.accelerator.process_index])
         edits = [draw_edit(rng, pool, cutouts, size) for _ in range(self.args.batch)]
         texts = ["" if rng.random() < UNCONDITIONAL_RATIO else e.instruction for e in edits]
         encode = self.backbone.encode_image
@@ -79,7 +84,8 @@ class Pretraining:
 
     def update(self, pool: PhotoPool, cutouts: list[Cutout]) -> float:
         source, target, texts = self.draw(pool, cutouts)
-        generator = torch.Generator().manual_seed(self.args.seed * 1_000_003 + self.step)
+        place = self.step * self.accelerator.num_processes + self.accelerator.process_index
+        generator = torch.Generator().manual_seed(self.args.seed * 1_000_003 + place)
         noise = torch.randn(target.shape, generator=generator)
         sigma = shift_sigma(torch.rand(len(target), generator=generator), 3.0)
         condition = Condition(self.backbone.encode_prompt(texts), source)
@@ -87,7 +93,9 @@ class Pretraining:
         loss = flow_matching_loss(velocity, target, noise)
         self.backbone.modules.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(self.backbone.modules.parameters(), 1.0)
+        gradients = [p.grad for p in self.backbone.modules.parameters() if p.grad is not None]
+        vector_to_parameters(self.accelerator.reduce(parameters_to_vector(gradients), "mean"), gradients)
+        clip_grad_norm_(self.backbone.modules.parameters(), 1.0)
         # Warm up, hold, then fall linearly to zero over the last third.
         left = (self.args.steps - self.step) / (self.args.steps / 3)
         factor = min(1.0, (self.step + 1) / 200, left)
@@ -106,9 +114,8 @@ class Pretraining:
         tensors |= {f"average.{n}": t for n, t in self.average.items()}
         for index, optimizer in enumerate(self.optimizers):
             tensors |= optimizer_tensors(f"optimizer.{index}", optimizer)
-        progress = {"step": self.step, "seconds": self.seconds}
-        write_tensors(folder / "state.safetensors", tensors, {k: str(v) for k, v in progress.items()})
-        write_json(folder / "progress.json", progress)
+        progress = {"step": str(self.step), "seconds": str(self.seconds)}
+        write_tensors(folder / "state.safetensors", tensors, progress)
 
     def load(self, folder: Path) -> None:
         tensors = load_file(folder / "state.safetensors")
@@ -117,8 +124,9 @@ class Pretraining:
             self.average[name].copy_(tensors[f"average.{name}"])
         for index, optimizer in enumerate(self.optimizers):
             load_optimizer(f"optimizer.{index}", optimizer, tensors)
-        progress = json.loads((folder / "progress.json").read_text())
-        self.step, self.seconds = progress["step"], progress["seconds"]
+        with safe_open(folder / "state.safetensors", framework="pt") as file:
+            progress = file.metadata()
+        self.step, self.seconds = int(progress["step"]), float(progress["seconds"])
 
     def averaged(self) -> NanoBackbone:
         """The base with the averaged weights."""
@@ -161,28 +169,31 @@ def train(run: Pretraining, args: argparse.Namespace) -> None:
     cutouts = load_cutouts(args.data / "cutouts" / "train")
     before, start, losses = run.seconds, run.step, []
     began = time.time() - before
-    while run.step < args.steps and run.seconds < args.seconds:
+    while run.step < args.steps:
         losses.append(run.update(pool, cutouts))
         run.seconds = time.time() - began
+        if not run.accelerator.is_main_process:
+            continue
         if run.step % 100 == 0:
             rate = (run.step - start) / max(1e-9, time.time() - began - before)
             line = {"step": run.step, "loss": round(float(np.mean(losses)), 5), "seconds": round(run.seconds)}
             losses = []
-            with (args.run / "log.jsonl").open("a") as log:
+            with (args.folder / "log.jsonl").open("a") as log:
                 log.write(json.dumps(line) + "\n")
             print(line, f"{rate:.2f} steps/s", flush=True)
         if run.step % args.save_every == 0:
-            run.save(args.run)
+            run.save(args.folder)
         if run.step % args.evaluate_every == 0:
             report(run, args)
-    run.save(args.run)
-    report(run, args)
+    if run.accelerator.is_main_process:
+        run.save(args.folder)
+        report(run, args)
 
 
 def report(run: Pretraining, args: argparse.Namespace) -> None:
     table = summarise(evaluate(run.averaged(), args.data, args.num, args.sample_steps))
     line = {"step": run.step, "seconds": round(run.seconds), **table}
-    with (args.run / "heldout.jsonl").open("a") as log:
+    with (args.folder / "heldout.jsonl").open("a") as log:
         log.write(json.dumps(line) + "\n")
     print(json.dumps(line), flush=True)
 
@@ -192,17 +203,16 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", type=Path, required=True, help="folder made by photographs.py")
-    parser.add_argument("--run", type=Path, required=True, help="folder of checkpoints and logs")
+    parser.add_argument("--folder", type=Path, required=True, help="folder of checkpoint and logs")
     parser.add_argument("--steps", type=int, default=30000)
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after this much training")
-    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--batch", type=int, default=24, help="examples of each process")
     parser.add_argument("--depth", type=int, default=6)
     parser.add_argument("--pixel-depth", type=int, default=2)
     parser.add_argument("--optimizer", choices=["muon", "adamw"], default="muon")
     parser.add_argument("--adam-rate", type=float, default=2e-3)
-    parser.add_argument("--muon-rate", type=float, default=1e-2)
+    parser.add_argument("--muon-rate", type=float, default=2e-2)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--save-every", type=int, default=500)
     parser.add_argument("--evaluate-every", type=int, default=2000)
     parser.add_argument("--num", type=int, default=16, help="held-out edits of each kind")
@@ -211,10 +221,10 @@ def main() -> None:
     parser.add_argument("--export", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    args.run.mkdir(parents=True, exist_ok=True)
+    args.folder.mkdir(parents=True, exist_ok=True)
     run = Pretraining(args)
-    if (args.run / "state.safetensors").exists():
-        run.load(args.run)
+    if (args.folder / "state.safetensors").exists():
+        run.load(args.folder)
     if args.evaluate:
         report(run, args)
     elif args.export:

@@ -83,7 +83,7 @@ class NanoBackbone:
 
     lora_targets: tuple[str, ...] = (
         *("to_q", "to_k", "to_v", "to_out.0", "add_k_proj", "add_v_proj"),
-        *("img_mlp.net.0.proj", "img_mlp.net.2", "txt_in"),
+        *("img_mlp.net.0.proj", "img_mlp.net.2", "txt_in", "pooled_in.0", "pooled_in.2"),
         *("pixel_in", "pixel_mod.0", "pixel_mod.1", "pixel_mod.2", "pixel_mix.0", "pixel_mix.1", "proj_out"),
     )
 
