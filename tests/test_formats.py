@@ -81,3 +81,12 @@ def test_an_adapter_carries_its_recipe(tmp_path):
     write_lora(tmp_path / "plain.safetensors", WEIGHTS, {})
     with pytest.raises(UserError, match="no collectionlora recipe"):
         read_adapter(tmp_path / "plain.safetensors")
+
+
+def test_the_same_adapter_is_the_same_file(tmp_path):
+    """safetensors orders metadata at random; a hash of the file should depend on its content alone."""
+    metadata = {f"key-{i}": f'value "{i}" \\ \n é ✓' for i in range(12)}
+    for name in ("a", "b"):
+        write_lora(tmp_path / f"{name}.safetensors", WEIGHTS, metadata)
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+    assert read_lora(tmp_path / "a.safetensors").metadata == metadata

@@ -45,6 +45,8 @@ def test_a_stopped_run_resumes_bit_identically(world, tmp_path, stop_after):
     first.__class__ = Stopped
     with pytest.raises(Interrupted, match=f"step {stop_after} of 7"):
         train(first, tmp_path / "cut", 2, False, quiet)
+    with (tmp_path / "cut" / "log.jsonl").open("a") as log:
+        log.write('{"step": 6, "sec')  # what a killed process leaves
     second = run_of(world)
     train(second, tmp_path / "cut", 2, True, quiet)
 
@@ -54,6 +56,8 @@ def test_a_stopped_run_resumes_bit_identically(world, tmp_path, stop_after):
     logs = [(tmp_path / name / "log.jsonl").read_text().splitlines() for name in ("whole", "cut")]
     losses = [[{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in log] for log in logs]
     assert losses[0] == losses[1]
+    seconds = [json.loads(line)["seconds"] for line in logs[1]]
+    assert seconds == sorted(seconds)
 
 
 def test_a_damaged_checkpoint_is_passed_over(tmp_path):

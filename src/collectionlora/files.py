@@ -37,7 +37,21 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """A safetensors file with a header."""
+    """A safetensors file with a header; the same content gives the same bytes."""
     whole = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
     with written_whole(path) as partial:
         save_file(whole, partial, dict(metadata))
+        if metadata:
+            _sort_metadata(partial)
+
+
+def _sort_metadata(path: Path) -> None:
+    """Put the header's metadata in order of its keys, in place: safetensors writes it in random order."""
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        assert len(text) <= length
+        file.seek(8)
+        file.write(text.ljust(length))

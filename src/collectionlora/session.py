@@ -29,11 +29,14 @@ def resolve_settings(collection: Collection, overrides: Mapping[str, Any]) -> Se
     Raises:
         UserError: a setting of the manifest or an override that does not exist or fit.
     """
-    layers = [recommended_settings(collection.manifest.base), collection.manifest.settings, overrides]
+    layers = [recommended_settings(collection.manifest.base), collection.manifest.settings]
+    place = str(collection.folder / MANIFEST)
     try:
-        return resolve(*layers)
+        resolve(*layers)
+        place = "--set"
+        return resolve(*layers, overrides)
     except SettingsError as error:
-        raise UserError(collection.folder / MANIFEST, error.field, error.message, error.mend) from None
+        raise UserError(place, error.field, error.message, error.mend) from None
 
 
 def student_prompts(collection: Collection, backbone: Backbone) -> dict[str, str]:

@@ -17,6 +17,7 @@ from typing import Protocol
 from torch import Tensor
 
 from collectionlora.checkpoint import latest_checkpoint, save_checkpoint
+from collectionlora.files import write_text
 
 LOG = "log.jsonl"
 
@@ -77,8 +78,7 @@ def train(step: Step, folder: Path, checkpoint_every: int, resume: bool, progres
         first, tensors = found
         step.load_tensors(tensors)
     folder.mkdir(parents=True, exist_ok=True)
-    _cut_log(log, first)
-    began = time.perf_counter()
+    began = time.perf_counter() - _cut_log(log, first)
     with stop_requested() as stop, log.open("a", encoding="utf-8") as lines:
         for number in range(first, step.num_steps):
             metrics = step(number)
@@ -93,8 +93,13 @@ def train(step: Step, folder: Path, checkpoint_every: int, resume: bool, progres
                 raise Interrupted(f"stopped after step {number + 1} of {step.num_steps}")
 
 
-def _cut_log(log: Path, first: int) -> None:
-    """Forget lines of steps that will be taken again."""
+def _cut_log(log: Path, first: int) -> float:
+    """Forget lines of steps that will be taken again; the seconds of those that are kept."""
+    entries = []
     if log.exists():
-        kept = [line for line in log.read_text().splitlines() if line and json.loads(line)["step"] < first]
-        log.write_text("".join(line + "\n" for line in kept))
+        # A killed process leaves half a line at the end.
+        whole_lines = log.read_text().rpartition("\n")[0]
+        entries = [json.loads(line) for line in whole_lines.splitlines()]
+    kept = [entry for entry in entries if entry["step"] < first]
+    write_text(log, "".join(json.dumps(entry) + "\n" for entry in kept))
+    return kept[-1]["seconds"] if kept else 0.0

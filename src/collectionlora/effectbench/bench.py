@@ -19,6 +19,7 @@ GENERAL_KINDS = tuple(k for k, edit in ORDINARY_EDITS.items() if edit.group in (
 
 # Images in [0, 1], prompts and one seed for each to edited images.
 Sampler = Callable[[Tensor, Sequence[str], Sequence[int]], Tensor]
+Pictures = dict[str, dict[str, list[Photo]]]  # by method, then by effect
 
 
 @dataclass(frozen=True)
@@ -118,3 +119,21 @@ def summarise(per_effect: dict[str, dict[str, Any]], nfe: int, general: float) -
         "per_effect": shown,
         "ci95": {"psnr": bootstrap_interval(by_photo)},
     }
+
+
+def compare(
+    methods: Sequence[Method],
+    effects: Sequence[str],
+    cases: Cases,
+    classifier: ConceptClassifier,
+    progress: Callable[[str, int, int, dict[str, float]], None],
+) -> tuple[dict[str, dict[str, Any]], Pictures]:
+    """Every method on every effect: the `methods` of metrics.json, and the pictures."""
+    table, pictures = {}, {}
+    for index, method in enumerate(methods):
+        made = {effect: make(method, effect, cases) for effect in effects}
+        per_effect = measure(made, cases, classifier)
+        table[method.name] = summarise(per_effect, method.nfe, general_psnr(method, cases))
+        pictures[method.name] = made
+        progress("judge", index + 1, len(methods), {})
+    return table, pictures

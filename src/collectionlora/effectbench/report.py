@@ -4,13 +4,17 @@ import base64
 import html
 import io
 import json
+import platform
 from collections.abc import Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from collectionlora.data import Photo
+from collectionlora import __version__
+from collectionlora.data import Photo, write_photo
+from collectionlora.files import write_json, write_text
 
 STYLE = """
 :root{color-scheme:light dark;--line:#8884;--accent:#2b6cb0}
@@ -26,8 +30,8 @@ code{background:#8882;padding:.1rem .3rem;border-radius:3px}
 COLUMNS = ("nfe", "psnr", "ssim", "concept_accuracy", "bad_case_rate", "bleed", "coverage", "general_psnr")
 
 
-def read_curves(log: Path, smoothing: int = 20) -> dict[str, list[tuple[int, float]]]:
-    """Losses by name from a run's log, averaged over `smoothing` entries: (step, value) points."""
+def read_curves(log: Path, most_points: int = 100) -> dict[str, list[tuple[int, float]]]:
+    """Losses by name from a run's log, averaged to at most about `most_points`: (step, value) points."""
     raw: dict[str, list[tuple[int, float]]] = {}
     for line in log.read_text().splitlines():
         entry = json.loads(line)
@@ -36,7 +40,8 @@ def read_curves(log: Path, smoothing: int = 20) -> dict[str, list[tuple[int, flo
                 raw.setdefault(name, []).append((entry["step"], value))
     curves = {}
     for name, points in raw.items():
-        groups = [points[i : i + smoothing] for i in range(0, len(points), smoothing)]
+        size = -(-len(points) // most_points)
+        groups = [points[i : i + size] for i in range(0, len(points), size)]
         curves[name] = [(g[-1][0], sum(v for _, v in g) / len(g)) for g in groups]
     return curves
 
@@ -102,3 +107,16 @@ PSNR and SSIM are to the nearest valid outcome.</p>
 <h2>Settings</h2><details><summary>all settings and versions</summary><pre>{settings}
 {html.escape(json.dumps(metrics["versions"], indent=1))}</pre></details></html>
 """
+
+
+def write_results(out: Path, metrics: Mapping[str, Any], sheet: Photo, log: Path) -> None:
+    """sheet.png, report.html and metrics.json in `out`; `log` is the training run's."""
+    write_photo(out / "sheet.png", sheet)
+    write_text(out / "report.html", build_report(metrics, sheet, read_curves(log)))
+    write_json(out / "metrics.json", metrics)
+
+
+def versions() -> dict[str, str]:
+    """What the numbers depend on."""
+    packages = {name: metadata.version(name) for name in ("torch", "peft", "numpy")}
+    return {"collectionlora": __version__, "python": platform.python_version(), **packages}

@@ -6,7 +6,10 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from collectionlora.data import Photo
+from collectionlora.effectbench.bench import Cases, Pictures
+from collectionlora.effects import EFFECTS
 
+PHOTOS_SHOWN = 2
 GAP, MARGIN, HEADING = 6, 12, 26
 INK, PAPER = (34, 34, 34), (255, 255, 255)
 
@@ -32,3 +35,14 @@ def contact_sheet(
             picture = Image.fromarray(photo).resize((cell, cell), kind)
             sheet.paste(picture, (label_width + i * (cell + GAP), top))
     return np.asarray(sheet)
+
+
+def draw_sheet(cases: Cases, pictures: Pictures) -> Photo:
+    """Source, a truth, and each method, for the first photographs of every effect."""
+    shown = {name: made for name, made in pictures.items() if name != "source"}
+    rows = []
+    for effect in next(iter(pictures.values())):
+        for i, photo in enumerate(cases.photos[:PHOTOS_SHOWN]):
+            truth = EFFECTS[effect](photo, np.random.default_rng(i))
+            rows.append((effect, [photo, truth, *(made[effect][i] for made in shown.values())]))
+    return contact_sheet(rows, ["source", "truth", *shown])

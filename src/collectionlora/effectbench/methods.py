@@ -1,0 +1,81 @@
+"""The ways to make an effect that a benchmark compares, each a `Method`.
+
+Names as in metrics.json: `source`, `teacher` (many guided steps), `teacher-8` (the same LoRA in the student's
+few steps, undistilled), `student` (the adapter's own number of steps), `student-4`.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from collectionlora.adapters.roles import BASE, STUDENT, TEACHER
+from collectionlora.backbones.base import Condition
+from collectionlora.editing import Editor
+from collectionlora.effectbench.bench import Method
+from collectionlora.sampling import Denoiser, Generators, noise_like, sample_few_steps, sample_many_steps
+from collectionlora.session import Session
+
+SOURCE = Method("source", 0, lambda effect, images, seeds: images, lambda images, prompts, seeds: images)
+
+# From a denoiser, the starting noise and one generator for each image to latents.
+Sample = Callable[[Denoiser, Tensor, Generators], Tensor]
+
+
+def student_method(editor: Editor, steps: int, name: str = STUDENT) -> Method:
+    """A finished adapter at `steps`, without guidance."""
+
+    def sample(effect: str, images: Tensor, seeds: Sequence[int]) -> Tensor:
+        return editor.sample(images, [editor.prompt([effect])] * len(images), seeds, steps)
+
+    def general(images: Tensor, prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
+        return editor.sample(images, prompts, seeds, steps)
+
+    return Method(name if steps == editor.recipe.steps else f"{name}-{steps}", steps, sample, general)
+
+
+def teacher_method(session: Session) -> Method:
+    """Each effect's own LoRA in its many guided steps."""
+    targets, shift = session.settings.targets, session.settings.sampling.shift
+
+    def sample(denoiser: Denoiser, noise: Tensor, _generators: Generators) -> Tensor:
+        return sample_many_steps(denoiser, noise, targets.steps, shift)
+
+    return _guided_method(session, TEACHER, targets.steps, sample)
+
+
+def undistilled_method(session: Session, steps: int) -> Method:
+    """Each effect's own LoRA, still guided, in the student's few steps: what distillation has to beat."""
+    shift = session.settings.sampling.shift
+
+    def sample(denoiser: Denoiser, noise: Tensor, generators: Generators) -> Tensor:
+        return sample_few_steps(denoiser, noise, steps, generators, shift)
+
+    return _guided_method(session, f"{TEACHER}-{steps}", steps, sample)
+
+
+def _guided_method(session: Session, name: str, steps: int, sample: Sample) -> Method:
+    """The effects' own LoRAs, and the bare base for ordinary instructions, under one sampler."""
+    backbone, guidance_scale = session.backbone, session.settings.targets.guidance_scale
+    prompts = {e.name: e.teacher_prompt for e in session.collection.effects}
+
+    @torch.no_grad()
+    def run(images: Tensor, texts: Sequence[str], seeds: Sequence[int]) -> Tensor:
+        source = backbone.encode_image(images)
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        cond, uncond = (
+            Condition(backbone.encode_prompt(list(t)), source) for t in (texts, [""] * len(texts))
+        )
+        denoiser = Denoiser(backbone, cond, uncond, guidance_scale)
+        return backbone.decode(sample(denoiser, noise_like(source, generators), generators))
+
+    def effect(name: str, images: Tensor, seeds: Sequence[int]) -> Tensor:
+        with session.teachers.use(name):
+            return run(images, [prompts[name]] * len(images), seeds)
+
+    def general(images: Tensor, texts: Sequence[str], seeds: Sequence[int]) -> Tensor:
+        with session.teachers.use(BASE):
+            return run(images, texts, seeds)
+
+    branches = 1 if guidance_scale == 1 else 2
+    return Method(name, branches * steps, effect, general)
