@@ -192,7 +192,7 @@ def train(run: Pretraining, args: argparse.Namespace) -> None:
 
 def report(run: Pretraining, args: argparse.Namespace) -> None:
     table = summarise(evaluate(run.averaged(), args.data, args.num, args.sample_steps))
-    line = {"step": run.step, "seconds": round(run.seconds), **table}
+    line = {"step": run.step, "seconds": round(run.seconds), "num": args.num, **table}
     with (args.folder / "heldout.jsonl").open("a") as log:
         log.write(json.dumps(line) + "\n")
     print(json.dumps(line), flush=True)
