@@ -8,10 +8,10 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "collectionlora"
 FLOORS = [
     {"errors", "files", "flow", "config", "effects", "collection"},
-    {"objectives", "adapters", "prompting", "data"},
+    {"objectives", "adapters", "prompting", "data", "vlm", "rewriting"},
     {"backbones"},
     {"checkpoint", "sampling", "streams"},
-    {"target_making", "distillation", "teaching", "trainer", "editing"},
+    {"target_making", "prompt_writing", "distillation", "teaching", "trainer", "editing"},
     {"session", "checking", "manifest_template", "effectbench"},
     {"api"},
     {"demo"},

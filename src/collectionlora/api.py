@@ -10,16 +10,17 @@ from collectionlora.adapters.formats import write_lora
 from collectionlora.adapters.roles import STUDENT, Roles
 from collectionlora.backbones import load_backbone
 from collectionlora.backbones.base import Backbone
-from collectionlora.collection import Collection, Effect, list_photos
+from collectionlora.collection import Collection, Effect
 from collectionlora.config import Settings
 from collectionlora.editing import Editor, edit
-from collectionlora.errors import UserError
 from collectionlora.files import write_json
+from collectionlora.prompt_writing import PromptWriter
 from collectionlora.prompting import cosine_table
-from collectionlora.session import Session, effect_names, resolve_settings, student_prompts
+from collectionlora.session import Session, effect_names, resolve_settings
 from collectionlora.target_making import read_latents
 from collectionlora.teaching import Teaching
 from collectionlora.trainer import train
+from collectionlora.vlm import Endpoint, Vlm
 
 __all__ = ["Editor", "distill", "edit", "prompts", "targets", "teach"]
 
@@ -81,28 +82,47 @@ def read_pairs(
     Raises:
         UserError: a file without its partner.
     """
-    folder = collection.folder / "pairs" / effect.name
-    sides = [list_photos(folder / side) for side in ("source", "target")]
-    stems = [{path.stem: path for path in side} for side in sides]
-    alone = sorted(set(stems[0]) ^ set(stems[1]))
-    if alone:
-        raise UserError(folder, alone[0], "is in source/ or target/ alone", "give both files one name")
-    order = sorted(stems[0])
-    sources, targets = (read_latents(backbone, [side[s] for s in order], settings) for side in stems)
+    sides = zip(*collection.pair_paths(effect), strict=True)
+    sources, targets = (read_latents(backbone, side, settings) for side in sides)
     return sources, targets
 
 
-def prompts(collection: Collection | Path | str) -> dict[str, Any]:
-    """Student prompts of all effects, and their pairwise cosine with and without asymmetric prompting."""
+def prompts(
+    collection: Collection | Path | str,
+    endpoint: Endpoint | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    progress: Progress = ignore,
+) -> dict[str, Any]:
+    """Student prompts of all effects, and their pairwise cosine with and without asymmetric prompting.
+
+    With an endpoint, its model rewrites what is missing or changed from two image pairs. Each answer is kept
+    as it comes, so a call after an error or an interruption asks only for the rest.
+
+    Raises:
+        UserError: bad input, or the endpoint fails.
+    """
     collection = open_collection(collection)
+    settings = resolve_settings(collection, overrides or {})
+    vlm = Vlm(endpoint, settings.vlm) if endpoint else None
     backbone = load_backbone(collection.manifest.base)
-    written = student_prompts(collection, backbone)
-    teacher_prompts = [e.teacher_prompt for e in collection.effects]
+    writer = PromptWriter(collection, backbone, settings, vlm)
+    written = {}
+    for effect in collection.effects:
+        written[effect.name] = writer.write(effect)
+        if vlm:
+            spent = {"thousand tokens": vlm.tokens / 1000}
+            progress("prompts", len(written), len(collection.effects), spent)
+    student_prompts = {name: w.student_prompt for name, w in written.items()}
+    teacher_prompts = {e.name: e.teacher_prompt for e in collection.effects}
     return {
-        "student_prompts": written,
-        "teacher_prompts": {e.name: e.teacher_prompt for e in collection.effects},
-        "student_cosine": cosine_table(backbone.encode_prompt, list(written.values())).tolist(),
-        "teacher_cosine": cosine_table(backbone.encode_prompt, teacher_prompts).tolist(),
+        "student_prompts": student_prompts,
+        "written_by": {name: w.written_by for name, w in written.items()},
+        "notes": {name: w.note for name, w in written.items() if w.note},
+        "calls": vlm.calls if vlm else 0,
+        "tokens": vlm.tokens if vlm else 0,
+        "teacher_prompts": teacher_prompts,
+        "student_cosine": cosine_table(backbone.encode_prompt, list(student_prompts.values())).tolist(),
+        "teacher_cosine": cosine_table(backbone.encode_prompt, list(teacher_prompts.values())).tolist(),
     }
 
 

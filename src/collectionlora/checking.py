@@ -10,6 +10,7 @@ from collectionlora.backbones import load_backbone
 from collectionlora.collection import Collection
 from collectionlora.data import read_photo
 from collectionlora.errors import UserError
+from collectionlora.prompt_writing import PROMPTS, read_kept
 from collectionlora.session import resolve_settings
 
 T = TypeVar("T")
@@ -35,6 +36,7 @@ def check_collection(folder: Path) -> dict[str, Any]:
     if collection is not None:
         attempt(lambda: resolve_settings(collection, {}))
         attempt(collection.general_prompts)
+        attempt(lambda: read_kept(collection.folder / PROMPTS))
         photos = set(attempt(collection.general_photo_paths) or [])
         fits = attempt(lambda: lora_check(collection.manifest.base))
         for effect in collection.effects:

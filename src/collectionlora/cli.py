@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -25,6 +26,12 @@ console = Console(stderr=True)
 Folder = Annotated[Path, typer.Argument(help="the collection's folder")]
 Names = Annotated[list[str] | None, typer.Argument(help="effects; all if none is named")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="override a setting: section.name=value")]
+VlmUrl = Annotated[str | None, typer.Option("--vlm", help="an OpenAI-compatible endpoint: http://HOST/v1")]
+VlmModel = Annotated[str | None, typer.Option("--model", help="the endpoint's model")]
+VlmKey = Annotated[str | None, typer.Option("--api-key-env", help="environment variable that holds its key")]
+VlmTokens = Annotated[
+    int | None, typer.Option("--max-tokens-total", help="stop before more tokens are spent")
+]
 Json = Annotated[bool, typer.Option("--json", help="one JSON object on stdout")]
 
 
@@ -142,25 +149,61 @@ def teach(folder: Folder, names: Names = None, overrides: Set = None, as_json: J
 
 
 @app.command()
-def prompts(folder: Folder, as_json: Json = False) -> None:
-    """Triggers and student prompts, and how orthogonal they are.
+def prompts(
+    folder: Folder,
+    vlm: VlmUrl = None,
+    model: VlmModel = None,
+    api_key_env: VlmKey = None,
+    max_tokens_total: VlmTokens = None,
+    overrides: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Triggers and student prompts, and how orthogonal they are; a model behind --vlm rewrites them.
 
-    Example: collectionlora prompts my-collection
+    Example: collectionlora prompts my-collection --vlm http://localhost:11434/v1 --model qwen2.5vl
     """
     from collectionlora import api
+    from collectionlora.vlm import Endpoint
 
-    result = api.prompts(folder)
+    layer = parse_overrides(overrides or [])
+    if max_tokens_total is not None:
+        layer.setdefault("vlm", {})["max_tokens_total"] = max_tokens_total
+    try:
+        with ProgressLine() as progress:
+            result = api.prompts(folder, Endpoint.of(vlm, model, api_key_env), layer, progress)
+    except KeyboardInterrupt:
+        console.print("interrupted; what is answered is kept: run the same command again to go on")
+        raise typer.Exit(130) from None
     if as_json:
         say(True, result, "")
-        return
-    table = Table("effect", "student prompt", "teacher prompt", "nearest student", "nearest teacher")
+    else:
+        console.print(prompt_table(result))
+
+
+def prompt_table(result: dict[str, Any]) -> Table:
+    """Each effect's prompts, and the cosine to the nearest other effect's."""
+    columns = (
+        "effect",
+        "student prompt",
+        "written by",
+        "teacher prompt",
+        "nearest student",
+        "nearest teacher",
+    )
+    spent = f"{result['calls']} calls, {result['tokens']} tokens" if result["calls"] else None
+    table = Table(*columns, caption=spent)
     for i, (name, text) in enumerate(result["student_prompts"].items()):
+        writer = result["written_by"][name]
+        if name in result["notes"]:
+            writer += f" ({result['notes'][name]})"
         nearest = [
             max((c for j, c in enumerate(result[key][i]) if j != i), default=0.0)
             for key in ("student_cosine", "teacher_cosine")
         ]
-        table.add_row(name, text, result["teacher_prompts"][name], *(f"{c:.2f}" for c in nearest))
-    console.print(table)
+        # Prompts may hold what rich would read as its own markup.
+        cells = [escape(cell) for cell in (name, text, writer, result["teacher_prompts"][name])]
+        table.add_row(*cells, *(f"{c:.2f}" for c in nearest))
+    return table
 
 
 @app.command()

@@ -124,6 +124,24 @@ class Collection:
     def photo_paths(self, effect: Effect) -> list[Path]:
         return list_photos(self.path(effect.photos, f"effects.{effect.name}.photos"))
 
+    def pairs_folder(self, effect: Effect) -> Path:
+        return self.folder / "pairs" / effect.name
+
+    def pair_paths(self, effect: Effect) -> list[tuple[Path, Path]]:
+        """The image pairs of an effect, source and target, matched by file name and in its order.
+
+        Raises:
+            UserError: there are none, or a file has no partner.
+        """
+        folder = self.pairs_folder(effect)
+        sources, targets = (
+            {path.stem: path for path in list_photos(folder / side)} for side in ("source", "target")
+        )
+        alone = sorted(sources.keys() ^ targets.keys())
+        if alone:
+            raise UserError(folder, alone[0], "is in source/ or target/ alone", "give both files one name")
+        return [(sources[stem], targets[stem]) for stem in sorted(sources)]
+
     def general_photo_paths(self) -> list[Path]:
         return list_photos(self.path(self.manifest.general.photos, "general.photos"))
 

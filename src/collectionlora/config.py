@@ -97,6 +97,18 @@ class DistillSettings(Section):
     ema: float = Field(0.98, ge=0, lt=1, description="decay of the student's moving average, which is saved")
 
 
+class VlmSettings(Section):
+    """How a vision-language endpoint is asked; which one, only the command line says."""
+
+    timeout: float = Field(120, gt=0, description="seconds for one answer")
+    max_retries: int = Field(4, ge=0, description="further tries on 429, 5xx, timeouts, lost connections")
+    image_side: int = Field(768, ge=32, description="longest side of the images that are sent")
+    max_answer_tokens: int = Field(
+        2048, ge=1, description="tokens of one answer, the model's thoughts included"
+    )
+    max_tokens_total: int = Field(1_000_000, ge=1, description="tokens of one command; it stops before")
+
+
 class Settings(Section):
     """All settings; each section belongs to the module of its name."""
 
@@ -108,6 +120,7 @@ class Settings(Section):
     teach: TeachSettings = TeachSettings()
     match: MatchSettings = MatchSettings()
     distill: DistillSettings = DistillSettings()
+    vlm: VlmSettings = VlmSettings()
 
     @model_validator(mode="after")
     def _critic_holds_student(self) -> "Settings":

@@ -43,15 +43,13 @@ def cosine_table(encode: Encode, prompts: Sequence[str]) -> Tensor:
     return directions @ directions.T
 
 
-def write_student_prompts(encode: Encode, effects: Sequence[tuple[str, str]]) -> list[str]:
-    """A student prompt for each (name, description), its trigger the most orthogonal to those before it."""
-    chosen: list[str] = []
-    for name, description in effects:
-        candidates = [f"{draw_trigger(name, attempt)} {description}" for attempt in range(CANDIDATES)]
-        table = cosine_table(encode, [*candidates, *chosen])[:CANDIDATES, CANDIDATES:]
-        worst = table.max(dim=1).values if chosen else torch.zeros(CANDIDATES)
-        chosen.append(candidates[int(worst.argmin())])
-    return chosen
+def add_trigger(encode: Encode, name: str, description: str, others: Sequence[str]) -> str:
+    """The student prompt of an effect, its trigger the most orthogonal to the `others`' student prompts."""
+    candidates = [f"{draw_trigger(name, attempt)} {description}" for attempt in range(CANDIDATES)]
+    if not others:
+        return candidates[0]
+    table = cosine_table(encode, [*candidates, *others])[:CANDIDATES, CANDIDATES:]
+    return candidates[int(table.max(dim=1).values.argmin())]
 
 
 def compose(prompts: Sequence[str]) -> str:

@@ -1,6 +1,5 @@
 """From a collection folder to a run: settings, base, roles, teachers, data, in this order."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,17 +9,13 @@ from collectionlora.adapters.formats import read_lora
 from collectionlora.adapters.recipe import Recipe, write_adapter
 from collectionlora.adapters.roles import STUDENT, TEACHER, Roles, TeacherLibrary, critic_role
 from collectionlora.backbones import load_backbone, recommended_settings
-from collectionlora.backbones.base import Backbone
 from collectionlora.collection import MANIFEST, Collection
 from collectionlora.config import Settings, SettingsError, resolve
 from collectionlora.distillation import Distillation
 from collectionlora.errors import UserError
-from collectionlora.files import write_json
-from collectionlora.prompting import write_student_prompts
+from collectionlora.prompt_writing import PromptWriter
 from collectionlora.streams import Streams
 from collectionlora.target_making import Progress, TargetMaker
-
-PROMPTS = "prompts.json"
 
 
 def resolve_settings(collection: Collection, overrides: Mapping[str, Any]) -> Settings:
@@ -39,19 +34,6 @@ def resolve_settings(collection: Collection, overrides: Mapping[str, Any]) -> Se
         raise UserError(place, error.field, error.message, error.mend) from None
 
 
-def student_prompts(collection: Collection, backbone: Backbone) -> dict[str, str]:
-    """The student prompt of every effect: the manifest's, the kept one, or trigger + teacher prompt."""
-    path = collection.folder / PROMPTS
-    kept: dict[str, str] = json.loads(path.read_text()) if path.exists() else {}
-    missing = [e for e in collection.effects if not e.student_prompt and e.name not in kept]
-    pairs = [(e.name, e.teacher_prompt) for e in missing]
-    written = write_student_prompts(backbone.encode_prompt, pairs)
-    kept |= {effect.name: prompt for effect, prompt in zip(missing, written, strict=True)}
-    if missing:
-        write_json(path, kept)
-    return {e.name: e.student_prompt or kept[e.name] for e in collection.effects}
-
-
 class Session:
     """A collection with its base in memory and its teachers in the library."""
 
@@ -64,7 +46,8 @@ class Session:
             ranks |= {critic_role(n): settings.critic.rank for n in settings.distill.rollout_steps}
         self.roles = Roles(self.backbone.network, self.backbone.lora_targets, ranks, settings.distill.seed)
         self.teachers = TeacherLibrary(self.roles, {name: file.weights for name, file in files.items()})
-        self.prompts = student_prompts(collection, self.backbone)
+        writer = PromptWriter(collection, self.backbone, settings)
+        self.prompts = {e.name: writer.write(e).student_prompt for e in collection.effects}
 
     def make_targets(self, progress: Progress) -> Streams:
         """All data of the collection, from the cache where it is there."""

@@ -43,6 +43,27 @@ def read_latents(backbone: Backbone, paths: Sequence[Path], settings: Settings) 
     return backbone.encode_image(to_images([crop_square(read_photo(path), side) for path in paths]))
 
 
+def cache_key(collection: Collection, settings: Settings, *parts: Any) -> str:
+    """The fingerprint of `parts` and of all that any cached images depend on."""
+    return fingerprint(
+        collection.manifest.base,
+        settings.targets.model_dump(),
+        settings.data.model_dump(),
+        settings.sampling.shift,
+        *parts,
+    )
+
+
+def effect_key(collection: Collection, effect: Effect, settings: Settings) -> str:
+    """The fingerprint of an effect's targets."""
+    teacher, photos = collection.teacher_path(effect), collection.photo_paths(effect)
+    return cache_key(collection, settings, effect.teacher_prompt, teacher, *photos)
+
+
+def cache_path(collection: Collection, name: str, key: str) -> Path:
+    return collection.folder / CACHE / f"{name}-{key}.safetensors"
+
+
 class TargetMaker:
     """Makes and caches the data of one collection."""
 
@@ -61,8 +82,7 @@ class TargetMaker:
     def effect(self, effect: Effect, student_prompt: str) -> EffectData:
         """Sources, targets and prompts of one effect."""
         paths = self.collection.photo_paths(effect)
-        teacher = self.collection.teacher_path(effect)
-        key = self._key(effect.teacher_prompt, teacher, *paths)
+        key = effect_key(self.collection, effect, self.settings)
         encode = self.backbone.encode_prompt
 
         def make() -> dict[str, Tensor]:
@@ -74,7 +94,7 @@ class TargetMaker:
                 targets = self._sample(effect.name, Condition(prompt, repeated), int(key, 16))
             return {"sources": sources, "targets": targets.unflatten(0, (len(sources), samples))}
 
-        tensors = self._cached(f"{effect.name}-{key}", make)
+        tensors = self._cached(effect.name, key, make)
         return EffectData(
             effect.name,
             **tensors,
@@ -86,7 +106,7 @@ class TargetMaker:
         """Photos paired with instructions, and the bare base's answers for the warm start."""
         paths = self.collection.general_photo_paths()
         instructions = self.collection.general_prompts()
-        key = self._key(*instructions, *paths)
+        key = cache_key(self.collection, self.settings, *instructions, *paths)
         rng = np.random.default_rng(int(key, 16))
         count = self.settings.targets.general
         which_photo = torch.from_numpy(rng.integers(len(paths), size=count))
@@ -99,20 +119,10 @@ class TargetMaker:
                 targets = self._sample("general", Condition(prompt, sources), int(key, 16))
             return {"sources": sources, "targets": targets}
 
-        return GeneralData(prompt=prompt, **self._cached(f"general-{key}", make))
+        return GeneralData(prompt=prompt, **self._cached("general", key, make))
 
-    def _key(self, *parts: Any) -> str:
-        settings = self.settings
-        return fingerprint(
-            self.collection.manifest.base,
-            settings.targets.model_dump(),
-            settings.data.model_dump(),
-            settings.sampling.shift,
-            *parts,
-        )
-
-    def _cached(self, name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-        path = self.collection.folder / CACHE / f"{name}.safetensors"
+    def _cached(self, name: str, key: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        path = cache_path(self.collection, name, key)
         if not path.exists():
             write_tensors(path, make(), {})
         return load_file(path)
