@@ -30,8 +30,8 @@ __all__ = [
     "load_photographs",
 ]
 
-# How often each group is drawn; its kinds share this equally. Spatial and subject edits are the harder ones.
-GROUP_SHARES = {"keep": 0.04, "photometric": 0.30, "spatial": 0.33, "subject": 0.33}
+# How often each group is drawn; its kinds share this equally. Spatial edits take longest to learn.
+GROUP_SHARES = {"keep": 0.04, "photometric": 0.32, "spatial": 0.42, "subject": 0.22}
 SUBJECT_IN_PHOTO_RATIO = 1 / 3  # of the photos of the other groups also show a pasted subject
 
 
