@@ -288,6 +288,9 @@ COLD: Layer = {
     "match": {"updates": 0},
     "distill": {"anchor_weight": {"start": 1, "end": 0}},
 }
+# Long enough that the warm start alone reaches the teachers in their own few steps.
+LONG: Layer = {"match": {"updates": 6000}}
+ALL_LENGTHS: Layer = {"distill": {"rollout_steps": [8, 4, 2, 1], "student_updates": 1000}}
 # Name of a row of the ablation -> what it changes.
 VARIANTS: dict[str, list[Layer]] = {
     "warm start alone": [{"distill": {"student_updates": 0}}],
@@ -296,7 +299,10 @@ VARIANTS: dict[str, list[Layer]] = {
     "full, 4 steps": [{"distill": {"rollout_steps": [4]}}],
     "full, 2 steps": [{"distill": {"rollout_steps": [2]}}],
     "full, 1 step": [{"distill": {"rollout_steps": [1]}}],
-    "full, 8/4/2/1 steps": [{"distill": {"rollout_steps": [8, 4, 2, 1], "student_updates": 1000}}],
+    "full, 8/4/2/1 steps": [ALL_LENGTHS],
+    "long warm start alone": [LONG, {"distill": {"student_updates": 0}}],
+    "long warm start, full": [LONG],
+    "long warm start, full, 8/4/2/1": [LONG, ALL_LENGTHS],
     "cold": [COLD],
     "cold, no AOP": [COLD, {"distill": {"asymmetric_prompts": False}}],
     "cold, no PDSR": [COLD, {"distill": {"effect_ratio": 1}}],
