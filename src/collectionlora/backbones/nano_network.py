@@ -6,8 +6,11 @@ Choices, and what they buy:
   LoRA targets carry over. Patches of 8 pixels.
 - Condition tokens (text and source) never attend to noisy ones and never see sigma, so what they contribute
   is a function of the condition alone: `encode_condition` runs once for a whole trajectory.
-- The mean of the words joins the time embedding (as in SD3 and FLUX), so that an instruction can turn every
-  modulation, and with it the signs of the position features, without a round of attention.
+- The mean of the words joins the time embedding (as in SD3 and FLUX), so that an instruction turns every
+  modulation without a round of attention.
+- Queries and keys carry sinusoids of their patch's place, free of content, and the modulation turns those of
+  the queries: a mirror image is a change of signs, a shift a rotation. Places read off the tokens alone drown
+  in the noise that a flip starts from.
 - Preconditioning around the photo: an edit starts from the source, so the network only predicts what a linear
   estimate from `x_sigma` and the source leaves over, scaled to unit variance (EDM, arXiv 2206.00364, carried
   over to velocity with the source as prior mean).
@@ -25,7 +28,7 @@ from torch import Tensor, nn
 from collectionlora.flow import expand_sigma
 
 RESIDUAL_STD = 0.5  # typical deviation of an edited image from its source, both in [-1, 1]
-QUERY_KEY_GAIN = 1.5  # where the learned gains of queries and keys start
+PLACE_GAIN = 2.0  # of the place features in queries and keys: one patch then stands out among 130 keys
 KeysValues = tuple[Tensor, Tensor]
 
 
@@ -53,12 +56,35 @@ def sinusoids(positions: Tensor, width: int, fastest: float, slowest: float) -> 
     return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
 
-def patch_positions(rows: int, columns: int, width: int) -> Tensor:
-    """Position features of a patch grid, `[rows * columns, width]`; centred: a mirror image changes signs."""
-    y = sinusoids(torch.arange(rows) - (rows - 1) / 2, width // 2, 2.0, 0.05)
-    x = sinusoids(torch.arange(columns) - (columns - 1) / 2, width // 2, 2.0, 0.05)
+def patch_positions(
+    rows: int, columns: int, width: int, fastest: float, slowest: float, device: torch.device
+) -> Tensor:
+    """Place features of a patch grid, `[rows * columns, width]`; centred: a mirror image changes signs.
+
+    For the rows sines, then cosines, then the same for the columns; frequencies in radians per patch.
+    """
+    y = sinusoids(torch.arange(rows, device=device) - (rows - 1) / 2, width // 2, fastest, slowest)
+    x = sinusoids(torch.arange(columns, device=device) - (columns - 1) / 2, width // 2, fastest, slowest)
     grid = torch.cat([y[:, None].expand(-1, columns, -1), x[None].expand(rows, -1, -1)], dim=-1)
     return grid.reshape(rows * columns, width)
+
+
+@dataclass(frozen=True)
+class Places:
+    """Place features of a patch grid `[N, D]`, and the same a quarter turn ahead."""
+
+    here: Tensor
+    ahead: Tensor
+
+    @classmethod
+    def of_grid(cls, rows: int, columns: int, width: int, device: torch.device) -> "Places":
+        here = PLACE_GAIN * patch_positions(rows, columns, width, 2.6, 0.3, device)
+        sin_y, cos_y, sin_x, cos_x = here.chunk(4, dim=-1)
+        return cls(here, torch.cat([cos_y, -sin_y, cos_x, -sin_x], dim=-1))
+
+    def turned(self, by_sine: Tensor, by_cosine: Tensor) -> Tensor:
+        """Turned by modulations `[B, heads, 1, D]`, zero for no turn."""
+        return self.here * (1 + by_cosine) + self.ahead * by_sine
 
 
 class GELUProjection(nn.Module):
@@ -96,14 +122,15 @@ class JointAttention(nn.Module):
         self.norm_added_q, self.norm_added_k = nn.RMSNorm(head), nn.RMSNorm(head)
 
     def image_qkv(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        q, k, v = (self._heads(project(x)) for project in (self.to_q, self.to_k, self.to_v))
+        q, k, v = (self.heads(project(x)) for project in (self.to_q, self.to_k, self.to_v))
         return self.norm_q(q), self.norm_k(k), v
 
     def text_qkv(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        q, k, v = (self._heads(project(x)) for project in (self.add_q_proj, self.add_k_proj, self.add_v_proj))
+        q, k, v = (self.heads(project(x)) for project in (self.add_q_proj, self.add_k_proj, self.add_v_proj))
         return self.norm_added_q(q), self.norm_added_k(k), v
 
-    def _heads(self, x: Tensor) -> Tensor:
+    def heads(self, x: Tensor) -> Tensor:
+        """Tokens `[B, N, D]` to `[B, heads, N, D / heads]`."""
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
 
@@ -117,7 +144,7 @@ class NanoBlock(nn.Module):
         super().__init__()
         width = config.width
         self.attn = JointAttention(width, config.num_heads)
-        self.img_mod = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
+        self.img_mod = nn.Sequential(nn.SiLU(), nn.Linear(width, 8 * width))
         self.img_mlp = FeedForward(width, 4)
         self.txt_norm1, self.txt_norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.txt_mlp = FeedForward(width, 2)
@@ -126,13 +153,19 @@ class NanoBlock(nn.Module):
     def _norm(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
         return F.layer_norm(x, x.shape[-1:]) * (1 + scale) + shift
 
+    def _modulation(self, time: Tensor) -> tuple[list[Tensor], tuple[Tensor, Tensor]]:
+        """Scale, shift and gate of both halves, each `[B, 1, D]`, and the turn of the queries' places."""
+        *halves, sine, cosine = self.img_mod(time)[:, None].chunk(8, dim=-1)
+        return halves, (self.attn.heads(sine), self.attn.heads(cosine))
+
     def condition(
-        self, text: Tensor, source: Tensor, clean: Tensor, mask: Tensor
+        self, text: Tensor, source: Tensor, clean: Tensor, places: Places, mask: Tensor
     ) -> tuple[Tensor, Tensor, KeysValues]:
         """Advance text `[B, T, D]` and source tokens `[B, N, D]`; also their keys and values."""
-        scale1, shift1, gate1, scale2, shift2, gate2 = self.img_mod(clean)[:, None].chunk(6, dim=-1)
+        (scale1, shift1, gate1, scale2, shift2, gate2), turn = self._modulation(clean)
         text_qkv = self.attn.text_qkv(self.txt_norm1(text))
-        image_qkv = self.attn.image_qkv(self._norm(source, scale1, shift1))
+        q, k, v = self.attn.image_qkv(self._norm(source, scale1, shift1))
+        image_qkv = q + places.turned(*turn), k + places.here, v
         q, k, v = (torch.cat(pair, dim=2) for pair in zip(text_qkv, image_qkv, strict=True))
         mixed_text, mixed_source = attend(q, k, v, mask).split([text.shape[1], source.shape[1]], dim=1)
         text = text + self.attn.to_add_out(mixed_text)
@@ -141,14 +174,16 @@ class NanoBlock(nn.Module):
         source = source + gate2 * self.img_mlp(self._norm(source, scale2, shift2))
         return text, source, (k, v)
 
-    def forward(self, noisy: Tensor, time: Tensor, keys_values: KeysValues, mask: Tensor) -> Tensor:
+    def forward(
+        self, noisy: Tensor, time: Tensor, places: Places, keys_values: KeysValues, mask: Tensor
+    ) -> Tensor:
         """Advance noisy tokens `[B, N, D]` at `time` `[B, D]`."""
-        scale1, shift1, gate1, scale2, shift2, gate2 = self.img_mod(time)[:, None].chunk(6, dim=-1)
+        (scale1, shift1, gate1, scale2, shift2, gate2), turn = self._modulation(time)
         q, k, v = self.attn.image_qkv(self._norm(noisy, scale1, shift1))
+        q, k = q + places.turned(*turn), k + places.here
         k, v = torch.cat([keys_values[0], k], dim=2), torch.cat([keys_values[1], v], dim=2)
-        noisy = noisy + gate1 * self.attn.to_out[0](
-            attend(q, k, v, F.pad(mask, (0, noisy.shape[1]), value=True))
-        )
+        mixed = attend(q, k, v, F.pad(mask, (0, noisy.shape[1]), value=True))
+        noisy = noisy + gate1 * self.attn.to_out[0](mixed)
         return noisy + gate2 * self.img_mlp(self._norm(noisy, scale2, shift2))
 
 
@@ -192,6 +227,7 @@ class EncodedCondition:
     keys_values: list[KeysValues]
     mask: Tensor
     pooled: Tensor
+    places: Places
     source: Tensor
 
 
@@ -225,11 +261,6 @@ class NanoTransformer(nn.Module):
         for layer in [*modulations, *outputs]:
             for parameter in layer.parameters():
                 nn.init.zeros_(parameter)
-        # With unit gains no logit of a 32-wide head exceeds 5.7: too blunt to fetch one patch among 130.
-        for block in self.blocks:
-            for name, parameter in block.attn.named_parameters():
-                if name.startswith("norm_"):
-                    nn.init.constant_(parameter, QUERY_KEY_GAIN)
 
     def _time(self, sigma: Tensor) -> Tensor:
         return self.time_in(sinusoids(sigma, self.config.width, 100.0, 1.0))
@@ -237,7 +268,7 @@ class NanoTransformer(nn.Module):
     def _patchify(self, layer: nn.Module, image: Tensor) -> Tensor:
         tokens = layer(image)
         rows, columns = tokens.shape[-2:]
-        positions = patch_positions(rows, columns, self.config.width).to(tokens)
+        positions = patch_positions(rows, columns, self.config.width, 2.0, 0.05, tokens.device)
         return tokens.flatten(2).transpose(1, 2) + self.position_in(positions)
 
     def encode_condition(self, text: Tensor, text_mask: Tensor, source: Tensor) -> EncodedCondition:
@@ -252,11 +283,14 @@ class NanoTransformer(nn.Module):
         num_words = text_mask.sum(1, keepdim=True).clamp_min(1)
         pooled = self.pooled_in((text * text_mask[..., None]).sum(1) / num_words)
         clean = self._time(source.new_zeros(len(source))) + pooled
+        rows, columns = (side // self.config.patch for side in source.shape[-2:])
+        head = self.config.width // self.config.num_heads
+        places = Places.of_grid(rows, columns, head, source.device)
         keys_values = []
         for block in self.blocks:
-            text, source_tokens, pair = block.condition(text, source_tokens, clean, mask)
+            text, source_tokens, pair = block.condition(text, source_tokens, clean, places, mask)
             keys_values.append(pair)
-        return EncodedCondition(keys_values, mask, pooled, source)
+        return EncodedCondition(keys_values, mask, pooled, places, source)
 
     def forward(self, x_sigma: Tensor, sigma: Tensor, condition: EncodedCondition) -> Tensor:
         """The velocity `[B, 3, H, W]` at `sigma` `[B]`."""
@@ -268,7 +302,7 @@ class NanoTransformer(nn.Module):
         tokens = self._patchify(self.img_in, scaled)
         time = self._time(sigma) + condition.pooled
         for block, keys_values in zip(self.blocks, condition.keys_values, strict=True):
-            tokens = block(tokens, time, keys_values, condition.mask)
+            tokens = block(tokens, time, condition.places, keys_values, condition.mask)
         scale, shift = self.norm_out(time)[:, None].chunk(2, dim=-1)
         tokens = F.layer_norm(tokens, tokens.shape[-1:]) * (1 + scale) + shift
         residual = self.head(tokens, torch.cat([scaled, condition.source], dim=1))
