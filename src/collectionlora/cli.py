@@ -111,6 +111,15 @@ def init(
     console.print(f"made {folder}; next: edit {folder}/collection.yaml, then collectionlora check {folder}")
 
 
+def describe_lora(effect: dict[str, Any]) -> str:
+    """One line of `check` for an effect's LoRA file."""
+    ranks, scales = (", ".join(f"{value:g}" for value in effect[key]) for key in ("ranks", "scales"))
+    line = f"{effect['name']}: {effect['format']}, rank {ranks}, scale {scales}, "
+    line += f"{effect['modules']} of {effect['targets']} modules, norm {effect['norm']:.3g}"
+    lost = effect["conversion_loss"]
+    return f"{line}, converted with a loss of {lost:.2g}" if lost else line
+
+
 @app.command()
 def check(folder: Folder, as_json: Json = False) -> None:
     """Find now what could fail later: manifest, photos, LoRA files against the base, prompts.
@@ -121,7 +130,7 @@ def check(folder: Folder, as_json: Json = False) -> None:
 
     result = check_collection(folder)
     lines = [f"error: {p['file']}: {p['field']}: {p['message']}; {p['mend']}" for p in result["problems"]]
-    lines += [f"{e['name']}: rank {e['rank']}, {e['modules']} modules" for e in result["effects"]]
+    lines += [describe_lora(effect) for effect in result["effects"]]
     say(as_json, result, "\n".join([*lines, "ready" if result["ok"] else "not ready"]))
     if not result["ok"]:
         raise typer.Exit(2)
