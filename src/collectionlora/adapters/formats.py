@@ -3,7 +3,8 @@
 Every tensor of a file is either used or the file is refused by name. `docs/lora-files.md` says what is read.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -54,20 +55,30 @@ class LoraFile:
         }
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """All tensors of a safetensors file as they are, and its header.
+@contextmanager
+def opened(path: Path) -> Iterator[Any]:
+    """A safetensors file, its tensors not read yet.
 
     Raises:
         UserError: no such file, or not a safetensors file.
     """
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
+            yield file
     except FileNotFoundError:
         raise UserError(path, "", "there is no such file", "check the path") from None
     except (SafetensorError, OSError) as error:
         raise UserError(path, "", f"not a safetensors file ({error})", "convert it to safetensors") from None
+
+
+def read_header(path: Path) -> dict[str, str]:
+    """What a safetensors file says of itself.
+
+    Raises:
+        UserError: no such file, or not a safetensors file.
+    """
+    with opened(path) as file:
+        return file.metadata() or {}
 
 
 def read_lora(path: Path, base: Mapping[str, Tensor] | None = None) -> LoraFile:
@@ -82,7 +93,9 @@ def read_lora(path: Path, base: Mapping[str, Tensor] | None = None) -> LoraFile:
         UserError: not a safetensors file, a key that is not used, a module that the base lacks, an incomplete
             or misshapen module, values that are not finite, or a conversion that loses too much.
     """
-    tensors, metadata = read_tensors(path)
+    with opened(path) as file:
+        metadata = file.metadata() or {}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     header = AlphaHeader.find(path, metadata)
     names = ModuleNames(None if base is None else list(base))
     parts: dict[str, dict[str, Tensor]] = {}
