@@ -14,6 +14,7 @@ from collectionlora.collection import Collection, Effect, list_photos
 from collectionlora.config import Settings
 from collectionlora.editing import Editor, edit
 from collectionlora.errors import UserError
+from collectionlora.exporting import export
 from collectionlora.files import write_json
 from collectionlora.prompting import cosine_table
 from collectionlora.session import Session, effect_names, resolve_settings, student_prompts
@@ -21,7 +22,7 @@ from collectionlora.target_making import read_latents
 from collectionlora.teaching import Teaching
 from collectionlora.trainer import train
 
-__all__ = ["Editor", "distill", "edit", "prompts", "targets", "teach"]
+__all__ = ["Editor", "distill", "edit", "export", "prompts", "targets", "teach"]
 
 Progress = Callable[[str, int, int, dict[str, float]], None]  # (what, done, in all, metrics)
 

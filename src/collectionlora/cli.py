@@ -245,6 +245,33 @@ def edit(
     say(as_json, {"images": written}, "\n".join(f"wrote {path}" for path in written))
 
 
+@app.command()
+def export(
+    collection: Annotated[Path, typer.Argument(help="the folder, or the one file")],
+    format: Annotated[str, typer.Option(help="diffusers, peft or comfyui")],
+    out: Annotated[Path, typer.Option(help="the folder to write")],
+    rank: Annotated[int | None, typer.Option(min=1, help="reduce to this rank by singular values")] = None,
+    preview: Annotated[
+        list[Path] | None, typer.Option(help="an image for the model card, named after its effect")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """The finished adapter for diffusers, PEFT or ComfyUI, with model card, scheduler, example or workflow.
+
+    Example: collectionlora export my-collection --format diffusers --out my-collection-lora
+    """
+    from collectionlora.exporting import export as run_export
+
+    result = run_export(collection, format, out, rank, preview or [])
+    lines = [f"wrote {path}" for path in result["files"]]
+    if reduction := result["reduction"]:
+        lines.append(
+            "relative error of the smaller rank: {overall:.2g} overall, at most {worst:.2g} "
+            "({worst_module})".format(**reduction)
+        )
+    say(as_json, result, "\n".join(lines))
+
+
 def show_version(value: bool) -> None:
     if value:
         print(__version__)
