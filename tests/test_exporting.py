@@ -271,6 +271,14 @@ def test_what_cannot_be_exported_is_refused(tmp_path, collection):
     assert not (tmp_path / "out").exists()
 
 
+def test_comfyui_is_refused_where_it_would_leave_modules_out(tmp_path, collection):
+    for base in ("black-forest-labs/FLUX.2-dev", "someone/other-model"):
+        in_base_model(collection, RECIPE.model_copy(update={"base": base}))
+        with pytest.raises(UserError, match="every module"):
+            export(collection, "comfyui", tmp_path / "out")
+        assert export(collection, "diffusers", tmp_path / "out")["files"]
+
+
 def test_the_family_of_a_folder_is_what_its_pipeline_is(tmp_path):
     for name, architecture in (("FluxKontextPipeline", "flux-1-kontext-dev"), ("OtherPipeline", "unknown")):
         (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": name}))

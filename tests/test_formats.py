@@ -5,14 +5,18 @@ import json
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from safetensors.torch import save_file
+from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import nn
 
+from collectionlora import checking
 from collectionlora.adapters.formats import read_lora, write_lora
 from collectionlora.adapters.low_rank import change
 from collectionlora.adapters.recipe import Recipe, read_adapter, write_adapter
 from collectionlora.adapters.roles import STUDENT, Roles, target_weights
+from collectionlora.cli import describe_lora
 from collectionlora.errors import UserError
+from collectionlora.manifest_template import create
 
 ATTENTION, MLP, CONV = "blocks.0.attn.to_q", "blocks.0.img_mlp.net.0", "mix.1"
 ALPHA, RANKS = 2.0, {ATTENTION: 4, MLP: 3, CONV: 2}
@@ -289,6 +293,7 @@ def test_a_conversion_states_its_loss_and_is_refused_beyond_a_tenth(tmp_path):
             assert found.report(1)["conversion_loss"] == pytest.approx(measured, rel=1e-3)
 
 
+PARTS = {"lora_A.weight": (2, 6), "lora_B.weight": (4, 2)}
 GOOD = {f"{ATTENTION}.lora_A.weight": torch.ones(2, 6), f"{ATTENTION}.lora_B.weight": torch.ones(8, 2)}
 
 
@@ -346,6 +351,37 @@ def test_a_file_that_would_be_read_in_part_is_refused_by_name(tmp_path, base, ex
     assert error.value.mend
 
 
+FLUX = {
+    "transformer_blocks.0.attn.to_q": (4, 6),
+    "transformer_blocks.0.attn.to_k": (4, 6),
+    "transformer_blocks.0.attn.to_v": (4, 6),
+    "single_transformer_blocks.3.attn.to_q": (4, 6),
+    "single_transformer_blocks.3.attn.to_k": (4, 6),
+    "single_transformer_blocks.3.attn.to_v": (4, 6),
+    "single_transformer_blocks.3.proj_mlp": (9, 6),
+    "x_embedder": (6, 2),
+}
+
+
+@pytest.mark.parametrize(("prefix", "rename"), [("lora_unet_", underscored), ("diffusion_model.", plain)])
+def test_fused_modules_of_flux_become_their_pieces(tmp_path, prefix, rename):
+    base = {name: random(*shape) for name, shape in FLUX.items()}
+    fused = {"double_blocks.0.img_attn.qkv": (12, 6), "single_blocks.3.linear1": (21, 6), "img_in": (6, 2)}
+    adapter = {name: (random(2, columns), random(rows, 2)) for name, (rows, columns) in fused.items()}
+    spelling = [f"{prefix}{{}}.{part}" for part in ("lora_down.weight", "lora_up.weight", "alpha")]
+    path = written(tmp_path / "a.safetensors", adapter, *spelling, rename=rename)
+    found = read_lora(path, base)
+    rows = torch.cat([change(adapter[name]) for name in fused if name != "img_in"])
+    expected = dict(zip(FLUX, rows.split([4] * 6 + [9]), strict=False)) | {
+        "x_embedder": change(adapter["img_in"])
+    }
+    assert_changes(found, {name: matrix * ALPHA / 2 for name, matrix in expected.items()})
+    twice = {f"transformer_blocks.0.attn.to_q.{part}": torch.ones(*s) for part, s in PARTS.items()}
+    save_file(load_file(path) | twice, path)
+    with pytest.raises(UserError, match="second time"):
+        read_lora(path, base)
+
+
 def test_names_that_the_base_cannot_tell_apart_are_refused(tmp_path):
     tensors = {
         "lora_unet_a_b.lora_down.weight": torch.ones(2, 6),
@@ -391,3 +427,25 @@ def test_an_adapter_carries_its_recipe(tmp_path, adapter):
     write_lora(tmp_path / "plain.safetensors", adapter, {})
     with pytest.raises(UserError, match="no collectionlora recipe"):
         read_adapter(tmp_path / "plain.safetensors")
+
+
+def test_check_reports_every_file_and_names_the_bad_one(tmp_path, base, adapter, monkeypatch):
+    monkeypatch.setattr(checking, "base_weights", lambda name: base)
+    create(tmp_path, "nano", [])
+    manifest = (tmp_path / "collection.yaml").read_text()
+    (tmp_path / "collection.yaml").write_text(manifest.replace("my-effect", "good"))
+    Image.new("RGB", (8, 8)).save(tmp_path / "photos" / "general" / "a.png")
+    Image.new("RGB", (8, 8)).save(tmp_path / "photos" / "my-effect" / "a.png")
+    (tmp_path / "photos" / "my-effect").rename(tmp_path / "photos" / "good")
+    spelling = [f"diffusion_model.{{}}.{part}" for part in ("lora_down.weight", "lora_up.weight", "alpha")]
+    path = written(tmp_path / "teachers" / "good.safetensors", adapter, *spelling)
+    result = checking.check_collection(tmp_path)
+    assert result["problems"] == []
+    (effect,) = result["effects"]
+    assert effect == {"name": "good", **read_lora(path, base).report(4)}
+    line = "good: comfyui LoRA, rank 2, 3, 4, scale 0.5, 0.666667, 1, 3 of 4 modules, norm "
+    assert describe_lora(effect).startswith(line)
+    written(path, {"elsewhere": adapter[MLP]}, *spelling)
+    result = checking.check_collection(tmp_path)
+    assert (result["ok"], result["effects"]) == (False, [])
+    assert result["problems"][0]["field"] == "diffusion_model.elsewhere"

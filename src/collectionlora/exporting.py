@@ -46,12 +46,17 @@ def export(
         `{"format", "files", "rank", "reduction"}`, the last the fields of `Reduction`, or None.
 
     Raises:
-        UserError: no finished adapter, an unknown format, a rank above the adapter's, a preview of no effect.
+        UserError: no finished adapter, a format that is unknown or not for its base, a rank above the
+            adapter's, or a preview of no effect.
     """
     source, out = adapter_path(Path(collection)), Path(out)
     if format not in KEYS:
         raise UserError("", "format", f"{format!r} is not known", f"choose from {', '.join(KEYS)}")
     lora, recipe = read_adapter(source)
+    family = find_family(recipe.base)
+    if format == "comfyui" and family.comfyui_prefix is None:
+        message = f"ComfyUI is not known to read every module of {recipe.base}"
+        raise UserError(source, "format", message, "export for diffusers or peft")
     reduction = None
     if rank is None:
         weights = {name: pad((a.half(), b.half()), lora.rank) for name, (a, b) in lora.weights.items()}
@@ -67,7 +72,7 @@ def export(
         format,
         file=names.get(format, f"{title}.safetensors"),
         recipe=recipe,
-        family=find_family(recipe.base),
+        family=family,
         reduction=reduction,
         previews={effect: f"images/{path.name}" for effect, path in images.items()},
     )
@@ -111,7 +116,7 @@ def write_files(card: Card, weights: LoraWeights, out: Path) -> list[str]:
 
 def spell(card: Card, weights: LoraWeights, rank: int) -> dict[str, Tensor]:
     """The tensors under the names of a format; alpha is the rank, and ComfyUI is told so."""
-    prefix = card.family.comfyui_prefix if card.format == "comfyui" else ""
+    prefix = (card.family.comfyui_prefix or "") if card.format == "comfyui" else ""
     down, up = KEYS[card.format]
     tensors: dict[str, Tensor] = {}
     for module, (a, b) in weights.items():

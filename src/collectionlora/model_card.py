@@ -93,8 +93,6 @@ subfolder="scheduler")`.""",
 Put `$file` into `models/loras`, load `workflow.json`, choose your photo and your files of the base, and give
 the prompt of an effect.""",
 }
-NO_WORKFLOW = """\
-`$file` has ComfyUI's keys. There is no workflow beside it: the nodes for this base are not known here."""
 NANO_USE = """\
 `collectionlora edit $file --effect EFFECT --photo PHOTO --out OUT` edits one photo. The nano base is embedded
 in collectionlora; neither diffusers nor ComfyUI has it."""
@@ -165,6 +163,7 @@ class Card:
             for name, prompt in self.recipe.effects.items()
         ]
         images = [f"\n![{name}]({path})" for name, path in self.previews.items()]
+        use = NANO_USE if self.recipe.base == NANO else USES[self.format]
         return BODY.substitute(
             title=self.title,
             base=self.base,
@@ -174,18 +173,9 @@ class Card:
             resolution=self.recipe.resolution,
             rows="\n".join(rows),
             previews="".join(f"{image}\n" for image in images),
-            use=self._use(),
+            use=Template(use).substitute(file=self.file),
             reduction=f"\n## Rank\n\nBy singular values, {self.reduction}.\n" if self.reduction else "",
         )
-
-    def _use(self) -> str:
-        if self.recipe.base == NANO:
-            use = NANO_USE
-        elif self.format == "comfyui" and self.family.workflow is None:
-            use = NO_WORKFLOW
-        else:
-            use = USES[self.format]
-        return Template(use).substitute(file=self.file)
 
     def example(self) -> str:
         """A script that edits one photo with nothing but diffusers."""

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from collectionlora.adapters.alpha import AGAIN, AlphaHeader, module_scale
+from collectionlora.adapters.flux_names import original_names
 from collectionlora.adapters.keys import ModuleNames, split_key
 from collectionlora.adapters.low_rank import Pair, change_norm
 from collectionlora.adapters.lycoris import MOST_RANK, Rebuilt, dora, rebuild
@@ -97,7 +98,8 @@ def read_lora(path: Path, base: Mapping[str, Tensor] | None = None) -> LoraFile:
         metadata = file.metadata() or {}
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     header = AlphaHeader.find(path, metadata)
-    names = ModuleNames(None if base is None else list(base))
+    fused = original_names(base or {})
+    names = ModuleNames(None if base is None else {*base, *fused})
     parts: dict[str, dict[str, Tensor]] = {}
     prefixes, kinds = set(), set()
     for key, tensor in tensors.items():
@@ -112,13 +114,21 @@ def read_lora(path: Path, base: Mapping[str, Tensor] | None = None) -> LoraFile:
         prefixes.add(prefix)
     if not parts:
         raise UserError(path, "", "holds no LoRA weights", "give the file of a trained LoRA")
-    weights, scales, losses = {}, {}, {}
+    weights: LoraWeights = {}
+    scales, losses = {}, {}
     for module, found in parts.items():
-        built, scale = read_module(path, module, found, header, None if base is None else base[module])
-        weights[module], scales[module] = built.pair, scale
+        pieces = fused.get(module, (module,))
+        bases = [] if base is None else [base[piece] for piece in pieces]
+        weight = torch.cat(bases) if len(bases) > 1 else next(iter(bases), None)
+        built, scale = read_module(path, module, found, header, weight)
         kinds.add(built.kind)
-        if built.loss:
-            losses[module] = built.loss
+        a, b = built.pair
+        for piece, rows in zip(pieces, b.split([len(w) for w in bases] or len(b)), strict=True):
+            if piece in weights:
+                raise UserError(path, module, f"holds {piece} for the second time", "remove one of them")
+            weights[piece], scales[piece] = (a, rows), scale
+            if built.loss:
+                losses[piece] = built.loss
     label = f"{'+'.join(sorted(prefixes))} {'+'.join(sorted(kinds))}"
     return LoraFile(weights, metadata, label, scales, losses)
 
