@@ -200,20 +200,10 @@ def tucker(core, b, a):
 
 def converted_cases():
     """Tensors of one module and its change before alpha / rank, by kind and layout."""
-    wa, wb, wc, wd = random(8, 2), random(2, 6), random(8, 2), random(2, 6)
-    yield (
-        "LoHa",
-        ATTENTION,
-        {"hada_w1_a": wa, "hada_w1_b": wb, "hada_w2_a": wc, "hada_w2_b": wd},
-        (wa @ wb) * (wc @ wd),
-    )
-    wa, wb, wc, wd = random(5, 2), random(2, 27), random(5, 2), random(2, 27)
-    yield (
-        "LoHa",
-        CONV,
-        {"hada_w1_a": wa, "hada_w1_b": wb, "hada_w2_a": wc, "hada_w2_b": wd},
-        (wa @ wb) * (wc @ wd),
-    )
+    for module, rows, columns in ((ATTENTION, 8, 6), (CONV, 5, 27)):
+        wa, wb, wc, wd = random(rows, 2), random(2, columns), random(rows, 2), random(2, columns)
+        parts = {"hada_w1_a": wa, "hada_w1_b": wb, "hada_w2_a": wc, "hada_w2_b": wd}
+        yield "LoHa", module, parts, (wa @ wb) * (wc @ wd)
     t1, t2 = random(2, 2, 3, 3), random(2, 2, 3, 3)
     wa, wb, wc, wd = random(2, 5), random(2, 3), random(2, 5), random(2, 3)
     parts = {"hada_w1_a": wa, "hada_w1_b": wb, "hada_w2_a": wc, "hada_w2_b": wd, "hada_t1": t1, "hada_t2": t2}

@@ -178,7 +178,7 @@ class Card:
         )
 
     def example(self) -> str:
-        """A script that edits one photo with nothing but diffusers."""
+        """A script that edits one photo without collectionlora."""
         base, _, revision = self.recipe.base.partition("@")
         return EXAMPLE.substitute(
             base=repr(base),

@@ -123,7 +123,8 @@ def read_lora(path: Path, base: Mapping[str, Tensor] | None = None) -> LoraFile:
         built, scale = read_module(path, module, found, header, weight)
         kinds.add(built.kind)
         a, b = built.pair
-        for piece, rows in zip(pieces, b.split([len(w) for w in bases] or len(b)), strict=True):
+        sizes = [len(w) for w in bases] or [len(b)]
+        for piece, rows in zip(pieces, b.split(sizes), strict=True):
             if piece in weights:
                 raise UserError(path, module, f"holds {piece} for the second time", "remove one of them")
             weights[piece], scales[piece] = (a, rows), scale
@@ -148,7 +149,8 @@ def read_module(
     pair = fit(path, module, (a, b * scale), weight)
     lost = built.loss
     for name, magnitude in magnitudes.items():
-        pair, lost = decompose(path, f"{module}.{name}", pair, magnitude, weight)
+        pair, further = decompose(path, f"{module}.{name}", pair, magnitude, weight)
+        lost = max(lost, further)
         built = Rebuilt(f"DoRA of {built.kind}", pair, built.rank)
     if lost > MOST_LOSS:
         message = f"is a {built.kind} that loses {lost:.0%} of its change at rank {MOST_RANK}"
