@@ -10,6 +10,7 @@ from torch import Tensor
 
 Pair = tuple[Tensor, Tensor]
 NEGLIGIBLE = 1e-9  # singular values below this share of the largest are rounding of the arithmetic
+ROUNDING = 1e-6  # shares of the norm below it drown in the single precision of the result
 
 
 def change(pair: Pair) -> Tensor:
@@ -52,7 +53,8 @@ def shrink(pair: Pair, rank: int) -> tuple[Pair, float]:
 def loss(singular_values: Tensor, kept: int) -> float:
     """The share of the norm in all but the first `kept` of the values, which are in falling order."""
     whole = float(singular_values.norm())
-    return float(singular_values[kept:].norm()) / whole if whole else 0.0
+    share = float(singular_values[kept:].norm()) / whole if whole else 0.0
+    return share if share > ROUNDING else 0.0
 
 
 def pad(pair: Pair, rank: int) -> Pair:
