@@ -1,6 +1,9 @@
 import pytest
+import torch
 import yaml
+from safetensors.torch import save_file
 
+from collectionlora.adapters.formats import read_lora, write_lora
 from collectionlora.collection import Collection
 from collectionlora.errors import UserError
 from collectionlora.manifest_template import create
@@ -90,3 +93,26 @@ def test_init_makes_a_manifest_that_loads_and_never_overwrites(tmp_path):
     assert [e.name for e in Collection.load(tmp_path / "new").effects] == ["my-effect"]
     with pytest.raises(UserError, match="exists already"):
         create(tmp_path / "new", "nano", [])
+
+
+def test_init_takes_lora_files_and_keeps_the_alpha_that_peft_writes_beside(tmp_path):
+    pair = {"m.lora_A.weight": torch.ones(2, 3), "m.lora_B.weight": torch.ones(3, 2)}
+    save_file(pair, tmp_path / "Oil Paint.safetensors", {"teacher_prompt": "paint it in oil"})
+    (tmp_path / "neon").mkdir()
+    save_file(pair, tmp_path / "neon" / "adapter_model.safetensors")
+    (tmp_path / "neon" / "adapter_config.json").write_text('{"r": 2, "lora_alpha": 6}')
+    files = [tmp_path / "Oil Paint.safetensors", tmp_path / "neon" / "adapter_model.safetensors"]
+    create(tmp_path / "new", "nano", files)
+    collection = Collection.load(tmp_path / "new")
+    oil, neon = collection.effects
+    assert (oil.name, oil.teacher_prompt, neon.name) == ("oil-paint", "paint it in oil", "neon")
+    assert read_lora(collection.teacher_path(oil)).scales == {"m": 1.0}
+    assert read_lora(collection.teacher_path(neon)).scales == {"m": 3.0}
+
+
+def test_init_writes_any_teacher_prompt_as_yaml(tmp_path):
+    prompt = 'style: "neon" # bright\n- really'
+    weights = {"to_q": (torch.ones(2, 3), torch.ones(4, 2))}
+    write_lora(tmp_path / "neon.safetensors", weights, {"teacher_prompt": prompt})
+    create(tmp_path / "new", "nano", [tmp_path / "neon.safetensors"])
+    assert Collection.load(tmp_path / "new").effect("neon").teacher_prompt == prompt

@@ -1,67 +1,393 @@
+"""Every format of LoRA files reads back to the same change of the weights, or is refused by name."""
+
+import json
+
 import pytest
 import torch
-from safetensors.torch import save_file
+from peft import LoraConfig, get_peft_model
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import nn
 
+from collectionlora import checking
 from collectionlora.adapters.formats import read_lora, write_lora
+from collectionlora.adapters.low_rank import change
 from collectionlora.adapters.recipe import Recipe, read_adapter, write_adapter
+from collectionlora.adapters.roles import STUDENT, Roles, target_weights
+from collectionlora.cli import describe_lora
 from collectionlora.errors import UserError
+from collectionlora.manifest_template import create
 
-WEIGHTS = {
-    "blocks.0.to_q": (torch.randn(4, 6), torch.randn(8, 4)),
-    "head.mix": (torch.randn(2, 3, 3, 3), torch.randn(5, 2, 1, 1)),
+ATTENTION, MLP, CONV = "blocks.0.attn.to_q", "blocks.0.img_mlp.net.0", "mix.1"
+ALPHA, RANKS = 2.0, {ATTENTION: 4, MLP: 3, CONV: 2}
+
+
+def random(*shape):
+    return torch.randn(*shape)
+
+
+@pytest.fixture
+def base():
+    """Weights of a base: two linear modules, a convolution, and one that no file here trains."""
+    shapes = {ATTENTION: (8, 6), MLP: (12, 8), CONV: (5, 3, 3, 3), "blocks.0.attn.to_k": (8, 6)}
+    return {name: random(*shape) for name, shape in shapes.items()}
+
+
+@pytest.fixture
+def adapter(base):
+    """down and up of three modules with mixed ranks."""
+    return {
+        name: (
+            random(rank, *base[name].shape[1:]),
+            random(len(base[name]), rank, *(1,) * (base[name].ndim - 2)),
+        )
+        for name, rank in RANKS.items()
+    }
+
+
+def written(path, adapter, down, up, alpha=None, rename=lambda name: name, metadata=None):
+    """Write an adapter with the given spellings; returns the path."""
+    tensors = {}
+    for name, (a, b) in adapter.items():
+        tensors |= {down.format(rename(name)): a, up.format(rename(name)): b}
+        if alpha:
+            tensors[alpha.format(rename(name))] = torch.tensor(ALPHA)
+    save_file(tensors, path, metadata)
+    return path
+
+
+def assert_changes(found, expected):
+    assert set(found.weights) == set(expected)
+    for name, matrix in expected.items():
+        difference = (change(found.weights[name]) - matrix).norm() / matrix.norm()
+        assert difference < 1e-6, name
+
+
+def underscored(name):
+    return name.replace(".", "_")
+
+
+def plain(name):
+    return name
+
+
+SPELLINGS = [
+    ("peft", "base_model.model.{}.lora_A.weight", "base_model.model.{}.lora_B.weight", None, plain),
+    ("bare", "{}.lora_A.default.weight", "{}.lora_B.default.weight", None, plain),
+    ("bare", "{}.lora_A.weight", "{}.lora_B.weight", "{}.alpha", plain),
+    ("bare", "{}.lora_down.weight", "{}.lora_up.weight", None, plain),
+    ("bare", "{}.lora_down.weight", "{}.lora_up.weight", "{}.alpha", plain),
+    ("diffusers", "transformer.{}.lora_A.weight", "transformer.{}.lora_B.weight", None, plain),
+    (
+        "diffusers",
+        "transformer.{}.lora_A.weight",
+        "transformer.{}.lora_B.weight",
+        "transformer.{}.alpha",
+        plain,
+    ),
+    ("diffusers", "transformer.{}.lora.down.weight", "transformer.{}.lora.up.weight", None, plain),
+    ("diffusers", "transformer.{}.lora_down.weight", "transformer.{}.lora_up.weight", None, plain),
+    ("comfyui", "diffusion_model.{}.lora_A.weight", "diffusion_model.{}.lora_B.weight", None, plain),
+    (
+        *("comfyui", "diffusion_model.{}.lora_down.weight", "diffusion_model.{}.lora_up.weight"),
+        *("diffusion_model.{}.alpha", plain),
+    ),
+    (
+        "kohya",
+        "lora_unet_{}.lora_down.weight",
+        "lora_unet_{}.lora_up.weight",
+        "lora_unet_{}.alpha",
+        underscored,
+    ),
+    ("lycoris", "lycoris_{}.lora_down.weight", "lycoris_{}.lora_up.weight", "lycoris_{}.alpha", underscored),
+    (
+        *("onetrainer", "lora_transformer_{}.lora_down.weight", "lora_transformer_{}.lora_up.weight"),
+        *("lora_transformer_{}.alpha", underscored),
+    ),
+]
+
+
+@pytest.mark.parametrize(("prefix", "down", "up", "alpha", "rename"), SPELLINGS)
+def test_one_adapter_in_every_spelling_is_the_same_change(
+    tmp_path, base, adapter, prefix, down, up, alpha, rename
+):
+    found = read_lora(written(tmp_path / "a.safetensors", adapter, down, up, alpha, rename), base)
+    scales = {name: ALPHA / rank if alpha else 1.0 for name, rank in RANKS.items()}
+    assert_changes(found, {name: change(pair) * scales[name] for name, pair in adapter.items()})
+    report = found.report(len(base))
+    assert report["format"] == f"{prefix} LoRA"
+    assert (report["ranks"], report["modules"], report["targets"]) == ([2, 3, 4], 3, 4)
+    assert report["scales"] == pytest.approx(sorted(set(scales.values())), abs=1e-6)
+    norm = sum(float(change(pair).norm()) ** 2 * scales[n] ** 2 for n, pair in adapter.items()) ** 0.5
+    assert report["norm"] == pytest.approx(norm, rel=1e-5)
+    for name, (a, b) in found.weights.items():
+        assert a.shape[1:] == base[name].shape[1:]
+        assert b.ndim == a.ndim
+
+
+@pytest.mark.parametrize("stabilised", [False, True])
+def test_alpha_of_the_header_of_diffusers(tmp_path, base, adapter, stabilised):
+    config = {"r": 4, "lora_alpha": 8, "use_rslora": stabilised, "target_modules": list(adapter)}
+    config |= {"rank_pattern": {MLP: 3, "mix.1": 2}, "alpha_pattern": {"img_mlp.net.0": 1}}
+    header = {"lora_adapter_metadata": json.dumps({f"transformer.{key}": v for key, v in config.items()})}
+    spelling = ("transformer.{}.lora_A.weight", "transformer.{}.lora_B.weight")
+    path = written(tmp_path / "a.safetensors", adapter, *spelling, metadata=header)
+    power = 0.5 if stabilised else 1.0
+    scales = {ATTENTION: 8 / 4**power, MLP: 1 / 3**power, CONV: 8 / 2**power}
+    assert_changes(read_lora(path, base), {name: change(p) * scales[name] for name, p in adapter.items()})
+
+
+def test_a_header_that_contradicts_the_tensors_is_refused(tmp_path, base, adapter):
+    spelling = ("transformer.{}.lora_A.weight", "transformer.{}.lora_B.weight")
+    cases = {
+        '{"transformer.r": 16, "transformer.lora_alpha": 16}': "states rank 16",
+        '{"transformer.lora_alpha": 16}': "states rank None",
+        "[]": "is no JSON object",
+        '{"text_encoder.r": 4}': "text encoder",
+        '{"transformer.init_lora_weights": "pissa_niter_4"}': "moved the base's weights",
+    }
+    for text, message in cases.items():
+        path = written(
+            tmp_path / "a.safetensors", adapter, *spelling, metadata={"lora_adapter_metadata": text}
+        )
+        with pytest.raises(UserError, match=message):
+            read_lora(path, base)
+    config = {"r": 4, "lora_alpha": 4, "rank_pattern": {MLP: 3, CONV: 2}}
+    header = {"lora_adapter_metadata": json.dumps(config)}
+    path = written(tmp_path / "a.safetensors", adapter, *spelling, "transformer.{}.alpha", metadata=header)
+    with pytest.raises(UserError, match="the header gives"):
+        read_lora(path, base)
+
+
+class Network(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.mix = nn.Linear(6, 8), nn.Conv2d(8, 5, 3, padding=1)
+
+    def forward(self, x):
+        return self.mix(self.first(x).transpose(1, 2).unflatten(2, (2, 2)))
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_a_folder_that_peft_wrote(tmp_path, dora):
+    """PEFT keeps alpha in a file beside the tensors; its own output over the base is the reference."""
+    network, x = Network(), random(2, 4, 6)
+    weights = target_weights(network, ["first", "mix"])
+    before = {name: weight.detach().clone() for name, weight in weights.items()}
+    config = LoraConfig(r=2, lora_alpha=6, target_modules=["first", "mix"], use_dora=dora)
+    model = get_peft_model(network, config)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.data += 0.3 * torch.rand_like(parameter)
+    expected = model(x)
+    model.save_pretrained(tmp_path)
+    found = read_lora(tmp_path / "adapter_model.safetensors", before)
+    roles = Roles(model.unload(), ["first", "mix"], {STUDENT: found.rank})
+    roles.load(STUDENT, found.weights)
+    with roles.use(STUDENT):
+        torch.testing.assert_close(roles.network(x), expected, atol=1e-5, rtol=1e-5)
+    assert found.report(2)["format"] == ("peft DoRA of LoRA" if dora else "peft LoRA")
+
+
+def kron(first, second):
+    """LoKr as ComfyUI and LyCORIS compute it, the kernel's axes behind."""
+    return torch.kron(first[(...,) + (None,) * (second.ndim - 2)], second)
+
+
+def tucker(core, b, a):
+    return torch.einsum("i j k l, j r, i p -> p r k l", core, a, b)
+
+
+def converted_cases():
+    """Tensors of one module and its change before alpha / rank, by kind and layout."""
+    for module, rows, columns in ((ATTENTION, 8, 6), (CONV, 5, 27)):
+        wa, wb, wc, wd = random(rows, 2), random(2, columns), random(rows, 2), random(2, columns)
+        parts = {"hada_w1_a": wa, "hada_w1_b": wb, "hada_w2_a": wc, "hada_w2_b": wd}
+        yield "LoHa", module, parts, (wa @ wb) * (wc @ wd)
+    t1, t2 = random(2, 2, 3, 3), random(2, 2, 3, 3)
+    wa, wb, wc, wd = random(2, 5), random(2, 3), random(2, 5), random(2, 3)
+    parts = {"hada_w1_a": wa, "hada_w1_b": wb, "hada_w2_a": wc, "hada_w2_b": wd, "hada_t1": t1, "hada_t2": t2}
+    yield "LoHa", CONV, parts, tucker(t1, wa, wb) * tucker(t2, wc, wd)
+    w1, w2 = random(2, 3), random(4, 2)
+    yield "LoKr", ATTENTION, {"lokr_w1": w1, "lokr_w2": w2}, kron(w1, w2)
+    a, b = random(4, 2), random(2, 2)
+    yield "LoKr", ATTENTION, {"lokr_w1": w1, "lokr_w2_a": a, "lokr_w2_b": b}, kron(w1, a @ b)
+    c, d = random(2, 2), random(2, 3)
+    parts = {"lokr_w1_a": c, "lokr_w1_b": d, "lokr_w2_a": a, "lokr_w2_b": b}
+    yield "LoKr", ATTENTION, parts, kron(c @ d, a @ b)
+    w1, w2 = random(5, 1), random(1, 3, 3, 3)
+    yield "LoKr", CONV, {"lokr_w1": w1, "lokr_w2": w2}, kron(w1, w2)
+    core, a, b = random(2, 2, 3, 3), random(2, 5), random(2, 3)
+    w1 = random(1, 1)
+    yield (
+        "LoKr",
+        CONV,
+        {"lokr_w1": w1, "lokr_w2_a": a, "lokr_w2_b": b, "lokr_t2": core},
+        kron(w1, tucker(core, a, b)),
+    )
+    up, down, mid = random(5, 2, 1, 1), random(2, 3, 1, 1), random(2, 2, 3, 3)
+    parts = {"lora_up.weight": up, "lora_down.weight": down, "lora_mid.weight": mid}
+    yield "LoRA", CONV, parts, torch.einsum("mnkl,im,nj->ijkl", mid, up[..., 0, 0], down[..., 0, 0])
+
+
+@pytest.mark.parametrize("case", range(9))
+@pytest.mark.parametrize("prefix", ["lycoris_{}.{}", "base_model.model.{}.{}"])
+def test_other_kinds_are_converted_exactly_where_the_rank_suffices(tmp_path, base, case, prefix):
+    kind, module, parts, expected = list(converted_cases())[case]
+    spelled = underscored(module) if prefix.startswith("lycoris") else module
+    tensors = {prefix.format(spelled, name): tensor for name, tensor in parts.items()}
+    tensors[prefix.format(spelled, "alpha")] = torch.tensor(3.0)
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, tmp_path / "a.safetensors")
+    found = read_lora(tmp_path / "a.safetensors", base)
+    whole = "lokr_w1" in parts and "lokr_w2" in parts
+    assert_changes(found, {module: expected.flatten(1) * (1.0 if whole else 3.0 / 2.0)})
+    assert found.format.endswith(kind)
+    assert found.weights[module][0].shape[1:] == base[module].shape[1:]
+    assert found.report(4)["conversion_loss"] == 0
+
+
+@pytest.mark.parametrize("shape", [(8, 1), (1, 6)])
+def test_dora_of_both_axes_needs_the_weights_of_the_base(tmp_path, base, shape):
+    up, down, magnitude = random(8, 2), random(2, 6), random(*shape).abs()
+    tensors = {
+        "lora_up.weight": up,
+        "lora_down.weight": down,
+        "alpha": torch.tensor(1.0),
+        "dora_scale": magnitude,
+    }
+    save_file(
+        {f"lycoris_{underscored(ATTENTION)}.{n}": t for n, t in tensors.items()}, tmp_path / "a.safetensors"
+    )
+    moved = base[ATTENTION] + up @ down / 2
+    expected = magnitude * moved / moved.norm(dim=1 if shape[1] == 1 else 0, keepdim=True) - base[ATTENTION]
+    found = read_lora(tmp_path / "a.safetensors", base)
+    assert_changes(found, {ATTENTION: expected})
+    with pytest.raises(UserError, match="nothing without the base's weights"):
+        read_lora(tmp_path / "a.safetensors", {name: w.to("meta") for name, w in base.items()})
+
+
+def test_a_conversion_states_its_loss_and_is_refused_beyond_a_tenth(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    base = {"m": torch.zeros(320, 320)}
+    values = torch.linspace(1, 0.02, 320) ** 3
+    left, right = (torch.linalg.qr(torch.randn(320, 320, generator=generator)).Q for _ in range(2))
+    for matrix, refused in ((left * values @ right, False), (left @ right, True)):
+        save_file({"m.lokr_w1": torch.ones(1, 1), "m.lokr_w2": matrix}, tmp_path / "a.safetensors")
+        if refused:
+            with pytest.raises(UserError, match=r"loses 45% of its change at rank 256"):
+                read_lora(tmp_path / "a.safetensors", base)
+        else:
+            found = read_lora(tmp_path / "a.safetensors", base)
+            measured = float((change(found.weights["m"]) - matrix).norm() / matrix.norm())
+            assert 1e-4 < measured < 0.1
+            assert found.report(1)["conversion_loss"] == pytest.approx(measured, rel=1e-3)
+
+
+PARTS = {"lora_A.weight": (2, 6), "lora_B.weight": (4, 2)}
+GOOD = {f"{ATTENTION}.lora_A.weight": torch.ones(2, 6), f"{ATTENTION}.lora_B.weight": torch.ones(8, 2)}
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ({f"{MLP}.lora_A.weight": torch.ones(2, 8)}, "only one of the two"),
+        ({f"{MLP}.alpha": torch.ones(1)}, "no complete LoRA"),
+        (
+            {f"{MLP}.lora_A.weight": torch.ones(2, 8), f"{MLP}.lora_B.weight": torch.ones(12, 3)},
+            "ranks 2 and 3",
+        ),
+        (
+            {f"{MLP}.lora_A.weight": torch.ones(2, 8), f"{MLP}.lora_B.weight": torch.ones(9, 2)},
+            r"changes a weight",
+        ),
+        ({f"{MLP}.lora_A.weight": torch.ones(2), f"{MLP}.lora_B.weight": torch.ones(12)}, "no matrices"),
+        (
+            {f"{MLP}.lora_A.weight": torch.ones(0, 8), f"{MLP}.lora_B.weight": torch.ones(12, 0)},
+            "no matrices",
+        ),
+        ({f"{MLP}.lora_A.weight": torch.full((2, 8), torch.nan)}, "not finite"),
+        ({f"{ATTENTION}.alpha": torch.ones(2)}, "one number"),
+        ({f"transformer.{ATTENTION}.lora_A.weight": torch.ones(2, 6)}, "second time"),
+        (
+            {"blocks.1.attn.to_q.lora_A.weight": torch.ones(2, 6)},
+            r"is no module .* nearest is blocks.0.attn.to_q",
+        ),
+        ({"lora_unet_blocks_9.lora_up.weight": torch.ones(2, 6)}, "is no module"),
+        ({"lora_te_text_model_encoder_layers_0.lora_up.weight": torch.ones(2, 6)}, "trains the text encoder"),
+        ({"text_encoder.layers.0.lora_A.weight": torch.ones(2, 6)}, "trains the text encoder"),
+        ({f"{ATTENTION}.diff": torch.ones(8, 6)}, "replaces a weight"),
+        ({f"{ATTENTION}.diff_b": torch.ones(8)}, "replaces a weight"),
+        ({f"{ATTENTION}.lora_B.bias": torch.ones(8)}, "replaces a weight"),
+        ({"blocks.0.norm.w_norm": torch.ones(8)}, "replaces a weight"),
+        ({f"{ATTENTION}.oft_blocks": torch.ones(2, 2, 2)}, "not read"),
+        ({f"{ATTENTION}.a1.weight": torch.ones(2, 6)}, "not read"),
+        ({f"{ATTENTION}.weight": torch.ones(8, 6)}, "not a LoRA weight of a known format"),
+        ({f"{ATTENTION}.lora_mid.weight": torch.ones(3, 3, 1, 1)}, "do not fit together"),
+        ({f"{MLP}.lokr_w1": torch.ones(2, 2)}, "no complete LoRA, LoHa or LoKr"),
+        ({f"{MLP}.lokr_w1": torch.ones(2, 2), f"{MLP}.lokr_w2": torch.ones(2, 2)}, "changes a weight"),
+        ({f"{MLP}.hada_w1_a": torch.ones(2, 2), f"{MLP}.hada_w1_b": torch.ones(2, 2)}, "no complete"),
+        ({f"{ATTENTION}.dora_scale": torch.ones(3, 1)}, "is a magnitude"),
+    ],
+)
+def test_a_file_that_would_be_read_in_part_is_refused_by_name(tmp_path, base, extra, message):
+    path = tmp_path / "bad.safetensors"
+    save_file(GOOD, path)
+    read_lora(path, base)
+    save_file(GOOD | extra, path)
+    with pytest.raises(UserError, match=message) as error:
+        read_lora(path, base)
+    assert error.value.file == str(path)
+    assert error.value.field
+    assert error.value.mend
+
+
+FLUX = {
+    "transformer_blocks.0.attn.to_q": (4, 6),
+    "transformer_blocks.0.attn.to_k": (4, 6),
+    "transformer_blocks.0.attn.to_v": (4, 6),
+    "single_transformer_blocks.3.attn.to_q": (4, 6),
+    "single_transformer_blocks.3.attn.to_k": (4, 6),
+    "single_transformer_blocks.3.attn.to_v": (4, 6),
+    "single_transformer_blocks.3.proj_mlp": (9, 6),
+    "x_embedder": (6, 2),
 }
 
 
-def test_an_adapter_survives_its_file(tmp_path):
-    write_lora(tmp_path / "a.safetensors", WEIGHTS, {"note": "x"})
-    found = read_lora(tmp_path / "a.safetensors")
-    assert found.metadata["note"] == "x"
-    assert found.rank == 4
-    for module, pair in WEIGHTS.items():
-        for before, after in zip(pair, found.weights[module], strict=True):
-            torch.testing.assert_close(before, after, atol=2e-3, rtol=1e-3)
+@pytest.mark.parametrize(("prefix", "rename"), [("lora_unet_", underscored), ("diffusion_model.", plain)])
+def test_fused_modules_of_flux_become_their_pieces(tmp_path, prefix, rename):
+    base = {name: random(*shape) for name, shape in FLUX.items()}
+    fused = {"double_blocks.0.img_attn.qkv": (12, 6), "single_blocks.3.linear1": (21, 6), "img_in": (6, 2)}
+    adapter = {name: (random(2, columns), random(rows, 2)) for name, (rows, columns) in fused.items()}
+    spelling = [f"{prefix}{{}}.{part}" for part in ("lora_down.weight", "lora_up.weight", "alpha")]
+    path = written(tmp_path / "a.safetensors", adapter, *spelling, rename=rename)
+    found = read_lora(path, base)
+    rows = torch.cat([change(adapter[name]) for name in fused if name != "img_in"])
+    expected = dict(zip(FLUX, rows.split([4] * 6 + [9]), strict=False)) | {
+        "x_embedder": change(adapter["img_in"])
+    }
+    assert_changes(found, {name: matrix * ALPHA / 2 for name, matrix in expected.items()})
+    twice = {f"transformer_blocks.0.attn.to_q.{part}": torch.ones(*s) for part, s in PARTS.items()}
+    save_file(load_file(path) | twice, path)
+    with pytest.raises(UserError, match="second time"):
+        read_lora(path, base)
 
 
-@pytest.mark.parametrize(
-    "pattern",
-    [
-        ("transformer.m.lora_A.weight", "transformer.m.lora_B.weight", None),
-        ("m.lora_A.default.weight", "m.lora_B.default.weight", None),
-        ("base_model.model.m.lora_A.weight", "base_model.model.m.lora_B.weight", None),
-        ("diffusion_model.m.lora_down.weight", "diffusion_model.m.lora_up.weight", "diffusion_model.m.alpha"),
-        ("m.lora_down.weight", "m.lora_up.weight", "m.alpha"),
-    ],
-)
-def test_key_formats_and_alpha(tmp_path, pattern):
-    a, b = torch.randn(4, 6), torch.randn(8, 4)
-    tensors = {pattern[0]: a, pattern[1]: b}
-    if pattern[2]:
-        tensors[pattern[2]] = torch.tensor(2.0)
+def test_names_that_the_base_cannot_tell_apart_are_refused(tmp_path):
+    tensors = {
+        "lora_unet_a_b.lora_down.weight": torch.ones(2, 6),
+        "lora_unet_a_b.lora_up.weight": torch.ones(8, 2),
+    }
     save_file(tensors, tmp_path / "a.safetensors")
-    found_a, found_b = read_lora(tmp_path / "a.safetensors").weights["m"]
-    expected = b @ a * (0.5 if pattern[2] else 1.0)
-    torch.testing.assert_close(found_b @ found_a, expected)
+    with pytest.raises(UserError, match=r"could be a\.b or a_b"):
+        read_lora(tmp_path / "a.safetensors", {"a.b": torch.ones(8, 6), "a_b": torch.ones(8, 6)})
+    with pytest.raises(UserError, match="only its base can resolve"):
+        read_lora(tmp_path / "a.safetensors")
 
 
-@pytest.mark.parametrize(
-    ("tensors", "message"),
-    [
-        ({"m.lora_A.weight": torch.ones(2, 3)}, "only one of the two"),
-        ({"m.lora_A.weight": torch.ones(2, 3), "m.lora_B.weight": torch.ones(4, 3)}, "ranks 2 and 3"),
-        (
-            {"m.lora_A.weight": torch.full((2, 3), torch.nan), "m.lora_B.weight": torch.ones(4, 2)},
-            "not finite",
-        ),
-        ({"m.lokr_w1": torch.ones(2, 2)}, "not a LoRA weight"),
-        ({}, "holds no LoRA"),
-    ],
-)
-def test_what_cannot_be_used_is_refused_by_name(tmp_path, tensors, message):
-    path = tmp_path / "bad.safetensors"
-    save_file(tensors, path)
-    with pytest.raises(UserError, match=message) as error:
-        read_lora(path)
-    assert str(path) in str(error.value)
+def test_an_empty_file_is_refused(tmp_path):
+    save_file({}, tmp_path / "bad.safetensors")
+    with pytest.raises(UserError, match="holds no LoRA"):
+        read_lora(tmp_path / "bad.safetensors")
 
 
 def test_files_that_are_no_safetensors_are_refused(tmp_path):
@@ -73,20 +399,52 @@ def test_files_that_are_no_safetensors_are_refused(tmp_path):
         read_lora(tmp_path / "absent.safetensors")
 
 
-def test_an_adapter_carries_its_recipe(tmp_path):
+def test_an_adapter_survives_its_file(tmp_path, base, adapter):
+    write_lora(tmp_path / "a.safetensors", adapter, {"note": "x"})
+    found = read_lora(tmp_path / "a.safetensors", base)
+    assert found.metadata["note"] == "x"
+    assert found.rank == 4
+    for module, pair in adapter.items():
+        for before, after in zip(pair, found.weights[module], strict=True):
+            torch.testing.assert_close(before, after, atol=2e-3, rtol=1e-3)
+
+
+def test_an_adapter_carries_its_recipe(tmp_path, adapter):
     recipe = Recipe(base="nano", steps=8, shift=3.0, resolution=64, effects={"a": "<x> a"}, version="1")
-    write_adapter(tmp_path / "c.safetensors", WEIGHTS, recipe)
+    write_adapter(tmp_path / "c.safetensors", adapter, recipe)
     _, found = read_adapter(tmp_path / "c.safetensors")
     assert found == recipe
-    write_lora(tmp_path / "plain.safetensors", WEIGHTS, {})
+    write_lora(tmp_path / "plain.safetensors", adapter, {})
     with pytest.raises(UserError, match="no collectionlora recipe"):
         read_adapter(tmp_path / "plain.safetensors")
 
 
-def test_the_same_adapter_is_the_same_file(tmp_path):
+def test_the_same_adapter_is_the_same_file(tmp_path, adapter):
     """safetensors orders metadata at random; a hash of the file should depend on its content alone."""
     metadata = {f"key-{i}": f'value "{i}" \\ \n é ✓' for i in range(12)}
     for name in ("a", "b"):
-        write_lora(tmp_path / f"{name}.safetensors", WEIGHTS, metadata)
+        write_lora(tmp_path / f"{name}.safetensors", adapter, metadata)
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
     assert read_lora(tmp_path / "a.safetensors").metadata == metadata
+
+
+def test_check_reports_every_file_and_names_the_bad_one(tmp_path, base, adapter, monkeypatch):
+    monkeypatch.setattr(checking, "base_weights", lambda name: base)
+    create(tmp_path, "nano", [])
+    manifest = (tmp_path / "collection.yaml").read_text()
+    (tmp_path / "collection.yaml").write_text(manifest.replace("my-effect", "good"))
+    Image.new("RGB", (8, 8)).save(tmp_path / "photos" / "general" / "a.png")
+    Image.new("RGB", (8, 8)).save(tmp_path / "photos" / "my-effect" / "a.png")
+    (tmp_path / "photos" / "my-effect").rename(tmp_path / "photos" / "good")
+    spelling = [f"diffusion_model.{{}}.{part}" for part in ("lora_down.weight", "lora_up.weight", "alpha")]
+    path = written(tmp_path / "teachers" / "good.safetensors", adapter, *spelling)
+    result = checking.check_collection(tmp_path)
+    assert result["problems"] == []
+    (effect,) = result["effects"]
+    assert effect == {"name": "good", **read_lora(path, base).report(4)}
+    line = "good: comfyui LoRA, rank 2, 3, 4, scale 0.5, 0.666667, 1, 3 of 4 modules, norm "
+    assert describe_lora(effect).startswith(line)
+    written(path, {"elsewhere": adapter[MLP]}, *spelling)
+    result = checking.check_collection(tmp_path)
+    assert (result["ok"], result["effects"]) == (False, [])
+    assert result["problems"][0]["field"] == "diffusion_model.elsewhere"

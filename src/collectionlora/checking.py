@@ -4,8 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from collectionlora.adapters.formats import LoraFile, read_lora
-from collectionlora.adapters.roles import STUDENT, Roles
+from torch import Tensor
+
+from collectionlora.adapters.formats import read_lora
+from collectionlora.adapters.roles import target_weights
 from collectionlora.backbones import load_backbone
 from collectionlora.collection import Collection
 from collectionlora.data import read_photo
@@ -20,7 +22,7 @@ def check_collection(folder: Path) -> dict[str, Any]:
     """All problems found, not only the first.
 
     Returns:
-        `{"ok", "problems": [{"file", "field", "message", "mend"}], "effects": [{"name", "rank", "modules"}]}`
+        `{"ok", "problems": [{"file", "field", "message", "mend"}], "effects": [{"name", **LoraFile.report}]}`
     """
     problems: list[UserError] = []
 
@@ -38,28 +40,20 @@ def check_collection(folder: Path) -> dict[str, Any]:
         attempt(collection.general_prompts)
         attempt(lambda: read_kept(collection.folder / PROMPTS))
         photos = set(attempt(collection.general_photo_paths) or [])
-        fits = attempt(lambda: lora_check(collection.manifest.base))
+        base = attempt(lambda: base_weights(collection.manifest.base))
         for effect in collection.effects:
             photos |= set(attempt(lambda e=effect: collection.photo_paths(e)) or [])  # type: ignore[misc]
             path = attempt(lambda e=effect: collection.teacher_path(e))  # type: ignore[misc]
-            lora = attempt(lambda p=path: read_lora(p)) if path else None  # type: ignore[misc]
-            if lora and path and fits and attempt(lambda p=path, f=lora: fits(p, f)) is not None:  # type: ignore[misc]
-                effects.append({"name": effect.name, "rank": lora.rank, "modules": len(lora.weights)})
+            if base is None or path is None:
+                continue
+            lora = attempt(lambda p=path: read_lora(p, base))  # type: ignore[misc]
+            if lora:
+                effects.append({"name": effect.name, **lora.report(len(base))})
         for photo in sorted(photos):
             attempt(lambda p=photo: read_photo(p))  # type: ignore[misc]
     return {"ok": not problems, "problems": [p.as_dict() for p in problems], "effects": effects}
 
 
-def lora_check(base: str) -> Callable[[Path, LoraFile], bool]:
-    """A function that raises UserError unless a LoRA fits the base's modules and shapes."""
+def base_weights(base: str) -> dict[str, Tensor]:
     backbone = load_backbone(base)
-
-    def fits(path: Path, lora: LoraFile) -> bool:
-        roles = Roles(load_backbone(base).network, backbone.lora_targets, {STUDENT: lora.rank})
-        try:
-            roles.load(STUDENT, lora.weights)
-        except ValueError as error:
-            raise UserError(path, "", str(error), f"give a LoRA of the base {base}") from None
-        return True
-
-    return fits
+    return target_weights(backbone.network, backbone.lora_targets)

@@ -118,6 +118,15 @@ def init(
     console.print(f"made {folder}; next: edit {folder}/collection.yaml, then collectionlora check {folder}")
 
 
+def describe_lora(effect: dict[str, Any]) -> str:
+    """One line of `check` for an effect's LoRA file."""
+    ranks, scales = (", ".join(f"{value:g}" for value in effect[key]) for key in ("ranks", "scales"))
+    line = f"{effect['name']}: {effect['format']}, rank {ranks}, scale {scales}, "
+    line += f"{effect['modules']} of {effect['targets']} modules, norm {effect['norm']:.3g}"
+    lost = effect["conversion_loss"]
+    return f"{line}, converted with a loss of {lost:.2g}" if lost else line
+
+
 @app.command()
 def check(folder: Folder, as_json: Json = False) -> None:
     """Find now what could fail later: manifest, photos, LoRA files against the base, prompts.
@@ -128,7 +137,7 @@ def check(folder: Folder, as_json: Json = False) -> None:
 
     result = check_collection(folder)
     lines = [f"error: {p['file']}: {p['field']}: {p['message']}; {p['mend']}" for p in result["problems"]]
-    lines += [f"{e['name']}: rank {e['rank']}, {e['modules']} modules" for e in result["effects"]]
+    lines += [describe_lora(effect) for effect in result["effects"]]
     say(as_json, result, "\n".join([*lines, "ready" if result["ok"] else "not ready"]))
     if not result["ok"]:
         raise typer.Exit(2)
@@ -277,6 +286,33 @@ def edit(
             progress("edit", index + 1, len(pairs), {})
     written = [str(destination) for _, destination in pairs]
     say(as_json, {"images": written}, "\n".join(f"wrote {path}" for path in written))
+
+
+@app.command()
+def export(
+    collection: Annotated[Path, typer.Argument(help="the folder, or the one file")],
+    format: Annotated[str, typer.Option(help="diffusers, peft or comfyui")],
+    out: Annotated[Path, typer.Option(help="the folder to write")],
+    rank: Annotated[int | None, typer.Option(min=1, help="reduce to this rank by singular values")] = None,
+    preview: Annotated[
+        list[Path] | None, typer.Option(help="an image for the model card, named after its effect")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """The finished adapter for diffusers, PEFT or ComfyUI, with model card, scheduler, example or workflow.
+
+    Example: collectionlora export my-collection --format diffusers --out my-collection-lora
+    """
+    from collectionlora.exporting import export as run_export
+
+    result = run_export(collection, format, out, rank, preview or [])
+    lines = [f"wrote {path}" for path in result["files"]]
+    if reduction := result["reduction"]:
+        lines.append(
+            "relative error of the smaller rank: {overall:.2g} overall, at most {worst:.2g} "
+            "({worst_module})".format(**reduction)
+        )
+    say(as_json, result, "\n".join(lines))
 
 
 def show_version(value: bool) -> None:

@@ -6,11 +6,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from collectionlora.adapters.recipe import Recipe, read_adapter
+from collectionlora.adapters.recipe import Recipe, adapter_path, read_adapter
 from collectionlora.adapters.roles import STUDENT, Roles
 from collectionlora.backbones import load_backbone
 from collectionlora.backbones.base import Backbone, Condition
-from collectionlora.collection import RESULT
 from collectionlora.data import Photo, resize, to_images, to_photos, working_size
 from collectionlora.errors import UserError
 from collectionlora.prompting import compose
@@ -32,12 +31,7 @@ class Editor:
         Raises:
             UserError: no finished adapter there.
         """
-        path = Path(collection)
-        if path.is_dir():
-            path = path / RESULT
-            if not path.exists():
-                mend = f"run: collectionlora distill {collection}"
-                raise UserError(path, "", "this collection is not distilled yet", mend)
+        path = adapter_path(Path(collection))
         lora, recipe = read_adapter(path)
         backbone = load_backbone(recipe.base)
         roles = Roles(backbone.network, backbone.lora_targets, {STUDENT: lora.rank})

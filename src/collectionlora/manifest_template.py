@@ -1,10 +1,12 @@
 """What `init` writes: a folder and a manifest that explains itself."""
 
+import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from collectionlora.adapters.formats import read_lora
+from collectionlora.adapters.alpha import PEFT_CONFIG, PEFT_FILE
+from collectionlora.adapters.formats import read_header
 from collectionlora.collection import MANIFEST
 from collectionlora.errors import UserError
 from collectionlora.files import write_text
@@ -17,7 +19,7 @@ effects:
 """
 EFFECT = """\
   - name: {name}
-    teacher: teachers/{name}.safetensors    # the effect's LoRA, or made by `teach` from pairs/{name}/
+    teacher: teachers/{teacher}    # the effect's LoRA, or made by `teach` from pairs/{name}/
     teacher_prompt: {prompt}    # what this LoRA was trained with
     photos: photos/{name}       # about 20 photos, no edited ones needed
     # student_prompt: written by `prompts` unless you give one here
@@ -43,16 +45,27 @@ def create(folder: Path, base: str, loras: Sequence[Path]) -> None:
         raise UserError(folder / MANIFEST, "", "exists already", "edit it, or choose another folder")
     found = {}
     for path in loras:
-        name = "-".join("".join(c if c.isalnum() else " " for c in path.stem.lower()).split()) or "effect"
+        # PEFT calls every adapter the same; its folder has the name, and a file beside it has alpha.
+        title = path.resolve().parent.name if path.name == PEFT_FILE else path.stem
+        name = "-".join("".join(c if c.isalnum() else " " for c in title.lower()).split()) or "effect"
         if name in found:
             raise UserError(path, "", f"two files give the effect name {name}", "rename one of them")
-        found[name] = read_lora(path).metadata.get("teacher_prompt", f"apply the {name} effect"), path
+        found[name] = read_header(path).get("teacher_prompt", f"apply the {name} effect"), path
     entries = {name: prompt for name, (prompt, _) in found.items()} or {"my-effect": "apply my effect"}
+    teachers = {name: f"{name}.safetensors" for name in entries}
     for sub in ("teachers", "pairs", "photos/general", *(f"photos/{name}" for name in entries)):
         (folder / sub).mkdir(parents=True, exist_ok=True)
     for name, (_, path) in found.items():
-        shutil.copyfile(path, folder / "teachers" / f"{name}.safetensors")
+        beside = path.with_name(PEFT_CONFIG)
+        if path.name == PEFT_FILE and beside.exists():
+            teachers[name] = f"{name}/{PEFT_FILE}"
+            (folder / "teachers" / name).mkdir(exist_ok=True)
+            shutil.copyfile(beside, folder / "teachers" / name / PEFT_CONFIG)
+        shutil.copyfile(path, folder / "teachers" / teachers[name])
     if not (folder / "general.txt").exists():
         write_text(folder / "general.txt", GENERAL)
-    effects = "".join(EFFECT.format(name=name, prompt=prompt) for name, prompt in entries.items())
+    effects = "".join(
+        EFFECT.format(name=name, prompt=json.dumps(prompt, ensure_ascii=False), teacher=teachers[name])
+        for name, prompt in entries.items()
+    )
     write_text(folder / MANIFEST, HEADER.format(base=base) + effects + FOOTER)

@@ -7,7 +7,7 @@ from typing import Any
 from collectionlora import __version__
 from collectionlora.adapters.formats import read_lora
 from collectionlora.adapters.recipe import Recipe, write_adapter
-from collectionlora.adapters.roles import STUDENT, TEACHER, Roles, TeacherLibrary, critic_role
+from collectionlora.adapters.roles import STUDENT, TEACHER, Roles, TeacherLibrary, critic_role, target_weights
 from collectionlora.backbones import load_backbone, recommended_settings
 from collectionlora.collection import MANIFEST, Collection
 from collectionlora.config import Settings, SettingsError, resolve
@@ -40,7 +40,8 @@ class Session:
     def __init__(self, collection: Collection, settings: Settings, with_critics: bool):
         self.collection, self.settings = collection, settings
         self.backbone = load_backbone(collection.manifest.base)
-        files = {e.name: read_lora(collection.teacher_path(e)) for e in collection.effects}
+        base = target_weights(self.backbone.network, self.backbone.lora_targets)
+        files = {e.name: read_lora(collection.teacher_path(e), base) for e in collection.effects}
         ranks = {STUDENT: settings.student.rank, TEACHER: max(file.rank for file in files.values())}
         if with_critics:
             ranks |= {critic_role(n): settings.critic.rank for n in settings.distill.rollout_steps}

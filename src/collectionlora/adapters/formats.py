@@ -1,84 +1,197 @@
-"""LoRA files in and out: safetensors only, alpha honoured, nothing dropped in silence."""
+"""LoRA files in and out: safetensors only, alpha honoured, nothing dropped in silence.
 
-from collections.abc import Mapping
+Every tensor of a file is either used or the file is refused by name. `docs/lora-files.md` says what is read.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from collectionlora.adapters.alpha import AGAIN, AlphaHeader, module_scale
+from collectionlora.adapters.flux_names import original_names
+from collectionlora.adapters.keys import ModuleNames, split_key
+from collectionlora.adapters.low_rank import Pair, change_norm
+from collectionlora.adapters.lycoris import MOST_RANK, Rebuilt, dora, rebuild
 from collectionlora.adapters.roles import LoraWeights
 from collectionlora.errors import UserError
 from collectionlora.files import write_tensors
 
-PREFIXES = ("transformer.", "diffusion_model.", "base_model.model.")
-FIRST, SECOND = (".lora_A.weight", ".lora_down.weight"), (".lora_B.weight", ".lora_up.weight")
+MOST_LOSS = 0.1  # of a converted module's change; beyond it the teacher would no longer be the user's
+MAGNITUDES = ("dora_scale", "lora_magnitude_vector")
 
 
 @dataclass(frozen=True)
 class LoraFile:
-    """One adapter: `weights` with the scale baked in, and what the file's header says."""
+    """One adapter: `weights` with the scale baked in, what the file's header says, and how it was read."""
 
     weights: LoraWeights
     metadata: dict[str, str] = field(default_factory=dict)
+    format: str = "diffusers LoRA"
+    scales: dict[str, float] = field(default_factory=dict)  # alpha / rank by module
+    losses: dict[str, float] = field(default_factory=dict)  # of the change's norm, by converted module
 
     @property
     def rank(self) -> int:
         """The largest rank of any module."""
         return max(a.shape[0] for a, _ in self.weights.values())
 
+    def report(self, num_targets: int) -> dict[str, Any]:
+        """What `check` says of a file; `num_targets` counts the base's modules that take a LoRA."""
+        norms = [change_norm(pair) for pair in self.weights.values()]
+        return {
+            "format": self.format,
+            "rank": self.rank,
+            "ranks": sorted({a.shape[0] for a, _ in self.weights.values()}),
+            "scales": sorted({round(scale, 6) for scale in self.scales.values()}),
+            "modules": len(self.weights),
+            "targets": num_targets,
+            "norm": sum(norm**2 for norm in norms) ** 0.5,
+            "conversion_loss": max(self.losses.values(), default=0.0),
+        }
 
-def read_lora(path: Path) -> LoraFile:
-    """Read an adapter; `W + (alpha / rank) * B @ A`, alpha defaulting to the rank.
+
+@contextmanager
+def opened(path: Path) -> Iterator[Any]:
+    """A safetensors file, its tensors not read yet.
 
     Raises:
-        UserError: not a safetensors file, a key of no known format, an incomplete pair, or a value that is
-            not finite.
+        UserError: no such file, or not a safetensors file.
     """
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
+            yield file
     except FileNotFoundError:
         raise UserError(path, "", "there is no such file", "check the path") from None
     except (SafetensorError, OSError) as error:
         raise UserError(path, "", f"not a safetensors file ({error})", "convert it to safetensors") from None
-    return LoraFile(_pair_up(path, tensors), metadata)
 
 
-def _pair_up(path: Path, tensors: Mapping[str, Tensor]) -> LoraWeights:
+def read_header(path: Path) -> dict[str, str]:
+    """What a safetensors file says of itself.
+
+    Raises:
+        UserError: no such file, or not a safetensors file.
+    """
+    with opened(path) as file:
+        return file.metadata() or {}
+
+
+def read_lora(path: Path, base: Mapping[str, Tensor] | None = None) -> LoraFile:
+    """Read an adapter; `W + (alpha / rank) * B @ A`, alpha defaulting to the rank.
+
+    Args:
+        base: weights of all modules of the base that take a LoRA, by name (`roles.target_weights`); they
+            resolve underscored names, check shapes, and DoRA needs their values. Without them the names are
+            taken as they stand.
+
+    Raises:
+        UserError: not a safetensors file, a key that is not used, a module that the base lacks, an incomplete
+            or misshapen module, values that are not finite, or a conversion that loses too much.
+    """
+    with opened(path) as file:
+        metadata = file.metadata() or {}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    header = AlphaHeader.find(path, metadata)
+    fused = original_names(base or {})
+    names = ModuleNames(None if base is None else {*base, *fused})
     parts: dict[str, dict[str, Tensor]] = {}
+    prefixes, kinds = set(), set()
     for key, tensor in tensors.items():
-        if not torch.isfinite(tensor).all():
-            raise UserError(path, key, "holds values that are not finite", "train or export this LoRA again")
-        module, part = _split_key(path, key)
-        parts.setdefault(module, {})[part] = tensor
+        values = tensor.float()
+        if not torch.isfinite(values).all():
+            raise UserError(path, key, "holds values that are not finite", AGAIN)
+        spelled, part = split_key(path, key)
+        prefix, module = names.resolve(path, spelled)
+        if part in parts.setdefault(module, {}):
+            raise UserError(path, key, f"holds {module} {part} for the second time", "remove one of them")
+        parts[module][part] = values
+        prefixes.add(prefix)
     if not parts:
         raise UserError(path, "", "holds no LoRA weights", "give the file of a trained LoRA")
-    weights = {}
+    weights: LoraWeights = {}
+    scales, losses = {}, {}
     for module, found in parts.items():
-        if "A" not in found or "B" not in found:
-            raise UserError(path, module, "has only one of the two LoRA matrices", "export this LoRA again")
-        a, b = found["A"], found["B"]
-        if a.shape[0] != b.shape[1]:
-            raise UserError(path, module, f"ranks {a.shape[0]} and {b.shape[1]} differ", "export it again")
-        alpha = float(found["alpha"]) if "alpha" in found else a.shape[0]
-        weights[module] = (a, b * (alpha / a.shape[0]))
-    return weights
+        pieces = fused.get(module, (module,))
+        bases = [] if base is None else [base[piece] for piece in pieces]
+        weight = torch.cat(bases) if len(bases) > 1 else next(iter(bases), None)
+        built, scale = read_module(path, module, found, header, weight)
+        kinds.add(built.kind)
+        a, b = built.pair
+        sizes = [len(w) for w in bases] or [len(b)]
+        for piece, rows in zip(pieces, b.split(sizes), strict=True):
+            if piece in weights:
+                raise UserError(path, module, f"holds {piece} for the second time", "remove one of them")
+            weights[piece], scales[piece] = (a, rows), scale
+            if built.loss:
+                losses[piece] = built.loss
+    label = f"{'+'.join(sorted(prefixes))} {'+'.join(sorted(kinds))}"
+    return LoraFile(weights, metadata, label, scales, losses)
 
 
-def _split_key(path: Path, key: str) -> tuple[str, str]:
-    """A tensor's key to its module and its part: "A", "B" or "alpha"."""
-    bare = key
-    for prefix in PREFIXES:
-        bare = bare.removeprefix(prefix)
-    bare = bare.replace(".default.weight", ".weight")
-    for part, endings in (("A", FIRST), ("B", SECOND), ("alpha", (".alpha",))):
-        for ending in endings:
-            if bare.endswith(ending):
-                return bare.removesuffix(ending), part
-    raise UserError(path, key, "is not a LoRA weight of a known format", "see docs on LoRA files")
+def read_module(
+    path: Path, module: str, parts: dict[str, Tensor], header: AlphaHeader, weight: Tensor | None
+) -> tuple[Rebuilt, float]:
+    """One module with the scale baked in, in the shape of the base's weight, and that scale."""
+    magnitudes = {name: parts[name] for name in MAGNITUDES if name in parts}
+    matrices = {n: t for n, t in parts.items() if n not in magnitudes and n != "alpha"}
+    try:
+        built = rebuild(matrices)
+    except ValueError as error:
+        raise UserError(path, module, str(error), AGAIN) from None
+    scale = module_scale(path, module, parts.get("alpha"), built, header)
+    a, b = built.pair
+    pair = fit(path, module, (a, b * scale), weight)
+    lost = built.loss
+    for name, magnitude in magnitudes.items():
+        pair, further = decompose(path, f"{module}.{name}", pair, magnitude, weight)
+        lost = max(lost, further)
+        built = Rebuilt(f"DoRA of {built.kind}", pair, built.rank)
+    if lost > MOST_LOSS:
+        message = f"is a {built.kind} that loses {lost:.0%} of its change at rank {MOST_RANK}"
+        raise UserError(path, module, message, "train it as a plain LoRA, or extract a LoRA from it")
+    return Rebuilt(built.kind, pair, built.rank, lost), scale
+
+
+def fit(path: Path, module: str, pair: Pair, weight: Tensor | None) -> Pair:
+    """The pair in the shape of the base's weight `[out, in, ...]`; as it is if there is none to compare with.
+
+    Raises:
+        UserError: it changes a weight of another size.
+    """
+    if weight is None:
+        return pair
+    a, b = pair[0].flatten(1), pair[1].flatten(1)
+    if a.shape[1] != weight[0].numel() or len(b) != len(weight):
+        message = f"changes a weight of [{len(b)}, {a.shape[1]}]; the base's is {list(weight.shape)}"
+        raise UserError(path, module, message, "give a LoRA of this base")
+    ones = [1] * (weight.ndim - 2)
+    return a.reshape(len(a), *weight.shape[1:]), b.reshape(*b.shape, *ones)
+
+
+def decompose(
+    path: Path, key: str, pair: Pair, magnitude: Tensor, weight: Tensor | None
+) -> tuple[Pair, float]:
+    """DoRA as a pair over the base's weight, and its loss.
+
+    Raises:
+        UserError: the weight is not at hand, or the magnitude does not fit it.
+    """
+    if weight is None or weight.is_meta:
+        message = "is a DoRA magnitude, which means nothing without the base's weights"
+        raise UserError(path, key, message, "merge it into a plain LoRA, or train a plain LoRA")
+    # PEFT's are always of the outputs; LyCORIS says by the shape, [out, 1] or [1, in].
+    by_output = key.endswith("vector") or len(magnitude) == len(weight)
+    if magnitude.numel() != weight.shape[0 if by_output else 1]:
+        message = f"is a magnitude {list(magnitude.shape)} for a weight {list(weight.shape)}"
+        raise UserError(path, key, message, "give a LoRA of this base")
+    decomposed, lost = dora(pair, magnitude, weight, by_output)
+    return fit(path, key, decomposed, weight), lost
 
 
 def write_lora(path: Path, weights: LoraWeights, metadata: Mapping[str, str]) -> None:

@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from collectionlora.adapters.formats import LoraFile, read_lora, write_lora
 from collectionlora.adapters.roles import LoraWeights
+from collectionlora.collection import RESULT
 from collectionlora.errors import UserError
 
 KEY = "collectionlora"
@@ -22,6 +23,21 @@ class Recipe(BaseModel):
     resolution: int
     effects: dict[str, str]
     version: str
+
+
+def adapter_path(collection: Path) -> Path:
+    """The finished adapter of a collection folder, or the file itself.
+
+    Raises:
+        UserError: the collection is not distilled yet.
+    """
+    if not collection.is_dir():
+        return collection
+    path = collection / RESULT
+    if not path.exists():
+        mend = f"run: collectionlora distill {collection}"
+        raise UserError(path, "", "this collection is not distilled yet", mend)
+    return path
 
 
 def write_adapter(path: Path, weights: LoraWeights, recipe: Recipe) -> None:

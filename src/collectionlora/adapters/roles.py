@@ -14,7 +14,7 @@ The paper calls them generator (student), fake score (critic) and real score (te
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -32,6 +32,15 @@ LoraWeights = dict[str, tuple[Tensor, Tensor]]
 def critic_role(num_steps: int) -> str:
     """The critic of a student that samples in `num_steps`."""
     return f"critic-{num_steps}"
+
+
+def target_weights(network: nn.Module, targets: Sequence[str]) -> dict[str, Tensor]:
+    """Weights of the modules that carry LoRA, by name, chosen as peft chooses by `target_modules`."""
+    return {
+        name: cast(Tensor, module.weight)
+        for name, module in network.named_modules()
+        if name in targets or name.endswith(tuple(f".{target}" for target in targets))
+    }
 
 
 class Roles:

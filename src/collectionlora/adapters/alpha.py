@@ -1,0 +1,98 @@
+"""The scale of a module, alpha / rank: from its own tensor, or from the configuration beside the tensors."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from peft.utils.other import get_pattern_key
+from torch import Tensor
+
+from collectionlora.adapters.lycoris import Rebuilt
+from collectionlora.errors import UserError
+
+DIFFUSERS_HEADER = "lora_adapter_metadata"
+PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+AGAIN = "export or train this LoRA again"
+CHANGES_BASE = ("pissa", "olora", "corda", "loftq")  # initialisations of PEFT that move the base's weights
+
+
+@dataclass(frozen=True)
+class AlphaHeader:
+    """PEFT's configuration of a file: its ranks and alphas.
+
+    diffusers writes it into the header (`transformer.r`, `transformer.lora_alpha`, ...), PEFT into a file
+    beside its `adapter_model.safetensors`.
+    """
+
+    config: Mapping[str, Any]
+    place: str = ""
+
+    @classmethod
+    def find(cls, path: Path, metadata: Mapping[str, str]) -> "AlphaHeader":
+        """The configuration of a file, empty if it has none.
+
+        Raises:
+            UserError: it is there but cannot be read.
+        """
+        beside = path.with_name(PEFT_CONFIG)
+        text, place = metadata.get(DIFFUSERS_HEADER), DIFFUSERS_HEADER
+        if text is None and path.name == PEFT_FILE and beside.exists():
+            text, place = beside.read_text(encoding="utf-8"), PEFT_CONFIG
+        if text is None:
+            return cls({})
+        try:
+            config = {key.removeprefix("transformer."): value for key, value in json.loads(text).items()}
+        except (json.JSONDecodeError, AttributeError):
+            raise UserError(path, place, "is no JSON object", AGAIN) from None
+        for name in config:
+            if name.startswith("text_encoder"):
+                raise UserError(path, f"{place}: {name}", "is for a text encoder LoRA", "train without it")
+        start = config.get("init_lora_weights")
+        if isinstance(start, str) and start.startswith(CHANGES_BASE):
+            message = f"says that {start} moved the base's weights before this LoRA was trained"
+            raise UserError(
+                path, place, message, "save it with PEFT's path_initial_model_for_weight_conversion"
+            )
+        return cls(config, place)
+
+    def scale(self, path: Path, module: str, built: Rebuilt) -> float | None:
+        """alpha / rank of one module, alpha / sqrt(rank) for rank-stabilised LoRA; None if nothing is stated.
+
+        Raises:
+            UserError: the header contradicts the tensors or lacks its numbers.
+        """
+        if not self.config:
+            return None
+        rank, alpha = self._of(module, "r", "rank_pattern"), self._of(module, "lora_alpha", "alpha_pattern")
+        alpha = self._of(module, "alpha", "alpha_pattern") if alpha is None else alpha
+        if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, int | float):
+            raise UserError(path, self.place, f"states rank {rank} and alpha {alpha}", AGAIN)
+        if built.rank and rank != built.rank:
+            message = f"states rank {rank} for {module}, the tensors have {built.rank}"
+            raise UserError(path, self.place, message, AGAIN)
+        return float(alpha) / (rank**0.5 if self.config.get("use_rslora") else rank)
+
+    def _of(self, module: str, name: str, patterns: str) -> Any:
+        found = self.config.get(patterns) or {}
+        return found.get(get_pattern_key(list(found), module), self.config.get(name))
+
+
+def module_scale(path: Path, module: str, alpha: Tensor | None, built: Rebuilt, header: AlphaHeader) -> float:
+    """alpha / rank: from the module's own tensor, else from the header, else 1.
+
+    Raises:
+        UserError: alpha is not one number, or tensor and header disagree.
+    """
+    stated = header.scale(path, module, built)
+    if alpha is None:
+        return 1.0 if stated is None else stated
+    if alpha.numel() != 1:
+        raise UserError(path, f"{module}.alpha", f"has shape {list(alpha.shape)}", "it must be one number")
+    # LyCORIS ignores alpha where both sides of a Kronecker product are whole: there is no rank to divide by.
+    scale = float(alpha) / built.rank if built.rank else 1.0
+    if stated is not None and abs(scale - stated) > 1e-3 * abs(stated):
+        message = f"gives the scale {scale:g}, the header gives {stated:g}"
+        raise UserError(path, f"{module}.alpha", message, "keep one of them")
+    return scale

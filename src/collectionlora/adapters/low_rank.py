@@ -1,0 +1,65 @@
+"""Weight changes as factor pairs: their norm, their distance, and the nearest pair of a smaller rank.
+
+A pair is A `[rank, in, ...]` and B `[out, rank, ...]`; the change of the weight is B @ A with everything
+behind the first two axes flattened into the columns of A. Norms are Frobenius norms, and only `change` forms
+a matrix of the weight's size.
+"""
+
+import torch
+from torch import Tensor
+
+Pair = tuple[Tensor, Tensor]
+NEGLIGIBLE = 1e-9  # singular values below this share of the largest are rounding of the arithmetic
+ROUNDING = 1e-6  # shares of the norm below it drown in the single precision of the result
+
+
+def change(pair: Pair) -> Tensor:
+    """B @ A, `[out, in * ...]`."""
+    a, b = pair
+    return b.flatten(1) @ a.flatten(1)
+
+
+def change_norm(pair: Pair) -> float:
+    """The norm of B @ A: of the product of both triangles, Q being orthogonal."""
+    a, b = (factor.flatten(1).double() for factor in pair)
+    triangles = torch.linalg.qr(b, mode="r").R @ torch.linalg.qr(a.T, mode="r").R.T
+    return float(torch.linalg.matrix_norm(triangles))
+
+
+def distance(first: Pair, second: Pair) -> float:
+    """The norm of the difference of two changes, which is itself a change of the summed rank."""
+    (a, b), (other_a, other_b) = first, second
+    return change_norm((torch.cat([a, other_a]), torch.cat([b, -other_b], dim=1)))
+
+
+def shrink(pair: Pair, rank: int) -> tuple[Pair, float]:
+    """The nearest pair of at most `rank`, and what it loses relative to the norm of the change.
+
+    Directions that carry nothing are dropped, so the result can be smaller than `rank`. By Eckart and Young
+    the truncated singular value decomposition is the nearest; it is taken of the small core between two QRs.
+    """
+    a, b = pair
+    q_b, r_b = torch.linalg.qr(b.flatten(1).double())
+    q_a, r_a = torch.linalg.qr(a.flatten(1).double().T)
+    u, s, vh = torch.linalg.svd(r_b @ r_a.T)
+    kept = min(rank, max(1, int((s > NEGLIGIBLE * s[0]).sum())))
+    root = s[:kept].sqrt()
+    new_a = root[:, None] * (vh[:kept] @ q_a.T)
+    new_b = (q_b @ u[:, :kept]) * root
+    smaller = new_a.float().reshape(kept, *a.shape[1:]), new_b.float().reshape(len(b), kept, *b.shape[2:])
+    return smaller, loss(s, kept)
+
+
+def loss(singular_values: Tensor, kept: int) -> float:
+    """The share of the norm in all but the first `kept` of the values, which are in falling order."""
+    whole = float(singular_values.norm())
+    share = float(singular_values[kept:].norm()) / whole if whole else 0.0
+    return share if share > ROUNDING else 0.0
+
+
+def pad(pair: Pair, rank: int) -> Pair:
+    """The same change at a larger rank, by rows and columns of zeros."""
+    a, b = pair
+    missing = rank - len(a)
+    rows, columns = a.new_zeros(missing, *a.shape[1:]), b.new_zeros(len(b), missing, *b.shape[2:])
+    return torch.cat([a, rows]), torch.cat([b, columns], dim=1)

@@ -1,0 +1,135 @@
+"""Adapter kinds other than plain LoRA, turned into factor pairs.
+
+LoHa is `(w1_a w1_b) * (w2_a w2_b)` (elementwise; FedPara, arXiv 2108.06098), LoKr is `kron(w1, w2)` (LyCORIS,
+arXiv 2309.14859), and DoRA is `magnitude * V / |V| - W` with `V = W + B A` (arXiv 2402.09353). The rank of
+LoHa and LoKr is the product of the ranks of their parts; DoRA has none and depends on the base's weight W.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from collectionlora.adapters.low_rank import NEGLIGIBLE, Pair, change, loss, shrink
+
+MOST_RANK = 256  # of a converted module: the teacher slot has to hold it for every module of the base
+Parts = Mapping[str, Tensor]
+
+LORA, LOHA = {"down", "up"}, {"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"}
+TUCKER = {"mid", "hada_t1", "hada_t2", "lokr_t2"}
+LOKR_SIDES = ("lokr_w1", "lokr_w2")
+
+
+@dataclass(frozen=True)
+class Rebuilt:
+    """One module: its change before the scale, the rank that alpha is divided by, the conversion's loss."""
+
+    kind: str
+    pair: Pair
+    rank: int
+    loss: float = 0.0
+
+
+def rebuild(parts: Parts) -> Rebuilt:
+    """The change of one module from all its tensors but alpha and magnitude, before alpha.
+
+    Raises:
+        ValueError: the parts are not those of one LoRA, LoHa or LoKr, or do not fit together.
+    """
+    shapes = {name: list(tensor.shape) for name, tensor in parts.items()}
+    if any(tensor.ndim < 2 or not tensor.numel() for tensor in parts.values()):
+        raise ValueError(f"holds shapes that are no matrices, {shapes}")
+    core, rest = TUCKER & set(parts), set(parts) - TUCKER
+    try:
+        if rest == LORA and core <= {"mid"}:
+            return lora(parts)
+        if rest == LOHA and core in (set(), {"hada_t1", "hada_t2"}):
+            return loha(parts)
+        if rest in lokr_layouts() and (not core or (core == {"lokr_t2"} and "lokr_w2_a" in rest)):
+            return lokr(parts)
+    except RuntimeError:  # torch's word for shapes that cannot be multiplied
+        raise ValueError(f"holds shapes that do not fit together, {shapes}") from None
+    if rest & LORA:
+        raise ValueError("has only one of the two LoRA matrices")
+    raise ValueError(f"has {', '.join(sorted(parts))}, which is no complete LoRA, LoHa or LoKr")
+
+
+def lokr_layouts() -> list[set[str]]:
+    """Each side of the Kronecker product is whole or two factors."""
+    first, second = ([{side}, {f"{side}_a", f"{side}_b"}] for side in LOKR_SIDES)
+    return [one | two for one in first for two in second]
+
+
+def tucker(core: Tensor, rows: Tensor, columns: Tensor) -> Pair:
+    """A convolution in Tucker form: core `[r, s, *kernel]`, rows `[out, r]`, columns `[s, in]`."""
+    return torch.einsum("rs...,si->ri...", core, columns.flatten(1)), rows.flatten(1)
+
+
+def lora(parts: Parts) -> Rebuilt:
+    """up @ down, or LoCon's up, mid, down."""
+    down, up = parts["down"], parts["up"]
+    if "mid" in parts:
+        return Rebuilt("LoRA", tucker(parts["mid"], up, down), len(down))
+    if len(down) != up.shape[1]:
+        raise ValueError(f"its ranks {len(down)} and {up.shape[1]} differ")
+    return Rebuilt("LoRA", (down, up), len(down))
+
+
+def loha(parts: Parts) -> Rebuilt:
+    """`(B1 A1) * (B2 A2)` elementwise has rows of B, columns of A that are all products of one of each."""
+    sides = []
+    for side in ("1", "2"):
+        b, a = parts[f"hada_w{side}_a"].double(), parts[f"hada_w{side}_b"].double()
+        if f"hada_t{side}" in parts:
+            a, b = tucker(parts[f"hada_t{side}"].double(), b.T, a)
+        sides.append((a.flatten(1), b))
+    (a1, b1), (a2, b2) = sides
+    a = torch.einsum("ri,si->rsi", a1, a2).flatten(0, 1)
+    b = torch.einsum("or,os->ors", b1, b2).flatten(1)
+    pair, lost = shrink((a, b), MOST_RANK)
+    return Rebuilt("LoHa", pair, len(parts["hada_w1_b"]), lost)
+
+
+def lokr(parts: Parts) -> Rebuilt:
+    """Singular values and vectors of a Kronecker product are all products of those of its sides."""
+    sides, rank = [], 0
+    for side in LOKR_SIDES:
+        if side in parts:
+            whole = parts[side].double().flatten(1)
+        else:
+            b, a = parts[f"{side}_a"].double(), parts[f"{side}_b"].double()
+            rank = len(a)
+            if side == "lokr_w2" and "lokr_t2" in parts:
+                a, b = tucker(parts["lokr_t2"].double(), b.T, a)
+            whole = change((a, b))
+        sides.append(torch.linalg.svd(whole, full_matrices=False))
+    (u1, s1, v1), (u2, s2, v2) = sides
+    values, order = torch.outer(s1, s2).flatten().sort(descending=True)
+    kept = min(MOST_RANK, max(1, int((values > NEGLIGIBLE * values[0]).sum())))
+    first, second = order[:kept] // len(s2), order[:kept] % len(s2)
+    root = values[:kept].sqrt()
+    a = torch.einsum("ri,rj->rij", v1[first], v2[second]).flatten(1) * root[:, None]
+    b = torch.einsum("or,pr->opr", u1[:, first], u2[:, second]).flatten(0, 1) * root
+    return Rebuilt("LoKr", (a.float(), b.float()), rank, loss(values, kept))
+
+
+def dora(pair: Pair, magnitude: Tensor, weight: Tensor, by_output: bool) -> tuple[Pair, float]:
+    """The change of a weight-decomposed module whose scaled low-rank part is `pair`.
+
+    Args:
+        magnitude: one number for each output, or for each input of the weight (LyCORIS without `wd_on_out`).
+        weight: the base's, `[out, in, ...]`.
+        by_output: which of both `magnitude` is.
+    """
+    whole = weight.double()
+    moved = whole + change((pair[0].double(), pair[1].double())).view_as(whole)
+    axis = 0 if by_output else 1
+    lengths = moved.transpose(0, axis).flatten(1).norm(dim=1)
+    ratio = magnitude.double().flatten() / lengths
+    moved = moved * ratio.view(*(-1 if i == axis else 1 for i in range(whole.ndim)))
+    difference = (moved - whole).flatten(1)
+    rows, columns = difference.shape
+    if rows <= columns:
+        return shrink((difference, torch.eye(rows, dtype=torch.double)), MOST_RANK)
+    return shrink((torch.eye(columns, dtype=torch.double), difference), MOST_RANK)

@@ -1,0 +1,286 @@
+"""Exports load in the programs they are for, with the same change of the weights, and say what they are."""
+
+import ast
+import json
+
+import pytest
+import torch
+import yaml
+from peft import LoraConfig, PeftModel, inject_adapter_in_model, set_peft_model_state_dict
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import nn
+from typer.testing import CliRunner
+
+import collectionlora
+from collectionlora.adapters.formats import read_lora
+from collectionlora.adapters.low_rank import change
+from collectionlora.adapters.recipe import Recipe, read_adapter, write_adapter
+from collectionlora.adapters.roles import STUDENT, Roles, target_weights
+from collectionlora.cli import app
+from collectionlora.errors import UserError
+from collectionlora.exporting import export
+from collectionlora.families import find_family
+from collectionlora.flow import few_step_sigmas
+
+TARGETS = ["first", "mix", "small"]
+RECIPE = Recipe(
+    base="Qwen/Qwen-Image-Edit-2509@0123abc",
+    steps=4,
+    shift=3.0,
+    resolution=512,
+    effects={"oil-paint": "<oil_paint_bedafo> turn it | into oil", "neon": "<neon_tirupo> neon: edges"},
+    version="1",
+)
+
+
+class Network(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.mix, self.small = nn.Linear(6, 8), nn.Conv2d(8, 5, 3, padding=1), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.small(self.mix(self.first(x).transpose(1, 2).unflatten(2, (2, 2))).flatten(2))
+
+
+@pytest.fixture
+def collection(tmp_path):
+    """A collection folder with a finished adapter of rank 4, of which `first` has true rank 2."""
+    roles = Roles(Network(), TARGETS, {STUDENT: 4})
+    weights = roles.weights(STUDENT)
+    weights = {name: (a, 0.2 * torch.randn_like(b)) for name, (a, b) in weights.items()}
+    weights["first"][1][:, 2:] = 0
+    write_adapter(tmp_path / "my-effects" / "collection.safetensors", weights, RECIPE)
+    return tmp_path / "my-effects"
+
+
+def changes(lora):
+    return {name: change(pair) for name, pair in lora.weights.items()}
+
+
+def in_base_model(collection, recipe):
+    """The same adapter with another recipe."""
+    lora, _ = read_adapter(collection / "collection.safetensors")
+    write_adapter(collection / "collection.safetensors", lora.weights, recipe)
+
+
+@pytest.mark.parametrize(
+    ("format", "file"),
+    [
+        ("diffusers", "pytorch_lora_weights.safetensors"),
+        ("peft", "adapter_model.safetensors"),
+        ("comfyui", "my-effects.safetensors"),
+    ],
+)
+def test_an_export_is_the_same_adapter_and_can_itself_be_used(tmp_path, collection, format, file):
+    result = export(collection, format, tmp_path / "out")
+    assert all((tmp_path / "out").joinpath(path).is_file() for path in result["files"])
+    assert result["reduction"] is None
+    expected = changes(read_adapter(collection / "collection.safetensors")[0])
+    base = target_weights(Network(), TARGETS)
+    found = read_lora(tmp_path / "out" / file, base)
+    for name, matrix in changes(found).items():
+        assert torch.equal(matrix, expected[name])
+    assert read_adapter(tmp_path / "out" / file)[1] == RECIPE
+
+
+def test_diffusers_keys_carry_their_scale(tmp_path, collection):
+    export(collection, "diffusers", tmp_path / "out")
+    tensors = load_file(tmp_path / "out" / "pytorch_lora_weights.safetensors")
+    assert set(tensors) == {f"transformer.{name}.lora_{side}.weight" for name in TARGETS for side in "AB"}
+    scheduler = json.loads((tmp_path / "out" / "scheduler" / "scheduler_config.json").read_text())
+    assert scheduler.pop("_class_name") == "FlowMatchEulerDiscreteScheduler"
+    assert scheduler.pop("num_train_timesteps") == 1000
+    expected = {
+        "shift": 3.0,
+        "stochastic_sampling": True,
+        "shift_terminal": None,
+        "use_dynamic_shifting": False,
+    }
+    assert scheduler == expected
+
+
+def test_the_example_imports_nothing_of_ours_and_has_the_students_schedule(tmp_path, collection):
+    export(collection, "diffusers", tmp_path / "out")
+    tree = ast.parse((tmp_path / "out" / "example.py").read_text())
+    modules = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    modules |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    assert {module.split(".")[0] for module in modules} == {"sys", "pathlib", "torch", "diffusers"}
+    named = {ast.unparse(node.targets[0]): node.value for node in tree.body if isinstance(node, ast.Assign)}
+    assert ast.literal_eval(named["PROMPTS"]) == RECIPE.effects
+    assert ast.literal_eval(named["(BASE, REVISION)"]) == ("Qwen/Qwen-Image-Edit-2509", "0123abc")
+    arguments = {keyword.arg: ast.unparse(keyword.value) for keyword in named["result"].keywords}
+    assert arguments["true_cfg_scale"] == "1.0"
+    sigmas = torch.tensor(eval(arguments["sigmas"], {"STEPS": RECIPE.steps}))
+    torch.testing.assert_close(3 * sigmas / (1 + 2 * sigmas), few_step_sigmas(4, 3.0)[:4])
+
+
+def test_peft_loads_its_folder(tmp_path, collection):
+    export(collection, "peft", tmp_path / "out")
+    network, x = Network(), torch.randn(2, 4, 6)
+    lora, _ = read_adapter(collection / "collection.safetensors")
+    torch.manual_seed(0)
+    roles = Roles(Network(), TARGETS, {STUDENT: 4})
+    roles.load(STUDENT, lora.weights)
+    state = {name.replace(".base_layer", ""): value for name, value in roles.network.state_dict().items()}
+    network.load_state_dict({name: value for name, value in state.items() if "lora_" not in name})
+    before = network(x)
+    with roles.use(STUDENT):
+        expected = roles.network(x)
+    assert not torch.allclose(before, expected)
+    torch.testing.assert_close(PeftModel.from_pretrained(network, tmp_path / "out")(x), expected)
+
+
+def test_keys_of_diffusers_load_in_an_injected_network(tmp_path, collection):
+    """The way that diffusers loads: inject an adapter of the file's rank, then set its tensors."""
+    export(collection, "diffusers", tmp_path / "out")
+    tensors = load_file(tmp_path / "out" / "pytorch_lora_weights.safetensors")
+    state = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
+    config = LoraConfig(r=4, lora_alpha=4, target_modules=TARGETS)
+    model = inject_adapter_in_model(config, Network(), state_dict=state)
+    outcome = set_peft_model_state_dict(model, state)
+    assert not outcome.unexpected_keys
+    assert not [key for key in outcome.missing_keys if "lora_" in key]
+
+
+def test_comfyui_gets_alphas_and_a_workflow_that_holds_together(tmp_path, collection):
+    export(collection, "comfyui", tmp_path / "out")
+    tensors = load_file(tmp_path / "out" / "my-effects.safetensors")
+    parts = ("lora_down.weight", "lora_up.weight", "alpha")
+    assert set(tensors) == {f"diffusion_model.{name}.{part}" for name in TARGETS for part in parts}
+    assert {float(tensors[f"diffusion_model.{name}.alpha"]) for name in TARGETS} == {4.0}
+    assert not (tmp_path / "out" / "scheduler").exists()
+    check_workflow(json.loads((tmp_path / "out" / "workflow.json").read_text()), "ModelSamplingAuraFlow")
+
+
+def check_workflow(graph, shift_node):
+    """Every link leads to a node, every node to the saved image, and the sampler is the student's."""
+    links = {
+        name: {value[0] for value in node["inputs"].values() if isinstance(value, list)}
+        for name, node in graph.items()
+    }
+    assert set().union(*links.values()) <= set(graph)
+    reached, waiting = set(), {"saved"}
+    while waiting:
+        reached |= waiting
+        waiting = set().union(*(links[name] for name in waiting)) - reached
+    assert reached == set(graph)
+    by_class = {node["class_type"]: node["inputs"] for node in graph.values()}
+    sampler = by_class["KSampler"]
+    assert (sampler["sampler_name"], sampler["scheduler"], sampler["cfg"]) == ("lcm", "simple", 1.0)
+    assert sampler["steps"] == RECIPE.steps
+    assert by_class["LoraLoaderModelOnly"]["lora_name"] == "my-effects.safetensors"
+    assert by_class[shift_node]["model"] == ["lora", 0]
+
+
+def test_flux_kontext_has_its_own_keys_and_nodes(tmp_path, collection):
+    in_base_model(collection, RECIPE.model_copy(update={"base": "black-forest-labs/FLUX.1-Kontext-dev"}))
+    export(collection, "comfyui", tmp_path / "out")
+    tensors = load_file(tmp_path / "out" / "my-effects.safetensors")
+    assert all(name.startswith("transformer.") for name in tensors)
+    graph = json.loads((tmp_path / "out" / "workflow.json").read_text())
+    check_workflow(graph, "ModelSamplingFlux")
+    shifted = graph["shifted"]["inputs"]
+    assert torch.tensor(shifted["base_shift"]).exp() == pytest.approx(3.0)
+    assert shifted["base_shift"] == shifted["max_shift"]
+
+
+@pytest.mark.parametrize("format", ["diffusers", "peft", "comfyui"])
+def test_a_base_that_only_lives_here_says_so(tmp_path, collection, format):
+    in_base_model(collection, RECIPE.model_copy(update={"base": "nano"}))
+    result = export(collection, format, tmp_path / "out")
+    assert not {"example.py", "workflow.json"} & {path.rsplit("/", 1)[1] for path in result["files"]}
+    assert "collectionlora edit" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_the_card_is_filled_and_shows_previews(tmp_path, collection):
+    Image.new("RGB", (4, 4)).save(tmp_path / "neon.png")
+    export(collection, "diffusers", tmp_path / "out", previews=[tmp_path / "neon.png"])
+    _, front, body = (tmp_path / "out" / "README.md").read_text().split("---\n", 2)
+    data = yaml.safe_load(front)
+    assert data["base_model"] == "Qwen/Qwen-Image-Edit-2509"
+    assert {"lora", "diffusers", "image-to-image"} <= set(data["tags"])
+    assert data["license"] == "apache-2.0"
+    assert data["instance_prompt"] == "<oil_paint_bedafo>, <neon_tirupo>"
+    first, second = data["widget"]
+    assert first == {"text": RECIPE.effects["oil-paint"]}
+    assert second == {"text": RECIPE.effects["neon"], "output": {"url": "images/neon.png"}}
+    assert (tmp_path / "out" / second["output"]["url"]).is_file()
+    assert r"turn it \| into oil" in body
+    for text in ("![neon](images/neon.png)", "4 steps, shift 3", "example.py"):
+        assert text in body
+
+
+def test_the_header_says_what_the_file_is(tmp_path, collection):
+    export(collection, "diffusers", tmp_path / "out")
+    with safe_open(tmp_path / "out" / "pytorch_lora_weights.safetensors", "pt") as file:
+        header = file.metadata()
+    assert header["modelspec.sai_model_spec"] == "1.0.0"
+    assert header["modelspec.title"] == "my-effects"
+    assert header["modelspec.architecture"] == "qwen-image-edit-plus/lora"
+    assert header["modelspec.trigger_phrase"] == "<oil_paint_bedafo>, <neon_tirupo>"
+    assert header["modelspec.date"].startswith("20")
+    assert json.loads(header["triggers"])["neon"] == "<neon_tirupo>"
+    assert json.loads(header["collectionlora.versions"])["collectionlora"] == collectionlora.__version__
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_a_smaller_rank_states_the_error_that_the_file_has(tmp_path, collection, rank):
+    result = collectionlora.export(collection / "collection.safetensors", "comfyui", tmp_path / "out", rank)
+    before = changes(read_adapter(collection / "collection.safetensors")[0])
+    lora = read_lora(tmp_path / "out" / "collection.safetensors")
+    assert result["rank"] == lora.rank == rank
+    error = {name: float((matrix - before[name]).norm()) for name, matrix in changes(lora).items()}
+    norm = {name: float(matrix.norm()) for name, matrix in before.items()}
+    stated = result["reduction"]
+    relative = {name: error[name] / norm[name] for name in error}
+    assert stated["worst"] == pytest.approx(max(relative.values()), rel=1e-3)
+    assert relative[stated["worst_module"]] == max(relative.values())
+    whole = torch.tensor(list(error.values())).norm() / torch.tensor(list(norm.values())).norm()
+    assert stated["overall"] == pytest.approx(float(whole), rel=1e-3)
+    exact = {1: set(), 2: {"first"}, 3: {"first", "small"}}[rank]
+    assert {name for name, value in relative.items() if value < 1e-3} == exact
+    for name in before:  # Eckart and Young: nothing of this rank is nearer
+        best = torch.linalg.svdvals(before[name])[rank:].norm()
+        assert error[name] == pytest.approx(float(best), abs=1e-3 * norm[name])
+    assert f"rank 4 reduced to {rank}" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_the_command_prints_one_json_object(tmp_path, collection):
+    arguments = ["export", str(collection), "--format", "peft", "--out", str(tmp_path / "out"), "--rank", "2"]
+    result = CliRunner().invoke(app, [*arguments, "--json"])
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["reduction"]["rank"] == 2
+    assert "at most" in CliRunner().invoke(app, arguments).stderr
+
+
+def test_what_cannot_be_exported_is_refused(tmp_path, collection):
+    Image.new("RGB", (4, 4)).save(tmp_path / "oil.png")
+    cases = [
+        ({"format": "gguf"}, "choose from diffusers, peft, comfyui"),
+        ({"rank": 5}, "give a smaller rank"),
+        ({"previews": [tmp_path / "oil.png"]}, "named after no effect"),
+        ({"previews": [tmp_path / "neon.png"]}, "no image file"),
+        ({"collection": tmp_path}, "not distilled yet"),
+    ]
+    for changed, message in cases:
+        arguments = {"collection": collection, "format": "peft", "out": tmp_path / "out"} | changed
+        with pytest.raises(UserError, match=message):
+            export(**arguments)
+    assert not (tmp_path / "out").exists()
+
+
+def test_comfyui_is_refused_where_it_would_leave_modules_out(tmp_path, collection):
+    for base in ("black-forest-labs/FLUX.2-dev", "someone/other-model"):
+        in_base_model(collection, RECIPE.model_copy(update={"base": base}))
+        with pytest.raises(UserError, match="every module"):
+            export(collection, "comfyui", tmp_path / "out")
+        assert export(collection, "diffusers", tmp_path / "out")["files"]
+
+
+def test_the_family_of_a_folder_is_what_its_pipeline_is(tmp_path):
+    for name, architecture in (("FluxKontextPipeline", "flux-1-kontext-dev"), ("OtherPipeline", "unknown")):
+        (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": name}))
+        assert find_family(str(tmp_path)).architecture == architecture
+    assert find_family("Qwen/Qwen-Image-Edit").architecture == "qwen-image-edit"
