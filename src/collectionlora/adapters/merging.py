@@ -1,0 +1,55 @@
+"""Several LoRAs as one without training: exact sums, and the merges that a distilled student has to beat."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from peft.utils.merge_utils import dare_linear, task_arithmetic, ties
+from torch import Tensor
+
+from collectionlora.adapters.low_rank import Pair, pad, shrink
+from collectionlora.adapters.roles import LoraWeights
+
+DENSITY = 0.5  # share of the entries that TIES and DARE keep, peft's own example
+# Merges of each factor on its own, as peft's `add_weighted_adapter` does; from factors and their weights.
+FACTOR_MERGES: dict[str, Callable[[list[Tensor], Tensor], Tensor]] = {
+    "linear": task_arithmetic,
+    "ties": lambda factors, weights: ties(factors, weights, DENSITY),
+    "dare": lambda factors, weights: dare_linear(factors, weights, DENSITY),
+}
+MERGES = (*FACTOR_MERGES, "svd")
+
+
+def add(loras: Sequence[LoraWeights], weight: float = 1.0) -> LoraWeights:
+    """The exact sum of weight changes, each times `weight`; ranks add up."""
+    return {
+        module: (
+            torch.cat([lora[module][0] for lora in loras if module in lora]),
+            torch.cat([weight * lora[module][1] for lora in loras if module in lora], dim=1),
+        )
+        for module in dict.fromkeys(module for lora in loras for module in lora)
+    }
+
+
+def merge(loras: Sequence[LoraWeights], how: str, rank: int, seed: int = 0) -> LoraWeights:
+    """The mean of several LoRAs by one of `MERGES`.
+
+    Args:
+        rank: of the result by "svd", the nearest of this rank to the exact mean; the others keep the largest
+            rank of `loras`.
+        seed: of the entries that DARE drops.
+    """
+    if how == "svd":
+        return {name: shrink(pair, rank)[0] for name, pair in add(loras, 1 / len(loras)).items()}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        modules = dict.fromkeys(module for lora in loras for module in lora)
+        return {m: _merge_factors([lora[m] for lora in loras if m in lora], how, len(loras)) for m in modules}
+
+
+def _merge_factors(pairs: Sequence[Pair], how: str, num_loras: int) -> Pair:
+    largest = max(len(a) for a, _ in pairs)
+    padded = [pad(pair, largest) for pair in pairs]
+    # Each factor takes the root of the weight, so that a product takes the weight.
+    weights = torch.full((len(pairs),), num_loras**-0.5)
+    a, b = (FACTOR_MERGES[how](list(factors), weights) for factors in zip(*padded, strict=True))
+    return a, b
