@@ -97,8 +97,7 @@ def teacher_method(session: Session) -> bench.Method:
             Condition(backbone.encode_prompt(list(t)), source) for t in (texts, [""] * len(texts))
         )
         denoiser = Denoiser(backbone, cond, uncond, targets.guidance_scale)
-        shift = session.settings.sampling.shift
-        return backbone.decode(sample_many_steps(denoiser, noise, targets.steps, shift))
+        return backbone.decode(sample_many_steps(denoiser, noise, targets.steps))
 
     def sample(effect: str, images: Tensor, seeds: Sequence[int]) -> Tensor:
         with session.teachers.use(effect):
