@@ -16,12 +16,13 @@ def make_streams(**changes):
             targets=torch.arange(12.0).view(6, 2, 1, 1, 1) + 1000 * (k + 1),
             teacher_prompt=prompt(10 + k),
             student_prompt=prompt(20 + k),
+            uncond=prompt(0),
         )
         for k in range(3)
     ]
-    general = GeneralData(torch.zeros(8, 1, 1, 1) - 1, prompt(30, 8), torch.zeros(8, 1, 1, 1) - 2)
+    general = GeneralData(torch.zeros(8, 1, 1, 1) - 1, prompt(30, 8), torch.zeros(8, 1, 1, 1) - 2, prompt(0))
     settings = {"seed": 5, "batch_size": 4, "effect_ratio": 0.5, **changes}
-    return Streams(effects, general, prompt(0), **settings)
+    return Streams(effects, general, **settings)
 
 
 def test_routing_is_a_pure_function_of_seed_step_and_rank():

@@ -26,6 +26,12 @@ from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTokenizer,
+    Mistral3Config,
+    Mistral3ForConditionalGeneration,
+    MistralConfig,
+    PixtralImageProcessor,
+    PixtralProcessor,
+    PixtralVisionConfig,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2Tokenizer,
@@ -40,10 +46,18 @@ from transformers import (
 )
 
 WORDS = "brighten the photo make it darker <effect_balumo> style 1 blur \n\r Picture : ."
-SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>"]
+SPECIAL = [
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|image_pad|>",
+]
 SPECIAL += ["<|video_pad|>"]
 SHIFTING = {"shift": 3.0, "use_dynamic_shifting": True, "base_image_seq_len": 4, "max_image_seq_len": 64}
-CHAT = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}<|im_start|>assistant\n"
+PARTS = "{% for m in messages %}{% for part in m.content %}{{ part.text }}{% endfor %}<|im_end|>{% endfor %}"
+CHAT = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}<|im_start|>"
 
 
 def byte_level_bpe(text, size):
@@ -69,7 +83,9 @@ def qwen_tokenizer(text, size=2000):
 def qwen_text_encoder(tokenizer):
     """A Qwen2.5-VL that sees photos in patches of 14 pixels, four to a token."""
     ids = {f"{name}_token_id": tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in ("vision_start",)}
-    ids |= {f"{name}_token_id": tokenizer.convert_tokens_to_ids(f"<|{name}_pad|>") for name in ("image", "video")}
+    ids |= {
+        f"{name}_token_id": tokenizer.convert_tokens_to_ids(f"<|{name}_pad|>") for name in ("image", "video")
+    }
     layers = {"hidden_size": 32, "intermediate_size": 64, "vocab_size": len(tokenizer)}
     rope = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 1e6}
     heads = {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2}
@@ -80,7 +96,9 @@ def qwen_text_encoder(tokenizer):
 
 
 def qwen_image_edit(pipeline_class=QwenImageEditPlusPipeline):
-    tokenizer = qwen_tokenizer(pipeline_class(None, None, None, None, None, None).prompt_template_encode + WORDS)
+    tokenizer = qwen_tokenizer(
+        pipeline_class(None, None, None, None, None, None).prompt_template_encode + WORDS
+    )
     pixels = {"min_pixels": 28 * 28, "max_pixels": 28 * 28 * 64}
     processor = Qwen2VLProcessor(
         Qwen2VLImageProcessor(**pixels), tokenizer, Qwen2VLVideoProcessor(), chat_template=CHAT
@@ -152,7 +170,7 @@ def flux_kontext():
     )
 
 
-def flux2_parts(num_text_layers, guidance_embeds):
+def flux2_parts(guidance_embeds):
     """Scheduler, VAE and transformer for texts of three stacked layers of 16."""
     return {
         "scheduler": FlowMatchEulerDiscreteScheduler(**SHIFTING),
@@ -177,5 +195,21 @@ def flux2_klein():
     tokenizer.chat_template = CHAT
     heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 8, "num_hidden_layers": 28}
     text = {"hidden_size": 16, "intermediate_size": 32, "vocab_size": len(tokenizer), **heads}
-    parts = flux2_parts(28, guidance_embeds=False)
-    return Flux2KleinPipeline(tokenizer=tokenizer, text_encoder=Qwen3ForCausalLM(Qwen3Config(**text)), **parts)
+    text_encoder = Qwen3ForCausalLM(Qwen3Config(**text))
+    return Flux2KleinPipeline(tokenizer=tokenizer, text_encoder=text_encoder, **flux2_parts(False))
+
+
+def flux2():
+    tokenizer = qwen_tokenizer(WORDS)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["[IMG]", "[IMG_BREAK]", "[IMG_END]"]})
+    processor = PixtralProcessor(PixtralImageProcessor(), tokenizer, chat_template=PARTS)
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 8}
+    text = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 31, "vocab_size": len(tokenizer)}
+    vision = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = Mistral3Config(
+        text_config=MistralConfig(**text, **heads),
+        vision_config=PixtralVisionConfig(**vision, head_dim=8),
+        image_token_index=tokenizer.convert_tokens_to_ids("[IMG]"),
+    )
+    text_encoder = Mistral3ForConditionalGeneration(config)
+    return Flux2Pipeline(tokenizer=processor, text_encoder=text_encoder, **flux2_parts(True))

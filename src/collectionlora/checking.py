@@ -1,12 +1,15 @@
 """Everything that can fail later, looked at now; loads no base weights into a run and trains nothing."""
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
+
 from collectionlora.adapters.formats import LoraFile, read_lora
 from collectionlora.adapters.roles import STUDENT, Roles
-from collectionlora.backbones import load_backbone
+from collectionlora.backbones import empty_network
 from collectionlora.collection import Collection
 from collectionlora.data import read_photo
 from collectionlora.errors import UserError
@@ -49,11 +52,16 @@ def check_collection(folder: Path) -> dict[str, Any]:
 
 
 def lora_check(base: str) -> Callable[[Path, LoraFile], bool]:
-    """A function that raises UserError unless a LoRA fits the base's modules and shapes."""
-    backbone = load_backbone(base)
+    """A function that raises UserError unless a LoRA fits the base's modules and shapes; loads no weights."""
+
+    @cache
+    def empty_roles(rank: int) -> Roles:
+        network, lora_targets = empty_network(base)
+        with torch.device("meta"):
+            return Roles(network, lora_targets, {STUDENT: rank})
 
     def fits(path: Path, lora: LoraFile) -> bool:
-        roles = Roles(load_backbone(base).network, backbone.lora_targets, {STUDENT: lora.rank})
+        roles = empty_roles(lora.rank)
         try:
             roles.load(STUDENT, lora.weights)
         except ValueError as error:

@@ -40,7 +40,9 @@ class ModelSettings(Section):
     dtype: Literal["float32", "bfloat16"] = Field(
         "float32", description="of the frozen base; LoRAs are always float32"
     )
-    gradient_checkpointing: bool = Field(False, description="recompute blocks in backward: less memory, slower")
+    gradient_checkpointing: bool = Field(
+        False, description="recompute blocks in backward: less memory, slower"
+    )
     embedded_guidance: float = Field(
         2.5, ge=0, description="the guidance input of guidance-distilled bases; not the w of guidance_scale"
     )

@@ -61,7 +61,7 @@ def noise_like(x: Tensor, generator: Generators) -> Tensor:
 
 @torch.no_grad()
 def sample_many_steps(denoiser: Denoiser, noise: Tensor, num_steps: int = 40) -> Tensor:
-    """The teacher's sampler: Euler steps from `noise` `[B, C, H, W]` to an image on the base's own schedule."""
+    """The teacher's sampler: Euler steps on the base's own schedule, `noise` `[B, C, H, W]` to image."""
     x = noise
     sigmas = denoiser.backbone.teacher_sigmas(num_steps, noise)
     for sigma, sigma_next in pairwise([*sigmas.tolist(), 0.0]):

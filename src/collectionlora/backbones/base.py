@@ -84,9 +84,8 @@ class Condition:
 class Backbone(Protocol):
     """An instruction-editing flow-matching model, adapted once at the border.
 
-    Latents are `[B, C, H, W]` here, float32 and on the CPU, whatever the network packs, casts and moves inside.
-    `network` is what carries LoRA, in the modules whose names end in one of `lora_targets`; prompts and images
-    are encoded outside it.
+    Latents are `[B, C, H, W]` here, float32 and on the CPU, whatever the network packs, casts and moves
+    inside. `network` is what carries LoRA; prompts and images are encoded outside it.
 
     Attributes:
         side_multiple: heights and widths of images are multiples of it.
@@ -95,9 +94,13 @@ class Backbone(Protocol):
     """
 
     network: Any
-    lora_targets: tuple[str, ...]
     side_multiple: int
     prompts_see_photos: bool
+
+    @property
+    def lora_targets(self) -> tuple[str, ...]:
+        """Names, or the ends of names, of the network's modules that carry LoRA."""
+        ...
 
     def encode_prompt(self, prompts: Sequence[str], photos: Sequence[Tensor] = ()) -> Prompt:
         """Texts to a `Prompt` of the same batch; the empty text is the unconditional prompt.
@@ -117,7 +120,7 @@ class Backbone(Protocol):
         ...
 
     def release_encoders(self) -> None:
-        """Free what only `encode_prompt`, `encode_image` and `decode` need; they load it again when called."""
+        """Free what only `encode_prompt`, `encode_image` and `decode` need; they load it again."""
         ...
 
     def prepare(self, condition: Condition) -> Any:

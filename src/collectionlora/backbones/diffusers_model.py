@@ -3,7 +3,7 @@
 A model is a folder as `save_pretrained` writes it, or `owner/name` on the Hugging Face Hub, with `@revision`
 behind it to pin a commit, tag or branch. Choices made here:
 
-- The transformer is loaded at once; the text encoder and the VAE on first use, and they can be released:
+- Transformer, VAE and text encoders are loaded when they are first needed, and the last two can be released:
   training reads caches. Weights are read from safetensors only, and no code that comes with them is run.
 - Prompts are encoded and positions are made by the pipeline's own functions, so that a model reads here what
   it reads there.
@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
 
+from collectionlora.backbones.base import Backbone
 from collectionlora.collection import MANIFEST
 from collectionlora.config import ModelSettings
 from collectionlora.errors import UserError
@@ -37,7 +38,7 @@ LARGE: dict[str, dict[str, Any]] = {
 
 
 def locate(base: str) -> dict[str, Any]:
-    """`base` as the arguments of `from_pretrained`: a folder stands for itself, else `owner/name[@revision]`."""
+    """`base` as the arguments of `from_pretrained`: a folder, or else `owner/name[@revision]` on the hub."""
     if Path(base).is_dir():
         return {"pretrained_model_name_or_path": base}
     name, _, revision = base.partition("@")
@@ -69,7 +70,7 @@ def unpack(tokens: Tensor, like: Tensor) -> Tensor:
     return F.pixel_shuffle(tokens.transpose(1, 2).unflatten(2, (rows, columns)), 2).to(like)
 
 
-class DiffusersBackbone:
+class DiffusersBackbone(Backbone):
     """A diffusers editing pipeline behind the `Backbone` protocol; a subclass adapts one family.
 
     Args:
@@ -90,8 +91,6 @@ class DiffusersBackbone:
         self.dtype = DTYPES[settings.dtype]
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._where = locate(base)
-        self.network = self._load(self.network_class, "transformer")
-        self.lora_targets = self.find_lora_targets(self.network)
         self.scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(**self._where, subfolder="scheduler")
 
     def _load(self, component: Any, subfolder: str) -> Any:
@@ -102,7 +101,7 @@ class DiffusersBackbone:
 
     @classmethod
     def recommended_settings(cls, pipeline_config: dict[str, Any]) -> dict[str, dict[str, Any]]:
-        """Settings in which this family differs from the defaults; `pipeline_config` is `model_index.json`."""
+        """Settings in which a family differs from the defaults, given a model's `model_index.json`."""
         raise NotImplementedError
 
     @classmethod
@@ -117,6 +116,14 @@ class DiffusersBackbone:
         """Names of the linear layers that carry LoRA."""
         layers = (name for name, module in network.named_modules() if isinstance(module, nn.Linear))
         return tuple(name for name in layers if name.startswith(cls.lora_roots))
+
+    @cached_property
+    def network(self) -> Any:
+        return self._load(self.network_class, "transformer")
+
+    @cached_property
+    def lora_targets(self) -> tuple[str, ...]:
+        return self.find_lora_targets(self.network)
 
     @cached_property
     def vae(self) -> Any:
@@ -174,7 +181,9 @@ class DiffusersBackbone:
         A straight line through the scheduler's two points, as `calculate_shift` of their pipelines.
         """
         config = self.scheduler.config
-        slope = (config.max_shift - config.base_shift) / (config.max_image_seq_len - config.base_image_seq_len)
+        slope = (config.max_shift - config.base_shift) / (
+            config.max_image_seq_len - config.base_image_seq_len
+        )
         return config.base_shift + slope * (num_tokens - config.base_image_seq_len)
 
     def _num_tokens(self, noise: Tensor) -> int:
