@@ -95,7 +95,7 @@ class DiffusersBackbone(Backbone):
 
     def _load(self, component: Any, subfolder: str) -> Any:
         loaded = component.from_pretrained(
-            **self._where, subfolder=subfolder, torch_dtype=self.dtype, use_safetensors=True
+            **self._where, subfolder=subfolder, dtype=self.dtype, use_safetensors=True
         )
         return loaded.requires_grad_(False).eval().to(self.device)
 
@@ -133,7 +133,7 @@ class DiffusersBackbone(Backbone):
     def text_pipeline(self) -> Any:
         """The pipeline with its text encoders and tokenizers alone."""
         pipeline = self.pipeline_class.from_pretrained(
-            **self._where, transformer=None, vae=None, torch_dtype=self.dtype, use_safetensors=True
+            **self._where, transformer=None, vae=None, dtype=self.dtype, use_safetensors=True
         )
         return pipeline.to(self.device)
 

@@ -125,6 +125,10 @@ class QwenImageEdit(QwenImageEditPlus):
     def recommended_settings(cls, pipeline_config: dict[str, Any]) -> dict[str, dict[str, Any]]:
         return {**LARGE, "model": {**LARGE["model"], "condition_resolution": 1024}}
 
+    def encode_prompt(self, prompts: Sequence[str], photos: Sequence[Tensor] = ()) -> Prompt:
+        # Its template holds a photo: texts alone are read beside a blank one.
+        return super().encode_prompt(prompts, photos or [torch.ones(len(prompts), 3, 64, 64)])
+
     def prepare(self, condition: Condition) -> QwenCondition:
         if condition.references:
             raise ValueError("the first Qwen-Image-Edit reads one photo; 2509 and 2511 read several")
