@@ -321,6 +321,24 @@ def test_a_bfloat16_base_keeps_float32_loras(name, folders):
     assert all(g.dtype == torch.float32 and torch.isfinite(g).all() for g in found)
 
 
+@pytest.mark.parametrize(("kind", "dtype", "error"), [("nf4", torch.uint8, 0.3), ("int8", torch.int8, 0.03)])
+def test_a_quantised_base_is_near_the_whole_one_and_loras_learn_over_it(kind, dtype, error, folders):
+    pytest.importorskip("bitsandbytes")
+    whole = load("qwen_image_edit", folders)
+    backbone = load("qwen_image_edit", folders, SETTINGS.model_copy(update={"quantization": kind}))
+    cond = condition(whole, ["blur"])
+    x = torch.randn_like(cond.source)
+    expected, packed = (velocity(b, cond, x, 0.5) for b in (whole, backbone))
+    assert 0 < (packed - expected).norm() / expected.norm() < error
+    blocks = backbone.network.transformer_blocks
+    assert all(blocks.get_submodule(n).weight.dtype == dtype for n in ("0.attn.to_q", "1.img_mod.1"))
+    roles = three_roles(backbone)
+    assert torch.equal(velocity(backbone, cond, x, 0.5), packed)
+    found = [g for g in gradients(backbone, roles, cond, x) if g is not None]
+    assert found
+    assert all(g.dtype == torch.float32 and torch.isfinite(g).all() for g in found)
+
+
 @pytest.mark.parametrize(
     ("family", "config", "base", "modules", "lora"),
     [

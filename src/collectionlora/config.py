@@ -40,6 +40,9 @@ class ModelSettings(Section):
     dtype: Literal["float32", "bfloat16"] = Field(
         "float32", description="of the frozen base; LoRAs are always float32"
     )
+    quantization: Literal["none", "nf4", "int8"] = Field(
+        "none", description="of the frozen base's blocks, by bitsandbytes"
+    )
     gradient_checkpointing: bool = Field(
         False, description="recompute blocks in backward: less memory, slower"
     )

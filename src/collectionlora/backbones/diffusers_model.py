@@ -22,6 +22,7 @@ from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
 
 from collectionlora.backbones.base import Backbone
+from collectionlora.backbones.quantization import quantize
 from collectionlora.collection import MANIFEST
 from collectionlora.config import ModelSettings
 from collectionlora.errors import UserError
@@ -94,10 +95,9 @@ class DiffusersBackbone(Backbone):
         self.scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(**self._where, subfolder="scheduler")
 
     def _load(self, component: Any, subfolder: str) -> Any:
-        loaded = component.from_pretrained(
-            **self._where, subfolder=subfolder, dtype=self.dtype, use_safetensors=True
-        )
-        return loaded.requires_grad_(False).eval().to(self.device)
+        where = {**self._where, "subfolder": subfolder}
+        loaded = component.from_pretrained(**where, dtype=self.dtype, use_safetensors=True)
+        return loaded.requires_grad_(False).eval()
 
     @classmethod
     def recommended_settings(cls, pipeline_config: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -119,7 +119,11 @@ class DiffusersBackbone(Backbone):
 
     @cached_property
     def network(self) -> Any:
-        return self._load(self.network_class, "transformer")
+        network = self._load(self.network_class, "transformer")
+        if self.settings.quantization != "none":
+            blocks = [name for name in self.find_lora_targets(network) if "transformer_blocks." in name]
+            quantize(network, blocks, self.settings.quantization, self.dtype)
+        return network.to(self.device)
 
     @cached_property
     def lora_targets(self) -> tuple[str, ...]:
@@ -127,7 +131,7 @@ class DiffusersBackbone(Backbone):
 
     @cached_property
     def vae(self) -> Any:
-        return self._load(self.vae_class, "vae")
+        return self._load(self.vae_class, "vae").to(self.device)
 
     @cached_property
     def text_pipeline(self) -> Any:
