@@ -4,6 +4,7 @@ Models are complete pipelines with few random weights, loaded from a folder as a
 """
 
 import json
+import shutil
 
 import diffusers
 import numpy as np
@@ -397,6 +398,11 @@ def test_bases_that_cannot_be_loaded_say_why(folders, tmp_path):
     with pytest.raises(UserError, match="StableDiffusionPipeline, which is not supported") as error:
         backbones.load_backbone(str(tmp_path), SETTINGS)
     assert "FluxKontextPipeline" in error.value.mend
+    pickled = shutil.copytree(folders["flux_kontext"], tmp_path / "pickled")
+    weights = pickled / "transformer" / "diffusion_pytorch_model.safetensors"
+    weights.rename(weights.with_suffix(".bin"))
+    with pytest.raises(UserError, match="cannot be opened"):
+        _ = load("pickled", {"pickled": pickled}).network
     with pytest.raises(UserError, match="nano"):
         backbones.load_backbone(NANO, ModelSettings(dtype="bfloat16"))
 

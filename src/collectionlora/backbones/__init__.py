@@ -81,7 +81,7 @@ def diffusers_class(base: str) -> tuple[type["DiffusersBackbone"], dict[str, Any
         "Flux2KleinPipeline": flux2.Flux2Klein,
     }
     pipeline_config = diffusers_model.read_pipeline_config(base)
-    name = pipeline_config["_class_name"]
+    name = pipeline_config.get("_class_name")
     if name not in families:
         mend = f"use nano or a pipeline of {', '.join(families)}"
         raise UserError(MANIFEST, "base", f"{base!r} is a {name}, which is not supported", mend)

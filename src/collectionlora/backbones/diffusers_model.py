@@ -10,7 +10,8 @@ behind it to pin a commit, tag or branch. Choices made here:
 - Latents outside are float32 on the CPU. They are small; the network's device and dtype end at this border.
 """
 
-import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -46,18 +47,29 @@ def locate(base: str) -> dict[str, Any]:
     return {"pretrained_model_name_or_path": name, "revision": revision or None}
 
 
+@contextmanager
+def opening(base: str) -> Iterator[None]:
+    """Files of a model are read inside the block.
+
+    Raises:
+        UserError: no such folder or model, a part is missing, or its weights are not safetensors.
+    """
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        mend = "give a diffusers pipeline in safetensors: its folder, or owner/name@revision on the hub"
+        raise UserError(MANIFEST, "base", f"{base!r} cannot be opened ({reason})", mend) from error
+
+
 def read_pipeline_config(base: str) -> dict[str, Any]:
     """The content of a model's `model_index.json`.
 
     Raises:
-        UserError: no such folder or model, or it is no pipeline.
+        UserError: it cannot be opened.
     """
-    try:
+    with opening(base):
         return DiffusionPipeline.load_config(**locate(base))
-    except (OSError, ValueError, json.JSONDecodeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        mend = "give a diffusers pipeline: its folder, or owner/name@revision on the hub"
-        raise UserError(MANIFEST, "base", f"{base!r} cannot be opened ({reason})", mend) from None
 
 
 def pack(latents: Tensor) -> Tensor:
@@ -88,15 +100,17 @@ class DiffusersBackbone(Backbone):
     side_multiple = 16
 
     def __init__(self, base: str, settings: ModelSettings):
-        self.settings = settings
+        self.base, self.settings = base, settings
         self.dtype = DTYPES[settings.dtype]
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._where = locate(base)
-        self.scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(**self._where, subfolder="scheduler")
+        if self.device.type == "cuda":
+            # LoRAs are float32: let their products run on tensor cores.
+            torch.set_float32_matmul_precision("high")
 
     def _load(self, component: Any, subfolder: str) -> Any:
-        where = {**self._where, "subfolder": subfolder}
-        loaded = component.from_pretrained(**where, dtype=self.dtype, use_safetensors=True)
+        where = {**locate(self.base), "subfolder": subfolder}
+        with opening(self.base):
+            loaded = component.from_pretrained(**where, dtype=self.dtype, use_safetensors=True)
         return loaded.requires_grad_(False).eval()
 
     @classmethod
@@ -107,7 +121,8 @@ class DiffusersBackbone(Backbone):
     @classmethod
     def empty_network(cls, base: str) -> nn.Module:
         """The network without memory, on the meta device: its names and shapes."""
-        config = cls.network_class.load_config(**locate(base), subfolder="transformer")
+        with opening(base):
+            config = cls.network_class.load_config(**locate(base), subfolder="transformer")
         with torch.device("meta"):
             return cls.network_class.from_config(config)
 
@@ -136,10 +151,17 @@ class DiffusersBackbone(Backbone):
     @cached_property
     def text_pipeline(self) -> Any:
         """The pipeline with its text encoders and tokenizers alone."""
-        pipeline = self.pipeline_class.from_pretrained(
-            **self._where, transformer=None, vae=None, dtype=self.dtype, use_safetensors=True
-        )
+        absent = {"transformer": None, "vae": None}
+        with opening(self.base):
+            pipeline = self.pipeline_class.from_pretrained(
+                **locate(self.base), **absent, dtype=self.dtype, use_safetensors=True
+            )
         return pipeline.to(self.device)
+
+    @cached_property
+    def scheduler(self) -> Any:
+        with opening(self.base):
+            return FlowMatchEulerDiscreteScheduler.from_pretrained(**locate(self.base), subfolder="scheduler")
 
     def release_encoders(self) -> None:
         for name in ("vae", "text_pipeline"):
