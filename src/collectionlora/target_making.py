@@ -44,6 +44,22 @@ def read_images(paths: Sequence[Path], settings: Settings) -> Tensor:
     return to_images([crop_square(read_photo(path), side) for path in paths])
 
 
+def cache_key(collection: Collection, settings: Settings, *parts: Any) -> str:
+    """The fingerprint of `parts` and of all that anything cached depends on."""
+    model = settings.model.model_copy(update={"gradient_checkpointing": False})
+    return fingerprint(collection.manifest.base, model, settings.data, *parts)
+
+
+def effect_key(collection: Collection, effect: Effect, settings: Settings) -> str:
+    """The fingerprint of an effect's targets."""
+    teacher, photos = collection.teacher_path(effect), collection.photo_paths(effect)
+    return cache_key(collection, settings, settings.targets, effect.teacher_prompt, teacher, *photos)
+
+
+def cache_path(collection: Collection, name: str, key: str) -> Path:
+    return collection.folder / CACHE / f"{name}-{key}.safetensors"
+
+
 def encode_for_photos(backbone: Backbone, texts: Sequence[str], images: Tensor) -> Prompt:
     """The prompt of each image: one for all where all texts are the same and the base reads them alone."""
     if backbone.prompts_see_photos:
@@ -92,7 +108,7 @@ class TargetMaker:
     ) -> dict[str, Tensor]:
         """Latents `sources` of photos, and prompts by name, with one text for each photo."""
 
-        def make(_seed: int) -> dict[str, Tensor]:
+        def make() -> dict[str, Tensor]:
             images = read_images(photos, self.settings)
             tensors = {"sources": self.backbone.encode_image(images)}
             for name, written in texts.items():
@@ -100,53 +116,49 @@ class TargetMaker:
             self.progress(f"encode {what}", len(photos), len(photos))
             return tensors
 
-        return self._cached(f"{what}-encoded", make, texts, *photos)
+        key = cache_key(self.collection, self.settings, texts, *photos)
+        return self._cached(f"{what}-encoded", key, make)
 
     def _effect(self, effect: Effect, encoded: Mapping[str, Tensor]) -> EffectData:
         sources, samples = encoded["sources"], self.settings.targets.samples
         teacher, student, uncond = (Prompt.from_tensors(n, encoded) for n in ("teacher", "student", "uncond"))
+        key = effect_key(self.collection, effect, self.settings)
 
-        def make(seed: int) -> dict[str, Tensor]:
+        def make() -> dict[str, Tensor]:
             photo = torch.arange(len(sources)).repeat_interleave(samples)
             condition = Condition(teacher.of_photos(photo), sources[photo])
             with self.teachers.use(effect.name):
-                made = self._sample(effect.name, condition, uncond.of_photos(photo), seed)
-            return {"targets": made.unflatten(0, (len(sources), samples))}
+                targets = self._sample(effect.name, condition, uncond.of_photos(photo), int(key, 16))
+            # With the sources, so that this file alone holds image pairs.
+            return {"sources": sources, "targets": targets.unflatten(0, (len(sources), samples))}
 
-        depends = [effect.teacher_prompt, self.collection.teacher_path(effect)]
-        depends += [self.settings.targets, *self.collection.photo_paths(effect)]
-        targets = self._cached(f"{effect.name}-targets", make, *depends)["targets"]
+        targets = self._cached(effect.name, key, make)["targets"]
         return EffectData(effect.name, sources, targets, teacher, student, uncond)
 
     def _general(self, encoded: Mapping[str, Tensor]) -> GeneralData:
         """With the bare base's answers, for the warm start."""
         sources = encoded["sources"]
         prompt, uncond = (Prompt.from_tensors(n, encoded) for n in ("prompt", "uncond"))
+        instructions, photos = self.collection.general_prompts(), self.collection.general_photo_paths()
+        key = cache_key(self.collection, self.settings, self.settings.targets, *instructions, *photos)
 
-        def make(seed: int) -> dict[str, Tensor]:
+        def make() -> dict[str, Tensor]:
             photo = torch.arange(len(sources))
             condition = Condition(prompt.of_photos(photo), sources)
             with self.teachers.use(None):
-                return {"targets": self._sample("general", condition, uncond.of_photos(photo), seed)}
+                return {"targets": self._sample("general", condition, uncond.of_photos(photo), int(key, 16))}
 
-        depends = [*self.collection.general_prompts(), *self.collection.general_photo_paths()]
-        targets = self._cached("general-targets", make, self.settings.targets, *depends)["targets"]
-        return GeneralData(sources, prompt, targets, uncond)
+        return GeneralData(sources, prompt, self._cached("general", key, make)["targets"], uncond)
 
-    def _cached(
-        self, name: str, make: Callable[[int], dict[str, Tensor]], *depends: Any
-    ) -> dict[str, Tensor]:
-        """What `make` makes from a seed, kept in a file named after what it depends on."""
-        model = self.settings.model.model_copy(update={"gradient_checkpointing": False})
-        key = fingerprint(self.collection.manifest.base, model, self.settings.data, *depends)
-        path = self.collection.folder / CACHE / f"{name}-{key}.safetensors"
+    def _cached(self, name: str, key: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        path = cache_path(self.collection, name, key)
         if not path.exists():
-            write_tensors(path, make(int(key, 16) >> 1), {})
+            write_tensors(path, make(), {})
         return load_file(path)
 
     def _sample(self, what: str, condition: Condition, uncond: Prompt, seed: int) -> Tensor:
         total = len(condition.source)
-        noise = torch.randn(condition.source.shape, generator=torch.Generator().manual_seed(seed))
+        noise = torch.randn(condition.source.shape, generator=torch.Generator().manual_seed(seed >> 1))
         done = []
         for part in chunks(total):
             some = Condition(condition.prompt[part], condition.source[part])
