@@ -47,7 +47,7 @@ def test_student_and_critic_read_the_student_prompt_and_the_teacher_its_own(worl
     effect = next(e for e in run.streams.effects if e.name == run.streams.batch(0).effect)
     assert recorder.prompts(STUDENT) == {row(effect.student_prompt)}
     assert recorder.prompts(CRITIC) == {row(effect.student_prompt)}
-    assert recorder.prompts(TEACHER) == {row(effect.teacher_prompt), row(run.streams.uncond)}
+    assert recorder.prompts(TEACHER) == {row(effect.teacher_prompt), row(effect.uncond)}
 
 
 def test_in_the_general_stream_the_teacher_is_the_bare_base_and_only_dmd_runs(world):
@@ -55,7 +55,7 @@ def test_in_the_general_stream_the_teacher_is_the_bare_base_and_only_dmd_runs(wo
     recorder = Recorder(run)
     metrics = run(0)
     assert TEACHER not in {role for role, *_ in recorder.calls}
-    assert recorder.prompts(None) - {row(run.streams.uncond)} == recorder.prompts(STUDENT)
+    assert recorder.prompts(None) - {row(run.streams.general.uncond)} == recorder.prompts(STUDENT)
     assert "backward" in metrics
     assert "target" not in metrics
     assert "anchor" not in metrics

@@ -47,7 +47,7 @@ def server():
 @pytest.fixture
 def folder(tmp_path, monkeypatch, backbone):
     """A collection of three effects, two with image pairs: sources are dark, targets light."""
-    monkeypatch.setattr(api, "load_backbone", lambda base: backbone)
+    monkeypatch.setattr(api, "load_backbone", lambda base, settings: backbone)
     for name in ("OPENAI_API_KEY", "OPENAI_ADMIN_KEY", "OPENAI_LOG"):
         monkeypatch.delenv(name, raising=False)
     for index, name in enumerate(NAMES[:2]):

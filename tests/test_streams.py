@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import torch
 
 from collectionlora.backbones.base import Prompt
@@ -16,12 +18,13 @@ def make_streams(**changes):
             targets=torch.arange(12.0).view(6, 2, 1, 1, 1) + 1000 * (k + 1),
             teacher_prompt=prompt(10 + k),
             student_prompt=prompt(20 + k),
+            uncond=prompt(0),
         )
         for k in range(3)
     ]
-    general = GeneralData(torch.zeros(8, 1, 1, 1) - 1, prompt(30, 8), torch.zeros(8, 1, 1, 1) - 2)
+    general = GeneralData(torch.zeros(8, 1, 1, 1) - 1, prompt(30, 8), torch.zeros(8, 1, 1, 1) - 2, prompt(0))
     settings = {"seed": 5, "batch_size": 4, "effect_ratio": 0.5, **changes}
-    return Streams(effects, general, prompt(0), **settings)
+    return Streams(effects, general, **settings)
 
 
 def test_routing_is_a_pure_function_of_seed_step_and_rank():
@@ -80,6 +83,17 @@ def test_without_aop_the_student_reads_the_teachers_prompt():
     for step in range(5):
         batch = streams.batch(step)
         assert torch.equal(batch.student.prompt.tokens, batch.teacher.prompt.tokens)
+
+
+def test_a_prompt_that_was_read_with_a_photo_follows_it():
+    streams = make_streams(effect_ratio=1.0)
+    own = Prompt(torch.arange(6.0).view(6, 1, 1), torch.ones(6, 1, dtype=torch.bool))
+    streams.effects = [replace(e, teacher_prompt=own, uncond=own) for e in streams.effects]
+    for step in range(20):
+        batch = streams.batch(step)
+        photo = batch.student.source.flatten() - 100 * int(batch.effect[-1])
+        assert torch.equal(batch.teacher.prompt.tokens.flatten(), photo)
+        assert torch.equal(batch.uncond.prompt.tokens.flatten(), photo)
 
 
 def test_a_target_belongs_to_its_photo():

@@ -7,9 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from collectionlora.adapters.formats import write_lora
-from collectionlora.adapters.roles import STUDENT, Roles
+from collectionlora.adapters.roles import STUDENT
 from collectionlora.backbones import load_backbone
-from collectionlora.backbones.base import Backbone
 from collectionlora.collection import Collection, Effect
 from collectionlora.config import Settings
 from collectionlora.editing import Editor, edit
@@ -17,8 +16,8 @@ from collectionlora.exporting import export
 from collectionlora.files import write_json
 from collectionlora.prompt_writing import PromptWriter
 from collectionlora.prompting import cosine_table
-from collectionlora.session import Session, effect_names, resolve_settings
-from collectionlora.target_making import read_latents
+from collectionlora.session import Session, build_roles, check_resolution, effect_names, resolve_settings
+from collectionlora.target_making import encode_for_photos, read_images
 from collectionlora.teaching import Teaching
 from collectionlora.trainer import train
 from collectionlora.vlm import Endpoint, Vlm
@@ -51,18 +50,19 @@ def teach(
     """
     collection = open_collection(collection)
     settings = resolve_settings(collection, overrides or {})
-    backbone = load_backbone(collection.manifest.base)
-    roles = Roles(
-        backbone.network, backbone.lora_targets, {STUDENT: settings.teach.rank}, settings.teach.seed
-    )
+    backbone = load_backbone(collection.manifest.base, settings.model)
+    check_resolution(collection, backbone, settings)
+    roles = build_roles(backbone, {STUDENT: settings.teach.rank}, settings.teach.seed, settings)
     fresh = roles.weights(STUDENT)
     written = []
     for name in effect_names(collection, names):
         effect = collection.effect(name)
         roles.load(STUDENT, fresh)
-        sources, answers = read_pairs(collection, effect, backbone, settings)
-        prompt = backbone.encode_prompt([effect.teacher_prompt])
-        teaching = Teaching(backbone, roles, sources, answers, prompt, settings)
+        sources, answers = read_pairs(collection, effect, settings)
+        prompt = encode_for_photos(backbone, [effect.teacher_prompt] * len(sources), sources)
+        x, y = backbone.encode_image(sources), backbone.encode_image(answers)
+        backbone.release_encoders()
+        teaching = Teaching(backbone, roles, x, y, prompt, settings)
 
         def report(done: int, total: int, metrics: dict[str, float], name: str = name) -> None:
             progress(name, done, total, metrics)
@@ -75,16 +75,14 @@ def teach(
     return written
 
 
-def read_pairs(
-    collection: Collection, effect: Effect, backbone: Backbone, settings: Settings
-) -> tuple[Tensor, Tensor]:
-    """Latents of an effect's image pairs, matched by file name; two tensors `[N, C, H, W]`.
+def read_pairs(collection: Collection, effect: Effect, settings: Settings) -> tuple[Tensor, Tensor]:
+    """An effect's image pairs, matched by file name; two tensors `[N, 3, side, side]` in [0, 1].
 
     Raises:
         UserError: a file without its partner.
     """
     sides = zip(*collection.pair_paths(effect), strict=True)
-    sources, targets = (read_latents(backbone, side, settings) for side in sides)
+    sources, targets = (read_images(side, settings) for side in sides)
     return sources, targets
 
 
@@ -105,7 +103,7 @@ def prompts(
     collection = open_collection(collection)
     settings = resolve_settings(collection, overrides or {})
     vlm = Vlm(endpoint, settings.vlm) if endpoint else None
-    backbone = load_backbone(collection.manifest.base)
+    backbone = load_backbone(collection.manifest.base, settings.model)
     writer = PromptWriter(collection, backbone, settings, vlm)
     written = {}
     for effect in collection.effects:

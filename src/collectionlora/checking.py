@@ -8,7 +8,7 @@ from torch import Tensor
 
 from collectionlora.adapters.formats import read_lora
 from collectionlora.adapters.roles import target_weights
-from collectionlora.backbones import load_backbone
+from collectionlora.backbones import empty_network
 from collectionlora.collection import Collection
 from collectionlora.data import read_photo
 from collectionlora.errors import UserError
@@ -55,5 +55,5 @@ def check_collection(folder: Path) -> dict[str, Any]:
 
 
 def base_weights(base: str) -> dict[str, Tensor]:
-    backbone = load_backbone(base)
-    return target_weights(backbone.network, backbone.lora_targets)
+    """Weights of the modules that take a LoRA; of a large base names and shapes alone, on the meta device."""
+    return target_weights(*empty_network(base))

@@ -34,6 +34,26 @@ class Schedule(Section):
         return self.start + progress * (self.end - self.start)
 
 
+class ModelSettings(Section):
+    """How the base is held and read; the embedded nano base has none of these choices."""
+
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="of the frozen base; LoRAs are always float32"
+    )
+    quantization: Literal["none", "nf4", "int8"] = Field(
+        "none", description="of the frozen base's blocks, by bitsandbytes"
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="recompute blocks in backward: less memory, slower"
+    )
+    embedded_guidance: float = Field(
+        2.5, ge=0, description="the guidance input of guidance-distilled bases; not the w of guidance_scale"
+    )
+    condition_resolution: int = Field(
+        384, ge=56, description="side of the photo as the text encoder sees it, where it does"
+    )
+
+
 class DataSettings(Section):
     resolution: int = Field(64, ge=8, description="side of the training images in pixels")
 
@@ -112,6 +132,7 @@ class VlmSettings(Section):
 class Settings(Section):
     """All settings; each section belongs to the module of its name."""
 
+    model: ModelSettings = ModelSettings()
     data: DataSettings = DataSettings()
     student: RoleSettings = RoleSettings()
     critic: RoleSettings = RoleSettings()

@@ -15,8 +15,6 @@ from collectionlora.errors import UserError
 from collectionlora.prompting import compose
 from collectionlora.sampling import Denoiser, noise_like, sample_few_steps
 
-MULTIPLE = 8  # sides of the network's images
-
 
 class Editor:
     """A base with one finished adapter over it, ready to edit."""
@@ -33,7 +31,7 @@ class Editor:
         """
         path = adapter_path(Path(collection))
         lora, recipe = read_adapter(path)
-        backbone = load_backbone(recipe.base)
+        backbone = load_backbone(recipe.base, recipe.model)
         roles = Roles(backbone.network, backbone.lora_targets, {STUDENT: lora.rank})
         try:
             roles.load(STUDENT, lora.weights)
@@ -57,7 +55,7 @@ class Editor:
     def edit(self, photo: Photo, effects: Sequence[str], seed: int = 0, steps: int | None = None) -> Photo:
         """One photo `[H, W, 3]` under an effect or several; the result has the photo's size."""
         height, width = photo.shape[:2]
-        size = working_size(height, width, self.recipe.resolution, MULTIPLE)
+        size = working_size(height, width, self.recipe.resolution, self.backbone.side_multiple)
         image = self.sample(to_images([resize(photo, size)]), [self.prompt(effects)], [seed], steps)
         return resize(to_photos(image)[0], (height, width))
 
@@ -67,7 +65,7 @@ class Editor:
     ) -> Tensor:
         """A batch of images in [0, 1], `[B, 3, H, W]`, each with its own prompt and seed."""
         source = self.backbone.encode_image(images)
-        condition = Condition(self.backbone.encode_prompt(prompts), source)
+        condition = Condition(self.backbone.encode_prompt(prompts, [images]), source)
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         with self.roles.use(STUDENT):
             denoiser = Denoiser(self.backbone, condition)

@@ -14,9 +14,10 @@ from collectionlora.adapters.alpha import PEFT_CONFIG, PEFT_FILE
 from collectionlora.adapters.low_rank import change_norm, distance, pad, shrink
 from collectionlora.adapters.recipe import Recipe, adapter_path, read_adapter
 from collectionlora.adapters.roles import LoraWeights
+from collectionlora.backbones import NANO
 from collectionlora.collection import PHOTO_SUFFIXES
 from collectionlora.errors import UserError
-from collectionlora.families import NANO, find_family
+from collectionlora.families import find_family
 from collectionlora.files import write_json, write_tensors, write_text, written_whole
 from collectionlora.model_card import Card, Reduction
 
@@ -97,9 +98,8 @@ def write_files(card: Card, weights: LoraWeights, out: Path) -> list[str]:
     files = [card.file, "README.md"]
     if card.format == "comfyui":
         if card.family.workflow:
-            recipe = card.recipe
-            prompt = next(iter(recipe.effects.values()))
-            graph = card.family.workflow(card.file, prompt, recipe.steps, recipe.shift, recipe.resolution)
+            prompt = next(iter(card.recipe.effects.values()))
+            graph = card.family.workflow(card.file, prompt, card.recipe)
             write_json(out / "workflow.json", graph)
             files.append("workflow.json")
         return files

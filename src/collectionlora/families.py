@@ -5,9 +5,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from collectionlora.adapters.recipe import Recipe
+from collectionlora.backbones import NANO
 from collectionlora.workflows import Graph, flux_kontext, qwen_image_edit, qwen_image_edit_plus
-
-NANO = "nano"
 
 
 @dataclass(frozen=True)
@@ -17,17 +17,18 @@ class Family:
     Attributes:
         architecture: as `modelspec.architecture` spells it.
         license: of the base, and so of what derives from it, as a model card spells it.
-        call: arguments of the diffusers pipeline for a student, which takes no guidance.
+        call: arguments of the diffusers pipeline for a student, which takes no guidance; `{guidance}` is
+            the input of guidance-distilled bases.
         comfyui_prefix: under which ComfyUI finds every module by its name in diffusers, if it does. Of FLUX.2
             it maps only what FLUX.1 has too and leaves out the rest in silence.
-        workflow: makes a ComfyUI workflow, if the base has nodes there.
+        workflow: makes a ComfyUI workflow for a LoRA file and a prompt, if the base has nodes there.
     """
 
     architecture: str
     license: str
     call: str
     comfyui_prefix: str | None = None
-    workflow: Callable[[str, str, int, float, int], Graph] | None = None
+    workflow: Callable[[str, str, Recipe], Graph] | None = None
 
 
 SIZE = "width=width, height=height"
@@ -38,11 +39,11 @@ PIPELINES = {
     "FluxKontextPipeline": Family(
         "flux-1-kontext-dev",
         "other",
-        f"{SIZE}, max_area=width * height, _auto_resize=False, guidance_scale=2.5",
+        f"{SIZE}, max_area=width * height, _auto_resize=False, guidance_scale={{guidance:g}}",
         "transformer.",
         flux_kontext,
     ),
-    "Flux2Pipeline": Family("flux-2-dev", "other", f"{SIZE}, guidance_scale=4.0"),
+    "Flux2Pipeline": Family("flux-2-dev", "other", f"{SIZE}, guidance_scale={{guidance:g}}"),
     "Flux2KleinPipeline": Family("flux-2-klein", "other", f"{SIZE}, guidance_scale=1.0"),
 }
 # By a part of the name on the hub, the more special ones first.

@@ -13,7 +13,8 @@ from huggingface_hub import ModelCardData
 
 from collectionlora import __version__
 from collectionlora.adapters.recipe import KEY, Recipe
-from collectionlora.families import NANO, Family
+from collectionlora.backbones import NANO
+from collectionlora.families import Family
 
 EXAMPLE = Template('''\
 """Edit one photo: python example.py PHOTO EFFECT OUT [SEED]"""
@@ -186,7 +187,7 @@ class Card:
             steps=self.recipe.steps,
             resolution=self.recipe.resolution,
             prompts=json.dumps(self.recipe.effects, indent=4, ensure_ascii=False),
-            call=self.family.call,
+            call=self.family.call.format(guidance=self.recipe.model.embedded_guidance),
         )
 
     def header(self) -> dict[str, str]:

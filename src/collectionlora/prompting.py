@@ -31,8 +31,8 @@ def draw_trigger(name: str, attempt: int) -> str:
 
 
 def mean_embedding(prompt: Prompt) -> Tensor:
-    """The mean of each prompt's real tokens, `[B, D]`."""
-    weight = prompt.mask[..., None].to(prompt.tokens.dtype)
+    """The mean of each prompt's real tokens, `[B, D]` in float32."""
+    weight = prompt.mask[..., None].float()
     return (prompt.tokens * weight).sum(1) / weight.sum(1).clamp_min(1)
 
 

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from collectionlora.backbones.base import Backbone, Condition
 from collectionlora.flow import add_noise, few_step_sigmas, x0_from_velocity
-from collectionlora.objectives import guided
 
 
 class Denoiser:
@@ -19,7 +18,8 @@ class Denoiser:
     Args:
         condition: what the network reads.
         uncond: the same with the empty prompt; both branches run as one batch.
-        guidance_scale: w of `uncond + w * (cond - uncond)`; 1 is unguided and costs one branch.
+        guidance_scale: w of the backbone's rule, `uncond + w * (cond - uncond)` in its plain form; 1 is
+            unguided and costs one branch.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Denoiser:
             return self.backbone.velocity(x_sigma, sigma, self.prepared)
         both = self.backbone.velocity(x_sigma.repeat(2, 1, 1, 1), sigma.repeat(2), self.prepared)
         cond, uncond = both.chunk(2)
-        return guided(cond, uncond, self.guidance_scale)
+        return self.backbone.guide(cond, uncond, self.guidance_scale)
 
     def x0(self, x_sigma: Tensor, sigma: float | Tensor) -> Tensor:
         """The clean image seen in `x_sigma`, same shape."""
@@ -60,10 +60,11 @@ def noise_like(x: Tensor, generator: Generators) -> Tensor:
 
 
 @torch.no_grad()
-def sample_many_steps(denoiser: Denoiser, noise: Tensor, num_steps: int = 40, shift: float = 3.0) -> Tensor:
-    """The teacher's sampler: Euler steps along the velocity from `noise` `[B, C, H, W]` to an image."""
+def sample_many_steps(denoiser: Denoiser, noise: Tensor, num_steps: int = 40) -> Tensor:
+    """The teacher's sampler: Euler steps on the base's own schedule, `noise` `[B, C, H, W]` to image."""
     x = noise
-    for sigma, sigma_next in pairwise([*few_step_sigmas(num_steps, shift).tolist(), 0.0]):
+    sigmas = denoiser.backbone.teacher_sigmas(num_steps, noise)
+    for sigma, sigma_next in pairwise([*sigmas.tolist(), 0.0]):
         x = x + (sigma_next - sigma) * denoiser.velocity(x, sigma)
     return x
 

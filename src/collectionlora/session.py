@@ -9,6 +9,7 @@ from collectionlora.adapters.formats import read_lora
 from collectionlora.adapters.recipe import Recipe, write_adapter
 from collectionlora.adapters.roles import STUDENT, TEACHER, Roles, TeacherLibrary, critic_role, target_weights
 from collectionlora.backbones import load_backbone, recommended_settings
+from collectionlora.backbones.base import Backbone
 from collectionlora.collection import MANIFEST, Collection
 from collectionlora.config import Settings, SettingsError, resolve
 from collectionlora.distillation import Distillation
@@ -34,18 +35,39 @@ def resolve_settings(collection: Collection, overrides: Mapping[str, Any]) -> Se
         raise UserError(place, error.field, error.message, error.mend) from None
 
 
+def check_resolution(collection: Collection, backbone: Backbone, settings: Settings) -> None:
+    """Refuse a training size that the base cannot take.
+
+    Raises:
+        UserError: the resolution is no multiple of the base's.
+    """
+    side, multiple = settings.data.resolution, backbone.side_multiple
+    if side % multiple:
+        field, mend = "settings.data.resolution", f"write a multiple of {multiple}"
+        raise UserError(collection.folder / MANIFEST, field, f"{side} does not fit the base", mend)
+
+
+def build_roles(backbone: Backbone, ranks: Mapping[str, int], seed: int, settings: Settings) -> Roles:
+    """LoRA roles over a base; under gradient checkpointing each block is recomputed in its forward's role."""
+    roles = Roles(backbone.network, backbone.lora_targets, ranks, seed)
+    if settings.model.gradient_checkpointing:
+        backbone.network.enable_gradient_checkpointing(roles.checkpoint)
+    return roles
+
+
 class Session:
     """A collection with its base in memory and its teachers in the library."""
 
     def __init__(self, collection: Collection, settings: Settings, with_critics: bool):
         self.collection, self.settings = collection, settings
-        self.backbone = load_backbone(collection.manifest.base)
+        self.backbone = load_backbone(collection.manifest.base, settings.model)
+        check_resolution(collection, self.backbone, settings)
         base = target_weights(self.backbone.network, self.backbone.lora_targets)
         files = {e.name: read_lora(collection.teacher_path(e), base) for e in collection.effects}
         ranks = {STUDENT: settings.student.rank, TEACHER: max(file.rank for file in files.values())}
         if with_critics:
             ranks |= {critic_role(n): settings.critic.rank for n in settings.distill.rollout_steps}
-        self.roles = Roles(self.backbone.network, self.backbone.lora_targets, ranks, settings.distill.seed)
+        self.roles = build_roles(self.backbone, ranks, settings.distill.seed, settings)
         self.teachers = TeacherLibrary(self.roles, {name: file.weights for name, file in files.items()})
         writer = PromptWriter(collection, self.backbone, settings)
         self.prompts = {e.name: writer.write(e).student_prompt for e in collection.effects}
@@ -53,12 +75,11 @@ class Session:
     def make_targets(self, progress: Progress) -> Streams:
         """All data of the collection, from the cache where it is there."""
         maker = TargetMaker(self.collection, self.backbone, self.teachers, self.settings, progress)
-        effects = [maker.effect(e, self.prompts[e.name]) for e in self.collection.effects]
+        effects, general = maker.make(self.prompts)
         distill = self.settings.distill
         return Streams(
             effects,
-            maker.general(),
-            maker.uncond,
+            general,
             seed=distill.seed,
             batch_size=distill.batch_size,
             effect_ratio=distill.effect_ratio,
@@ -77,6 +98,7 @@ class Session:
         prompts = {e.name: self.prompts[e.name] if aop else e.teacher_prompt for e in self.collection.effects}
         recipe = Recipe(
             base=self.collection.manifest.base,
+            model=self.settings.model,
             steps=self.settings.sampling.steps,
             shift=self.settings.sampling.shift,
             resolution=self.settings.data.resolution,

@@ -54,7 +54,8 @@ def route(
 class EffectData:
     """One effect, encoded: P photos and M teacher samples of each.
 
-    `sources` `[P, C, H, W]`, `targets` `[P, M, C, H, W]`; both prompts have a batch of 1.
+    `sources` `[P, C, H, W]`, `targets` `[P, M, C, H, W]`; a prompt has a batch of 1, or of P where the base
+    reads it together with the photo.
     """
 
     name: str
@@ -62,19 +63,21 @@ class EffectData:
     targets: Tensor
     teacher_prompt: Prompt
     student_prompt: Prompt
+    uncond: Prompt
 
 
 @dataclass(frozen=True)
 class GeneralData:
     """The general stream, encoded: N photos, each with an instruction and the bare base's answer.
 
-    `sources` and `targets` `[N, C, H, W]`, `prompt` with a batch of N. The targets serve the warm start
-    alone; the distillation proper never reads them.
+    `sources` and `targets` `[N, C, H, W]`, `prompt` with a batch of N, `uncond` of 1 or N. The targets serve
+    the warm start alone; the distillation proper never reads them.
     """
 
     sources: Tensor
     prompt: Prompt
     targets: Tensor
+    uncond: Prompt
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,6 @@ class Streams:
         self,
         effects: Sequence[EffectData],
         general: GeneralData,
-        uncond: Prompt,
         *,
         seed: int,
         batch_size: int,
@@ -109,7 +111,7 @@ class Streams:
         asymmetric_prompts: bool = True,
         rank: int = 0,
     ):
-        self.effects, self.general, self.uncond = list(effects), general, uncond
+        self.effects, self.general = list(effects), general
         self.seed, self.batch_size, self.rank = seed, batch_size, rank
         self.effect_ratio, self.route_every = effect_ratio, route_every
         self.asymmetric_prompts = asymmetric_prompts
@@ -126,21 +128,20 @@ class Streams:
         photos, samples = data.targets.shape[:2]
         photo = torch.from_numpy(rng.integers(photos, size=self.batch_size))
         sample = torch.from_numpy(rng.integers(samples, size=self.batch_size))
-        source = data.sources[photo]
-        teacher = Condition(data.teacher_prompt.expand(self.batch_size), source)
-        student = teacher.with_prompt(data.student_prompt.expand(self.batch_size))
+        teacher = Condition(data.teacher_prompt.of_photos(photo), data.sources[photo])
+        student = teacher.with_prompt(data.student_prompt.of_photos(photo))
         return Batch(
             effect=data.name,
             target=data.targets[photo, sample],
             teacher=teacher,
             student=student if self.asymmetric_prompts else teacher,
-            uncond=teacher.with_prompt(self.uncond.expand(self.batch_size)),
+            uncond=teacher.with_prompt(data.uncond.of_photos(photo)),
         )
 
     def _general(self, rng: np.random.Generator) -> Batch:
         index = torch.from_numpy(rng.integers(len(self.general.sources), size=self.batch_size))
-        condition = Condition(self.general.prompt[index], self.general.sources[index])
-        uncond = condition.with_prompt(self.uncond.expand(self.batch_size))
+        condition = Condition(self.general.prompt.of_photos(index), self.general.sources[index])
+        uncond = condition.with_prompt(self.general.uncond.of_photos(index))
         return Batch(None, self.general.targets[index], condition, condition, uncond)
 
     def generator(self, step: int) -> torch.Generator:

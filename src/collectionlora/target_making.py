@@ -1,11 +1,12 @@
 """Teacher targets: samples of each teacher on its effect's photos, made once, kept in the cache.
 
-A cache file is named after everything it depends on (photos, teacher file, prompt, settings), so a change
-makes a new one and an interrupted run goes on with what is still missing.
+First everything is encoded and the encoders are released, then the teachers are sampled. A cache file is
+named after everything it depends on (photos, teacher file, prompt, settings), so a change makes a new one and
+an interrupted run goes on with what is still missing.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from collectionlora.adapters.roles import TeacherLibrary
-from collectionlora.backbones.base import Backbone, Condition
+from collectionlora.backbones.base import Backbone, Condition, Prompt
 from collectionlora.collection import Collection, Effect
 from collectionlora.config import Settings
 from collectionlora.data import crop_square, read_photo, to_images
@@ -37,31 +38,33 @@ def fingerprint(*parts: Any) -> str:
     return digest.hexdigest()[:16]
 
 
-def read_latents(backbone: Backbone, paths: Sequence[Path], settings: Settings) -> Tensor:
-    """Photos as latents of the training size, `[N, C, H, W]`."""
+def read_images(paths: Sequence[Path], settings: Settings) -> Tensor:
+    """Photos as images of the training size in [0, 1], `[N, 3, side, side]`."""
     side = settings.data.resolution
-    return backbone.encode_image(to_images([crop_square(read_photo(path), side) for path in paths]))
+    return to_images([crop_square(read_photo(path), side) for path in paths])
 
 
 def cache_key(collection: Collection, settings: Settings, *parts: Any) -> str:
-    """The fingerprint of `parts` and of all that any cached images depend on."""
-    return fingerprint(
-        collection.manifest.base,
-        settings.targets.model_dump(),
-        settings.data.model_dump(),
-        settings.sampling.shift,
-        *parts,
-    )
+    """The fingerprint of `parts` and of all that anything cached depends on."""
+    model = settings.model.model_copy(update={"gradient_checkpointing": False})
+    return fingerprint(collection.manifest.base, model, settings.data, *parts)
 
 
 def effect_key(collection: Collection, effect: Effect, settings: Settings) -> str:
     """The fingerprint of an effect's targets."""
     teacher, photos = collection.teacher_path(effect), collection.photo_paths(effect)
-    return cache_key(collection, settings, effect.teacher_prompt, teacher, *photos)
+    return cache_key(collection, settings, settings.targets, effect.teacher_prompt, teacher, *photos)
 
 
 def cache_path(collection: Collection, name: str, key: str) -> Path:
     return collection.folder / CACHE / f"{name}-{key}.safetensors"
+
+
+def encode_for_photos(backbone: Backbone, texts: Sequence[str], images: Tensor) -> Prompt:
+    """The prompt of each image: one for all where all texts are the same and the base reads them alone."""
+    if backbone.prompts_see_photos:
+        return backbone.encode_prompt(texts, [images])
+    return backbone.encode_prompt(texts[:1] if len(set(texts)) == 1 else texts)
 
 
 class TargetMaker:
@@ -77,49 +80,75 @@ class TargetMaker:
     ):
         self.collection, self.backbone, self.teachers = collection, backbone, teachers
         self.settings, self.progress = settings, progress
-        self.uncond = backbone.encode_prompt([""])
 
-    def effect(self, effect: Effect, student_prompt: str) -> EffectData:
-        """Sources, targets and prompts of one effect."""
-        paths = self.collection.photo_paths(effect)
-        key = effect_key(self.collection, effect, self.settings)
-        encode = self.backbone.encode_prompt
+    def make(self, student_prompts: Mapping[str, str]) -> tuple[list[EffectData], GeneralData]:
+        """All effects, and the general stream; `student_prompts` by effect."""
+        effects = self.collection.effects
+        encoded = [self._encode_effect(effect, student_prompts[effect.name]) for effect in effects]
+        general = self._encode_general()
+        self.backbone.release_encoders()
+        return [self._effect(*both) for both in zip(effects, encoded, strict=True)], self._general(general)
+
+    def _encode_effect(self, effect: Effect, student_prompt: str) -> dict[str, Tensor]:
+        photos = self.collection.photo_paths(effect)
+        texts = {"teacher": effect.teacher_prompt, "student": student_prompt, "uncond": ""}
+        return self._encode(effect.name, photos, {name: [text] * len(photos) for name, text in texts.items()})
+
+    def _encode_general(self) -> dict[str, Tensor]:
+        """Photos paired with instructions, both drawn."""
+        paths, instructions = self.collection.general_photo_paths(), self.collection.general_prompts()
+        rng = np.random.default_rng(int(fingerprint(*instructions, *paths), 16))
+        count = self.settings.targets.general
+        photos = [paths[i] for i in rng.integers(len(paths), size=count)]
+        texts = [instructions[i] for i in rng.integers(len(instructions), size=count)]
+        return self._encode("general", photos, {"prompt": texts, "uncond": [""] * count})
+
+    def _encode(
+        self, what: str, photos: Sequence[Path], texts: Mapping[str, Sequence[str]]
+    ) -> dict[str, Tensor]:
+        """Latents `sources` of photos, and prompts by name, with one text for each photo."""
 
         def make() -> dict[str, Tensor]:
-            sources = read_latents(self.backbone, paths, self.settings)
-            samples = self.settings.targets.samples
-            repeated = sources.repeat_interleave(samples, dim=0)
-            prompt = encode([effect.teacher_prompt]).expand(len(repeated))
+            images = read_images(photos, self.settings)
+            tensors = {"sources": self.backbone.encode_image(images)}
+            for name, written in texts.items():
+                tensors |= encode_for_photos(self.backbone, written, images).tensors(name)
+            self.progress(f"encode {what}", len(photos), len(photos))
+            return tensors
+
+        key = cache_key(self.collection, self.settings, texts, *photos)
+        return self._cached(f"{what}-encoded", key, make)
+
+    def _effect(self, effect: Effect, encoded: Mapping[str, Tensor]) -> EffectData:
+        sources, samples = encoded["sources"], self.settings.targets.samples
+        teacher, student, uncond = (Prompt.from_tensors(n, encoded) for n in ("teacher", "student", "uncond"))
+        key = effect_key(self.collection, effect, self.settings)
+
+        def make() -> dict[str, Tensor]:
+            photo = torch.arange(len(sources)).repeat_interleave(samples)
+            condition = Condition(teacher.of_photos(photo), sources[photo])
             with self.teachers.use(effect.name):
-                targets = self._sample(effect.name, Condition(prompt, repeated), int(key, 16))
+                targets = self._sample(effect.name, condition, uncond.of_photos(photo), int(key, 16))
+            # With the sources, so that this file alone holds image pairs.
             return {"sources": sources, "targets": targets.unflatten(0, (len(sources), samples))}
 
-        tensors = self._cached(effect.name, key, make)
-        return EffectData(
-            effect.name,
-            **tensors,
-            teacher_prompt=encode([effect.teacher_prompt]),
-            student_prompt=encode([student_prompt]),
-        )
+        targets = self._cached(effect.name, key, make)["targets"]
+        return EffectData(effect.name, sources, targets, teacher, student, uncond)
 
-    def general(self) -> GeneralData:
-        """Photos paired with instructions, and the bare base's answers for the warm start."""
-        paths = self.collection.general_photo_paths()
-        instructions = self.collection.general_prompts()
-        key = cache_key(self.collection, self.settings, *instructions, *paths)
-        rng = np.random.default_rng(int(key, 16))
-        count = self.settings.targets.general
-        which_photo = torch.from_numpy(rng.integers(len(paths), size=count))
-        which_prompt = torch.from_numpy(rng.integers(len(instructions), size=count))
-        prompt = self.backbone.encode_prompt(instructions)[which_prompt]
+    def _general(self, encoded: Mapping[str, Tensor]) -> GeneralData:
+        """With the bare base's answers, for the warm start."""
+        sources = encoded["sources"]
+        prompt, uncond = (Prompt.from_tensors(n, encoded) for n in ("prompt", "uncond"))
+        instructions, photos = self.collection.general_prompts(), self.collection.general_photo_paths()
+        key = cache_key(self.collection, self.settings, self.settings.targets, *instructions, *photos)
 
         def make() -> dict[str, Tensor]:
-            sources = read_latents(self.backbone, paths, self.settings)[which_photo]
+            photo = torch.arange(len(sources))
+            condition = Condition(prompt.of_photos(photo), sources)
             with self.teachers.use(None):
-                targets = self._sample("general", Condition(prompt, sources), int(key, 16))
-            return {"sources": sources, "targets": targets}
+                return {"targets": self._sample("general", condition, uncond.of_photos(photo), int(key, 16))}
 
-        return GeneralData(prompt=prompt, **self._cached("general", key, make))
+        return GeneralData(sources, prompt, self._cached("general", key, make)["targets"], uncond)
 
     def _cached(self, name: str, key: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         path = cache_path(self.collection, name, key)
@@ -127,16 +156,15 @@ class TargetMaker:
             write_tensors(path, make(), {})
         return load_file(path)
 
-    def _sample(self, what: str, condition: Condition, seed: int) -> Tensor:
+    def _sample(self, what: str, condition: Condition, uncond: Prompt, seed: int) -> Tensor:
         total = len(condition.source)
         noise = torch.randn(condition.source.shape, generator=torch.Generator().manual_seed(seed >> 1))
         done = []
         for part in chunks(total):
             some = Condition(condition.prompt[part], condition.source[part])
-            uncond = some.with_prompt(self.uncond.expand(len(some.source)))
             targets = self.settings.targets
-            denoiser = Denoiser(self.backbone, some, uncond, targets.guidance_scale)
-            done.append(sample_many_steps(denoiser, noise[part], targets.steps, self.settings.sampling.shift))
+            denoiser = Denoiser(self.backbone, some, some.with_prompt(uncond[part]), targets.guidance_scale)
+            done.append(sample_many_steps(denoiser, noise[part], targets.steps))
             self.progress(what, min(part.stop, total), total)
         return torch.cat(done)
 

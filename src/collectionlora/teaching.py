@@ -22,7 +22,7 @@ class Teaching:
 
     Args:
         sources, targets: the pairs' latents, `[N, C, H, W]`.
-        prompt: the teacher prompt, a batch of 1.
+        prompt: the teacher prompt, a batch of 1, or of N where the base reads it together with the photo.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Teaching:
         generator = torch_generator_for(teach.seed, step, 0)
         pair = torch.from_numpy(rng.integers(len(self.sources), size=teach.batch_size))
         x0 = self.targets[pair]
-        condition = Condition(self.prompt.expand(len(x0)), self.sources[pair])
+        condition = Condition(self.prompt.of_photos(pair), self.sources[pair])
         noise = noise_like(x0, generator)
         sigma = shift_sigma(torch.rand(len(x0), generator=generator), self.settings.sampling.shift)
         with self.roles.use(STUDENT):

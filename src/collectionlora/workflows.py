@@ -7,6 +7,8 @@ takes the sigmas `shift(1 - i/n)` from the table of the shift node: the few-step
 import math
 from typing import Any
 
+from collectionlora.adapters.recipe import Recipe
+
 Graph = dict[str, dict[str, Any]]
 
 
@@ -15,7 +17,7 @@ def node(class_type: str, **inputs: Any) -> dict[str, Any]:
     return {"class_type": class_type, "inputs": inputs}
 
 
-def frame(lora_name: str, steps: int, resolution: int, unet_name: str, vae_name: str) -> Graph:
+def frame(lora_name: str, recipe: Recipe, unet_name: str, vae_name: str) -> Graph:
     """What all families share; `shifted`, `positive`, `negative` and `clip` are left to the family."""
     return {
         "unet": node("UNETLoader", unet_name=unet_name, weight_dtype="default"),
@@ -26,7 +28,7 @@ def frame(lora_name: str, steps: int, resolution: int, unet_name: str, vae_name:
             "ImageScaleToTotalPixels",
             image=["photo", 0],
             upscale_method="area",
-            megapixels=round(resolution**2 / 1024**2, 4),
+            megapixels=round(recipe.resolution**2 / 1024**2, 4),
             resolution_steps=16,
         ),
         "latent": node("VAEEncode", pixels=["scaled", 0], vae=["vae", 0]),
@@ -37,7 +39,7 @@ def frame(lora_name: str, steps: int, resolution: int, unet_name: str, vae_name:
             negative=["negative", 0],
             latent_image=["latent", 0],
             seed=0,
-            steps=steps,
+            steps=recipe.steps,
             cfg=1.0,
             sampler_name="lcm",
             scheduler="simple",
@@ -50,13 +52,13 @@ def frame(lora_name: str, steps: int, resolution: int, unet_name: str, vae_name:
     }
 
 
-def qwen_image_edit(lora_name: str, prompt: str, steps: int, shift: float, resolution: int) -> Graph:
+def qwen_image_edit(lora_name: str, prompt: str, recipe: Recipe) -> Graph:
     """Qwen-Image-Edit: the text encoder sees the photo."""
     names = "qwen_image_edit_bf16.safetensors", "qwen_image_vae.safetensors"
     encoder = "qwen_2.5_vl_7b_fp8_scaled.safetensors"
     return {
-        **frame(lora_name, steps, resolution, *names),
-        "shifted": node("ModelSamplingAuraFlow", model=["lora", 0], shift=shift),
+        **frame(lora_name, recipe, *names),
+        "shifted": node("ModelSamplingAuraFlow", model=["lora", 0], shift=recipe.shift),
         "clip": node("CLIPLoader", clip_name=encoder, type="qwen_image"),
         "positive": node(
             "TextEncodeQwenImageEdit",
@@ -68,31 +70,31 @@ def qwen_image_edit(lora_name: str, prompt: str, steps: int, shift: float, resol
     }
 
 
-def qwen_image_edit_plus(lora_name: str, prompt: str, steps: int, shift: float, resolution: int) -> Graph:
+def qwen_image_edit_plus(lora_name: str, prompt: str, recipe: Recipe) -> Graph:
     """Qwen-Image-Edit-2509 and later, which read several photos."""
-    graph = qwen_image_edit(lora_name, prompt, steps, shift, resolution)
+    graph = qwen_image_edit(lora_name, prompt, recipe)
     graph["unet"]["inputs"]["unet_name"] = "qwen_image_edit_2509_bf16.safetensors"
     inputs = {"clip": ["clip", 0], "vae": ["vae", 0], "image1": ["scaled", 0], "prompt": prompt}
     return {**graph, "positive": node("TextEncodeQwenImageEditPlus", **inputs)}
 
 
-def flux_kontext(lora_name: str, prompt: str, steps: int, shift: float, resolution: int) -> Graph:
+def flux_kontext(lora_name: str, prompt: str, recipe: Recipe) -> Graph:
     """FLUX.1 Kontext. Its shift node takes mu, the logarithm of the shift, here the same at all sizes."""
     names = "flux1-dev-kontext_fp8_scaled.safetensors", "ae.safetensors"
     encoders = {"clip_name1": "clip_l.safetensors", "clip_name2": "t5xxl_fp16.safetensors", "type": "flux"}
-    mu = math.log(shift)
+    mu, guidance = math.log(recipe.shift), recipe.model.embedded_guidance
     return {
-        **frame(lora_name, steps, resolution, *names),
+        **frame(lora_name, recipe, *names),
         "shifted": node(
             "ModelSamplingFlux",
             model=["lora", 0],
             max_shift=mu,
             base_shift=mu,
-            width=resolution,
-            height=resolution,
+            width=recipe.resolution,
+            height=recipe.resolution,
         ),
         "clip": node("DualCLIPLoader", **encoders),
         "text": node("CLIPTextEncode", clip=["clip", 0], text=prompt),
         "reference": node("ReferenceLatent", conditioning=["text", 0], latent=["latent", 0]),
-        "positive": node("FluxGuidance", conditioning=["reference", 0], guidance=2.5),
+        "positive": node("FluxGuidance", conditioning=["reference", 0], guidance=guidance),
     }

@@ -7,17 +7,19 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from collectionlora.adapters.formats import LoraFile, read_lora, write_lora
 from collectionlora.adapters.roles import LoraWeights
 from collectionlora.collection import RESULT
+from collectionlora.config import ModelSettings
 from collectionlora.errors import UserError
 
 KEY = "collectionlora"
 
 
 class Recipe(BaseModel):
-    """Base, sampling, and the student prompt of each effect by name."""
+    """Base and how it is held, sampling, and the student prompt of each effect by name."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     base: str
+    model: ModelSettings = ModelSettings()
     steps: int
     shift: float
     resolution: int

@@ -68,6 +68,8 @@ class Roles:
             layer._active_adapter = self._active
         for name in ranks:
             for parameter in self.parameters(name):
+                # Master weights: over a bfloat16 base too, small updates must not be rounded away.
+                parameter.data = parameter.data.float()
                 parameter.requires_grad_(name != TEACHER)
         self.ranks = dict(ranks)
 

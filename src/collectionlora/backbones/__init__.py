@@ -1,28 +1,88 @@
-"""The models behind the method; `load_backbone` is the only place that knows their names."""
+"""The models behind the method; this file is the only place that knows their names."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
 
 from collectionlora.backbones.base import Backbone
+from collectionlora.collection import MANIFEST
+from collectionlora.config import ModelSettings
 from collectionlora.errors import UserError
 
+if TYPE_CHECKING:
+    from collectionlora.backbones.diffusers_model import DiffusersBackbone
 
-def load_backbone(base: str) -> Backbone:
-    """The backbone that `base:` names.
+NANO = "nano"
+
+
+def load_backbone(base: str, settings: ModelSettings) -> Backbone:
+    """The backbone that `base:` names: `nano`, a folder, or `owner/name[@revision]` on the hub.
+
+    Raises:
+        UserError: no such base, or settings that it does not have.
+    """
+    if base != NANO:
+        return diffusers_class(base)[0](base, settings)
+    from collectionlora.backbones.nano import NanoBackbone
+
+    if settings != ModelSettings():
+        message = "are for large bases; the nano base is small, in float32"
+        raise UserError(MANIFEST, "settings.model", message, "leave them out")
+    return NanoBackbone.load()
+
+
+def empty_network(base: str) -> tuple[nn.Module, tuple[str, ...]]:
+    """The base's network and its LoRA targets; a large one on the meta device, names and shapes alone.
 
     Raises:
         UserError: no such base.
     """
-    if base == "nano":
+    if base == NANO:
         from collectionlora.backbones.nano import NanoBackbone
 
-        return NanoBackbone.load()
-    raise UserError("collection.yaml", "base", f"{base!r} is no base that this version loads", "write nano")
+        nano = NanoBackbone.load()
+        return nano.network, nano.lora_targets
+    family = diffusers_class(base)[0]
+    network = family.empty_network(base)
+    return network, family.find_lora_targets(network)
 
 
 def recommended_settings(base: str) -> dict[str, dict[str, Any]]:
-    """Settings in which a base differs from the paper's recipe; they lie under the manifest's own."""
-    if base == "nano":
+    """Settings in which a base differs from the paper's recipe; they lie under the manifest's own.
+
+    Raises:
+        UserError: no such base.
+    """
+    if base == NANO:
         from collectionlora.backbones.nano import RECOMMENDED
 
         return RECOMMENDED
-    return {}
+    family, pipeline_config = diffusers_class(base)
+    return family.recommended_settings(pipeline_config)
+
+
+def diffusers_class(base: str) -> tuple[type["DiffusersBackbone"], dict[str, Any]]:
+    """The class that adapts a diffusers pipeline, and the pipeline's `model_index.json`.
+
+    Raises:
+        UserError: diffusers is not installed, there is no such model, or its pipeline is not supported.
+    """
+    try:
+        from collectionlora.backbones import diffusers_model, flux2, flux_kontext, qwen_image_edit
+    except ImportError as error:
+        mend = "write nano, or install it: pip install 'collectionlora[diffusers]'"
+        raise UserError(MANIFEST, "base", f"{base!r} needs diffusers ({error})", mend) from None
+
+    families: dict[str, type[DiffusersBackbone]] = {
+        "QwenImageEditPlusPipeline": qwen_image_edit.QwenImageEditPlus,
+        "QwenImageEditPipeline": qwen_image_edit.QwenImageEdit,
+        "FluxKontextPipeline": flux_kontext.FluxKontext,
+        "Flux2Pipeline": flux2.Flux2,
+        "Flux2KleinPipeline": flux2.Flux2Klein,
+    }
+    pipeline_config = diffusers_model.read_pipeline_config(base)
+    name = pipeline_config.get("_class_name")
+    if name not in families:
+        mend = f"use nano or a pipeline of {', '.join(families)}"
+        raise UserError(MANIFEST, "base", f"{base!r} is a {name}, which is not supported", mend)
+    return families[name], pipeline_config

@@ -1,7 +1,7 @@
 """What the method asks of an image editing model: the `Backbone` protocol and the tensors it exchanges."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -11,20 +11,30 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Prompt:
-    """Encoded prompts: `tokens` `[B, T, D]` and `mask` `[B, T]`, True where a token is real."""
+    """Encoded prompts: `tokens` `[B, T, D]`, `mask` `[B, T]`, True where a token is real.
+
+    `pooled` `[B, E]` is the one vector for the whole text that some models read beside the tokens.
+    """
 
     tokens: Tensor
     mask: Tensor
+    pooled: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     def __getitem__(self, index: Tensor | slice) -> "Prompt":
-        return Prompt(self.tokens[index], self.mask[index])
+        pooled = None if self.pooled is None else self.pooled[index]
+        return Prompt(self.tokens[index], self.mask[index], pooled)
 
     def expand(self, batch: int) -> "Prompt":
         """One prompt repeated for a batch, without copying."""
-        return Prompt(self.tokens.expand(batch, -1, -1), self.mask.expand(batch, -1))
+        pooled = None if self.pooled is None else self.pooled.expand(batch, -1)
+        return Prompt(self.tokens.expand(batch, -1, -1), self.mask.expand(batch, -1), pooled)
+
+    def of_photos(self, index: Tensor) -> "Prompt":
+        """The prompts of the photos at `index` `[B]`; a prompt that stands alone is every photo's."""
+        return self.expand(len(index)) if len(self) == 1 else self[index]
 
     @staticmethod
     def cat(prompts: Sequence["Prompt"]) -> "Prompt":
@@ -32,38 +42,73 @@ class Prompt:
         length = max(p.mask.shape[1] for p in prompts)
         tokens = [F.pad(p.tokens, (0, 0, 0, length - p.mask.shape[1])) for p in prompts]
         masks = [F.pad(p.mask, (0, length - p.mask.shape[1])) for p in prompts]
-        return Prompt(torch.cat(tokens), torch.cat(masks))
+        pooled = [p.pooled for p in prompts if p.pooled is not None]
+        return Prompt(torch.cat(tokens), torch.cat(masks), torch.cat(pooled) if pooled else None)
+
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        """The prompt as named tensors for a file."""
+        parts = {f"{name}.tokens": self.tokens, f"{name}.mask": self.mask}
+        return parts if self.pooled is None else {**parts, f"{name}.pooled": self.pooled}
+
+    @staticmethod
+    def from_tensors(name: str, tensors: Mapping[str, Tensor]) -> "Prompt":
+        """What `tensors` gave."""
+        return Prompt(tensors[f"{name}.tokens"], tensors[f"{name}.mask"], tensors.get(f"{name}.pooled"))
 
 
 @dataclass(frozen=True)
 class Condition:
-    """What the network reads beside the noisy latents: the prompt, and the photo's latents `[B, C, H, W]`."""
+    """What the network reads beside the noisy latents.
+
+    The prompt, the photo's latents `source` `[B, C, H, W]`, and those of further reference images, each of a
+    size of its own.
+    """
 
     prompt: Prompt
     source: Tensor
+    references: tuple[Tensor, ...] = ()
 
     def with_prompt(self, prompt: Prompt) -> "Condition":
-        return Condition(prompt, self.source)
+        return replace(self, prompt=prompt)
 
     @staticmethod
     def cat(conditions: Sequence["Condition"]) -> "Condition":
+        """Join along the batch; all have reference images of the same number and sizes."""
         return Condition(
-            Prompt.cat([c.prompt for c in conditions]), torch.cat([c.source for c in conditions])
+            Prompt.cat([c.prompt for c in conditions]),
+            torch.cat([c.source for c in conditions]),
+            tuple(torch.cat(same) for same in zip(*(c.references for c in conditions), strict=True)),
         )
 
 
 class Backbone(Protocol):
     """An instruction-editing flow-matching model, adapted once at the border.
 
-    Latents are `[B, C, H, W]` here whatever the network packs inside. `network` is what carries LoRA, in the
-    modules whose names end in one of `lora_targets`; prompts and images are encoded outside it.
+    Latents are `[B, C, H, W]` here, float32 and on the CPU, whatever the network packs, casts and moves
+    inside. `network` is what carries LoRA; prompts and images are encoded outside it.
+
+    Attributes:
+        side_multiple: heights and widths of images are multiples of it.
+        prompts_see_photos: a text is encoded together with the photo it is about, so that an encoded prompt
+            belongs to one photo.
     """
 
     network: Any
-    lora_targets: tuple[str, ...]
+    side_multiple: int
+    prompts_see_photos: bool
 
-    def encode_prompt(self, prompts: Sequence[str]) -> Prompt:
-        """Texts to a `Prompt` of the same batch; the empty text is the unconditional prompt."""
+    @property
+    def lora_targets(self) -> tuple[str, ...]:
+        """Names, or the ends of names, of the network's modules that carry LoRA."""
+        ...
+
+    def encode_prompt(self, prompts: Sequence[str], photos: Sequence[Tensor] = ()) -> Prompt:
+        """Texts to a `Prompt` of the same batch; the empty text is the unconditional prompt.
+
+        Args:
+            photos: the photo, then further reference images, in [0, 1], each `[B, 3, height, width]`. Read
+                only if `prompts_see_photos`; without them the texts are encoded alone.
+        """
         ...
 
     def encode_image(self, images: Tensor) -> Tensor:
@@ -74,10 +119,22 @@ class Backbone(Protocol):
         """Latents to images clipped to [0, 1]."""
         ...
 
+    def release_encoders(self) -> None:
+        """Free what only `encode_prompt`, `encode_image` and `decode` need; they load it again."""
+        ...
+
     def prepare(self, condition: Condition) -> Any:
         """What `velocity` needs of a condition in the active role: work that a whole trajectory shares."""
         ...
 
     def velocity(self, x_sigma: Tensor, sigma: Tensor, prepared: Any) -> Tensor:
         """The predicted `noise - x0` in the active role, like `x_sigma` `[B, C, H, W]`; `sigma` `[B]`."""
+        ...
+
+    def guide(self, cond: Tensor, uncond: Tensor, guidance_scale: float) -> Tensor:
+        """The guided velocity by the model's own rule, from two velocities `[B, C, H, W]`."""
+        ...
+
+    def teacher_sigmas(self, num_steps: int, noise: Tensor) -> Tensor:
+        """The model's own many-step schedule for latents like `noise`: `[num_steps]`, falling from 1."""
         ...

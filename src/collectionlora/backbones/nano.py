@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from collectionlora.backbones.base import Condition, Prompt
 from collectionlora.backbones.nano_network import EncodedCondition, NanoConfig, NanoTransformer
 from collectionlora.files import write_tensors
+from collectionlora.flow import few_step_sigmas
+from collectionlora.objectives import guided
 
 NUM_BUCKETS = 4096
 MOST_WORDS = 48
@@ -86,6 +88,7 @@ class NanoBackbone:
         *("img_mlp.net.0.proj", "img_mlp.net.2", "txt_in", "pooled_in.0", "pooled_in.2"),
         *("pixel_in", "pixel_mod.0", "pixel_mod.1", "pixel_mod.2", "pixel_mix.0", "pixel_mix.1", "proj_out"),
     )
+    side_multiple, prompts_see_photos = 8, False
 
     def __init__(self, config: NanoConfig | None = None):
         config = config or NanoConfig()
@@ -119,7 +122,7 @@ class NanoBackbone:
         sizes = {name: str(size) for name, size in self.network.config.asdict().items()}
         write_tensors(path, tensors, {**metadata, **sizes})
 
-    def encode_prompt(self, prompts: Sequence[str]) -> Prompt:
+    def encode_prompt(self, prompts: Sequence[str], photos: Sequence[Tensor] = ()) -> Prompt:
         return self.text_encoder(prompts)
 
     def encode_image(self, images: Tensor) -> Tensor:
@@ -128,10 +131,20 @@ class NanoBackbone:
     def decode(self, latents: Tensor) -> Tensor:
         return (latents / 2 + 0.5).clamp(0, 1)
 
+    def release_encoders(self) -> None:
+        """Nothing is large."""
+
     def prepare(self, condition: Condition) -> EncodedCondition:
         """Keys and values of the condition, the same for every noisy point and sigma."""
         prompt = condition.prompt
+        assert not condition.references, "the nano base reads one photo"
         return self.network.encode_condition(prompt.tokens, prompt.mask, condition.source)
 
     def velocity(self, x_sigma: Tensor, sigma: Tensor, prepared: EncodedCondition) -> Tensor:
         return self.network(x_sigma, sigma, prepared)
+
+    def guide(self, cond: Tensor, uncond: Tensor, guidance_scale: float) -> Tensor:
+        return guided(cond, uncond, guidance_scale)
+
+    def teacher_sigmas(self, num_steps: int, noise: Tensor) -> Tensor:
+        return few_step_sigmas(num_steps)

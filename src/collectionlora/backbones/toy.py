@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from collectionlora.backbones.base import Condition, Prompt
+from collectionlora.flow import few_step_sigmas
+from collectionlora.objectives import guided
 
 PROMPT_SIZE, NUM_FREQUENCIES = 16, 16
 
@@ -54,13 +56,14 @@ class ToyBackbone:
     """The toy network behind the `Backbone` protocol."""
 
     lora_targets: tuple[str, ...] = ("stem", "blocks.0", "blocks.1", "blocks.2", "blocks.3", "head")
+    side_multiple, prompts_see_photos = 1, False
 
     def __init__(self, seed: int = 0):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.network = ToyNetwork()
 
-    def encode_prompt(self, prompts: Sequence[str]) -> Prompt:
+    def encode_prompt(self, prompts: Sequence[str], photos: Sequence[Tensor] = ()) -> Prompt:
         return encode_prompt(prompts)
 
     def encode_image(self, images: Tensor) -> Tensor:
@@ -69,6 +72,9 @@ class ToyBackbone:
     def decode(self, latents: Tensor) -> Tensor:
         return latents
 
+    def release_encoders(self) -> None:
+        """Nothing is large."""
+
     def prepare(self, condition: Condition) -> Condition:
         return condition
 
@@ -76,3 +82,9 @@ class ToyBackbone:
         prompt = prepared.prompt.tokens[:, 0]
         out = self.network(x_sigma.flatten(1), sigma, prepared.source.flatten(1), prompt)
         return out.view_as(x_sigma)
+
+    def guide(self, cond: Tensor, uncond: Tensor, guidance_scale: float) -> Tensor:
+        return guided(cond, uncond, guidance_scale)
+
+    def teacher_sigmas(self, num_steps: int, noise: Tensor) -> Tensor:
+        return few_step_sigmas(num_steps)

@@ -36,12 +36,12 @@ def student_method(editor: Editor, steps: int, name: str = STUDENT) -> Method:
 
 def teacher_method(session: Session) -> Method:
     """Each effect's own LoRA in its many guided steps."""
-    targets, shift = session.settings.targets, session.settings.sampling.shift
+    steps = session.settings.targets.steps
 
     def sample(denoiser: Denoiser, noise: Tensor, _generators: Generators) -> Tensor:
-        return sample_many_steps(denoiser, noise, targets.steps, shift)
+        return sample_many_steps(denoiser, noise, steps)
 
-    return _guided_method(session, TEACHER, targets.steps, sample)
+    return _guided_method(session, TEACHER, steps, sample)
 
 
 def undistilled_method(session: Session, steps: int) -> Method:
@@ -64,7 +64,7 @@ def _guided_method(session: Session, name: str, steps: int, sample: Sample) -> M
         source = backbone.encode_image(images)
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         cond, uncond = (
-            Condition(backbone.encode_prompt(list(t)), source) for t in (texts, [""] * len(texts))
+            Condition(backbone.encode_prompt(list(t), [images]), source) for t in (texts, [""] * len(texts))
         )
         denoiser = Denoiser(backbone, cond, uncond, guidance_scale)
         return backbone.decode(sample(denoiser, noise_like(source, generators), generators))

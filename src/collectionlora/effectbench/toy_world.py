@@ -211,13 +211,13 @@ class ToyWorld:
             with library.use(effect.name):
                 condition = condition_on(effect.teacher_prompt, source)
                 targets = [sample_teacher(backbone, condition, generator) for _ in range(samples)]
-            prompts = [backbone.encode_prompt([p]) for p in (effect.teacher_prompt, effect.student_prompt)]
-            effects.append(
-                EffectData(effect.name, condition.source, torch.stack(targets, dim=1), prompts[0], prompts[1])
-            )
+            texts = (effect.teacher_prompt, effect.student_prompt, "")
+            prompts = [backbone.encode_prompt([text]) for text in texts]
+            effects.append(EffectData(effect.name, condition.source, torch.stack(targets, dim=1), *prompts))
         condition, _ = draw_general(4096, generator)
         answers = sample_teacher(backbone, condition, generator)
-        return effects, GeneralData(condition.source, condition.prompt, answers)
+        uncond = backbone.encode_prompt([""])
+        return effects, GeneralData(condition.source, condition.prompt, answers, uncond)
 
     def distillation(self, settings: Settings, num_effects: int | None = None) -> Distillation:
         """A run over the first `num_effects` effects (default: all), ready to step."""
@@ -228,7 +228,6 @@ class ToyWorld:
         streams = Streams(
             effects[:num_effects],
             general,
-            backbone.encode_prompt([""]),
             seed=settings.distill.seed,
             batch_size=settings.distill.batch_size,
             effect_ratio=settings.distill.effect_ratio,

@@ -1,0 +1,44 @@
+"""The frozen base in 4 or 8 bits by bitsandbytes; LoRAs over it stay in float32 (QLoRA, arXiv 2305.14314)."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from collectionlora.collection import MANIFEST
+from collectionlora.errors import UserError
+
+
+def quantize(network: nn.Module, names: Sequence[str], kind: str, dtype: torch.dtype) -> None:
+    """Put quantised layers in the place of the linear layers `names`; moving them to a device packs them.
+
+    Args:
+        kind: "nf4" (4 bits, normal float) or "int8".
+        dtype: in which the layers compute.
+
+    Raises:
+        UserError: bitsandbytes is not installed.
+    """
+    try:
+        import bitsandbytes
+    except ImportError:
+        mend = "install it: pip install 'collectionlora[quantization]'"
+        raise UserError(MANIFEST, "settings.model.quantization", f"{kind} needs bitsandbytes", mend) from None
+
+    for name in names:
+        layer = network.get_submodule(name)
+        assert isinstance(layer, nn.Linear)
+        sizes = {"input_features": layer.in_features, "output_features": layer.out_features}
+        with torch.device("meta"):
+            if kind == "nf4":
+                packed = bitsandbytes.nn.Linear4bit(**sizes, compute_dtype=dtype, quant_type="nf4")
+            else:
+                packed = bitsandbytes.nn.Linear8bitLt(**sizes, has_fp16_weights=False)
+        if kind == "nf4":
+            weight = bitsandbytes.nn.Params4bit(layer.weight.data, requires_grad=False, quant_type="nf4")
+        else:
+            weight = bitsandbytes.nn.Int8Params(
+                layer.weight.data, requires_grad=False, has_fp16_weights=False
+            )
+        packed.weight, packed.bias = weight, layer.bias
+        network.set_submodule(name, packed)
