@@ -32,9 +32,9 @@ PROMPTS = $prompts
 
 folder = Path(__file__).parent
 photo, effect, out, seed = (*sys.argv[1:], "0")[:4]
-device = "cuda" if torch.cuda.is_available() else "cpu"
+device, dtype = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
 
-pipe = DiffusionPipeline.from_pretrained(BASE, revision=REVISION, torch_dtype=torch.bfloat16).to(device)
+pipe = DiffusionPipeline.from_pretrained(BASE, revision=REVISION, torch_dtype=dtype).to(device)
 pipe.load_lora_weights(folder, weight_name="pytorch_lora_weights.safetensors")
 # The student puts fresh noise in after each step; the pipeline's own scheduler does not.
 pipe.scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(folder, subfolder="scheduler")

@@ -37,9 +37,13 @@ def mean_embedding(prompt: Prompt) -> Tensor:
 
 
 def cosine_table(encode: Encode, prompts: Sequence[str]) -> Tensor:
-    """Pairwise cosine of the encoded prompts, `[N, N]` in [-1, 1]; lower is more orthogonal."""
+    """Pairwise cosine of the encoded prompts, `[N, N]` in [-1, 1]; lower is more orthogonal.
+
+    Seen from the empty prompt: the template and padding that all prompts share would bring every cosine near 1.
+    """
     with torch.no_grad():
-        directions = F.normalize(mean_embedding(encode(prompts)), dim=1)
+        *means, empty = mean_embedding(encode([*prompts, ""]))
+        directions = F.normalize(torch.stack(means) - empty, dim=1)
     return directions @ directions.T
 
 

@@ -1,0 +1,139 @@
+"""From LoRA files in the wild to a folder that diffusers runs alone, over a tiny complete pipeline."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tiny_pipelines
+import torch
+import yaml
+from PIL import Image
+from safetensors.torch import save_file
+
+from collectionlora.adapters.roles import STUDENT, Roles
+from collectionlora.backbones import load_backbone
+from collectionlora.cli import app
+from collectionlora.config import ModelSettings
+from collectionlora.data import read_photo, to_images
+from collectionlora.editing import Editor
+
+SIDE, SEED = 64, 5
+SETTINGS = {
+    "model": {"dtype": "float32", "gradient_checkpointing": True, "condition_resolution": SIDE},
+    "data": {"resolution": SIDE},
+    "student": {"rank": 4},
+    "critic": {"rank": 4},
+    "targets": {"steps": 2, "guidance_scale": 2, "general": 3},
+    "match": {"updates": 2, "learning_rate": 1e-2},
+    "sampling": {"steps": 4},
+    "distill": {"student_updates": 2, "rollout_steps": [4], "student_update_every": 2},
+}
+# Runs the shipped example with the noise and the sizes of our own edit, and keeps its image as floats.
+RUNNER = f"""
+import runpy, sys
+import numpy as np, torch
+import torch.nn.functional as F
+from diffusers.image_processor import VaeImageProcessor
+from diffusers.pipelines.flux import pipeline_flux_kontext as kontext
+from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus as qwen
+from diffusers.schedulers import scheduling_flow_match_euler_discrete as scheduling
+
+generator, shapes = torch.Generator().manual_seed({SEED}), []
+
+def first_noise(shape, **_):
+    shapes.append(shape[-3:])
+    return torch.randn(shape[-3:], generator=generator).view(shape)
+
+def later_noise(shape, **_):
+    noise = torch.randn(shapes[0], generator=generator)
+    return F.pixel_unshuffle(noise[None], 2).flatten(2).transpose(1, 2).view(shape)
+
+def keep(self, image, output_type="pil", **options):
+    np.save(sys.argv[3] + ".npy", (image / 2 + 0.5).clamp(0, 1).numpy())
+    return plain(self, image, output_type=output_type, **options)
+
+plain, VaeImageProcessor.postprocess = VaeImageProcessor.postprocess, keep
+qwen.CONDITION_IMAGE_SIZE = qwen.VAE_IMAGE_SIZE = {SIDE}**2
+qwen.randn_tensor = kontext.randn_tensor = first_noise
+scheduling.randn_tensor = later_noise
+assert "collectionlora" not in sys.modules
+runpy.run_path(sys.argv.pop(1), run_name="__main__")
+assert "collectionlora" not in sys.modules
+"""
+
+
+def call(capsys, *arguments):
+    """The JSON object on stdout of a verb that succeeds."""
+    with pytest.raises(SystemExit) as stopped:
+        app([str(a) for a in (*arguments, "--json")])
+    out = capsys.readouterr()
+    assert stopped.value.code == 0, out.err
+    return json.loads(out.out)
+
+
+def write_teachers(base, folder):
+    """Two effect LoRAs as others write them: ComfyUI's keys with an alpha, and PEFT's without."""
+    backbone = load_backbone(str(base), ModelSettings())
+    roles = Roles(backbone.network, backbone.lora_targets, {STUDENT: 2})
+    paths = []
+    for index, name in enumerate(("neon", "clay")):
+        generator = torch.Generator().manual_seed(index)
+        tensors = {}
+        for module, (a, b) in roles.weights(STUDENT).items():
+            a, b = (0.1 * torch.randn(x.shape, generator=generator) for x in (a, b))
+            if name == "neon":
+                prefix = f"diffusion_model.{module}"
+                tensors |= {f"{prefix}.lora_down.weight": a, f"{prefix}.lora_up.weight": b}
+                tensors[f"{prefix}.alpha"] = torch.tensor(4.0)
+            else:
+                prefix = f"base_model.model.{module}"
+                tensors |= {f"{prefix}.lora_A.weight": a, f"{prefix}.lora_B.weight": b}
+        paths.append(folder / f"{name}.safetensors")
+        save_file(tensors, paths[-1], {"teacher_prompt": "make it darker"})
+    return paths
+
+
+@pytest.mark.parametrize("name", ["qwen_image_edit", "flux_kontext"])
+def test_from_lora_files_to_a_folder_that_diffusers_runs_alone(name, tmp_path, capsys):
+    torch.manual_seed(0)
+    base, folder = tmp_path / "base", tmp_path / "mine"
+    getattr(tiny_pipelines, name)().save_pretrained(base)
+    loras = write_teachers(base, tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        app(["init", str(folder), "--base", str(base), *(f"--from-loras={path}" for path in loras)])
+    assert stopped.value.code == 0
+    rng = np.random.default_rng(0)
+    for sub in ("neon", "clay", "general"):
+        for index in range(2):
+            values = rng.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
+            Image.fromarray(values).save(folder / "photos" / sub / f"{index}.png")
+    with (folder / "collection.yaml").open("a") as manifest:
+        manifest.write(yaml.safe_dump({"settings": SETTINGS}))
+
+    checked = call(capsys, "check", folder)
+    assert [(e["name"], e["scales"]) for e in checked["effects"]] == [("neon", [2.0]), ("clay", [1.0])]
+    assert set(call(capsys, "prompts", folder)["student_prompts"]) == {"neon", "clay"}
+    assert call(capsys, "targets", folder) == {"neon": 2, "clay": 2, "general": 3}
+    call(capsys, "distill", folder)
+    photo, edited = folder / "photos" / "neon" / "0.png", tmp_path / "edited.png"
+    call(capsys, "edit", folder, "--effect", "clay", "--photo", photo, "--out", edited, "--seed", SEED)
+    files = call(capsys, "export", folder, "--format", "diffusers", "--out", tmp_path / "out")["files"]
+    assert {path.rsplit("/", 1)[1] for path in files} >= {"pytorch_lora_weights.safetensors", "example.py"}
+
+    example = [tmp_path / "out" / "example.py", photo, "clay", tmp_path / "theirs.png", SEED]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    run = [sys.executable, "-c", RUNNER, *(str(part) for part in example)]
+    done = subprocess.run(run, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+    editor = Editor.load(folder)
+    images = to_images([read_photo(photo)])
+    ours = editor.sample(images, [editor.prompt(["clay"])], [SEED])
+    theirs = torch.from_numpy(np.load(tmp_path / "theirs.png.npy")).view(ours.shape)
+    torch.testing.assert_close(theirs, ours, atol=1e-4, rtol=0)
+    assert np.abs(read_photo(edited).astype(int) - read_photo(tmp_path / "theirs.png").astype(int)).max() <= 1
+    plain = editor.sample(images, [editor.prompt(["neon"])], [SEED])
+    assert (plain - ours).abs().max() > 1e-3
