@@ -39,7 +39,7 @@ def mean_embedding(prompt: Prompt) -> Tensor:
 def cosine_table(encode: Encode, prompts: Sequence[str]) -> Tensor:
     """Pairwise cosine of the encoded prompts, `[N, N]` in [-1, 1]; lower is more orthogonal.
 
-    Seen from the empty prompt: the template and padding that all prompts share would bring every cosine near 1.
+    Seen from the empty prompt: a template and padding that all prompts share would bring all cosines near 1.
     """
     with torch.no_grad():
         *means, empty = mean_embedding(encode([*prompts, ""]))
