@@ -56,15 +56,24 @@ def build_roles(backbone: Backbone, ranks: Mapping[str, int], seed: int, setting
 
 
 class Session:
-    """A collection with its base in memory and its teachers in the library."""
+    """A collection with its base in memory and its teachers in the library.
 
-    def __init__(self, collection: Collection, settings: Settings, with_critics: bool):
+    Args:
+        with_critics: also hold a critic for each schedule length, to train.
+        with_sums: leave room in the teacher slot for a LoRA with one of the student's rank on top.
+    """
+
+    def __init__(
+        self, collection: Collection, settings: Settings, with_critics: bool, with_sums: bool = False
+    ):
         self.collection, self.settings = collection, settings
         self.backbone = load_backbone(collection.manifest.base, settings.model)
         check_resolution(collection, self.backbone, settings)
         base = target_weights(self.backbone.network, self.backbone.lora_targets)
         files = {e.name: read_lora(collection.teacher_path(e), base) for e in collection.effects}
         ranks = {STUDENT: settings.student.rank, TEACHER: max(file.rank for file in files.values())}
+        if with_sums:
+            ranks[TEACHER] = max(ranks.values()) + settings.student.rank
         if with_critics:
             ranks |= {critic_role(n): settings.critic.rank for n in settings.distill.rollout_steps}
         self.roles = build_roles(self.backbone, ranks, settings.distill.seed, settings)

@@ -1,0 +1,116 @@
+"""What one distilled LoRA is compared with: stacking, one LoRA by flow matching, and merges.
+
+All sample in the student's few steps without guidance, so all need the same second ingredient: an
+acceleration LoRA, made by distilling the bare base into few steps with the student's own method, data and
+updates.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from collectionlora.adapters.merging import MERGES, add, merge
+from collectionlora.adapters.roles import LoraWeights
+from collectionlora.backbones.base import Condition
+from collectionlora.collection import Collection
+from collectionlora.config import Settings
+from collectionlora.effectbench.bench import Method
+from collectionlora.sampling import Denoiser, noise_like, sample_few_steps
+from collectionlora.session import Session
+from collectionlora.trainer import train
+
+STACK, FLOW_MATCHING = "stack", "flow-matching"
+MERGE_METHODS = tuple(f"merge-{how}" for how in MERGES)
+BASELINES = (STACK, FLOW_MATCHING, *MERGE_METHODS)
+GENERAL = "general"  # no effect has this name: ordinary instructions under a baseline
+
+Progress = Callable[[str, int, int, dict[str, float]], None]
+
+
+def changed(settings: Settings, **sections: Mapping[str, Any]) -> Settings:
+    """Settings with some values replaced, section by section."""
+    whole = settings.model_dump()
+    return Settings(**{**whole, **{name: {**whole[name], **values} for name, values in sections.items()}})
+
+
+def train_baseline(collection: Collection, settings: Settings, name: str, progress: Progress) -> LoraWeights:
+    """The student of a run under other settings, kept in `bench/NAME`; resumes."""
+    session = Session(collection, settings, with_critics=True)
+    run = session.distillation(lambda what, done, total: progress(f"targets {what}", done, total, {}))
+    folder, every = collection.folder / "bench" / name, settings.distill.checkpoint_every
+    train(run, folder, every, True, lambda *state: progress(name, *state))
+    return run.student_weights()
+
+
+class Baselines:
+    """The LoRAs of the baselines over one collection; what is trained is trained when first needed.
+
+    Args:
+        session: its teacher slot has room for a teacher or student and the acceleration LoRA on top.
+    """
+
+    def __init__(self, session: Session, progress: Progress):
+        self.session, self.progress = session, progress
+        self.teachers = dict(session.teachers.teachers)
+
+    @cached_property
+    def acceleration(self) -> LoraWeights:
+        """The bare base in few steps: the method with the general stream alone."""
+        return self._train(changed(self.session.settings, distill={"effect_ratio": 0}), "acceleration")
+
+    def _train(self, settings: Settings, name: str) -> LoraWeights:
+        return train_baseline(self.session.collection, settings, name, self.progress)
+
+    def method(self, name: str) -> Method:
+        """One of `BASELINES`."""
+        teachers = self.teachers
+        prompts = {e.name: e.teacher_prompt for e in self.session.collection.effects}
+        if name == STACK:
+            return self._few_steps(name, {e: [lora] for e, lora in teachers.items()}, [], prompts)
+        if name == FLOW_MATCHING:
+            one = self._train(self._flow_matching_settings(), FLOW_MATCHING)
+            return self._few_steps(name, {effect: [one] for effect in teachers}, [one], self.session.prompts)
+        rank = self.session.settings.student.rank
+        merged = merge(list(teachers.values()), name.removeprefix("merge-"), rank)
+        return self._few_steps(name, {effect: [merged] for effect in teachers}, [merged], prompts)
+
+    def _flow_matching_settings(self) -> Settings:
+        """As many updates as the student has, all of them flow matching on the targets of all effects."""
+        settings = self.session.settings
+        updates = settings.match.updates + settings.distill.student_updates
+        match = {"loss": "flow", "updates": updates}
+        return changed(settings, match=match, distill={"effect_ratio": 1, "student_updates": 0})
+
+    def _few_steps(
+        self,
+        name: str,
+        loras: Mapping[str, Sequence[LoraWeights]],
+        general: Sequence[LoraWeights],
+        prompts: Mapping[str, str],
+    ) -> Method:
+        """LoRAs by effect, each with the acceleration LoRA on top, in the student's steps."""
+        settings, backbone = self.session.settings, self.session.backbone
+        library, steps, shift = self.session.teachers, settings.sampling.steps, settings.sampling.shift
+        for effect, parts in {**loras, GENERAL: general}.items():
+            library.teachers[f"{name}/{effect}"] = add([*parts, self.acceleration])
+
+        @torch.no_grad()
+        def run(effect: str, images: Tensor, texts: Sequence[str], seeds: Sequence[int]) -> Tensor:
+            source = backbone.encode_image(images)
+            generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+            condition = Condition(backbone.encode_prompt(list(texts), [images]), source)
+            with library.use(f"{name}/{effect}"):
+                denoiser = Denoiser(backbone, condition)
+                latents = sample_few_steps(denoiser, noise_like(source, generators), steps, generators, shift)
+            return backbone.decode(latents)
+
+        def sample(effect: str, images: Tensor, seeds: Sequence[int]) -> Tensor:
+            return run(effect, images, [prompts[effect]] * len(images), seeds)
+
+        def instructions(images: Tensor, texts: Sequence[str], seeds: Sequence[int]) -> Tensor:
+            return run(GENERAL, images, texts, seeds)
+
+        return Method(name, steps, sample, instructions)
