@@ -14,9 +14,9 @@ from collectionlora.adapters.formats import read_lora, write_lora
 from collectionlora.adapters.low_rank import change
 from collectionlora.adapters.recipe import Recipe, read_adapter, write_adapter
 from collectionlora.adapters.roles import STUDENT, Roles, target_weights
-from collectionlora.cli import describe_lora
 from collectionlora.errors import UserError
 from collectionlora.manifest_template import create
+from collectionlora.terminal import describe_lora
 
 ATTENTION, MLP, CONV = "blocks.0.attn.to_q", "blocks.0.img_mlp.net.0", "mix.1"
 ALPHA, RANKS = 2.0, {ATTENTION: 4, MLP: 3, CONV: 2}

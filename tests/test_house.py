@@ -17,7 +17,7 @@ FLOORS = [
     {"session", "checking", "manifest_template", "effectbench"},
     {"api"},
     {"demo"},
-    {"cli"},
+    {"cli", "terminal"},
 ]
 # What may import upwards, and why: the prompt type is what prompting measures.
 EXCEPTIONS = {("prompting", "backbones")}

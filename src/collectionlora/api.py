@@ -12,6 +12,14 @@ from collectionlora.backbones import load_backbone
 from collectionlora.collection import Collection, Effect
 from collectionlora.config import Settings
 from collectionlora.editing import Editor, edit
+from collectionlora.effectbench.photographs import TRAIN, pool
+from collectionlora.effectbench.report import write_results
+from collectionlora.effectbench.running import (
+    CLASSIFIER_STEPS,
+    DEFAULT_METHODS,
+    heldout_photographs,
+    run_bench,
+)
 from collectionlora.exporting import export
 from collectionlora.files import write_json
 from collectionlora.prompt_writing import PromptWriter
@@ -22,7 +30,7 @@ from collectionlora.teaching import Teaching
 from collectionlora.trainer import train
 from collectionlora.vlm import Endpoint, Vlm
 
-__all__ = ["Editor", "distill", "edit", "export", "prompts", "targets", "teach"]
+__all__ = ["Editor", "bench", "distill", "edit", "export", "prompts", "targets", "teach"]
 
 Progress = Callable[[str, int, int, dict[str, float]], None]  # (what, done, in all, metrics)
 
@@ -169,3 +177,42 @@ def distill(
     session.write_result(distillation, folder / collection.result.name)
     session.write_result(distillation, collection.result)
     return collection.result
+
+
+def bench(
+    collection: Collection | Path | str,
+    photos: Path | None = None,
+    methods: Sequence[str] = DEFAULT_METHODS,
+    crops: int = 24,
+    seeds: int = 1,
+    overrides: Mapping[str, Any] | None = None,
+    progress: Progress = ignore,
+) -> dict[str, Any]:
+    """EffectBench over a collection of effects with a known truth; writes into `bench/`.
+
+    Args:
+        photos: a folder of photographs that nothing was trained on; by default some that ship with packages.
+        methods: names, see `MethodMaker.method`.
+        crops: random crops of them for each effect and seed.
+
+    Returns:
+        the content of metrics.json.
+
+    Raises:
+        UserError: an effect without a known truth, an unknown method, or no finished adapter.
+    """
+    collection = open_collection(collection)
+    settings = resolve_settings(collection, overrides or {})
+    metrics, sheet = run_bench(
+        collection,
+        settings,
+        methods,
+        heldout_photographs(photos),
+        pool(TRAIN),
+        crops,
+        list(range(seeds)),
+        CLASSIFIER_STEPS,
+        progress,
+    )
+    write_results(collection.folder / "bench", metrics, sheet)
+    return metrics

@@ -4,24 +4,19 @@ Text and progress go to stderr; `--json` puts one JSON object on stdout. Exit co
 mend it (one line), 1 a fault of ours (traceback), 130 interrupted with the state saved.
 """
 
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from collectionlora import __version__
 from collectionlora.config import SettingsError, parse_overrides
 from collectionlora.errors import UserError
+from collectionlora.terminal import ProgressLine, console, describe_lora, methods_table, prompt_table, say
 
 app = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, help=__doc__)
-console = Console(stderr=True)
 
 Folder = Annotated[Path, typer.Argument(help="the collection's folder")]
 Names = Annotated[list[str] | None, typer.Argument(help="effects; all if none is named")]
@@ -33,44 +28,6 @@ VlmTokens = Annotated[
     int | None, typer.Option("--max-tokens-total", help="stop before more tokens are spent")
 ]
 Json = Annotated[bool, typer.Option("--json", help="one JSON object on stdout")]
-
-
-class ProgressLine:
-    """A live line for each piece of work: done, in all, rate, time left, the newest losses."""
-
-    def __enter__(self) -> "ProgressLine":
-        self.bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[metrics]}"),
-            console=console,
-        )
-        self.tasks: dict[str, Any] = {}
-        self.bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.stop()
-
-    def __call__(self, what: str, done: int, total: int, metrics: dict[str, float]) -> None:
-        if what not in self.tasks:
-            self.tasks[what] = self.bar.add_task(what, total=total, metrics="", rate="")
-        text = " ".join(f"{name} {value:.3g}" for name, value in metrics.items())
-        task = self.tasks[what]
-        speed = self.bar.tasks[task].speed
-        rate = f"{speed:.2f}/s" if speed else ""
-        self.bar.update(task, completed=done, total=total, metrics=text, rate=rate)
-
-
-def say(as_json: bool, result: dict[str, Any], text: str) -> None:
-    """The result as JSON on stdout, or as text on stderr."""
-    if as_json:
-        print(json.dumps(result, ensure_ascii=False))
-    else:
-        console.print(text, highlight=False)
 
 
 @app.command()
@@ -92,11 +49,7 @@ def demo(
     if as_json:
         say(True, metrics, "")
         return
-    columns = ("nfe", "psnr", "concept_accuracy", "bad_case_rate", "general_psnr")
-    table = Table("method", *columns)
-    for name, row in metrics["methods"].items():
-        table.add_row(name, *(f"{row[column]:.4g}" for column in columns))
-    console.print(table)
+    console.print(methods_table(metrics))
     console.print(f"look at {out}/sheet.png, read {out}/report.html, then edit a photo of yours:")
     name = metrics["effects"][0]
     console.print(f"collectionlora edit {out}/collection --effect {name} --photo YOURS.jpg --out edited.png")
@@ -116,15 +69,6 @@ def init(
 
     create(folder, base, from_loras or [])
     console.print(f"made {folder}; next: edit {folder}/collection.yaml, then collectionlora check {folder}")
-
-
-def describe_lora(effect: dict[str, Any]) -> str:
-    """One line of `check` for an effect's LoRA file."""
-    ranks, scales = (", ".join(f"{value:g}" for value in effect[key]) for key in ("ranks", "scales"))
-    line = f"{effect['name']}: {effect['format']}, rank {ranks}, scale {scales}, "
-    line += f"{effect['modules']} of {effect['targets']} modules, norm {effect['norm']:.3g}"
-    lost = effect["conversion_loss"]
-    return f"{line}, converted with a loss of {lost:.2g}" if lost else line
 
 
 @app.command()
@@ -187,32 +131,6 @@ def prompts(
         say(True, result, "")
     else:
         console.print(prompt_table(result))
-
-
-def prompt_table(result: dict[str, Any]) -> Table:
-    """Each effect's prompts, and the cosine to the nearest other effect's."""
-    columns = (
-        "effect",
-        "student prompt",
-        "written by",
-        "teacher prompt",
-        "nearest student",
-        "nearest teacher",
-    )
-    spent = f"{result['calls']} calls, {result['tokens']} tokens" if result["calls"] else None
-    table = Table(*columns, caption=spent)
-    for i, (name, text) in enumerate(result["student_prompts"].items()):
-        writer = result["written_by"][name]
-        if name in result["notes"]:
-            writer += f" ({result['notes'][name]})"
-        nearest = [
-            max((c for j, c in enumerate(result[key][i]) if j != i), default=0.0)
-            for key in ("student_cosine", "teacher_cosine")
-        ]
-        # Prompts may hold what rich would read as its own markup.
-        cells = [escape(cell) for cell in (name, text, writer, result["teacher_prompts"][name])]
-        table.add_row(*cells, *(f"{c:.2f}" for c in nearest))
-    return table
 
 
 @app.command()
@@ -286,6 +204,38 @@ def edit(
             progress("edit", index + 1, len(pairs), {})
     written = [str(destination) for _, destination in pairs]
     say(as_json, {"images": written}, "\n".join(f"wrote {path}" for path in written))
+
+
+@app.command()
+def bench(
+    folder: Folder,
+    photos: Annotated[
+        Path | None, typer.Option(help="held-out photographs; default: three that ship with scikit-image")
+    ] = None,
+    methods: Annotated[str, typer.Option(help="names with commas between")] = "source,teacher,student",
+    crops: Annotated[int, typer.Option(min=1, help="photos of each effect and seed")] = 24,
+    seeds: Annotated[int, typer.Option(min=1)] = 1,
+    overrides: Set = None,
+    as_json: Json = False,
+) -> None:
+    """EffectBench: methods side by side on photographs held out; resumes.
+
+    Methods: source, teacher, teacher-8 (undistilled, few steps), student, student-4, stack, flow-matching,
+    merge-linear, merge-ties, merge-dare, merge-svd, or the name of a run.
+
+    Example: collectionlora bench my-collection --methods teacher,student,student-4,stack
+    """
+    from collectionlora import api
+
+    with ProgressLine() as progress:
+        metrics = api.bench(
+            folder, photos, methods.split(","), crops, seeds, parse_overrides(overrides or []), progress
+        )
+    if as_json:
+        say(True, metrics, "")
+        return
+    console.print(methods_table(metrics))
+    console.print(f"look at {folder}/bench/sheet.png, read {folder}/bench/report.html")
 
 
 @app.command()

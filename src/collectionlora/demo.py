@@ -10,22 +10,19 @@ from typing import Any
 import numpy as np
 import yaml
 
+from collectionlora.adapters.roles import STUDENT, TEACHER
 from collectionlora.api import distill
 from collectionlora.collection import MANIFEST, Collection
 from collectionlora.data import write_photo
-from collectionlora.editing import Editor
-from collectionlora.effectbench.bench import compare, draw_cases
-from collectionlora.effectbench.classifier import train_classifier
-from collectionlora.effectbench.methods import SOURCE, student_method, teacher_method
 from collectionlora.effectbench.photographs import HELDOUT, TRAIN, pool
-from collectionlora.effectbench.report import versions, write_results
-from collectionlora.effectbench.sheet import draw_sheet
+from collectionlora.effectbench.report import write_results
+from collectionlora.effectbench.running import run_bench
 from collectionlora.effects import EFFECTS
 from collectionlora.effects.crops import PhotoPool
 from collectionlora.effects.ordinary import general_instructions
 from collectionlora.errors import UserError
 from collectionlora.files import write_text
-from collectionlora.session import Session, resolve_settings
+from collectionlora.session import resolve_settings
 from collectionlora.trainer import LOG
 
 RUN = "demo"
@@ -87,25 +84,15 @@ def demo(
         collection = Collection.load(folder)
     else:
         collection = build_collection(folder, dict(list(available.items())[:num_effects]), pool(TRAIN), seed)
-    names = [e.name for e in collection.effects]
-    adapter = distill(collection, RUN, overrides, resume=True, progress=progress)
+    distill(collection, RUN, overrides, resume=True, progress=progress)
 
     settings = resolve_settings(collection, overrides)
-    editor = Editor.load(adapter)
-    methods = [SOURCE, teacher_method(Session(collection, settings, with_critics=False))]
-    methods += [student_method(editor, n) for n in settings.distill.rollout_steps]
-    cases = draw_cases(pool(HELDOUT), JUDGED, seed + 1)
-    crops, rng = pool(TRAIN), np.random.default_rng(seed + 2)
-    classifier = train_classifier(names, lambda: crops.crop(rng), CLASSIFIER_STEPS, seed)
-    table, pictures = compare(methods, names, cases, classifier, progress)
-    metrics = {
-        "methods": table,
-        "photos": len(cases.photos),
-        "effects": names,
-        "seeds": [seed],
-        "seconds": time.perf_counter() - began,
-        "versions": versions(),
-        "settings": settings.model_dump(mode="json"),
-    }
-    write_results(out, metrics, draw_sheet(cases, pictures), folder / "runs" / RUN / LOG)
+    others = [n for n in settings.distill.rollout_steps if n != settings.sampling.steps]
+    methods = ["source", TEACHER, STUDENT, *(f"{STUDENT}-{n}" for n in others)]
+    photographs, working = pool(HELDOUT), pool(TRAIN)
+    metrics, sheet = run_bench(
+        collection, settings, methods, photographs, working, JUDGED, [seed + 1], CLASSIFIER_STEPS, progress
+    )
+    metrics["seconds"] = time.perf_counter() - began
+    write_results(out, metrics, sheet, folder / "runs" / RUN / LOG)
     return metrics

@@ -17,7 +17,7 @@ from collectionlora.adapters.roles import LoraWeights
 from collectionlora.backbones.base import Condition
 from collectionlora.collection import Collection
 from collectionlora.config import Settings
-from collectionlora.effectbench.bench import Method
+from collectionlora.effectbench.bench import GENERAL, Method
 from collectionlora.sampling import Denoiser, noise_like, sample_few_steps
 from collectionlora.session import Session
 from collectionlora.trainer import train
@@ -25,7 +25,6 @@ from collectionlora.trainer import train
 STACK, FLOW_MATCHING = "stack", "flow-matching"
 MERGE_METHODS = tuple(f"merge-{how}" for how in MERGES)
 BASELINES = (STACK, FLOW_MATCHING, *MERGE_METHODS)
-GENERAL = "general"  # no effect has this name: ordinary instructions under a baseline
 
 Progress = Callable[[str, int, int, dict[str, float]], None]
 

@@ -6,20 +6,23 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from collectionlora.data import Photo, to_images, to_photos
 from collectionlora.effectbench.classifier import ConceptClassifier, probabilities
-from collectionlora.effectbench.metrics import coverage, nearest_outcome, ssim, valid_outcomes
+from collectionlora.effectbench.metrics import coverage, nearest_outcome, psnr, ssim, valid_outcomes
 from collectionlora.effects import EFFECTS
 from collectionlora.effects.ordinary import ORDINARY_EDITS, Edit, PhotoPool, draw_edit
 
+GENERAL = "general"
 BAD_CASE_PSNR = 15.0  # below this fidelity a picture is a bad case whatever the classifier says
 GENERAL_KINDS = tuple(k for k, edit in ORDINARY_EDITS.items() if edit.group in ("keep", "photometric"))
 
 # Images in [0, 1], prompts and one seed for each to edited images.
 Sampler = Callable[[Tensor, Sequence[str], Sequence[int]], Tensor]
-Pictures = dict[str, dict[str, list[Photo]]]  # by method, then by effect
+Values = NDArray[Any]
+Pictures = dict[str, dict[str, list[Photo]]]  # by method, then by effect; the ordinary edits as `GENERAL`
 
 
 @dataclass(frozen=True)
@@ -54,86 +57,117 @@ def make(method: Method, effect: str, cases: Cases) -> list[Photo]:
     return to_photos(method.sample(effect, to_images(cases.photos), cases.seeds))
 
 
-def measure(
-    pictures: Mapping[str, Sequence[Photo]], cases: Cases, classifier: ConceptClassifier
-) -> dict[str, dict[str, Any]]:
-    """Per effect: psnr, ssim, concept_accuracy, bad_case_rate, bleed, coverage; `pictures` by effect.
+@dataclass(frozen=True)
+class Scores:
+    """One method on one effect, photo by photo, each `[N]`.
 
-    PSNR and SSIM are to the nearest valid outcome; bleed is the probability that the classifier puts on
-    other effects; a bad case is a wrong concept or a PSNR under `BAD_CASE_PSNR`.
+    PSNR and SSIM are to the nearest valid outcome; bleed is the probability that the classifier puts on other
+    effects; `shown` are indices of its classes; `hits` are the outcomes that the pictures are nearest to, of
+    `num_outcomes`.
     """
-    table = {}
-    for name, made in pictures.items():
-        effect = EFFECTS[name]
-        outcomes = [valid_outcomes(effect, photo) for photo in cases.photos]
-        nearest = [nearest_outcome(image, valid) for image, valid in zip(made, outcomes, strict=True)]
-        psnrs = np.array([value for _, value in nearest])
-        similar = [ssim(m, o[i]) for m, o, (i, _) in zip(made, outcomes, nearest, strict=True)]
-        index = classifier.effects.index(name)
-        chances = probabilities(classifier, cases.photos, made)
-        right = (chances.argmax(1) == index).numpy()
-        others = torch.cat([chances[:, :index], chances[:, index + 1 : -1]], dim=1)
-        table[name] = {
-            "psnr": float(psnrs.mean()),
-            "ssim": float(np.mean(similar)),
-            "concept_accuracy": float(right.mean()),
-            "bad_case_rate": float((~right | (psnrs < BAD_CASE_PSNR)).mean()),
-            "bleed": float(others.sum(1).mean()),
-            "coverage": coverage([i for i, _ in nearest], len(outcomes[0])),
-            "psnr_by_photo": psnrs.round(3).tolist(),
+
+    psnr: Values
+    ssim: Values
+    bleed: Values
+    shown: Values
+    right: Values
+    hits: list[int]
+    num_outcomes: int
+
+    def means(self) -> dict[str, Values]:
+        """What is averaged, by its name in metrics.json; a bad case is a wrong concept or a low PSNR."""
+        bad = (self.right == 0) | (self.psnr < BAD_CASE_PSNR)
+        return {
+            "psnr": self.psnr,
+            "ssim": self.ssim,
+            "concept_accuracy": self.right,
+            "bad_case_rate": bad.astype(float),
+            "bleed": self.bleed,
         }
-    return table
 
 
-def general_psnr(method: Method, cases: Cases) -> float:
-    """Mean PSNR in dB to the truth of ordinary edits: what is left of the base's abilities."""
+def measure(effect: str, made: Sequence[Photo], cases: Cases, classifier: ConceptClassifier) -> Scores:
+    """The scores of one method's pictures of one effect."""
+    outcomes = [valid_outcomes(EFFECTS[effect], photo) for photo in cases.photos]
+    nearest = [nearest_outcome(image, valid) for image, valid in zip(made, outcomes, strict=True)]
+    index = classifier.effects.index(effect)
+    chances = probabilities(classifier, cases.photos, made)
+    others = torch.cat([chances[:, :index], chances[:, index + 1 : -1]], dim=1)
+    shown = chances.argmax(1).numpy()
+    return Scores(
+        psnr=np.array([value for _, value in nearest]),
+        ssim=np.array([ssim(m, o[i]) for m, o, (i, _) in zip(made, outcomes, nearest, strict=True)]),
+        bleed=others.sum(1).numpy(),
+        shown=shown,
+        right=(shown == index).astype(float),
+        hits=[i for i, _ in nearest],
+        num_outcomes=len(outcomes[0]),
+    )
+
+
+def make_edits(method: Method, cases: Cases) -> list[Photo]:
+    """A method's pictures of the ordinary edits."""
     sources = to_images([e.source for e in cases.edits])
     made = method.general(sources, [e.instruction for e in cases.edits], list(range(len(cases.edits))))
-    errors = (made - to_images([e.target for e in cases.edits])).square().flatten(1).mean(1)
-    return float((-10 * errors.clamp_min(1e-6).log10()).mean())
+    return to_photos(made)
 
 
-def bootstrap_interval(values: Sequence[float], seed: int = 0, draws: int = 1000) -> tuple[float, float]:
+def general_psnr(made: Sequence[Photo], cases: Cases) -> float:
+    """Mean PSNR in dB to the truth of ordinary edits: what is left of the base's abilities."""
+    pairs = zip(made, cases.edits, strict=True)
+    return float(np.mean([psnr(picture, edit.target) for picture, edit in pairs]))
+
+
+def bootstrap_interval(values: Values, seed: int = 0, draws: int = 1000) -> tuple[float, float]:
     """The 95% bootstrap interval of a mean."""
     rng = np.random.default_rng(seed)
-    data = np.asarray(values)
-    means = data[rng.integers(len(data), size=(draws, len(data)))].mean(1)
+    means = values[rng.integers(len(values), size=(draws, len(values)))].mean(1)
     low, high = np.percentile(means, [2.5, 97.5])
     return float(low), float(high)
 
 
-def summarise(per_effect: dict[str, dict[str, Any]], nfe: int, general: float) -> dict[str, Any]:
-    """One method's entry of metrics.json: means over the effects, the worst effect, the interval."""
-    means = {
-        key: float(np.mean([row[key] for row in per_effect.values()]))
-        for key in ("psnr", "ssim", "concept_accuracy", "bad_case_rate", "bleed", "coverage")
+def summarise(scores: Mapping[str, Scores], nfe: int, general: float) -> dict[str, Any]:
+    """One method's entry of metrics.json from its scores by effect.
+
+    Means over effects and photos with their intervals, which resample photos; the same for each effect and
+    for the effect of the lowest PSNR; and how often each effect (rows) was taken for each class (columns: the
+    effects, then "none").
+    """
+    per_effect: dict[str, dict[str, Any]] = {}
+    for name, one in scores.items():
+        per_effect[name] = average(one.means())
+        per_effect[name]["coverage"] = coverage(one.hits, one.num_outcomes)
+    together = {
+        key: np.mean([one.means()[key] for one in scores.values()], axis=0)
+        for key in next(iter(scores.values())).means()
     }
-    by_photo = np.mean([row["psnr_by_photo"] for row in per_effect.values()], axis=0)
     worst = min(per_effect, key=lambda name: per_effect[name]["psnr"])
-    shown = {n: {k: v for k, v in row.items() if k != "psnr_by_photo"} for n, row in per_effect.items()}
+    counts = [np.bincount(one.shown, minlength=len(scores) + 1).tolist() for one in scores.values()]
     return {
         "nfe": nfe,
-        **means,
+        **average(together),
+        "coverage": float(np.mean([row["coverage"] for row in per_effect.values()])),
         "general_psnr": general,
         "worst_effect": worst,
-        "per_effect": shown,
-        "ci95": {"psnr": bootstrap_interval(by_photo)},
+        "per_effect": per_effect,
+        "confusion": counts,
     }
 
 
-def compare(
-    methods: Sequence[Method],
-    effects: Sequence[str],
-    cases: Cases,
-    classifier: ConceptClassifier,
-    progress: Callable[[str, int, int, dict[str, float]], None],
-) -> tuple[dict[str, dict[str, Any]], Pictures]:
-    """Every method on every effect: the `methods` of metrics.json, and the pictures."""
-    table, pictures = {}, {}
-    for index, method in enumerate(methods):
-        made = {effect: make(method, effect, cases) for effect in effects}
-        per_effect = measure(made, cases, classifier)
-        table[method.name] = summarise(per_effect, method.nfe, general_psnr(method, cases))
-        pictures[method.name] = made
-        progress("judge", index + 1, len(methods), {})
-    return table, pictures
+def average(values: Mapping[str, Values]) -> dict[str, Any]:
+    """Means by name, and under `ci95` their bootstrap intervals."""
+    means: dict[str, Any] = {key: float(column.mean()) for key, column in values.items()}
+    return {**means, "ci95": {key: bootstrap_interval(column) for key, column in values.items()}}
+
+
+def judge(
+    methods: Mapping[str, Method], pictures: Pictures, cases: Cases, classifier: ConceptClassifier
+) -> dict[str, dict[str, Any]]:
+    """The `methods` of metrics.json."""
+    table = {}
+    for name, method in methods.items():
+        made = dict(pictures[name])
+        edits = made.pop(GENERAL)
+        scores = {effect: measure(effect, photos, cases, classifier) for effect, photos in made.items()}
+        table[name] = summarise(scores, method.nfe, general_psnr(edits, cases))
+    return table

@@ -109,10 +109,11 @@ PSNR and SSIM are to the nearest valid outcome.</p>
 """
 
 
-def write_results(out: Path, metrics: Mapping[str, Any], sheet: Photo, log: Path) -> None:
-    """sheet.png, report.html and metrics.json in `out`; `log` is the training run's."""
+def write_results(out: Path, metrics: Mapping[str, Any], sheet: Photo, log: Path | None = None) -> None:
+    """sheet.png, report.html and metrics.json in `out`; `log` is the training run's, if there is one."""
     write_photo(out / "sheet.png", sheet)
-    write_text(out / "report.html", build_report(metrics, sheet, read_curves(log)))
+    curves = read_curves(log) if log else {}
+    write_text(out / "report.html", build_report(metrics, sheet, curves))
     write_json(out / "metrics.json", metrics)
 
 

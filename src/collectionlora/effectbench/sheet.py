@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from collectionlora.data import Photo
-from collectionlora.effectbench.bench import Cases, Pictures
+from collectionlora.effectbench.bench import GENERAL, Cases, Pictures
 from collectionlora.effects import EFFECTS
 
 PHOTOS_SHOWN = 2
@@ -41,7 +41,7 @@ def draw_sheet(cases: Cases, pictures: Pictures) -> Photo:
     """Source, a truth, and each method, for the first photographs of every effect."""
     shown = {name: made for name, made in pictures.items() if name != "source"}
     rows = []
-    for effect in next(iter(pictures.values())):
+    for effect in (name for name in next(iter(pictures.values())) if name != GENERAL):
         for i, photo in enumerate(cases.photos[:PHOTOS_SHOWN]):
             truth = EFFECTS[effect](photo, np.random.default_rng(i))
             rows.append((effect, [photo, truth, *(made[effect][i] for made in shown.values())]))
