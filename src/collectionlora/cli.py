@@ -12,13 +12,13 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from collectionlora import __version__
 from collectionlora.config import SettingsError, parse_overrides
 from collectionlora.errors import UserError
+from collectionlora.printing import describe_lora, plan_table, prompt_table
 
 app = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, help=__doc__)
 console = Console(stderr=True)
@@ -118,15 +118,6 @@ def init(
     console.print(f"made {folder}; next: edit {folder}/collection.yaml, then collectionlora check {folder}")
 
 
-def describe_lora(effect: dict[str, Any]) -> str:
-    """One line of `check` for an effect's LoRA file."""
-    ranks, scales = (", ".join(f"{value:g}" for value in effect[key]) for key in ("ranks", "scales"))
-    line = f"{effect['name']}: {effect['format']}, rank {ranks}, scale {scales}, "
-    line += f"{effect['modules']} of {effect['targets']} modules, norm {effect['norm']:.3g}"
-    lost = effect["conversion_loss"]
-    return f"{line}, converted with a loss of {lost:.2g}" if lost else line
-
-
 @app.command()
 def check(folder: Folder, as_json: Json = False) -> None:
     """Find now what could fail later: manifest, photos, LoRA files against the base, prompts.
@@ -189,32 +180,6 @@ def prompts(
         console.print(prompt_table(result))
 
 
-def prompt_table(result: dict[str, Any]) -> Table:
-    """Each effect's prompts, and the cosine to the nearest other effect's."""
-    columns = (
-        "effect",
-        "student prompt",
-        "written by",
-        "teacher prompt",
-        "nearest student",
-        "nearest teacher",
-    )
-    spent = f"{result['calls']} calls, {result['tokens']} tokens" if result["calls"] else None
-    table = Table(*columns, caption=spent)
-    for i, (name, text) in enumerate(result["student_prompts"].items()):
-        writer = result["written_by"][name]
-        if name in result["notes"]:
-            writer += f" ({result['notes'][name]})"
-        nearest = [
-            max((c for j, c in enumerate(result[key][i]) if j != i), default=0.0)
-            for key in ("student_cosine", "teacher_cosine")
-        ]
-        # Prompts may hold what rich would read as its own markup.
-        cells = [escape(cell) for cell in (name, text, writer, result["teacher_prompts"][name])]
-        table.add_row(*cells, *(f"{c:.2f}" for c in nearest))
-    return table
-
-
 @app.command()
 def targets(folder: Folder, overrides: Set = None, as_json: Json = False) -> None:
     """Sample every teacher on its effect's photos, once; resumes.
@@ -226,6 +191,49 @@ def targets(folder: Folder, overrides: Set = None, as_json: Json = False) -> Non
     with ProgressLine() as progress:
         counts = api.targets(folder, parse_overrides(overrides or []), progress=progress)
     say(as_json, counts, "\n".join(f"{name}: {count} targets" for name, count in counts.items()))
+
+
+@app.command()
+def plan(
+    folder: Annotated[Path | None, typer.Argument(help="a collection's folder, or give --base")] = None,
+    base: Annotated[str | None, typer.Option(help="a base, without a collection")] = None,
+    effects: Annotated[
+        int | None, typer.Option(min=1, help="how many; default: the collection's, or 50")
+    ] = None,
+    rank: Annotated[int | None, typer.Option(min=1, help="of student and critic")] = None,
+    teacher_rank: Annotated[int | None, typer.Option(min=1, help="of the effects; default: --rank")] = None,
+    photos: Annotated[int, typer.Option(min=1, help="of each effect")] = 20,
+    devices: Annotated[int, typer.Option(min=1, help="how many GPUs")] = 1,
+    sharding: Annotated[str, typer.Option(help="ddp: each holds all; fsdp: each its share")] = "ddp",
+    overrides: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Memory, disk and forwards of a distillation before anything is loaded; which GPUs it fits.
+
+    Example: collectionlora plan --base Qwen/Qwen-Image-Edit-2509 --effects 50 --rank 128
+    """
+    from collectionlora import planning
+
+    layer = parse_overrides(overrides or [])
+    request = planning.make_request(
+        folder,
+        base,
+        effects,
+        rank,
+        layer,
+        photos=photos,
+        teacher_rank=teacher_rank,
+        devices=devices,
+        sharding=sharding,
+    )
+    result = {**planning.plan(request), "advice": planning.advise(request)}
+    if as_json:
+        say(True, result, "")
+    else:
+        console.print(plan_table(request.base, result))
+        for change in result["advice"]:
+            size, fitting = change["total_bytes_per_device"] / planning.GIB, ", ".join(change["fits"])
+            console.print(f"{change['change']}: {size:.1f} GiB; fits {fitting or 'none'}", highlight=False)
 
 
 @app.command()

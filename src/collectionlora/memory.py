@@ -100,6 +100,6 @@ def flash_attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """`scaled_dot_product_attention` of `[B, heads, N, D]`: saves its inputs, output and log-sum-exp alone."""
+    """`scaled_dot_product_attention` of `[B, heads, N, D]`: saves inputs, output and log-sum-exp."""
     assert not enable_gqa, "no base shares keys among heads"
     return FLASH(query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)[0]

@@ -10,21 +10,23 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import nn
 
 from collectionlora.adapters.roles import STUDENT, TEACHER, TeacherLibrary, critic_role, target_weights
-from collectionlora.backbones import backbone_without_weights, block_stacks
+from collectionlora.backbones import backbone_without_weights, block_stacks, recommended_settings
 from collectionlora.backbones.base import Backbone
 from collectionlora.backbones.known import find_known
+from collectionlora.collection import Collection
 from collectionlora.config import Settings, parse_overrides, resolve
 from collectionlora.distillation import Distillation, Simulation
 from collectionlora.errors import UserError
 from collectionlora.flow import few_step_sigmas
 from collectionlora.memory import MemoryTally, MetaAttention
-from collectionlora.session import build_roles
+from collectionlora.session import build_roles, resolve_settings
 from collectionlora.streams import Batch, Streams
 
 GIB = 2**30
@@ -82,6 +84,33 @@ class Request:
             TEACHER: self.teacher_rank or settings.student.rank,
             **critics,
         }
+
+
+def make_request(
+    folder: Path | None,
+    base: str | None,
+    effects: int | None,
+    rank: int | None,
+    overrides: Mapping[str, Mapping[str, Any]],
+    **rest: Any,
+) -> Request:
+    """A request from a collection's folder, or from a base alone; `rest` as in `Request`.
+
+    Raises:
+        UserError: neither or both are given, no such collection or base, or an unknown sharding.
+    """
+    if (folder is None) == (base is None):
+        raise UserError("plan", "", "needs a folder or --base, and not both", "leave one out")
+    if rest["sharding"] not in ("ddp", "fsdp"):
+        raise UserError("--sharding", rest["sharding"], "is no sharding", "write ddp or fsdp")
+    ranks = {"student": {"rank": rank}, "critic": {"rank": rank}} if rank else {}
+    layer = {name: {**ranks.get(name, {}), **overrides.get(name, {})} for name in {*ranks, *overrides}}
+    if folder is not None:
+        collection = Collection.load(folder)
+        settings = resolve_settings(collection, layer)
+        return Request(collection.manifest.base, effects or len(collection.effects), settings, **rest)
+    assert base is not None
+    return Request(base, effects or 50, resolve(recommended_settings(base), layer), **rest)
 
 
 def count_forwards(settings: Settings) -> tuple[int, int]:

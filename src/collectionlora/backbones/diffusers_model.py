@@ -141,7 +141,7 @@ class DiffusersBackbone(Backbone):
 
     @classmethod
     def without_weights(cls, base: str, config: dict[str, Any], settings: ModelSettings) -> Self:
-        """The model on the meta device, from its transformer's config alone: shapes flow, nothing is computed."""
+        """The model on the meta device, from its transformer's config: shapes without values."""
         backbone = cls(base, settings)
         backbone.device = torch.device("meta")
         with backbone.device:

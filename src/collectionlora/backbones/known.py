@@ -1,4 +1,4 @@
-"""True configurations of public bases, so that a plan needs no download; counted in `tests/test_planning.py`."""
+"""True configurations of public bases, so that a plan needs no download."""
 
 from pathlib import Path
 from typing import Any, NamedTuple

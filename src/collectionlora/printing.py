@@ -1,0 +1,66 @@
+"""Results of the verbs as tables and lines for people."""
+
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+
+def describe_lora(effect: dict[str, Any]) -> str:
+    """One line of `check` for an effect's LoRA file."""
+    ranks, scales = (", ".join(f"{value:g}" for value in effect[key]) for key in ("ranks", "scales"))
+    line = f"{effect['name']}: {effect['format']}, rank {ranks}, scale {scales}, "
+    line += f"{effect['modules']} of {effect['targets']} modules, norm {effect['norm']:.3g}"
+    lost = effect["conversion_loss"]
+    return f"{line}, converted with a loss of {lost:.2g}" if lost else line
+
+
+def prompt_table(result: dict[str, Any]) -> Table:
+    """Each effect's prompts, and the cosine to the nearest other effect's."""
+    columns = (
+        "effect",
+        "student prompt",
+        "written by",
+        "teacher prompt",
+        "nearest student",
+        "nearest teacher",
+    )
+    spent = f"{result['calls']} calls, {result['tokens']} tokens" if result["calls"] else None
+    table = Table(*columns, caption=spent)
+    for i, (name, text) in enumerate(result["student_prompts"].items()):
+        writer = result["written_by"][name]
+        if name in result["notes"]:
+            writer += f" ({result['notes'][name]})"
+        nearest = [
+            max((c for j, c in enumerate(result[key][i]) if j != i), default=0.0)
+            for key in ("student_cosine", "teacher_cosine")
+        ]
+        # Prompts may hold what rich would read as its own markup.
+        cells = [escape(cell) for cell in (name, text, writer, result["teacher_prompts"][name])]
+        table.add_row(*cells, *(f"{c:.2f}" for c in nearest))
+    return table
+
+
+def plan_table(base: str, result: dict[str, Any]) -> Table:
+    """What each device holds, what is kept elsewhere, and which devices are large enough."""
+    table = Table("", "GiB", title=f"{base}: counted, not measured on a GPU")
+    rows = {
+        "base, {base_parameters:,} parameters": "base_bytes",
+        "LoRAs of all roles; the student's {lora_parameters:,} in {lora_modules} modules": "lora_bytes",
+        "gradients, moments, moving average": "optimizer_bytes",
+        "activations and workspace": "activation_bytes",
+        "blocks gathered": "gathered_bytes",
+        "each device": "total_bytes_per_device",
+        "while prompts are encoded": "encoding_bytes",
+        "each device, with three bases as in the reference": "reference_layout_bytes",
+        "host: teachers": "teacher_library_bytes",
+        "disk: cache": "cache_bytes",
+        "disk: the adapter": "adapter_bytes",
+    }
+    for label, key in rows.items():
+        if result[key]:
+            table.add_row(label.format(**result), f"{result[key] / 2**30:,.2f}")
+    counts = "{forwards_per_student_update} and {backwards_per_student_update}"
+    table.add_row("forwards and backwards of a student update, each image", counts.format(**result))
+    table.add_row("fits", "\n".join(d for d, enough in result["fits"].items() if enough) or "none")
+    return table
