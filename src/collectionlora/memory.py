@@ -5,13 +5,13 @@ Memory that a kernel takes and gives back inside one operation is not seen.
 """
 
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -64,32 +64,6 @@ class MemoryTally(TorchDispatchMode):
         self.live -= size
 
 
-class MetaAttention(TorchFunctionMode):
-    """Attention of meta tensors as flash attention, and a phase of a tally for each backward.
-
-    On the meta device torch takes the plain kernel, whose N x N scores no GPU or CPU ever holds.
-    """
-
-    def __init__(self, tally: MemoryTally):
-        super().__init__()
-        self.tally = tally
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        if func is scaled_dot_product_attention:
-            return flash_attention(*args, **(kwargs or {}))
-        if func is Tensor.backward:
-            self.tally.begin_phase()
-            func(*args, **(kwargs or {}))
-            return self.tally.begin_phase()
-        return func(*args, **(kwargs or {}))
-
-
 def flash_attention(
     query: Tensor,
     key: Tensor,
@@ -103,3 +77,18 @@ def flash_attention(
     """`scaled_dot_product_attention` of `[B, heads, N, D]`: saves inputs, output and log-sum-exp."""
     assert not enable_gqa, "no base shares keys among heads"
     return FLASH(query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)[0]
+
+
+@contextmanager
+def flash_on_meta() -> Iterator[None]:
+    """Attention as flash attention inside the block.
+
+    On the meta device torch takes the plain kernel, whose N x N scores no GPU or CPU ever holds. A function mode
+    would not do: it is off while a backward recomputes checkpointed blocks.
+    """
+    plain = F.scaled_dot_product_attention
+    F.scaled_dot_product_attention = flash_attention
+    try:
+        yield
+    finally:
+        F.scaled_dot_product_attention = plain

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from collectionlora.adapters.roles import STUDENT, TEACHER, TeacherLibrary, critic_role, target_weights
 from collectionlora.backbones import backbone_without_weights, block_stacks, recommended_settings
@@ -25,7 +25,7 @@ from collectionlora.config import Settings, parse_overrides, resolve
 from collectionlora.distillation import Distillation, Simulation
 from collectionlora.errors import UserError
 from collectionlora.flow import few_step_sigmas
-from collectionlora.memory import MemoryTally, MetaAttention
+from collectionlora.memory import MemoryTally, flash_on_meta
 from collectionlora.session import build_roles, resolve_settings
 from collectionlora.streams import Batch, Streams
 
@@ -148,7 +148,17 @@ def largest_block(network: nn.Module) -> int:
     return max(sum(p.numel() for p in block.parameters()) for stack in stacks for block in stack)
 
 
-def empty_run(request: Request, backbone: Backbone) -> tuple[Distillation, Batch]:
+class TalliedRun(Distillation):
+    """A run in which each update is a phase of a tally."""
+
+    tally: MemoryTally
+
+    def _update(self, role: str, loss: Tensor, learning_rate: float, progress: float) -> float:
+        self.tally.begin_phase()
+        return super()._update(role, loss, learning_rate, progress)
+
+
+def empty_run(request: Request, backbone: Backbone, tally: MemoryTally) -> tuple[TalliedRun, Batch]:
     """A run on the meta device as its second step finds it: gradients and moments are there."""
     settings = request.settings
     with torch.device("meta"):
@@ -156,7 +166,8 @@ def empty_run(request: Request, backbone: Backbone) -> tuple[Distillation, Batch
         condition = backbone.shapes(settings.data.resolution).empty_condition(settings.distill.batch_size)
         teachers = TeacherLibrary(roles, {"effect": roles.weights(TEACHER)})
         batch = Batch("effect", torch.empty_like(condition.source), condition, condition, condition)
-    run = Distillation(backbone, roles, teachers, cast(Streams, None), settings)
+    run = TalliedRun(backbone, roles, teachers, cast(Streams, None), settings)
+    run.tally = tally
     for role, optimizer in run.optimizers.items():
         for parameter in roles.parameters(role):
             parameter.grad = torch.zeros_like(parameter)
@@ -167,12 +178,12 @@ def empty_run(request: Request, backbone: Backbone) -> tuple[Distillation, Batch
 def step_peaks(request: Request, depths: Mapping[str, int]) -> list[int]:
     """The most bytes in each phase of a step, beyond what is there at its start.
 
-    A phase is a call of the network, a backward, or an optimizer's update.
+    A phase is a call of the network, or a backward with the optimizer's update.
     """
     tally = MemoryTally()
-    with tally, MetaAttention(tally):
+    with tally, flash_on_meta():
         backbone = backbone_without_weights(request.base, request.settings.model, depths)
-        run, batch = empty_run(request, backbone)
+        run, batch = empty_run(request, backbone, tally)
         backbone.network.register_forward_pre_hook(lambda *_: tally.begin_phase())
         start, setup = tally.live, len(tally.peaks)
         tally.begin_phase()
