@@ -14,7 +14,7 @@ FLOORS = [
     {"families"},
     {"model_card"},
     {"target_making", "prompt_writing", "distillation", "teaching", "trainer", "editing", "exporting"},
-    {"session", "checking", "manifest_template", "effectbench", "planning"},
+    {"session", "checking", "manifest_template", "effectbench", "planning", "advising"},
     {"api"},
     {"demo"},
     {"cli"},

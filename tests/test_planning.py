@@ -9,12 +9,13 @@ import pytest
 from typer.testing import CliRunner
 
 from collectionlora import planning
+from collectionlora.advising import advise
 from collectionlora.backbones import backbone_without_weights, recommended_settings
 from collectionlora.backbones.known import KNOWN
 from collectionlora.cli import app
 from collectionlora.config import resolve
 from collectionlora.errors import UserError
-from collectionlora.planning import Request, advise, base_bytes, count_forwards, make_request, plan
+from collectionlora.planning import Request, base_bytes, count_forwards, make_request, plan
 
 QWEN, KONTEXT = "Qwen/Qwen-Image-Edit-2509", "black-forest-labs/FLUX.1-Kontext-dev"
 SMALL = {

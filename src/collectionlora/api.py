@@ -14,6 +14,7 @@ from collectionlora.config import Settings
 from collectionlora.editing import Editor, edit
 from collectionlora.exporting import export
 from collectionlora.files import write_json
+from collectionlora.planning import plan
 from collectionlora.prompt_writing import PromptWriter
 from collectionlora.prompting import cosine_table
 from collectionlora.session import Session, build_roles, check_resolution, effect_names, resolve_settings
@@ -22,7 +23,7 @@ from collectionlora.teaching import Teaching
 from collectionlora.trainer import train
 from collectionlora.vlm import Endpoint, Vlm
 
-__all__ = ["Editor", "distill", "edit", "export", "prompts", "targets", "teach"]
+__all__ = ["Editor", "distill", "edit", "export", "plan", "prompts", "targets", "teach"]
 
 Progress = Callable[[str, int, int, dict[str, float]], None]  # (what, done, in all, metrics)
 

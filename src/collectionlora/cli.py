@@ -18,7 +18,7 @@ from rich.table import Table
 from collectionlora import __version__
 from collectionlora.config import SettingsError, parse_overrides
 from collectionlora.errors import UserError
-from collectionlora.printing import describe_lora, plan_table, prompt_table
+from collectionlora.printing import advice_lines, describe_lora, plan_table, prompt_table
 
 app = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, help=__doc__)
 console = Console(stderr=True)
@@ -213,6 +213,7 @@ def plan(
     Example: collectionlora plan --base Qwen/Qwen-Image-Edit-2509 --effects 50 --rank 128
     """
     from collectionlora import planning
+    from collectionlora.advising import advise
 
     layer = parse_overrides(overrides or [])
     request = planning.make_request(
@@ -226,14 +227,12 @@ def plan(
         devices=devices,
         sharding=sharding,
     )
-    result = {**planning.plan(request), "advice": planning.advise(request)}
+    result = {**planning.plan(request), "advice": advise(request)}
     if as_json:
         say(True, result, "")
     else:
         console.print(plan_table(request.base, result))
-        for change in result["advice"]:
-            size, fitting = change["total_bytes_per_device"] / planning.GIB, ", ".join(change["fits"])
-            console.print(f"{change['change']}: {size:.1f} GiB; fits {fitting or 'none'}", highlight=False)
+        console.print(advice_lines(result), highlight=False)
 
 
 @app.command()

@@ -83,8 +83,8 @@ def flash_attention(
 def flash_on_meta() -> Iterator[None]:
     """Attention as flash attention inside the block.
 
-    On the meta device torch takes the plain kernel, whose N x N scores no GPU or CPU ever holds. A function mode
-    would not do: it is off while a backward recomputes checkpointed blocks.
+    On the meta device torch takes the plain kernel, whose N x N scores no GPU or CPU ever holds. A function
+    mode would not do: it is off while a backward recomputes checkpointed blocks.
     """
     plain = F.scaled_dot_product_attention
     F.scaled_dot_product_attention = flash_attention

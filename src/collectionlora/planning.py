@@ -21,7 +21,7 @@ from collectionlora.backbones import backbone_without_weights, block_stacks, rec
 from collectionlora.backbones.base import Backbone
 from collectionlora.backbones.known import find_known
 from collectionlora.collection import Collection
-from collectionlora.config import Settings, parse_overrides, resolve
+from collectionlora.config import Settings, resolve
 from collectionlora.distillation import Distillation, Simulation
 from collectionlora.errors import UserError
 from collectionlora.flow import few_step_sigmas
@@ -43,18 +43,6 @@ WHOLE_BYTES = {"float32": 4.0, "bfloat16": 2.0}
 # Packed weight, and its scales: nf4 a byte for 64 weights and a float for 256 of those; int8 a float a row.
 PACKED_BYTES = {"nf4": 0.5 + 1 / 64 + 4 / (64 * 256), "int8": 1.0}
 SHALLOW = 2
-CHANGES = (
-    ["model.gradient_checkpointing=true"],
-    ["distill.batch_size=1"],
-    ["model.dtype=bfloat16"],
-    ["student.rank=64", "critic.rank=64"],
-    ["student.rank=32", "critic.rank=32"],
-    ["model.quantization=int8"],
-    ["model.quantization=nf4"],
-    ["data.resolution=768"],
-    ["data.resolution=512"],
-    ["student.rank=16", "critic.rank=16"],
-)
 
 
 @dataclass(frozen=True)
@@ -253,8 +241,11 @@ def fits(size: int, device: str) -> bool:
     return size <= (DEVICES[device] * (1 - RESERVED_SHARE) - RESERVED_GIB) * GIB
 
 
-def plan(request: Request) -> dict[str, Any]:
+def plan(request: Request, step: Request | None = None) -> dict[str, Any]:
     """All numbers of a request; sizes in bytes, `fits` by device.
+
+    Args:
+        step: a request whose step makes at least the tensors of this one's, if that one is tallied already.
 
     Raises:
         UserError: no such base, or numbers that do not fit it.
@@ -273,7 +264,7 @@ def plan(request: Request) -> dict[str, Any]:
 
     # On a GPU, AdamW's lists hold the roots of one role's second moments, when the activations are gone.
     roots = max(size for role, size in loras.items() if role != TEACHER)
-    activations = max(activation_bytes(step_of(request)), roots)
+    activations = max(activation_bytes(step or step_of(request)), roots)
     if settings.model.quantization != "none":  # one layer at a time is unpacked
         activations += round(WHOLE_BYTES[settings.model.dtype] * max(w.numel() for w in weights))
     gathered = 0
@@ -306,39 +297,3 @@ def plan(request: Request) -> dict[str, Any]:
         "adapter_bytes": 2 * ranks[STUDENT] * ends,
         "fits": {device: fits(total, device) for device in DEVICES},
     }
-
-
-def advise(request: Request) -> list[dict[str, Any]]:
-    """What to change, in this order and together, until the smallest device is large enough.
-
-    What costs time alone comes first, then capacity, precision, and the size of the images.
-
-    Returns:
-        `[{"change", "total_bytes_per_device", "fits": [DEVICE]}]`; empty if everything fits now.
-    """
-    advice: list[dict[str, Any]] = []
-    fitting = plan(request)["fits"]
-    for change in CHANGES:
-        settings = resolve(request.settings.model_dump(), parse_overrides(change))
-        sharded = request.sharding == "fsdp" and settings.model.quantization != "none"
-        if all(fitting.values()) or sharded or not is_smaller(settings, request.settings):
-            continue
-        request = replace(request, settings=settings)
-        planned = plan(request)
-        fitting, total = planned["fits"], planned["total_bytes_per_device"]
-        flags = " ".join(f"--set {assignment}" for assignment in change)
-        names = [device for device, enough in fitting.items() if enough]
-        advice.append({"change": flags, "total_bytes_per_device": total, "fits": names})
-    return advice
-
-
-def is_smaller(new: Settings, old: Settings) -> bool:
-    """Whether a change is one, and goes towards less memory."""
-
-    def sizes(settings: Settings) -> tuple[float, ...]:
-        model = settings.model
-        bytes_each = PACKED_BYTES.get(model.quantization, WHOLE_BYTES[model.dtype])
-        ranks, batch = (settings.student.rank, settings.critic.rank), settings.distill.batch_size
-        return (*ranks, batch, settings.data.resolution, bytes_each, not model.gradient_checkpointing)
-
-    return new != old and all(a <= b for a, b in zip(sizes(new), sizes(old), strict=True))

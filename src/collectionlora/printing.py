@@ -64,3 +64,14 @@ def plan_table(base: str, result: dict[str, Any]) -> Table:
     table.add_row("forwards and backwards of a student update, each image", counts.format(**result))
     table.add_row("fits", "\n".join(d for d, enough in result["fits"].items() if enough) or "none")
     return table
+
+
+def advice_lines(result: dict[str, Any]) -> str:
+    """What to change, each line on top of those before."""
+    lines = []
+    for change in result["advice"]:
+        fitting = ", ".join(change["fits"]) or "none"
+        lines.append(
+            f"{change['change']}: {change['total_bytes_per_device'] / 2**30:.1f} GiB, fits {fitting}"
+        )
+    return "\n".join(lines)

@@ -145,7 +145,8 @@ class DiffusersBackbone(Backbone):
         backbone = cls(base, settings)
         backbone.device = torch.device("meta")
         with backbone.device:
-            backbone.network = cls.network_class.from_config(config).to(backbone.dtype)
+            network = cls.network_class.from_config(config)
+        backbone.network = nn.Module.to(network, backbone.dtype)  # diffusers' own warns of weights to lose
         return backbone
 
     @classmethod
