@@ -17,7 +17,7 @@ from collectionlora.streams import EffectData, GeneralData, Streams
 
 
 def measure(folder, settings):
-    """(tallied peak, growth of the process) in bytes."""
+    """Bytes: the tallied peak, and by how much the process grew, with the allocator's and kernels' own."""
     backbone = QwenImageEditPlus(folder, settings.model)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with MemoryTally() as tally:
