@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from collectionlora.backbones.base import Backbone
@@ -26,10 +27,19 @@ def load_backbone(base: str, settings: ModelSettings) -> Backbone:
         return diffusers_class(base)[0](base, settings)
     from collectionlora.backbones.nano import NanoBackbone
 
+    check_nano_settings(settings)
+    return NanoBackbone.load()
+
+
+def check_nano_settings(settings: ModelSettings) -> None:
+    """Refuse what the nano base does not have.
+
+    Raises:
+        UserError: any setting that is not its default.
+    """
     if settings != ModelSettings():
         message = "are for large bases; the nano base is small, in float32"
         raise UserError(MANIFEST, "settings.model", message, "leave them out")
-    return NanoBackbone.load()
 
 
 def empty_network(base: str) -> tuple[nn.Module, tuple[str, ...]]:
@@ -55,9 +65,11 @@ def backbone_without_weights(base: str, settings: ModelSettings, depths: Mapping
         UserError: no such base, or settings that it does not have.
     """
     if base == NANO:
-        nano = load_backbone(base, settings)
-        nano.network.to("meta")
-        return nano
+        from collectionlora.backbones.nano import NanoBackbone
+
+        check_nano_settings(settings)
+        with torch.device("meta"):
+            return NanoBackbone()
     family = diffusers_class(base)[0]
     return family.without_weights(base, {**family.transformer_config(base), **depths}, settings)
 
