@@ -7,14 +7,14 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "collectionlora"
 FLOORS = [
-    {"errors", "files", "flow", "config", "effects", "collection"},
+    {"errors", "files", "flow", "config", "effects", "collection", "memory"},
     {"objectives", "adapters", "prompting", "data", "vlm", "rewriting"},
     {"backbones"},
     {"checkpoint", "sampling", "streams", "workflows"},
     {"families"},
     {"model_card"},
     {"target_making", "prompt_writing", "distillation", "teaching", "trainer", "editing", "exporting"},
-    {"session", "checking", "manifest_template", "effectbench"},
+    {"session", "checking", "manifest_template", "effectbench", "planning", "advising"},
     {"api"},
     {"demo"},
     {"cli", "terminal"},

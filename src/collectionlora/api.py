@@ -22,6 +22,7 @@ from collectionlora.effectbench.running import (
 )
 from collectionlora.exporting import export
 from collectionlora.files import write_json
+from collectionlora.planning import plan
 from collectionlora.prompt_writing import PromptWriter
 from collectionlora.prompting import cosine_table
 from collectionlora.session import Session, build_roles, check_resolution, effect_names, resolve_settings
@@ -30,7 +31,7 @@ from collectionlora.teaching import Teaching
 from collectionlora.trainer import train
 from collectionlora.vlm import Endpoint, Vlm
 
-__all__ = ["Editor", "bench", "distill", "edit", "export", "prompts", "targets", "teach"]
+__all__ = ["Editor", "bench", "distill", "edit", "export", "plan", "prompts", "targets", "teach"]
 
 Progress = Callable[[str, int, int, dict[str, float]], None]  # (what, done, in all, metrics)
 

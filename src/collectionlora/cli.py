@@ -14,7 +14,16 @@ import typer
 from collectionlora import __version__
 from collectionlora.config import SettingsError, parse_overrides
 from collectionlora.errors import UserError
-from collectionlora.terminal import ProgressLine, console, describe_lora, methods_table, prompt_table, say
+from collectionlora.terminal import (
+    ProgressLine,
+    advice_lines,
+    console,
+    describe_lora,
+    methods_table,
+    plan_table,
+    prompt_table,
+    say,
+)
 
 app = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, help=__doc__)
 
@@ -144,6 +153,48 @@ def targets(folder: Folder, overrides: Set = None, as_json: Json = False) -> Non
     with ProgressLine() as progress:
         counts = api.targets(folder, parse_overrides(overrides or []), progress=progress)
     say(as_json, counts, "\n".join(f"{name}: {count} targets" for name, count in counts.items()))
+
+
+@app.command()
+def plan(
+    folder: Annotated[Path | None, typer.Argument(help="a collection's folder, or give --base")] = None,
+    base: Annotated[str | None, typer.Option(help="a base, without a collection")] = None,
+    effects: Annotated[
+        int | None, typer.Option(min=1, help="how many; default: the collection's, or 50")
+    ] = None,
+    rank: Annotated[int | None, typer.Option(min=1, help="of student and critic")] = None,
+    teacher_rank: Annotated[int | None, typer.Option(min=1, help="of the effects; default: --rank")] = None,
+    photos: Annotated[int, typer.Option(min=1, help="of each effect")] = 20,
+    devices: Annotated[int, typer.Option(min=1, help="how many GPUs")] = 1,
+    sharding: Annotated[str, typer.Option(help="ddp: each holds all; fsdp: each its share")] = "ddp",
+    overrides: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Memory, disk and forwards of a distillation before anything is loaded; which GPUs it fits.
+
+    Example: collectionlora plan --base Qwen/Qwen-Image-Edit-2509 --effects 50 --rank 128
+    """
+    from collectionlora import planning
+    from collectionlora.advising import advise
+
+    layer = parse_overrides(overrides or [])
+    request = planning.make_request(
+        folder,
+        base,
+        effects,
+        rank,
+        layer,
+        photos=photos,
+        teacher_rank=teacher_rank,
+        devices=devices,
+        sharding=sharding,
+    )
+    result = {**planning.plan(request), "advice": advise(request)}
+    if as_json:
+        say(True, result, "")
+    else:
+        console.print(plan_table(request.base, result))
+        console.print(advice_lines(result), highlight=False)
 
 
 @app.command()

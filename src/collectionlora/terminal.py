@@ -91,3 +91,39 @@ def prompt_table(result: dict[str, Any]) -> Table:
         cells = [escape(cell) for cell in (name, text, writer, result["teacher_prompts"][name])]
         table.add_row(*cells, *(f"{c:.2f}" for c in nearest))
     return table
+
+
+def plan_table(base: str, result: dict[str, Any]) -> Table:
+    """What each device holds, what is kept elsewhere, and which devices are large enough."""
+    table = Table("", "GiB", title=f"{base}: counted, not measured on a GPU")
+    rows = {
+        "base, {base_parameters:,} parameters": "base_bytes",
+        "LoRAs of all roles; the student's {lora_parameters:,} in {lora_modules} modules": "lora_bytes",
+        "gradients, moments, moving average": "optimizer_bytes",
+        "activations and workspace": "activation_bytes",
+        "blocks gathered": "gathered_bytes",
+        "each device": "total_bytes_per_device",
+        "while prompts are encoded": "encoding_bytes",
+        "each device, with three bases as in the reference": "reference_layout_bytes",
+        "host: teachers": "teacher_library_bytes",
+        "disk: cache": "cache_bytes",
+        "disk: the adapter": "adapter_bytes",
+    }
+    for label, key in rows.items():
+        if result[key]:
+            table.add_row(label.format(**result), f"{result[key] / 2**30:,.2f}")
+    counts = "{forwards_per_student_update} and {backwards_per_student_update}"
+    table.add_row("forwards and backwards of a student update, each image", counts.format(**result))
+    table.add_row("fits", "\n".join(d for d, enough in result["fits"].items() if enough) or "none")
+    return table
+
+
+def advice_lines(result: dict[str, Any]) -> str:
+    """What to change, each line on top of those before."""
+    lines = []
+    for change in result["advice"]:
+        fitting = ", ".join(change["fits"]) or "none"
+        lines.append(
+            f"{change['change']}: {change['total_bytes_per_device'] / 2**30:.1f} GiB, fits {fitting}"
+        )
+    return "\n".join(lines)
