@@ -7,7 +7,7 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "collectionlora"
 FLOORS = [
-    {"errors", "files", "flow", "config", "effects", "collection"},
+    {"errors", "files", "processes", "flow", "config", "effects", "collection"},
     {"objectives", "adapters", "prompting", "data", "vlm", "rewriting"},
     {"backbones"},
     {"checkpoint", "sampling", "streams", "workflows"},
@@ -16,8 +16,9 @@ FLOORS = [
     {"target_making", "prompt_writing", "distillation", "teaching", "trainer", "editing", "exporting"},
     {"session", "checking", "manifest_template", "effectbench"},
     {"api"},
-    {"demo"},
+    {"demo", "terminal"},
     {"cli"},
+    {"__main__"},
 ]
 # What may import upwards, and why: the prompt type is what prompting measures.
 EXCEPTIONS = {("prompting", "backbones")}

@@ -4,24 +4,23 @@ Text and progress go to stderr; `--json` puts one JSON object on stdout. Exit co
 mend it (one line), 1 a fault of ours (traceback), 130 interrupted with the state saved.
 """
 
-import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from collectionlora import __version__
 from collectionlora.config import SettingsError, parse_overrides
 from collectionlora.errors import UserError
+from collectionlora.terminal import ProgressLine, console, joined_processes, say
 
 app = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, help=__doc__)
-console = Console(stderr=True)
+SEVERAL_PROCESSES = ("targets", "distill")  # verbs that share their work
 
 Folder = Annotated[Path, typer.Argument(help="the collection's folder")]
 Names = Annotated[list[str] | None, typer.Argument(help="effects; all if none is named")]
@@ -33,44 +32,6 @@ VlmTokens = Annotated[
     int | None, typer.Option("--max-tokens-total", help="stop before more tokens are spent")
 ]
 Json = Annotated[bool, typer.Option("--json", help="one JSON object on stdout")]
-
-
-class ProgressLine:
-    """A live line for each piece of work: done, in all, rate, time left, the newest losses."""
-
-    def __enter__(self) -> "ProgressLine":
-        self.bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[metrics]}"),
-            console=console,
-        )
-        self.tasks: dict[str, Any] = {}
-        self.bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.stop()
-
-    def __call__(self, what: str, done: int, total: int, metrics: dict[str, float]) -> None:
-        if what not in self.tasks:
-            self.tasks[what] = self.bar.add_task(what, total=total, metrics="", rate="")
-        text = " ".join(f"{name} {value:.3g}" for name, value in metrics.items())
-        task = self.tasks[what]
-        speed = self.bar.tasks[task].speed
-        rate = f"{speed:.2f}/s" if speed else ""
-        self.bar.update(task, completed=done, total=total, metrics=text, rate=rate)
-
-
-def say(as_json: bool, result: dict[str, Any], text: str) -> None:
-    """The result as JSON on stdout, or as text on stderr."""
-    if as_json:
-        print(json.dumps(result, ensure_ascii=False))
-    else:
-        console.print(text, highlight=False)
 
 
 @app.command()
@@ -223,7 +184,7 @@ def targets(folder: Folder, overrides: Set = None, as_json: Json = False) -> Non
     """
     from collectionlora import api
 
-    with ProgressLine() as progress:
+    with joined_processes() as progress:
         counts = api.targets(folder, parse_overrides(overrides or []), progress=progress)
     say(as_json, counts, "\n".join(f"{name}: {count} targets" for name, count in counts.items()))
 
@@ -244,7 +205,7 @@ def distill(
     from collectionlora.trainer import Interrupted
 
     try:
-        with ProgressLine() as progress:
+        with joined_processes() as progress:
             path = api.distill(folder, run, parse_overrides(overrides or []), resume, progress)
     except Interrupted as stopped:
         console.print(f"{stopped}; go on with: collectionlora distill {folder} --run {run} --resume")
@@ -323,9 +284,15 @@ def show_version(value: bool) -> None:
 
 @app.callback()
 def options(
+    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", callback=show_version, is_eager=True)] = False,
 ) -> None:
     """Distil many effect LoRAs and few-step generation into one LoRA."""
+    verb = str(context.invoked_subcommand)
+    if verb not in SEVERAL_PROCESSES and os.environ.get("WORLD_SIZE", "1") != "1":
+        raise UserError(
+            "environment", "WORLD_SIZE", f"{verb} runs in one process", "start it without torchrun"
+        )
 
 
 def main() -> None:

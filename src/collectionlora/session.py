@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from collectionlora import __version__
+from collectionlora import __version__, processes
 from collectionlora.adapters.formats import read_lora
 from collectionlora.adapters.recipe import Recipe, write_adapter
 from collectionlora.adapters.roles import STUDENT, TEACHER, Roles, TeacherLibrary, critic_role, target_weights
@@ -69,8 +69,9 @@ class Session:
             ranks |= {critic_role(n): settings.critic.rank for n in settings.distill.rollout_steps}
         self.roles = build_roles(self.backbone, ranks, settings.distill.seed, settings)
         self.teachers = TeacherLibrary(self.roles, {name: file.weights for name, file in files.items()})
-        writer = PromptWriter(collection, self.backbone, settings)
-        self.prompts = {e.name: writer.write(e).student_prompt for e in collection.effects}
+        with processes.main_first():
+            writer = PromptWriter(collection, self.backbone, settings)
+            self.prompts = {e.name: writer.write(e).student_prompt for e in collection.effects}
 
     def make_targets(self, progress: Progress) -> Streams:
         """All data of the collection, from the cache where it is there."""
@@ -85,6 +86,7 @@ class Session:
             effect_ratio=distill.effect_ratio,
             route_every=distill.route_every,
             asymmetric_prompts=distill.asymmetric_prompts,
+            rank=processes.rank(),
         )
 
     def distillation(self, progress: Progress) -> Distillation:

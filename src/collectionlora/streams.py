@@ -14,7 +14,7 @@ from torch import Tensor
 from collectionlora.backbones.base import Condition, Prompt
 
 # Separate the uses of one (seed, step, rank), so that they are independent of each other.
-ROUTE, BATCH, NOISE = 0, 1, 2
+ROUTE, BATCH, NOISE, LENGTH = 0, 1, 2, 3
 
 
 def generator_for(seed: int, step: int, rank: int, use: int, part: int = 0) -> np.random.Generator:
@@ -143,6 +143,10 @@ class Streams:
         condition = Condition(self.general.prompt.of_photos(index), self.general.sources[index])
         uncond = condition.with_prompt(self.general.uncond.of_photos(index))
         return Batch(None, self.general.targets[index], condition, condition, uncond)
+
+    def schedule_length(self, step: int, lengths: Sequence[int]) -> int:
+        """The student's schedule length at a step: one for all processes, for each length has its critic."""
+        return lengths[int(generator_for(self.seed, step, 0, LENGTH).integers(len(lengths)))]
 
     def generator(self, step: int) -> torch.Generator:
         """The noise of a step."""
