@@ -16,8 +16,8 @@ FLOORS = [
     {"target_making", "prompt_writing", "distillation", "teaching", "trainer", "editing", "exporting"},
     {"session", "checking", "manifest_template", "effectbench"},
     {"api"},
-    {"demo", "terminal"},
-    {"cli"},
+    {"demo"},
+    {"cli", "terminal"},
     {"__main__"},
 ]
 # What may import upwards, and why: the prompt type is what prompting measures.

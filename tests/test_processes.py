@@ -1,6 +1,7 @@
 """Two processes, started as users start them, give what one process gives that averages both gradients."""
 
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -8,19 +9,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_pipelines
 import torch
+import yaml
 from safetensors.torch import load_file
 from two_processes import FADING, toy_run
 
-from collectionlora import processes
+from collectionlora import api, processes
 from collectionlora.adapters.formats import read_lora, write_lora
-from collectionlora.adapters.roles import STUDENT
-from collectionlora.backbones.nano import NanoBackbone
+from collectionlora.adapters.roles import target_weights
+from collectionlora.backbones import empty_network
 from collectionlora.collection import Collection
 from collectionlora.data import write_photo
 from collectionlora.editing import Editor
 from collectionlora.errors import UserError
-from collectionlora.session import build_roles, resolve_settings
+from collectionlora.session import Session, resolve_settings
 
 HERE = Path(__file__).parent
 
@@ -29,7 +32,7 @@ def torchrun(*arguments, processes=2):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc-per-node", str(processes), *map(str, arguments)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr[-4000:]
     return done
 
@@ -114,3 +117,101 @@ def test_every_schedule_length_is_drawn_and_is_the_same_in_all_processes():
     lengths = [[run.streams.schedule_length(step, (4, 2)) for step in range(20)] for run in runs]
     assert lengths[0] == lengths[1]
     assert set(lengths[0]) == {2, 4}
+
+
+@pytest.fixture(scope="module")
+def collections(tmp_path_factory):
+    """The same collection twice over a tiny Qwen: two processes distil the first, whole and sharded."""
+    folder = tmp_path_factory.mktemp("collections")
+    torch.manual_seed(0)
+    base = str(folder / "base")
+    tiny_pipelines.qwen_image_edit().save_pretrained(base)
+    shapes = {name: weight.shape for name, weight in target_weights(*empty_network(base)).items()}
+    generator = torch.Generator().manual_seed(0)
+    effects = []
+    for name in ("one", "other"):
+        weights = {
+            module: (
+                torch.randn(2, columns, generator=generator),
+                0.1 * torch.randn(rows, 2, generator=generator),
+            )
+            for module, (rows, columns) in shapes.items()
+        }
+        write_lora(folder / "first" / "teachers" / f"{name}.safetensors", weights, {})
+        teacher = {"teacher": f"teachers/{name}.safetensors", "teacher_prompt": f"{name} style"}
+        effects.append({"name": name, **teacher, "photos": "photos"})
+    rng = np.random.default_rng(0)
+    for index in range(3):
+        pixels = rng.integers(0, 256, (48, 48, 3), dtype=np.uint8)
+        write_photo(folder / "first" / "photos" / f"{index}.png", pixels)
+    (folder / "first" / "general.txt").write_text("blur\nbrighten the photo\n")
+    roles = {"student": {"rank": 2, "learning_rate": 1e-3}, "critic": {"rank": 2, "learning_rate": 1e-3}}
+    model = {"dtype": "float32", "condition_resolution": 64, "gradient_checkpointing": True}
+    settings = {
+        **roles,
+        "model": model,
+        "data": {"resolution": 32},
+        "targets": {"steps": 2, "guidance_scale": 2, "general": 3},
+        "match": {"updates": 1},
+        "distill": {"student_updates": 5, "rollout_steps": [2, 1], "student_update_every": 2},
+    }
+    general = {"photos": "photos", "prompts": "general.txt"}
+    manifest = {"base": base, "effects": effects, "general": general, "settings": settings}
+    (folder / "first" / "collection.yaml").write_text(yaml.safe_dump(manifest))
+    shutil.copytree(folder / "first", folder / "second")
+    # Behind the dashes nothing is read as an abbreviated option of torchrun.
+    verb = ("-m", "--", "collectionlora", "distill", folder / "first")
+    outputs = [torchrun(*verb, "--json"), torchrun(*verb, "--run", "sharded", "--set", "model.sharding=fsdp")]
+    return folder / "first", folder / "second", outputs
+
+
+def test_shared_targets_are_those_of_one_process_bit_for_bit(collections):
+    first, second, _ = collections
+    api.targets(second)
+    names = [sorted(path.name for path in (folder / "cache").iterdir()) for folder in (first, second)]
+    assert names[0] == names[1]
+    assert len(names[0]) == 6
+    for name in names[0]:
+        assert (first / "cache" / name).read_bytes() == (second / "cache" / name).read_bytes()
+
+
+def test_the_main_process_alone_speaks_and_says_how_many_there_are(collections):
+    whole = collections[2][0]
+    assert whole.stdout.count("adapter") == 1
+    assert whole.stderr.count("2 processes") == 1
+
+
+@pytest.mark.parametrize(("run", "sharding"), [("default", "none"), ("sharded", "fsdp")])
+def test_a_distilled_collection_is_that_of_one_process(collections, monkeypatch, run, sharding):
+    first, second, _ = collections
+    api.targets(second)
+    settings = resolve_settings(Collection.load(second), {"model": {"sharding": sharding}})
+    monkeypatch.setattr("collectionlora.session.shard_base", lambda roles: None)
+    runs = []
+    for rank in (0, 1):
+        session = Session(Collection.load(second), settings, with_critics=True)
+        runs.append(session.distillation(lambda *_: None))
+        runs[rank].streams.rank = rank
+    batches = [[r.streams.batch(step).effect for r in runs] for step in range(runs[0].num_steps)]
+    assert any(one != other for one, other in batches)
+    TwoThreads(monkeypatch).run(runs)
+    made = read_lora(first / "runs" / run / "collection.safetensors").weights
+    expected = runs[0].student_weights()
+    assert made.keys() == expected.keys()
+    for module, pair in expected.items():
+        for found, tensor in zip(made[module], pair, strict=True):
+            torch.testing.assert_close(found, tensor, atol=1e-6, rtol=1e-5)
+
+
+def test_the_finished_adapter_edits(collections):
+    editor = Editor.load(collections[0])
+    assert editor.edit(np.zeros((40, 50, 3), np.uint8), ["one"], steps=1).shape == (40, 50, 3)
+
+
+def test_a_launch_that_is_not_one_says_so(collections, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="WORLD_SIZE"):
+        api.targets(collections[1])
+    monkeypatch.delenv("WORLD_SIZE")
+    with pytest.raises(UserError, match="several processes"):
+        api.distill(collections[1], overrides={"model": {"sharding": "fsdp"}})

@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -20,10 +21,14 @@ TRAINED = (
 FADING = ({"distill": {"backward_weight": 0, "critic_samples": "simulated"}},)
 
 
+@cache
+def toy_world():
+    return ToyWorld(num_effects=2, base_steps=3, teacher_steps=3)
+
+
 def toy_run(rank, *layers):
     """One process' part of a run in the toy world."""
-    world = ToyWorld(num_effects=2, base_steps=3, teacher_steps=3)
-    run = world.distillation(toy_settings(*TRAINED, *layers))
+    run = toy_world().distillation(toy_settings(*TRAINED, *layers))
     run.streams.rank = rank
     return run
 

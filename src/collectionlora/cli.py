@@ -8,16 +8,22 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
 from collectionlora import __version__
 from collectionlora.config import SettingsError, parse_overrides
 from collectionlora.errors import UserError
-from collectionlora.terminal import ProgressLine, console, joined_processes, say
+from collectionlora.terminal import (
+    ProgressLine,
+    console,
+    describe_lora,
+    joined_processes,
+    prompt_table,
+    say,
+)
 
 app = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, help=__doc__)
 SEVERAL_PROCESSES = ("targets", "distill")  # verbs that share their work
@@ -77,15 +83,6 @@ def init(
 
     create(folder, base, from_loras or [])
     console.print(f"made {folder}; next: edit {folder}/collection.yaml, then collectionlora check {folder}")
-
-
-def describe_lora(effect: dict[str, Any]) -> str:
-    """One line of `check` for an effect's LoRA file."""
-    ranks, scales = (", ".join(f"{value:g}" for value in effect[key]) for key in ("ranks", "scales"))
-    line = f"{effect['name']}: {effect['format']}, rank {ranks}, scale {scales}, "
-    line += f"{effect['modules']} of {effect['targets']} modules, norm {effect['norm']:.3g}"
-    lost = effect["conversion_loss"]
-    return f"{line}, converted with a loss of {lost:.2g}" if lost else line
 
 
 @app.command()
@@ -148,32 +145,6 @@ def prompts(
         say(True, result, "")
     else:
         console.print(prompt_table(result))
-
-
-def prompt_table(result: dict[str, Any]) -> Table:
-    """Each effect's prompts, and the cosine to the nearest other effect's."""
-    columns = (
-        "effect",
-        "student prompt",
-        "written by",
-        "teacher prompt",
-        "nearest student",
-        "nearest teacher",
-    )
-    spent = f"{result['calls']} calls, {result['tokens']} tokens" if result["calls"] else None
-    table = Table(*columns, caption=spent)
-    for i, (name, text) in enumerate(result["student_prompts"].items()):
-        writer = result["written_by"][name]
-        if name in result["notes"]:
-            writer += f" ({result['notes'][name]})"
-        nearest = [
-            max((c for j, c in enumerate(result[key][i]) if j != i), default=0.0)
-            for key in ("student_cosine", "teacher_cosine")
-        ]
-        # Prompts may hold what rich would read as its own markup.
-        cells = [escape(cell) for cell in (name, text, writer, result["teacher_prompts"][name])]
-        table.add_row(*cells, *(f"{c:.2f}" for c in nearest))
-    return table
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""The processes of one launch: `torchrun --nproc-per-node N -m collectionlora ...`, one for each device.
+"""The processes of one launch: `torchrun --nproc-per-node N -m -- collectionlora ...`, one for each device.
 
 Without a launcher there is one process, and everything here does nothing. Choices made here:
 
@@ -41,14 +41,14 @@ def joined() -> Iterator[None]:
         _check()
         yield
         return
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     try:
         dist.init_process_group(timeout=PATIENCE)
     except ValueError as error:
-        mend = "launch with torchrun --nproc-per-node N -m collectionlora ..., or unset WORLD_SIZE"
+        mend = "launch with torchrun --nproc-per-node N -m -- collectionlora ..., or unset WORLD_SIZE"
         raise UserError("environment", "WORLD_SIZE", f"no group of processes ({error})", mend) from None
     try:
+        if torch.cuda.is_available():
+            torch.cuda.set_device(dist.get_node_local_rank())
         yield
     finally:
         dist.destroy_process_group()

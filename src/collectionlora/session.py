@@ -8,6 +8,7 @@ from collectionlora import __version__, processes
 from collectionlora.adapters.formats import read_lora
 from collectionlora.adapters.recipe import Recipe, write_adapter
 from collectionlora.adapters.roles import STUDENT, TEACHER, Roles, TeacherLibrary, critic_role, target_weights
+from collectionlora.adapters.sharding import shard_base
 from collectionlora.backbones import load_backbone, recommended_settings
 from collectionlora.backbones.base import Backbone
 from collectionlora.collection import MANIFEST, Collection
@@ -87,11 +88,15 @@ class Session:
             route_every=distill.route_every,
             asymmetric_prompts=distill.asymmetric_prompts,
             rank=processes.rank(),
+            same_stream=self.settings.model.sharding == "fsdp",
         )
 
     def distillation(self, progress: Progress) -> Distillation:
         """The run itself, at its first step."""
         streams = self.make_targets(progress)
+        if self.settings.model.sharding == "fsdp":
+            # Only now: making targets is shared by files, so processes run different forwards.
+            shard_base(self.roles)
         return Distillation(self.backbone, self.roles, self.teachers, streams, self.settings)
 
     def write_result(self, run: Distillation, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What a verb shows: text and progress on stderr, one JSON object on stdout."""
+"""What a person sees in the terminal: progress, tables, results; on stderr, but for the JSON of a result."""
 
 import json
 from collections.abc import Iterator
@@ -6,7 +6,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
 
 console = Console(stderr=True)
 
@@ -62,3 +64,38 @@ def say(as_json: bool, result: dict[str, Any], text: str) -> None:
         print(json.dumps(result, ensure_ascii=False))
     else:
         console.print(text, highlight=False)
+
+
+def describe_lora(effect: dict[str, Any]) -> str:
+    """One line of `check` for an effect's LoRA file."""
+    ranks, scales = (", ".join(f"{value:g}" for value in effect[key]) for key in ("ranks", "scales"))
+    line = f"{effect['name']}: {effect['format']}, rank {ranks}, scale {scales}, "
+    line += f"{effect['modules']} of {effect['targets']} modules, norm {effect['norm']:.3g}"
+    lost = effect["conversion_loss"]
+    return f"{line}, converted with a loss of {lost:.2g}" if lost else line
+
+
+def prompt_table(result: dict[str, Any]) -> Table:
+    """Each effect's prompts, and the cosine to the nearest other effect's."""
+    columns = (
+        "effect",
+        "student prompt",
+        "written by",
+        "teacher prompt",
+        "nearest student",
+        "nearest teacher",
+    )
+    spent = f"{result['calls']} calls, {result['tokens']} tokens" if result["calls"] else None
+    table = Table(*columns, caption=spent)
+    for i, (name, text) in enumerate(result["student_prompts"].items()):
+        writer = result["written_by"][name]
+        if name in result["notes"]:
+            writer += f" ({result['notes'][name]})"
+        nearest = [
+            max((c for j, c in enumerate(result[key][i]) if j != i), default=0.0)
+            for key in ("student_cosine", "teacher_cosine")
+        ]
+        # Prompts may hold what rich would read as its own markup.
+        cells = [escape(cell) for cell in (name, text, writer, result["teacher_prompts"][name])]
+        table.add_row(*cells, *(f"{c:.2f}" for c in nearest))
+    return table
