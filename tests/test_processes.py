@@ -19,6 +19,7 @@ from collectionlora import api, processes
 from collectionlora.adapters.formats import read_lora, write_lora
 from collectionlora.adapters.roles import target_weights
 from collectionlora.backbones import empty_network
+from collectionlora.checkpoint import latest_checkpoint
 from collectionlora.collection import Collection
 from collectionlora.data import write_photo
 from collectionlora.editing import Editor
@@ -68,10 +69,10 @@ class TwoThreads:
             thread.join()
 
 
-def assert_close(found, expected):
+def assert_close(found, expected, atol=1e-6):
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
-        torch.testing.assert_close(found[name], tensor, atol=1e-6, rtol=1e-6, msg=name)
+        torch.testing.assert_close(found[name], tensor, atol=atol, rtol=1e-6, msg=name)
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +154,7 @@ def collections(tmp_path_factory):
         "data": {"resolution": 32},
         "targets": {"steps": 2, "guidance_scale": 2, "general": 3},
         "match": {"updates": 1},
-        "distill": {"student_updates": 5, "rollout_steps": [2, 1], "student_update_every": 2},
+        "distill": {"seed": 1, "student_updates": 5, "rollout_steps": [2, 1], "student_update_every": 2},
     }
     general = {"photos": "photos", "prompts": "general.txt"}
     manifest = {"base": base, "effects": effects, "general": general, "settings": settings}
@@ -181,8 +182,10 @@ def test_the_main_process_alone_speaks_and_says_how_many_there_are(collections):
     assert whole.stderr.count("2 processes") == 1
 
 
-@pytest.mark.parametrize(("run", "sharding"), [("default", "none"), ("sharded", "fsdp")])
-def test_a_distilled_collection_is_that_of_one_process(collections, monkeypatch, run, sharding):
+# Gathered weights round differently in the last bit, and Adam magnifies that where a gradient is nearly zero;
+# a wrong gradient would show as a whole step, of 1e-3.
+@pytest.mark.parametrize(("run", "sharding", "atol"), [("default", "none", 1e-6), ("sharded", "fsdp", 1e-4)])
+def test_a_distilled_collection_is_that_of_one_process(collections, monkeypatch, run, sharding, atol):
     first, second, _ = collections
     api.targets(second)
     settings = resolve_settings(Collection.load(second), {"model": {"sharding": sharding}})
@@ -195,12 +198,16 @@ def test_a_distilled_collection_is_that_of_one_process(collections, monkeypatch,
     batches = [[r.streams.batch(step).effect for r in runs] for step in range(runs[0].num_steps)]
     assert any(one != other for one, other in batches)
     TwoThreads(monkeypatch).run(runs)
+    step, state = latest_checkpoint(first / "runs" / run / "checkpoints")
+    assert step == 6
+    assert_close(state, runs[0].tensors(), atol)
     made = read_lora(first / "runs" / run / "collection.safetensors").weights
     expected = runs[0].student_weights()
     assert made.keys() == expected.keys()
     for module, pair in expected.items():
         for found, tensor in zip(made[module], pair, strict=True):
-            torch.testing.assert_close(found, tensor, atol=1e-6, rtol=1e-5)
+            # The file is in half precision.
+            torch.testing.assert_close(found, tensor, atol=atol, rtol=1e-3)
 
 
 def test_the_finished_adapter_edits(collections):
