@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from collectionlora import processes
 from collectionlora.adapters.formats import write_lora
 from collectionlora.adapters.roles import STUDENT
 from collectionlora.backbones import load_backbone
@@ -134,12 +135,16 @@ def prompts(
     }
 
 
+@processes.joined()
 def targets(
     collection: Collection | Path | str,
     overrides: Mapping[str, Any] | None = None,
     progress: Progress = ignore,
 ) -> dict[str, int]:
-    """Make what is missing of the teacher targets; returns the number of images by effect."""
+    """Make what is missing of the teacher targets; returns the number of images by effect.
+
+    Several processes share the work.
+    """
     collection = open_collection(collection)
     session = Session(collection, resolve_settings(collection, overrides or {}), with_critics=False)
     streams = session.make_targets(lambda what, done, total: progress(what, done, total, {}))
@@ -147,6 +152,7 @@ def targets(
     return counts | {"general": len(streams.general.targets)}
 
 
+@processes.joined()
 def distill(
     collection: Collection | Path | str,
     run: str = "default",
@@ -154,7 +160,7 @@ def distill(
     resume: bool = False,
     progress: Progress = ignore,
 ) -> Path:
-    """The method over a collection; returns the finished adapter.
+    """The method over a collection; returns the finished adapter. Several processes train data-parallel.
 
     Raises:
         UserError: bad input.
@@ -167,7 +173,8 @@ def distill(
     distillation = session.distillation(
         lambda what, done, total: progress(f"targets {what}", done, total, {})
     )
-    write_json(folder / "settings.json", settings.model_dump(mode="json"))
+    if processes.is_main():
+        write_json(folder / "settings.json", settings.model_dump(mode="json"))
     train(
         distillation,
         folder,
@@ -175,8 +182,10 @@ def distill(
         resume,
         lambda done, total, metrics: progress("distill", done, total, metrics),
     )
-    session.write_result(distillation, folder / collection.result.name)
-    session.write_result(distillation, collection.result)
+    if processes.is_main():
+        session.write_result(distillation, folder / collection.result.name)
+        session.write_result(distillation, collection.result)
+    processes.barrier()
     return collection.result
 
 

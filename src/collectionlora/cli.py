@@ -4,6 +4,7 @@ Text and progress go to stderr; `--json` puts one JSON object on stdout. Exit co
 mend it (one line), 1 a fault of ours (traceback), 130 interrupted with the state saved.
 """
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ from collectionlora.terminal import (
     advice_lines,
     console,
     describe_lora,
+    joined_processes,
     methods_table,
     plan_table,
     prompt_table,
@@ -26,6 +28,7 @@ from collectionlora.terminal import (
 )
 
 app = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, help=__doc__)
+SEVERAL_PROCESSES = ("targets", "distill")  # verbs that share their work
 
 Folder = Annotated[Path, typer.Argument(help="the collection's folder")]
 Names = Annotated[list[str] | None, typer.Argument(help="effects; all if none is named")]
@@ -150,7 +153,7 @@ def targets(folder: Folder, overrides: Set = None, as_json: Json = False) -> Non
     """
     from collectionlora import api
 
-    with ProgressLine() as progress:
+    with joined_processes() as progress:
         counts = api.targets(folder, parse_overrides(overrides or []), progress=progress)
     say(as_json, counts, "\n".join(f"{name}: {count} targets" for name, count in counts.items()))
 
@@ -213,7 +216,7 @@ def distill(
     from collectionlora.trainer import Interrupted
 
     try:
-        with ProgressLine() as progress:
+        with joined_processes() as progress:
             path = api.distill(folder, run, parse_overrides(overrides or []), resume, progress)
     except Interrupted as stopped:
         console.print(f"{stopped}; go on with: collectionlora distill {folder} --run {run} --resume")
@@ -324,9 +327,15 @@ def show_version(value: bool) -> None:
 
 @app.callback()
 def options(
+    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", callback=show_version, is_eager=True)] = False,
 ) -> None:
     """Distil many effect LoRAs and few-step generation into one LoRA."""
+    verb = str(context.invoked_subcommand)
+    if verb not in SEVERAL_PROCESSES and os.environ.get("WORLD_SIZE", "1") != "1":
+        raise UserError(
+            "environment", "WORLD_SIZE", f"{verb} runs in one process", "start it without torchrun"
+        )
 
 
 def main() -> None:

@@ -1,6 +1,8 @@
 """What a person sees in the terminal: progress, tables, results; on stderr, but for the JSON of a result."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
@@ -41,8 +43,23 @@ class ProgressLine:
         self.bar.update(task, completed=done, total=total, metrics=text, rate=rate)
 
 
+@contextmanager
+def joined_processes() -> Iterator[ProgressLine]:
+    """All processes of the launch, and their number said; only the main one shows progress and results."""
+    from collectionlora import processes
+
+    with processes.joined():
+        console.quiet = not processes.is_main()
+        number = processes.world_size()
+        console.print(f"{number} process{'es' if number > 1 else ''}")
+        with ProgressLine() as progress:
+            yield progress
+
+
 def say(as_json: bool, result: dict[str, Any], text: str) -> None:
     """The result as JSON on stdout, or as text on stderr."""
+    if console.quiet:
+        return
     if as_json:
         print(json.dumps(result, ensure_ascii=False))
     else:
