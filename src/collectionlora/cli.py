@@ -58,13 +58,9 @@ def demo(
 
     with ProgressLine() as progress:
         metrics = run_demo(out, effects, seed, parse_overrides(overrides or []), progress)
-    if as_json:
-        say(True, metrics, "")
-        return
-    console.print(methods_table(metrics))
-    console.print(f"look at {out}/sheet.png, read {out}/report.html, then edit a photo of yours:")
-    name = metrics["effects"][0]
-    console.print(f"collectionlora edit {out}/collection --effect {name} --photo YOURS.jpg --out edited.png")
+    next_step = f"look at {out}/sheet.png, read {out}/report.html, then edit a photo of yours:"
+    example = f"edit {out}/collection --effect {metrics['effects'][0]} --photo YOURS.jpg --out edited.png"
+    say(as_json, metrics, methods_table(metrics), next_step, f"collectionlora {example}")
 
 
 @app.command()
@@ -139,10 +135,7 @@ def prompts(
     except KeyboardInterrupt:
         console.print("interrupted; what is answered is kept: run the same command again to go on")
         raise typer.Exit(130) from None
-    if as_json:
-        say(True, result, "")
-    else:
-        console.print(prompt_table(result))
+    say(as_json, result, prompt_table(result))
 
 
 @app.command()
@@ -193,11 +186,7 @@ def plan(
         sharding=sharding,
     )
     result = {**planning.plan(request), "advice": advise(request)}
-    if as_json:
-        say(True, result, "")
-    else:
-        console.print(plan_table(request.base, result))
-        console.print(advice_lines(result), highlight=False)
+    say(as_json, result, plan_table(request.base, result), advice_lines(result))
 
 
 @app.command()
@@ -285,11 +274,8 @@ def bench(
         metrics = api.bench(
             folder, photos, methods.split(","), crops, seeds, parse_overrides(overrides or []), progress
         )
-    if as_json:
-        say(True, metrics, "")
-        return
-    console.print(methods_table(metrics))
-    console.print(f"look at {folder}/bench/sheet.png, read {folder}/bench/report.html")
+    next_step = f"look at {folder}/bench/sheet.png, read {folder}/bench/report.html"
+    say(as_json, metrics, methods_table(metrics), next_step)
 
 
 @app.command()
@@ -333,9 +319,8 @@ def options(
     """Distil many effect LoRAs and few-step generation into one LoRA."""
     verb = str(context.invoked_subcommand)
     if verb not in SEVERAL_PROCESSES and os.environ.get("WORLD_SIZE", "1") != "1":
-        raise UserError(
-            "environment", "WORLD_SIZE", f"{verb} runs in one process", "start it without torchrun"
-        )
+        message, mend = f"{verb} runs in one process", "start it without torchrun"
+        raise UserError("environment", "WORLD_SIZE", message, mend)
 
 
 def main() -> None:

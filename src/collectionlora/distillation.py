@@ -168,7 +168,9 @@ class Distillation:
                 losses["anchor"] = self.anchor(batch, u, generator)
 
         # Without a loss here the total is a constant: another process may have one, and this one joins it.
-        total = torch.stack([torch.zeros(()), *(weights[n] * loss for n, loss in losses.items())]).sum()
+        total = torch.stack(
+            [batch.target.new_zeros(()), *(weights[n] * loss for n, loss in losses.items())]
+        ).sum()
         norm = self._update(STUDENT, total, self.settings.student.learning_rate, progress)
         torch._foreach_lerp_(self.ema, list[Tensor](self.roles.parameters(STUDENT)), 1 - distill.ema)
         return {name: loss.item() for name, loss in losses.items()} | {"student_grad_norm": norm}

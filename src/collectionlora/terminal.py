@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -56,14 +56,15 @@ def joined_processes() -> Iterator[ProgressLine]:
             yield progress
 
 
-def say(as_json: bool, result: dict[str, Any], text: str) -> None:
-    """The result as JSON on stdout, or as text on stderr."""
+def say(as_json: bool, result: dict[str, Any], *shown: RenderableType) -> None:
+    """The result as JSON on stdout, or `shown`, texts and tables for people, on stderr."""
     if console.quiet:
         return
     if as_json:
         print(json.dumps(result, ensure_ascii=False))
-    else:
-        console.print(text, highlight=False)
+        return
+    for part in shown:
+        console.print(part, highlight=False)
 
 
 def methods_table(metrics: dict[str, Any]) -> Table:
