@@ -7,17 +7,17 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "collectionlora"
 FLOORS = [
-    {"errors", "files", "flow", "config", "effects", "collection"},
+    {"errors", "files", "terminal", "flow", "config", "effects", "collection"},
     {"objectives", "adapters", "prompting", "data", "vlm", "rewriting"},
     {"backbones"},
     {"checkpoint", "sampling", "streams", "workflows"},
     {"families"},
     {"model_card"},
     {"target_making", "prompt_writing", "distillation", "teaching", "trainer", "editing", "exporting"},
-    {"session", "checking", "manifest_template", "effectbench"},
-    {"api"},
+    {"session", "checking", "manifest_template", "effectbench", "watching"},
+    {"api", "studio"},
     {"demo"},
-    {"cli", "terminal"},
+    {"cli"},
 ]
 # What may import upwards, and why: the prompt type is what prompting measures.
 EXCEPTIONS = {("prompting", "backbones")}

@@ -14,6 +14,7 @@ import typer
 from collectionlora import __version__
 from collectionlora.config import SettingsError, parse_overrides
 from collectionlora.errors import UserError
+from collectionlora.studio.command import studio
 from collectionlora.terminal import ProgressLine, console, describe_lora, methods_table, prompt_table, say
 
 app = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, help=__doc__)
@@ -181,6 +182,7 @@ def edit(
     then: Annotated[list[str] | None, typer.Option(help="a further effect, applied after the first")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="default: what the adapter was made for")] = None,
     seed: int = 0,
+    strength: Annotated[float, typer.Option(min=0, max=1, help="0 is the photo, 1 the whole effect")] = 1.0,
     as_json: Json = False,
 ) -> None:
     """Edit one photo, or all photos of a folder.
@@ -200,7 +202,7 @@ def edit(
         pairs = [(photo, out)]
     with ProgressLine() as progress:
         for index, (source, destination) in enumerate(pairs):
-            write_photo(destination, editor.edit(read_photo(source), effects, seed, steps))
+            write_photo(destination, editor.edit(read_photo(source), effects, seed, steps, strength))
             progress("edit", index + 1, len(pairs), {})
     written = [str(destination) for _, destination in pairs]
     say(as_json, {"images": written}, "\n".join(f"wrote {path}" for path in written))
@@ -263,6 +265,9 @@ def export(
             "({worst_module})".format(**reduction)
         )
     say(as_json, result, "\n".join(lines))
+
+
+app.command()(studio)
 
 
 def show_version(value: bool) -> None:
