@@ -21,8 +21,8 @@ STRIP = (0.0, 0.25, 0.5, 0.75, 1.0)
 class Dial(Denoiser):
     """The student with a strength for each sample: every clean image that it sees is drawn to the photo.
 
-    `x0 = photo + strength * (x0_effect - photo)`: velocities blended with that of the photo itself. It costs no
-    further forward, and the student stays on its schedule.
+    `x0 = photo + strength * (x0_effect - photo)`: velocities blended with that of the photo itself. It costs
+    no further forward, and the student stays on its schedule.
     """
 
     def __init__(
