@@ -18,6 +18,8 @@ NOTHING = "nothing"  # no second effect
 STYLE = """
 .gradio-container {width: 100%; max-width: 1180px !important; margin: auto}
 .status {min-height: 1.6em}
+.effects .grid-wrap, .pictures .grid-wrap {height: auto !important; max-height: 260px}
+.pictures .grid-wrap {max-height: none}
 .effects .grid-container {grid-template-columns: repeat(auto-fill, minmax(88px, 1fr)) !important}
 iframe.report {width: 100%; height: 75vh; border: 1px solid var(--border-color-primary); border-radius: 8px}
 """
@@ -157,11 +159,13 @@ def build_studio(studio: Studio, previews: dict[str, Photo], handlers: Handlers)
             status = gr.Markdown("", elem_classes="status")
         with gr.Column(min_width=280), gr.Tabs() as results:
             with gr.Tab("One effect", id="one"):
-                result = gr.ImageSlider(label="Before and after", format="png", interactive=False)
+                result = gr.ImageSlider(
+                    label="Before and after", format="png", interactive=False, elem_classes="result"
+                )
             with gr.Tab("All effects", id="all"):
-                sheet = gr.Image(label="Contact sheet", format="png", interactive=False)
+                sheet = gr.Image(label="Contact sheet", format="png", interactive=False, elem_classes="sheet")
                 pictures = gr.Gallery(
-                    label="One by one", show_label=False, format="png", columns=3, interactive=False
+                    show_label=False, format="png", columns=3, interactive=False, elem_classes="pictures"
                 )
 
     def show(tab: str) -> gr.Tabs:
@@ -195,7 +199,6 @@ def effect_inputs(studio: Studio, previews: dict[str, Photo]) -> list[gr.Dropdow
         [(picture, name) for name, picture in previews.items()],
         show_label=False,
         columns=4,
-        height=230,
         object_fit="cover",
         allow_preview=False,
         interactive=False,
@@ -226,9 +229,11 @@ def sampling_inputs(studio: Studio) -> list[Any]:
 
 def build_collection(studio: Studio) -> None:
     """The effects' prompts, and the report of `bench`."""
+    headers, rows = ["Effect", "The student reads", "Its teacher was trained with"], studio.prompts()
+    columns = 3 if any(taught for _, _, taught in rows) else 2  # a lone file does not know its teachers
     gr.Dataframe(
-        [list(row) for row in studio.prompts()],
-        headers=["Effect", "The student reads", "Its teacher was trained with"],
+        [list(row)[:columns] for row in rows],
+        headers=headers[:columns],
         interactive=False,
         wrap=True,
     )
