@@ -18,8 +18,7 @@ NOTHING = "nothing"  # no second effect
 STYLE = """
 .gradio-container {width: 100%; max-width: 1180px !important; margin: auto}
 .status {min-height: 1.6em}
-.effects .grid-wrap, .pictures .grid-wrap {height: auto !important; max-height: 260px}
-.pictures .grid-wrap {max-height: none}
+.effects .grid-wrap {max-height: 260px}
 .effects .grid-container {grid-template-columns: repeat(auto-fill, minmax(88px, 1fr)) !important}
 iframe.report {width: 100%; height: 75vh; border: 1px solid var(--border-color-primary); border-radius: 8px}
 """
@@ -165,7 +164,12 @@ def build_studio(studio: Studio, previews: dict[str, Photo], handlers: Handlers)
             with gr.Tab("All effects", id="all"):
                 sheet = gr.Image(label="Contact sheet", format="png", interactive=False, elem_classes="sheet")
                 pictures = gr.Gallery(
-                    show_label=False, format="png", columns=3, interactive=False, elem_classes="pictures"
+                    show_label=False,
+                    format="png",
+                    columns=3,
+                    height="auto",
+                    interactive=False,
+                    elem_classes="pictures",
                 )
 
     def show(tab: str) -> gr.Tabs:
@@ -199,6 +203,7 @@ def effect_inputs(studio: Studio, previews: dict[str, Photo]) -> list[gr.Dropdow
         [(picture, name) for name, picture in previews.items()],
         show_label=False,
         columns=4,
+        height="auto",
         object_fit="cover",
         allow_preview=False,
         interactive=False,
