@@ -26,6 +26,7 @@ from collectionlora.session import resolve_settings
 from collectionlora.trainer import LOG
 
 RUN = "demo"
+FIRST = ("pencil-sketch", "neon-edges", "thermal", "duotone")  # what a demo of 4 effects shows; one is random
 PHOTOS, GENERAL_PHOTOS, JUDGED = 24, 64, 24
 CLASSIFIER_STEPS = 400
 
@@ -33,9 +34,10 @@ Progress = Callable[[str, int, int, dict[str, float]], None]
 
 
 def shipped_teachers() -> dict[str, Path]:
-    """The effect LoRAs that ship with the package, by effect."""
+    """The effect LoRAs that ship with the package, by effect, those of `FIRST` first."""
     folder = Path(str(resources.files("collectionlora"))) / "weights" / "teachers"
-    return {path.stem: path for path in sorted(folder.glob("*.safetensors"))}
+    found = {path.stem: path for path in sorted(folder.glob("*.safetensors"))}
+    return {name: found[name] for name in (*FIRST, *found) if name in found}
 
 
 def build_collection(

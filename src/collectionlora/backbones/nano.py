@@ -29,7 +29,7 @@ WORD = re.compile(r"[^\W_]+|[^\w\s]|_")
 RECOMMENDED: dict[str, dict[str, Any]] = {
     "student": {"rank": 32, "learning_rate": 3e-4},
     "critic": {"rank": 32, "learning_rate": 1e-3},
-    "targets": {"steps": 40, "guidance_scale": 1.5, "samples": 4},
+    "targets": {"steps": 40, "guidance_scale": 1.25, "samples": 2},
     "teach": {"steps": 400, "rank": 8, "learning_rate": 2e-3, "batch_size": 8},
     "match": {"updates": 1000, "learning_rate": 1e-3},
     "distill": {
