@@ -23,14 +23,14 @@ MAX_MEGAPIXELS = 2
 REPORT = "<!doctype html><title>r</title><h1>Report of the tests</h1><script>document.title='ran'</script>"
 
 
-def write_collection(folder):
+def write_collection(folder, steps=MANY_STEPS):
     """A folder with an adapter over the nano base that is little more than the base, and a report."""
     backbone = NanoBackbone.load()
     roles = Roles(backbone.network, backbone.lora_targets, {STUDENT: 4})
     generator = torch.Generator().manual_seed(3)
     for parameter in roles.parameters(STUDENT):
         parameter.data.add_(0.02 * torch.randn(parameter.shape, generator=generator))
-    recipe = Recipe(base="nano", steps=MANY_STEPS, shift=3.0, resolution=64, effects=EFFECTS, version="0")
+    recipe = Recipe(base="nano", steps=steps, shift=3.0, resolution=64, effects=EFFECTS, version="0")
     write_adapter(folder / "collection.safetensors", roles.weights(STUDENT), recipe)
     (folder / "bench").mkdir()
     (folder / "bench" / "report.html").write_text(REPORT)

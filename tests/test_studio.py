@@ -1,7 +1,9 @@
 """The studio: requests of many people in one batch, its API, and what it keeps to itself."""
 
 import json
+import runpy
 import threading
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -149,6 +151,13 @@ def test_requests_at_the_same_time_are_all_answered(client, photo):
     after = [np.asarray(Image.open(job.result(timeout=WAIT)[0][1])) for job in jobs]
     assert not np.array_equal(after[0], after[1])
     assert not np.array_equal(after[1], after[2])
+
+
+def test_the_example_client_gets_every_effect(address, photo, tmp_path, monkeypatch):
+    example = Path(__file__).parents[1] / "examples" / "studio_client.py"
+    monkeypatch.setattr("sys.argv", ["", address, str(photo), str(tmp_path), USER, PASSWORD])
+    runpy.run_path(str(example), run_name="__main__")
+    assert {path.stem for path in tmp_path.iterdir()} == set(EFFECTS)
 
 
 def test_the_sheet_shows_every_effect_of_one_photo(client, photo):

@@ -15,7 +15,15 @@ from collectionlora import __version__
 from collectionlora.config import SettingsError, parse_overrides
 from collectionlora.errors import UserError
 from collectionlora.studio.command import studio
-from collectionlora.terminal import ProgressLine, console, describe_lora, methods_table, prompt_table, say
+from collectionlora.terminal import (
+    ProgressLine,
+    console,
+    describe_lora,
+    methods_table,
+    next_after_demo,
+    prompt_table,
+    say,
+)
 
 app = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, help=__doc__)
 
@@ -51,9 +59,7 @@ def demo(
         say(True, metrics, "")
         return
     console.print(methods_table(metrics))
-    console.print(f"look at {out}/sheet.png, read {out}/report.html, then edit a photo of yours:")
-    name = metrics["effects"][0]
-    console.print(f"collectionlora edit {out}/collection --effect {name} --photo YOURS.jpg --out edited.png")
+    console.print(next_after_demo(out, metrics["effects"][0]), highlight=False, soft_wrap=True)
 
 
 @app.command()
