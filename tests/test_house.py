@@ -7,17 +7,17 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "collectionlora"
 FLOORS = [
-    {"errors", "files", "processes", "flow", "config", "effects", "collection", "memory"},
+    {"errors", "files", "processes", "terminal", "flow", "config", "effects", "collection", "memory"},
     {"objectives", "adapters", "prompting", "data", "vlm", "rewriting"},
     {"backbones"},
     {"checkpoint", "sampling", "streams", "workflows"},
     {"families"},
     {"model_card"},
     {"target_making", "prompt_writing", "distillation", "teaching", "trainer", "editing", "exporting"},
-    {"session", "checking", "manifest_template", "effectbench", "planning", "advising"},
-    {"api"},
+    {"session", "checking", "manifest_template", "effectbench", "planning", "advising", "watching"},
+    {"api", "studio"},
     {"demo"},
-    {"cli", "terminal"},
+    {"cli"},
     {"__main__"},
 ]
 # What may import upwards, and why: the prompt type is what prompting measures.

@@ -31,6 +31,7 @@ from collectionlora.target_making import encode_for_photos, read_images
 from collectionlora.teaching import Teaching
 from collectionlora.trainer import train
 from collectionlora.vlm import Endpoint, Vlm
+from collectionlora.watching import Watch
 
 __all__ = ["Editor", "bench", "distill", "edit", "export", "plan", "prompts", "targets", "teach"]
 
@@ -175,13 +176,13 @@ def distill(
     )
     if processes.is_main():
         write_json(folder / "settings.json", settings.model_dump(mode="json"))
-    train(
-        distillation,
-        folder,
-        settings.distill.checkpoint_every,
-        resume,
-        lambda done, total, metrics: progress("distill", done, total, metrics),
-    )
+    with Watch(distillation, folder) as watch:
+
+        def report(done: int, total: int, metrics: dict[str, float]) -> None:
+            watch(done, metrics)
+            progress("distill", done, total, metrics)
+
+        train(distillation, folder, settings.distill.checkpoint_every, resume, report)
     if processes.is_main():
         session.write_result(distillation, folder / collection.result.name)
         session.write_result(distillation, collection.result)

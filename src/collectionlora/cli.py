@@ -15,6 +15,7 @@ import typer
 from collectionlora import __version__
 from collectionlora.config import SettingsError, parse_overrides
 from collectionlora.errors import UserError
+from collectionlora.studio.command import studio
 from collectionlora.terminal import (
     ProgressLine,
     advice_lines,
@@ -22,6 +23,7 @@ from collectionlora.terminal import (
     describe_lora,
     joined_processes,
     methods_table,
+    next_after_demo,
     plan_table,
     prompt_table,
     say,
@@ -58,9 +60,7 @@ def demo(
 
     with ProgressLine() as progress:
         metrics = run_demo(out, effects, seed, parse_overrides(overrides or []), progress)
-    next_step = f"look at {out}/sheet.png, read {out}/report.html, then edit a photo of yours:"
-    example = f"edit {out}/collection --effect {metrics['effects'][0]} --photo YOURS.jpg --out edited.png"
-    say(as_json, metrics, methods_table(metrics), next_step, f"collectionlora {example}")
+    say(as_json, metrics, methods_table(metrics), next_after_demo(out, metrics["effects"][0]))
 
 
 @app.command()
@@ -224,6 +224,7 @@ def edit(
     then: Annotated[list[str] | None, typer.Option(help="a further effect, applied after the first")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="default: what the adapter was made for")] = None,
     seed: int = 0,
+    strength: Annotated[float, typer.Option(min=0, max=1, help="0 is the photo, 1 the whole effect")] = 1.0,
     as_json: Json = False,
 ) -> None:
     """Edit one photo, or all photos of a folder.
@@ -243,7 +244,7 @@ def edit(
         pairs = [(photo, out)]
     with ProgressLine() as progress:
         for index, (source, destination) in enumerate(pairs):
-            write_photo(destination, editor.edit(read_photo(source), effects, seed, steps))
+            write_photo(destination, editor.edit(read_photo(source), effects, seed, steps, strength))
             progress("edit", index + 1, len(pairs), {})
     written = [str(destination) for _, destination in pairs]
     say(as_json, {"images": written}, "\n".join(f"wrote {path}" for path in written))
@@ -303,6 +304,9 @@ def export(
             "({worst_module})".format(**reduction)
         )
     say(as_json, result, "\n".join(lines))
+
+
+app.command()(studio)
 
 
 def show_version(value: bool) -> None:

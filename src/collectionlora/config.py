@@ -133,6 +133,24 @@ class VlmSettings(Section):
     max_tokens_total: int = Field(1_000_000, ge=1, description="tokens of one command; it stops before")
 
 
+class LogSettings(Section):
+    """What people watch while a run trains; no setting here changes its result."""
+
+    tracker: Literal[
+        "none",
+        "tensorboard",
+        "wandb",
+        "trackio",
+        "comet_ml",
+        "mlflow",
+        "aim",
+        "clearml",
+        "dvclive",
+        "swanlab",
+    ] = Field("tensorboard", description="where curves go; any that accelerate supports, or none")
+    preview_every: int = Field(200, ge=1, description="steps between previews of every effect")
+
+
 class Settings(Section):
     """All settings; each section belongs to the module of its name."""
 
@@ -145,6 +163,7 @@ class Settings(Section):
     teach: TeachSettings = TeachSettings()
     match: MatchSettings = MatchSettings()
     distill: DistillSettings = DistillSettings()
+    log: LogSettings = LogSettings()
     vlm: VlmSettings = VlmSettings()
 
     @model_validator(mode="after")

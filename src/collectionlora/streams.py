@@ -124,10 +124,18 @@ class Streams:
         self.effect_ratio, self.route_every = effect_ratio, route_every
         self.asymmetric_prompts, self.same_stream = asymmetric_prompts, same_stream
 
+    def _route(self, step: int, part: int) -> int | None:
+        effects, ratio = len(self.effects), self.effect_ratio
+        return route(self.seed, step, self.rank, effects, ratio, self.route_every, part, self.same_stream)
+
+    def effect_at(self, step: int) -> str | None:
+        """The effect that the student learns at a step, or None for the general stream."""
+        index = self._route(step, part=0)
+        return None if index is None else self.effects[index].name
+
     def batch(self, step: int, part: int = 0) -> Batch:
         """Batch `part` of a step: a pure function of (seed, step, part, rank)."""
-        effects, ratio = len(self.effects), self.effect_ratio
-        index = route(self.seed, step, self.rank, effects, ratio, self.route_every, part, self.same_stream)
+        index = self._route(step, part)
         rng = generator_for(self.seed, step, self.rank, BATCH, part)
         return self._general(rng) if index is None else self._effect(self.effects[index], rng)
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console, RenderableType
@@ -64,7 +65,7 @@ def say(as_json: bool, result: dict[str, Any], *shown: RenderableType) -> None:
         print(json.dumps(result, ensure_ascii=False))
         return
     for part in shown:
-        console.print(part, highlight=False)
+        console.print(part, highlight=False, soft_wrap=isinstance(part, str))
 
 
 def methods_table(metrics: dict[str, Any]) -> Table:
@@ -74,6 +75,16 @@ def methods_table(metrics: dict[str, Any]) -> Table:
     for name, row in metrics["methods"].items():
         table.add_row(name, *(f"{row[column]:.4g}" for column in columns))
     return table
+
+
+def next_after_demo(out: Path, effect: str) -> str:
+    """What to do with a finished demo, from a look to a collection of one's own."""
+    return f"""
+look      {out}/sheet.png, {out}/report.html
+edit      collectionlora edit {out}/collection --effect {effect} --photo YOURS.jpg --out edited.png
+click     collectionlora studio {out}/collection
+take out  collectionlora export {out}/collection --format diffusers --out {out}/lora
+your own  collectionlora init mine --base Qwen/Qwen-Image-Edit-2509 --from-loras YOUR.safetensors"""
 
 
 def describe_lora(effect: dict[str, Any]) -> str:
