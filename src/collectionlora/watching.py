@@ -62,7 +62,9 @@ class Tracker:
 
     def close(self) -> None:
         if self.accelerator is not None and self.started:
-            self.accelerator.end_training()
+            # Not `end_training`: it also ends the group of processes, which are not done.
+            for tracker in self.accelerator.trackers:
+                tracker.finish()
 
 
 def curves(metrics: Mapping[str, float], stream: str, effect: str | None) -> dict[str, float]:
