@@ -17,6 +17,7 @@ from collectionlora.effectbench.report import write_results
 from collectionlora.effectbench.running import (
     CLASSIFIER_STEPS,
     DEFAULT_METHODS,
+    Heldout,
     heldout_photographs,
     run_bench,
 )
@@ -203,16 +204,8 @@ def bench(
     """
     collection = open_collection(collection)
     settings = resolve_settings(collection, overrides or {})
-    metrics, sheet = run_bench(
-        collection,
-        settings,
-        methods,
-        heldout_photographs(photos),
-        pool(TRAIN),
-        crops,
-        list(range(seeds)),
-        CLASSIFIER_STEPS,
-        progress,
-    )
-    write_results(collection.folder / "bench", metrics, sheet)
-    return metrics
+    photographs, numbers = heldout_photographs(photos), list(range(seeds))
+    heldout = Heldout(photographs, pool(TRAIN), crops, numbers, CLASSIFIER_STEPS)
+    result = run_bench(collection, settings, methods, heldout, progress)
+    write_results(collection.folder / "bench", result)
+    return result.metrics

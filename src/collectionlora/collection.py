@@ -29,6 +29,7 @@ class Effect(Entry):
     photos: str
     student_prompt: str | None = Field(None, min_length=1, max_length=2000)
     criteria: str | None = None
+    truth: str | None = None  # for `bench`: a procedural effect, a folder of true images, or "none"
 
 
 class General(Entry):

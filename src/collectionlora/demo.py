@@ -14,9 +14,9 @@ from collectionlora.adapters.roles import STUDENT, TEACHER
 from collectionlora.api import distill
 from collectionlora.collection import MANIFEST, Collection
 from collectionlora.data import write_photo
-from collectionlora.effectbench.photographs import HELDOUT, TRAIN, pool
+from collectionlora.effectbench.photographs import TRAIN, pool
 from collectionlora.effectbench.report import write_results
-from collectionlora.effectbench.running import run_bench
+from collectionlora.effectbench.running import Heldout, heldout_photographs, run_bench
 from collectionlora.effects import EFFECTS
 from collectionlora.effects.crops import PhotoPool
 from collectionlora.effects.ordinary import general_instructions
@@ -89,10 +89,8 @@ def demo(
     settings = resolve_settings(collection, overrides)
     others = [n for n in settings.distill.rollout_steps if n != settings.sampling.steps]
     methods = ["source", TEACHER, STUDENT, *(f"{STUDENT}-{n}" for n in others)]
-    photographs, working = pool(HELDOUT), pool(TRAIN)
-    metrics, sheet = run_bench(
-        collection, settings, methods, photographs, working, JUDGED, [seed + 1], CLASSIFIER_STEPS, progress
-    )
-    metrics["seconds"] = time.perf_counter() - began
-    write_results(out, metrics, sheet, folder / "runs" / RUN / LOG)
-    return metrics
+    heldout = Heldout(heldout_photographs(None), pool(TRAIN), JUDGED, [seed + 1], CLASSIFIER_STEPS)
+    result = run_bench(collection, settings, methods, heldout, progress)
+    result.metrics["seconds"] = time.perf_counter() - began
+    write_results(out, result, folder / "runs" / RUN / LOG)
+    return result.metrics

@@ -4,16 +4,14 @@ import base64
 import html
 import io
 import json
-import platform
 from collections.abc import Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from collectionlora import __version__
 from collectionlora.data import Photo, write_photo
+from collectionlora.effectbench.gallery import Result, draw_sheet
 from collectionlora.files import write_json, write_text
 
 STYLE = """
@@ -109,15 +107,10 @@ PSNR and SSIM are to the nearest valid outcome.</p>
 """
 
 
-def write_results(out: Path, metrics: Mapping[str, Any], sheet: Photo, log: Path | None = None) -> None:
+def write_results(out: Path, result: Result, log: Path | None = None) -> None:
     """sheet.png, report.html and metrics.json in `out`; `log` is the training run's, if there is one."""
+    sheet = draw_sheet(result.gallery)
     write_photo(out / "sheet.png", sheet)
     curves = read_curves(log) if log else {}
-    write_text(out / "report.html", build_report(metrics, sheet, curves))
-    write_json(out / "metrics.json", metrics)
-
-
-def versions() -> dict[str, str]:
-    """What the numbers depend on."""
-    packages = {name: metadata.version(name) for name in ("torch", "peft", "numpy")}
-    return {"collectionlora": __version__, "python": platform.python_version(), **packages}
+    write_text(out / "report.html", build_report(result.metrics, sheet, curves))
+    write_json(out / "metrics.json", result.metrics)

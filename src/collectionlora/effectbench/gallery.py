@@ -1,0 +1,81 @@
+"""The pictures that a benchmark shows: people look before they read."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from collectionlora.data import Photo
+from collectionlora.effectbench.bench import GENERAL, Cases, Pictures
+from collectionlora.effectbench.truths import Truths
+
+PHOTOS_SHOWN, PHOTOS_IN_SHEET = 3, 2
+GAP, MARGIN, HEADING = 6, 12, 26
+INK, PAPER = (34, 34, 34), (255, 255, 255)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One judged photo under one effect: a right answer if one is known, and what each method made."""
+
+    effect: str
+    index: int
+    source: Photo
+    truth: Photo | None
+    made: dict[str, Photo]
+
+
+@dataclass(frozen=True)
+class Result:
+    """The content of metrics.json, and the first pictures of every effect."""
+
+    metrics: dict[str, Any]
+    gallery: list[Shown]
+
+
+def show(cases: Cases, truths: Truths, pictures: Pictures) -> list[Shown]:
+    """The first photos of every effect; methods that copy the source or the truth are left out."""
+    methods = {name: made for name, made in pictures.items() if name not in ("source", "truth")}
+    shown = []
+    for effect in (name for name in next(iter(pictures.values())) if name != GENERAL):
+        drawn = truths.draw(effect) if truths.known(effect) else None
+        for i, photo in enumerate(cases.photos[:PHOTOS_SHOWN]):
+            truth = drawn[i] if drawn else None
+            made = {name: of_effect[effect][i] for name, of_effect in methods.items()}
+            shown.append(Shown(effect, i, photo, truth, made))
+    return shown
+
+
+def contact_sheet(
+    rows: Sequence[tuple[str, Sequence[Photo]]], columns: Sequence[str], cell: int = 192
+) -> Photo:
+    """A table of pictures as one uint8 image: `rows` are (label, one photo for each of `columns`)."""
+    font = ImageFont.load_default(14)
+    label_width = MARGIN + int(max((font.getlength(label) for label, _ in rows), default=0.0)) + MARGIN
+    width = label_width + len(columns) * (cell + GAP) + MARGIN
+    height = MARGIN + HEADING + len(rows) * (cell + GAP) + MARGIN
+    sheet = Image.new("RGB", (width, height), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for i, title in enumerate(columns):
+        draw.text((label_width + i * (cell + GAP), MARGIN), title, INK, font)
+    for j, (label, photos) in enumerate(rows):
+        top = MARGIN + HEADING + j * (cell + GAP)
+        draw.text((MARGIN, top + cell // 2 - 8), label, INK, font)
+        for i, photo in enumerate(photos):
+            # Enlarging by whole pixels shows what the network made, not what an interpolation makes of it.
+            kind = Image.Resampling.NEAREST if photo.shape[0] <= cell else Image.Resampling.BOX
+            picture = Image.fromarray(photo).resize((cell, cell), kind)
+            sheet.paste(picture, (label_width + i * (cell + GAP), top))
+    return np.asarray(sheet)
+
+
+def draw_sheet(gallery: Sequence[Shown]) -> Photo:
+    """Source, a truth (the source again where none is known) and each method, two photos of every effect."""
+    rows = [
+        (one.effect, [one.source, one.source if one.truth is None else one.truth, *one.made.values()])
+        for one in gallery
+        if one.index < PHOTOS_IN_SHEET
+    ]
+    return contact_sheet(rows, ["source", "truth", *gallery[0].made])
