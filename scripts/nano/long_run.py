@@ -22,7 +22,7 @@ from collectionlora.config import Settings, parse_overrides
 from collectionlora.data import Photo
 from collectionlora.demo import build_collection, shipped_teachers
 from collectionlora.effectbench.photographs import HELDOUT, TRAIN, load_photograph
-from collectionlora.effectbench.report import write_results
+from collectionlora.effectbench.report.page import write_results
 from collectionlora.effectbench.running import Heldout, heldout_photographs, run_bench
 from collectionlora.effects.ordinary import load_photographs
 from collectionlora.session import resolve_settings
@@ -78,7 +78,7 @@ def main() -> None:
         methods += [f"{run}-{n}" for run in (DISTILLED, CONTROL) for n in STEPS]
         heldout = Heldout(unseen_photographs(args.data), photographs, args.judged, [args.seed], 2000)
         result = run_bench(collection, settings, methods, heldout, progress)
-    write_results(args.out, result, log)
+    write_results(args.out, result, {run: folder / "runs" / run / LOG for run in (DISTILLED, CONTROL)})
 
 
 if __name__ == "__main__":

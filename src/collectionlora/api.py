@@ -13,7 +13,8 @@ from collectionlora.collection import Collection, Effect
 from collectionlora.config import Settings
 from collectionlora.editing import Editor, edit
 from collectionlora.effectbench.photographs import TRAIN, pool
-from collectionlora.effectbench.report import write_results
+from collectionlora.effectbench.report.curves import find_logs
+from collectionlora.effectbench.report.page import write_results
 from collectionlora.effectbench.running import (
     CLASSIFIER_STEPS,
     DEFAULT_METHODS,
@@ -207,5 +208,5 @@ def bench(
     photographs, numbers = heldout_photographs(photos), list(range(seeds))
     heldout = Heldout(photographs, pool(TRAIN), crops, numbers, CLASSIFIER_STEPS)
     result = run_bench(collection, settings, methods, heldout, progress)
-    write_results(collection.folder / "bench", result)
+    write_results(collection.folder / "bench", result, find_logs(collection))
     return result.metrics

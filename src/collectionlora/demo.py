@@ -15,7 +15,7 @@ from collectionlora.api import distill
 from collectionlora.collection import MANIFEST, Collection
 from collectionlora.data import write_photo
 from collectionlora.effectbench.photographs import TRAIN, pool
-from collectionlora.effectbench.report import write_results
+from collectionlora.effectbench.report.page import write_results
 from collectionlora.effectbench.running import Heldout, heldout_photographs, run_bench
 from collectionlora.effects import EFFECTS
 from collectionlora.effects.crops import PhotoPool
@@ -92,5 +92,5 @@ def demo(
     heldout = Heldout(heldout_photographs(None), pool(TRAIN), JUDGED, [seed + 1], CLASSIFIER_STEPS)
     result = run_bench(collection, settings, methods, heldout, progress)
     result.metrics["seconds"] = time.perf_counter() - began
-    write_results(out, result, folder / "runs" / RUN / LOG)
+    write_results(out, result, {RUN: folder / "runs" / RUN / LOG})
     return result.metrics

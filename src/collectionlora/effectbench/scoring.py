@@ -181,6 +181,6 @@ def score(
             **summarise(measured[name]),
             "general_psnr": general_fidelity(edits, [edit.target for edit in cases.edits]),
         }
-        if base in pictures:
+        if base in pictures and name != base:
             table[name]["general_base_psnr"] = general_fidelity(edits, pictures[base][GENERAL])
     return table
