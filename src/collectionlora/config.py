@@ -129,6 +129,13 @@ class VlmSettings(Section):
     max_tokens_total: int = Field(1_000_000, ge=1, description="tokens of one command; it stops before")
 
 
+class BenchSettings(Section):
+    """Models of the benchmark; which endpoint judges, only the command line says."""
+
+    clip: str | None = Field(None, description="CLIP model: a folder, or a name on the hub")
+    dino: str | None = Field(None, description="DINOv2 model: a folder, or a name on the hub")
+
+
 class Settings(Section):
     """All settings; each section belongs to the module of its name."""
 
@@ -142,6 +149,7 @@ class Settings(Section):
     match: MatchSettings = MatchSettings()
     distill: DistillSettings = DistillSettings()
     vlm: VlmSettings = VlmSettings()
+    bench: BenchSettings = BenchSettings()
 
     @model_validator(mode="after")
     def _critic_holds_student(self) -> "Settings":

@@ -20,7 +20,7 @@ from collectionlora import __version__
 from collectionlora.adapters.recipe import adapter_path
 from collectionlora.adapters.roles import STUDENT, TEACHER
 from collectionlora.collection import Collection
-from collectionlora.config import Settings
+from collectionlora.config import BenchSettings, Settings, VlmSettings
 from collectionlora.data import Photo, read_photo
 from collectionlora.editing import Editor
 from collectionlora.effectbench.baselines import BASELINES, Baselines, Progress
@@ -40,10 +40,12 @@ from collectionlora.effectbench.gallery import Result, show
 from collectionlora.effectbench.methods import SOURCE, student_method, teacher_method, undistilled_method
 from collectionlora.effectbench.photographs import HELDOUT, load_photograph
 from collectionlora.effectbench.scoring import Meter, average, concept_meter, score, truth_meter
+from collectionlora.effectbench.similarity import missing_models, similarity_meters
 from collectionlora.effectbench.truths import Truths, procedural_truth, relative_names
 from collectionlora.effects.crops import PhotoPool
 from collectionlora.errors import UserError
 from collectionlora.files import write_tensors
+from collectionlora.prompt_writing import find_pairs
 from collectionlora.session import Session
 from collectionlora.target_making import fingerprint
 
@@ -135,7 +137,8 @@ class MethodMaker:
         """The fingerprint of all that a method's pictures of an effect depend on."""
         shown = [photo.tobytes() for photo in cases.photos]
         shown += [edit.source.tobytes() + edit.instruction.encode() for edit in cases.edits]
-        parts: list[Any] = [self.settings, cases.seeds, *shown]
+        drawing = self.settings.model_copy(update={"bench": BenchSettings(), "vlm": VlmSettings()})
+        parts: list[Any] = [drawing, cases.seeds, *shown]
         if split_steps(name)[0] == TEACHER and effect != GENERAL:
             chosen = self.collection.effect(effect)
             return fingerprint(self.collection.teacher_path(chosen), chosen.teacher_prompt, *parts)
@@ -144,6 +147,30 @@ class MethodMaker:
         if name in (SOURCE.name, TRUTH, *BASELINES) or split_steps(name)[0] == TEACHER:
             return fingerprint(*(self.collection.teacher_path(e) for e in self.collection.effects), *parts)
         return fingerprint(self.adapter(name), *parts)
+
+    def references(self) -> dict[str, list[tuple[Photo, Photo]]]:
+        """Image pairs that show what an effect does, by effect, where there are any."""
+        found = {}
+        for effect in self.collection.effects:
+            pairs = find_pairs(self.collection, effect, self.session.backbone, self.settings)
+            if pairs:
+                photos = pairs.read()
+                found[effect.name] = list(zip(photos[0::2], photos[1::2], strict=True))
+        return found
+
+
+def skipped(truths: Truths, references: Mapping[str, Any], settings: BenchSettings) -> dict[str, str]:
+    """What is not measured, by name, and why."""
+    effects = [e.name for e in truths.collection.effects]
+    unknown, alone = (
+        [e for e in effects if not known(e)] for known in (truths.known, references.__contains__)
+    )
+    reasons = missing_models(settings)
+    if unknown:
+        reasons["truth"] = f"not known of {', '.join(unknown)}"
+    if alone and not {"clip", "dino"} <= reasons.keys():
+        reasons["reference images"] = f"no image pairs of {', '.join(alone)}: fill pairs/, or make targets"
+    return reasons
 
 
 def split_steps(name: str) -> tuple[str, int | None]:
@@ -211,7 +238,8 @@ def run_bench(
     for name in names:
         maker.key(name, GENERAL, cases)  # a wrong name is known before the work of the others is done
     methods, pictures, seconds = make_pictures(maker, names, cases, progress)
-    facts: dict[str, Any] = {}
+    references = maker.references()
+    facts: dict[str, Any] = {"skipped": skipped(truths, references, settings.bench)}
     meters: list[Meter] = [truth_meter(truths)]
     if truths.procedural:
         effects, pool = truths.procedural, heldout.others
@@ -219,6 +247,9 @@ def run_bench(
         classifier = load_or_train(collection.folder / "bench", effects, pool, steps, seed)
         meters.append(concept_meter(classifier, cases))
         facts["classifier"] = classifier_facts(classifier, truths)
+    prompts = {e.name: e.teacher_prompt for e in collection.effects}
+    edited = {effect: [target for _, target in pairs] for effect, pairs in references.items()}
+    meters += similarity_meters(settings.bench, cases, edited, prompts)
     table = score(methods, pictures, cases, meters, TEACHER)
     for name, row in table.items():
         row["seconds_per_image"] = seconds[name]

@@ -45,7 +45,7 @@ class Truths:
     """
 
     def __init__(self, collection: Collection, cases: Cases):
-        self.cases = cases
+        self.collection, self.cases = collection, cases
         self.procedural = {e.name: p for e in collection.effects if (p := procedural_truth(e))}
         self.images: dict[str, list[Photo]] = {}
         for effect in collection.effects:
