@@ -21,9 +21,10 @@ from collectionlora.collection import MANIFEST, Collection
 from collectionlora.config import Settings, parse_overrides
 from collectionlora.data import Photo
 from collectionlora.demo import build_collection, shipped_teachers
+from collectionlora.effectbench.heldout import Heldout, heldout_photographs
 from collectionlora.effectbench.photographs import HELDOUT, TRAIN, load_photograph
 from collectionlora.effectbench.report.page import write_results
-from collectionlora.effectbench.running import Heldout, heldout_photographs, run_bench
+from collectionlora.effectbench.running import run_bench
 from collectionlora.effects.ordinary import load_photographs
 from collectionlora.session import resolve_settings
 from collectionlora.terminal import ProgressLine

@@ -12,16 +12,11 @@ from collectionlora.backbones import load_backbone
 from collectionlora.collection import Collection, Effect
 from collectionlora.config import Settings
 from collectionlora.editing import Editor, edit
+from collectionlora.effectbench.heldout import Heldout, heldout_photographs
 from collectionlora.effectbench.photographs import TRAIN, pool
 from collectionlora.effectbench.report.curves import find_logs
 from collectionlora.effectbench.report.page import write_results
-from collectionlora.effectbench.running import (
-    CLASSIFIER_STEPS,
-    DEFAULT_METHODS,
-    Heldout,
-    heldout_photographs,
-    run_bench,
-)
+from collectionlora.effectbench.running import DEFAULT_METHODS, run_bench
 from collectionlora.exporting import export
 from collectionlora.files import write_json
 from collectionlora.prompt_writing import PromptWriter
@@ -34,6 +29,7 @@ from collectionlora.vlm import Endpoint, Vlm
 
 __all__ = ["Editor", "bench", "distill", "edit", "export", "prompts", "targets", "teach"]
 
+CLASSIFIER_STEPS = 800
 Progress = Callable[[str, int, int, dict[str, float]], None]  # (what, done, in all, metrics)
 
 
@@ -188,25 +184,31 @@ def bench(
     crops: int = 24,
     seeds: int = 1,
     overrides: Mapping[str, Any] | None = None,
+    judge: Endpoint | None = None,
     progress: Progress = ignore,
 ) -> dict[str, Any]:
-    """EffectBench over a collection of effects with a known truth; writes into `bench/`.
+    """EffectBench over a collection; writes into `bench/`.
 
     Args:
         photos: a folder of photographs that nothing was trained on; by default some that ship with packages.
         methods: names, see `MethodMaker.method`.
-        crops: random crops of them for each effect and seed.
+        crops: photos of each effect and seed: random crops of the photographs, or the middles of whole ones
+            if an effect has no procedural truth.
+        judge: a vision-language model that judges every picture.
 
     Returns:
         the content of metrics.json.
 
     Raises:
-        UserError: an effect without a known truth, an unknown method, or no finished adapter.
+        UserError: an unknown method, no finished adapter, too few photographs, a model or judge that
+            fails.
     """
     collection = open_collection(collection)
     settings = resolve_settings(collection, overrides or {})
     photographs, numbers = heldout_photographs(photos), list(range(seeds))
     heldout = Heldout(photographs, pool(TRAIN), crops, numbers, CLASSIFIER_STEPS)
-    result = run_bench(collection, settings, methods, heldout, progress)
+    result = run_bench(
+        collection, settings, methods, heldout, progress, Vlm(judge, settings.vlm) if judge else None
+    )
     write_results(collection.folder / "bench", result, find_logs(collection))
     return result.metrics

@@ -7,7 +7,7 @@ mend it (one line), 1 a fault of ours (traceback), 130 interrupted with the stat
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -118,9 +118,7 @@ def prompts(
     from collectionlora import api
     from collectionlora.vlm import Endpoint
 
-    layer = parse_overrides(overrides or [])
-    if max_tokens_total is not None:
-        layer.setdefault("vlm", {})["max_tokens_total"] = max_tokens_total
+    layer = with_token_cap(parse_overrides(overrides or []), max_tokens_total)
     try:
         with ProgressLine() as progress:
             result = api.prompts(folder, Endpoint.of(vlm, model, api_key_env), layer, progress)
@@ -215,22 +213,27 @@ def bench(
     methods: Annotated[str, typer.Option(help="names with commas between")] = "source,teacher,student",
     crops: Annotated[int, typer.Option(min=1, help="photos of each effect and seed")] = 24,
     seeds: Annotated[int, typer.Option(min=1)] = 1,
+    judge: Annotated[str | None, typer.Option(help="an OpenAI-compatible endpoint that judges")] = None,
+    judge_model: Annotated[str | None, typer.Option(help="the endpoint's model")] = None,
+    api_key_env: VlmKey = None,
+    max_tokens_total: VlmTokens = None,
     overrides: Set = None,
     as_json: Json = False,
 ) -> None:
     """EffectBench: methods side by side on photographs held out; resumes.
 
-    Methods: source, teacher, teacher-8 (undistilled, few steps), student, student-4, stack, flow-matching,
-    merge-linear, merge-ties, merge-dare, merge-svd, or the name of a run.
+    Methods: source, truth, teacher, teacher-8 (undistilled, few steps), student, student-4, stack,
+    flow-matching, merge-linear, merge-ties, merge-dare, merge-svd, or the name of a run.
 
     Example: collectionlora bench my-collection --methods teacher,student,student-4,stack
     """
     from collectionlora import api
+    from collectionlora.vlm import Endpoint
 
+    layer = with_token_cap(parse_overrides(overrides or []), max_tokens_total)
+    endpoint = Endpoint.of(judge, judge_model, api_key_env, "--judge")
     with ProgressLine() as progress:
-        metrics = api.bench(
-            folder, photos, methods.split(","), crops, seeds, parse_overrides(overrides or []), progress
-        )
+        metrics = api.bench(folder, photos, methods.split(","), crops, seeds, layer, endpoint, progress)
     if as_json:
         say(True, metrics, "")
         return
@@ -263,6 +266,11 @@ def export(
             "({worst_module})".format(**reduction)
         )
     say(as_json, result, "\n".join(lines))
+
+
+def with_token_cap(layer: dict[str, dict[str, Any]], cap: int | None) -> dict[str, dict[str, Any]]:
+    """Overrides with `--max-tokens-total` among them, if it is given."""
+    return layer if cap is None else {**layer, "vlm": {**layer.get("vlm", {}), "max_tokens_total": cap}}
 
 
 def show_version(value: bool) -> None:

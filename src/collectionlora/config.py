@@ -134,6 +134,7 @@ class BenchSettings(Section):
 
     clip: str | None = Field(None, description="CLIP model: a folder, or a name on the hub")
     dino: str | None = Field(None, description="DINOv2 model: a folder, or a name on the hub")
+    judged_twice: int = Field(20, ge=0, description="pictures judged again, for the judge's repeatability")
 
 
 class Settings(Section):

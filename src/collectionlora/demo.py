@@ -14,9 +14,10 @@ from collectionlora.adapters.roles import STUDENT, TEACHER
 from collectionlora.api import distill
 from collectionlora.collection import MANIFEST, Collection
 from collectionlora.data import write_photo
+from collectionlora.effectbench.heldout import Heldout, heldout_photographs
 from collectionlora.effectbench.photographs import TRAIN, pool
 from collectionlora.effectbench.report.page import write_results
-from collectionlora.effectbench.running import Heldout, heldout_photographs, run_bench
+from collectionlora.effectbench.running import run_bench
 from collectionlora.effects import EFFECTS
 from collectionlora.effects.crops import PhotoPool
 from collectionlora.effects.ordinary import general_instructions

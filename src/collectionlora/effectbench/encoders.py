@@ -9,6 +9,7 @@ from typing import Protocol
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel, Dinov2Model
 
@@ -50,7 +51,7 @@ class Clip:
         """Unit vectors `[N, D]`."""
 
         def embed(part: Sequence[Photo]) -> Tensor:
-            pixels = self.processor(images=list(part), return_tensors="pt")
+            pixels = self.processor(images=[Image.fromarray(p) for p in part], return_tensors="pt")
             return self.model.get_image_features(**pixels).pooler_output
 
         return in_parts(embed, photos)
@@ -84,7 +85,7 @@ class Dino:
         """Unit vectors `[N, D]`."""
 
         def embed(part: Sequence[Photo]) -> Tensor:
-            pixels = self.processor(images=list(part), return_tensors="pt")
+            pixels = self.processor(images=[Image.fromarray(p) for p in part], return_tensors="pt")
             return self.model(**pixels).last_hidden_state[:, 0]
 
         return in_parts(embed, photos)

@@ -6,8 +6,8 @@ so that an interrupted bench goes on and a changed adapter is judged anew.
 
 import platform
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from collectionlora.adapters.recipe import adapter_path
 from collectionlora.adapters.roles import STUDENT, TEACHER
 from collectionlora.collection import Collection
 from collectionlora.config import BenchSettings, Settings, VlmSettings
-from collectionlora.data import Photo, read_photo
+from collectionlora.data import Photo
 from collectionlora.editing import Editor
 from collectionlora.effectbench.baselines import BASELINES, Baselines, Progress
 from collectionlora.effectbench.bench import (
@@ -29,64 +29,25 @@ from collectionlora.effectbench.bench import (
     Cases,
     Method,
     Pictures,
-    draw_crops,
-    draw_whole,
-    join_cases,
     make,
     make_edits,
 )
-from collectionlora.effectbench.classifier import ConceptClassifier, load_or_train, probabilities
 from collectionlora.effectbench.gallery import Result, show
+from collectionlora.effectbench.heldout import Heldout
+from collectionlora.effectbench.judging import Judge
+from collectionlora.effectbench.measuring import gather_meters
 from collectionlora.effectbench.methods import SOURCE, student_method, teacher_method, undistilled_method
-from collectionlora.effectbench.photographs import HELDOUT, load_photograph
-from collectionlora.effectbench.scoring import Meter, average, concept_meter, score, truth_meter
-from collectionlora.effectbench.similarity import missing_models, similarity_meters
-from collectionlora.effectbench.truths import Truths, procedural_truth, relative_names
-from collectionlora.effects.crops import PhotoPool
+from collectionlora.effectbench.scoring import score
+from collectionlora.effectbench.truths import Truths
 from collectionlora.errors import UserError
 from collectionlora.files import write_tensors
 from collectionlora.prompt_writing import find_pairs
 from collectionlora.session import Session
 from collectionlora.target_making import fingerprint
+from collectionlora.vlm import Vlm
 
 DEFAULT_METHODS = ("source", TEACHER, STUDENT)
 TRUTH = "truth"
-CLASSIFIER_STEPS = 800
-
-
-@dataclass(frozen=True)
-class Heldout:
-    """What a collection is judged on.
-
-    Attributes:
-        photographs: by name; nothing was trained on them.
-        others: photographs to train the classifier on.
-        num_photos: photos of each effect and seed.
-    """
-
-    photographs: Mapping[str, Photo]
-    others: PhotoPool
-    num_photos: int
-    seeds: Sequence[int]
-    classifier_steps: int = CLASSIFIER_STEPS
-
-    def draw(self, collection: Collection, side: int) -> Cases:
-        """Random crops where all truths are procedural, the middles of whole photographs otherwise.
-
-        Raises:
-            UserError: there are fewer photographs than are asked for.
-        """
-        if all(procedural_truth(effect) for effect in collection.effects):
-            pool = PhotoPool(list(self.photographs.values()))
-            return join_cases([draw_crops(pool, self.num_photos, seed, side) for seed in self.seeds])
-        return join_cases([draw_whole(self.photographs, self.num_photos, seed, side) for seed in self.seeds])
-
-
-def heldout_photographs(folder: Path | None) -> dict[str, Photo]:
-    """The photographs of a folder, by default three that ship inside scikit-image and scikit-learn."""
-    if folder is None:
-        return {name: load_photograph(name) for name in HELDOUT}
-    return {name: read_photo(path) for name, path in relative_names(folder).items()}
 
 
 class MethodMaker:
@@ -159,20 +120,6 @@ class MethodMaker:
         return found
 
 
-def skipped(truths: Truths, references: Mapping[str, Any], settings: BenchSettings) -> dict[str, str]:
-    """What is not measured, by name, and why."""
-    effects = [e.name for e in truths.collection.effects]
-    unknown, alone = (
-        [e for e in effects if not known(e)] for known in (truths.known, references.__contains__)
-    )
-    reasons = missing_models(settings)
-    if unknown:
-        reasons["truth"] = f"not known of {', '.join(unknown)}"
-    if alone and not {"clip", "dino"} <= reasons.keys():
-        reasons["reference images"] = f"no image pairs of {', '.join(alone)}: fill pairs/, or make targets"
-    return reasons
-
-
 def split_steps(name: str) -> tuple[str, int | None]:
     """`student-4` to ("student", 4); a name without a number to itself and None."""
     role, _, steps = name.rpartition("-")
@@ -206,30 +153,22 @@ def make_pictures(
     return methods, pictures, seconds
 
 
-def classifier_facts(classifier: ConceptClassifier, truths: Truths) -> dict[str, Any]:
-    """What the classifier knows, and how often it is right on true effects of the judged photos.
-
-    `untouched_accuracy` is how often it answers "none" to a photo that nothing was done to.
-    """
-    photos = truths.cases.photos
-    columns = {}
-    for index, effect in enumerate(classifier.effects):
-        shown = probabilities(classifier, photos, truths.draw(effect)).argmax(1).numpy()
-        columns[effect] = (shown == index).astype(float)
-    untouched = probabilities(classifier, photos, photos).argmax(1).numpy() == len(classifier.effects)
-    both = average(
-        {"accuracy": np.mean(list(columns.values()), axis=0), "untouched_accuracy": untouched * 1.0}
-    )
-    return {"classes": [*classifier.effects, "none"], **both}
-
-
 def run_bench(
-    collection: Collection, settings: Settings, names: Sequence[str], heldout: Heldout, progress: Progress
+    collection: Collection,
+    settings: Settings,
+    names: Sequence[str],
+    heldout: Heldout,
+    progress: Progress,
+    vlm: Vlm | None = None,
 ) -> Result:
     """Make all pictures and measure them.
 
+    Args:
+        vlm: the judge, if there is one.
+
     Raises:
-        UserError: an unknown method, no finished adapter, or a true image that is missing.
+        UserError: an unknown method, no finished adapter, a true image that is missing, a model that cannot
+            be opened, or a judge that fails.
     """
     began = time.perf_counter()
     cases = heldout.draw(collection, settings.data.resolution)
@@ -238,19 +177,17 @@ def run_bench(
     for name in names:
         maker.key(name, GENERAL, cases)  # a wrong name is known before the work of the others is done
     methods, pictures, seconds = make_pictures(maker, names, cases, progress)
-    references = maker.references()
-    facts: dict[str, Any] = {"skipped": skipped(truths, references, settings.bench)}
-    meters: list[Meter] = [truth_meter(truths)]
-    if truths.procedural:
-        effects, pool = truths.procedural, heldout.others
-        steps, seed = heldout.classifier_steps, heldout.seeds[0]
-        classifier = load_or_train(collection.folder / "bench", effects, pool, steps, seed)
-        meters.append(concept_meter(classifier, cases))
-        facts["classifier"] = classifier_facts(classifier, truths)
-    prompts = {e.name: e.teacher_prompt for e in collection.effects}
-    edited = {effect: [target for _, target in pairs] for effect, pairs in references.items()}
-    meters += similarity_meters(settings.bench, cases, edited, prompts)
+    pairs = maker.references()
+    facts, meters = gather_meters(truths, heldout, pairs, settings)
+    judge = Judge(vlm, collection, cases, pairs) if vlm else None
+    if judge:
+        meters.append(judge.meter(progress))
+    else:
+        facts["skipped"]["judge"] = "no endpoint is given: --judge URL --judge-model M"
     table = score(methods, pictures, cases, meters, TEACHER)
+    if judge:
+        repeated = judge.repeat(pictures, settings.bench.judged_twice, heldout.seeds[0])
+        facts["judge"] = {**judge.facts(), "judged_twice": repeated}
     for name, row in table.items():
         row["seconds_per_image"] = seconds[name]
     metrics = {

@@ -112,6 +112,8 @@ def average(columns: Mapping[str, Values]) -> dict[str, Any]:
     known = {key: column[~np.isnan(column)] for key, column in columns.items()}
     known = {key: column for key, column in known.items() if len(column)}
     means: dict[str, Any] = {key: float(column.mean()) for key, column in known.items()}
+    if "vsa" in means:
+        assert means["vsa"] <= 5 * (1 - means["bcr"]) + 1e-9  # both come from one answer
     return {**means, "ci95": {key: bootstrap_interval(column) for key, column in known.items()}}
 
 

@@ -63,7 +63,7 @@ def bars(methods: Mapping[str, Mapping[str, Any]], column: Column) -> dict[str, 
     known = [
         row["per_effect"][e][key] for row in methods.values() for e in names if key in row["per_effect"][e]
     ]
-    full = max(max(known), min(FULL.get(key, 1.0), 1.5 * max(known)))
+    full = max(max(known), min(FULL.get(key, 1.0), 1.5 * max(known))) or 1.0
     chart: dict[str, list[dict[str, Any]]] = {}
     for effect in names:
         chart[effect] = []
