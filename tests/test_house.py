@@ -14,10 +14,10 @@ FLOORS = [
     {"families"},
     {"model_card"},
     {"target_making", "prompt_writing", "distillation", "teaching", "trainer", "editing", "exporting"},
-    {"session", "checking", "manifest_template", "effectbench"},
+    {"session", "checking", "manifest_template", "manifest_editing", "growing", "effectbench"},
     {"api"},
     {"demo"},
-    {"cli", "terminal"},
+    {"cli", "cli_growth", "cli_options", "terminal"},
 ]
 # What may import upwards, and why: the prompt type is what prompting measures.
 EXCEPTIONS = {("prompting", "backbones")}

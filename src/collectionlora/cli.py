@@ -7,27 +7,21 @@ mend it (one line), 1 a fault of ours (traceback), 130 interrupted with the stat
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from collectionlora import __version__
+from collectionlora.cli_growth import add, bench, remove
+from collectionlora.cli_options import Folder, Json, Names, Set, VlmKey, VlmTokens, with_token_cap
 from collectionlora.config import SettingsError, parse_overrides
 from collectionlora.errors import UserError
 from collectionlora.terminal import ProgressLine, console, describe_lora, methods_table, prompt_table, say
 
 app = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, help=__doc__)
 
-Folder = Annotated[Path, typer.Argument(help="the collection's folder")]
-Names = Annotated[list[str] | None, typer.Argument(help="effects; all if none is named")]
-Set = Annotated[list[str] | None, typer.Option("--set", help="override a setting: section.name=value")]
 VlmUrl = Annotated[str | None, typer.Option("--vlm", help="an OpenAI-compatible endpoint: http://HOST/v1")]
 VlmModel = Annotated[str | None, typer.Option("--model", help="the endpoint's model")]
-VlmKey = Annotated[str | None, typer.Option("--api-key-env", help="environment variable that holds its key")]
-VlmTokens = Annotated[
-    int | None, typer.Option("--max-tokens-total", help="stop before more tokens are spent")
-]
-Json = Annotated[bool, typer.Option("--json", help="one JSON object on stdout")]
 
 
 @app.command()
@@ -204,41 +198,8 @@ def edit(
     say(as_json, {"images": written}, "\n".join(f"wrote {path}" for path in written))
 
 
-@app.command()
-def bench(
-    folder: Folder,
-    photos: Annotated[
-        Path | None, typer.Option(help="held-out photographs; default: three that ship with scikit-image")
-    ] = None,
-    methods: Annotated[str, typer.Option(help="names with commas between")] = "source,teacher,student",
-    crops: Annotated[int, typer.Option(min=1, help="photos of each effect and seed")] = 24,
-    seeds: Annotated[int, typer.Option(min=1)] = 1,
-    judge: Annotated[str | None, typer.Option(help="an OpenAI-compatible endpoint that judges")] = None,
-    judge_model: Annotated[str | None, typer.Option(help="the endpoint's model")] = None,
-    api_key_env: VlmKey = None,
-    max_tokens_total: VlmTokens = None,
-    overrides: Set = None,
-    as_json: Json = False,
-) -> None:
-    """EffectBench: methods side by side on photographs held out; resumes.
-
-    Methods: source, truth, teacher, teacher-8 (undistilled, few steps), student, student-4, stack,
-    flow-matching, merge-linear, merge-ties, merge-dare, merge-svd, or the name of a run.
-
-    Example: collectionlora bench my-collection --methods teacher,student,student-4,stack
-    """
-    from collectionlora import api
-    from collectionlora.vlm import Endpoint
-
-    layer = with_token_cap(parse_overrides(overrides or []), max_tokens_total)
-    endpoint = Endpoint.of(judge, judge_model, api_key_env, "--judge")
-    with ProgressLine() as progress:
-        metrics = api.bench(folder, photos, methods.split(","), crops, seeds, layer, endpoint, progress)
-    if as_json:
-        say(True, metrics, "")
-        return
-    console.print(methods_table(metrics))
-    console.print(f"look at {folder}/bench/sheet.png, read {folder}/bench/report.html")
+for verb in (bench, add, remove):
+    app.command()(verb)
 
 
 @app.command()
@@ -266,11 +227,6 @@ def export(
             "({worst_module})".format(**reduction)
         )
     say(as_json, result, "\n".join(lines))
-
-
-def with_token_cap(layer: dict[str, dict[str, Any]], cap: int | None) -> dict[str, dict[str, Any]]:
-    """Overrides with `--max-tokens-total` among them, if it is given."""
-    return layer if cap is None else {**layer, "vlm": {**layer.get("vlm", {}), "max_tokens_total": cap}}
 
 
 def show_version(value: bool) -> None:

@@ -117,6 +117,16 @@ class DistillSettings(Section):
     ema: float = Field(0.98, ge=0, lt=1, description="decay of the student's moving average, which is saved")
 
 
+class AddSettings(Section):
+    """`add`: a short run from a finished adapter, with all other settings as they are."""
+
+    match_updates: int = Field(200, ge=0, description="takes the place of match.updates")
+    student_updates: int = Field(100, ge=0, description="takes the place of distill.student_updates")
+    new_ratio: float = Field(
+        0.5, ge=0, le=1, description="probability that the effect stream draws a new effect, not a kept one"
+    )
+
+
 class VlmSettings(Section):
     """How a vision-language endpoint is asked; which one, only the command line says."""
 
@@ -149,6 +159,7 @@ class Settings(Section):
     teach: TeachSettings = TeachSettings()
     match: MatchSettings = MatchSettings()
     distill: DistillSettings = DistillSettings()
+    add: AddSettings = AddSettings()
     vlm: VlmSettings = VlmSettings()
     bench: BenchSettings = BenchSettings()
 
@@ -198,6 +209,12 @@ def resolve(*layers: Mapping[str, Any]) -> Settings:
         return Settings(**merged)
     except ValidationError as error:
         raise _explain(error) from None
+
+
+def changed(settings: Settings, **sections: Mapping[str, Any]) -> Settings:
+    """Settings with some values replaced, section by section."""
+    whole = settings.model_dump()
+    return Settings(**{**whole, **{name: {**whole[name], **values} for name, values in sections.items()}})
 
 
 def _explain(error: ValidationError) -> SettingsError:

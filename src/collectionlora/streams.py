@@ -14,7 +14,7 @@ from torch import Tensor
 from collectionlora.backbones.base import Condition, Prompt
 
 # Separate the uses of one (seed, step, rank), so that they are independent of each other.
-ROUTE, BATCH, NOISE = 0, 1, 2
+ROUTE, BATCH, NOISE, FAVOUR = 0, 1, 2, 4
 
 
 def generator_for(seed: int, step: int, rank: int, use: int, part: int = 0) -> np.random.Generator:
@@ -115,12 +115,30 @@ class Streams:
         self.seed, self.batch_size, self.rank = seed, batch_size, rank
         self.effect_ratio, self.route_every = effect_ratio, route_every
         self.asymmetric_prompts = asymmetric_prompts
+        self.favoured: set[int] = set()
+        self.favoured_ratio = 0.0
+
+    def favour(self, names: Sequence[str], ratio: float) -> None:
+        """Let the effect stream draw from these effects with probability `ratio`, from the others else.
+
+        Within both groups effects stay equally likely.
+        """
+        self.favoured = {i for i, effect in enumerate(self.effects) if effect.name in names}
+        self.favoured_ratio = ratio if len(self.favoured) < len(self.effects) else 1.0
+
+    def _favoured(self, step: int, part: int) -> int:
+        rng = generator_for(self.seed, step // self.route_every, self.rank, FAVOUR, part)
+        chosen = rng.random() < self.favoured_ratio
+        group = [i for i in range(len(self.effects)) if (i in self.favoured) == chosen]
+        return group[int(rng.integers(len(group)))]
 
     def batch(self, step: int, part: int = 0) -> Batch:
         """Batch `part` of a step: a pure function of (seed, step, part, rank)."""
         index = route(
             self.seed, step, self.rank, len(self.effects), self.effect_ratio, self.route_every, part
         )
+        if index is not None and self.favoured:
+            index = self._favoured(step, part)
         rng = generator_for(self.seed, step, self.rank, BATCH, part)
         return self._general(rng) if index is None else self._effect(self.effects[index], rng)
 

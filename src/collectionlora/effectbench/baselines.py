@@ -8,7 +8,6 @@ updates.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +16,7 @@ from collectionlora.adapters.merging import MERGES, add, merge
 from collectionlora.adapters.roles import LoraWeights
 from collectionlora.backbones.base import Condition
 from collectionlora.collection import Collection
-from collectionlora.config import Settings
+from collectionlora.config import Settings, changed
 from collectionlora.effectbench.bench import GENERAL, Method
 from collectionlora.sampling import Denoiser, noise_like, sample_few_steps
 from collectionlora.session import Session
@@ -28,12 +27,6 @@ MERGE_METHODS = tuple(f"merge-{how}" for how in MERGES)
 BASELINES = (STACK, FLOW_MATCHING, *MERGE_METHODS)
 
 Progress = Callable[[str, int, int, dict[str, float]], None]
-
-
-def changed(settings: Settings, **sections: Mapping[str, Any]) -> Settings:
-    """Settings with some values replaced, section by section."""
-    whole = settings.model_dump()
-    return Settings(**{**whole, **{name: {**whole[name], **values} for name, values in sections.items()}})
 
 
 def train_baseline(collection: Collection, settings: Settings, name: str, progress: Progress) -> LoraWeights:
