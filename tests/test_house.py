@@ -7,17 +7,20 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "collectionlora"
 FLOORS = [
-    {"errors", "files", "processes", "terminal", "flow", "config", "effects", "collection", "memory"},
+    {"errors", "files", "processes", "flow", "config", "effects", "collection", "memory"},
     {"objectives", "adapters", "prompting", "data", "vlm", "rewriting"},
     {"backbones"},
     {"checkpoint", "sampling", "streams", "workflows"},
     {"families"},
     {"model_card"},
     {"target_making", "prompt_writing", "distillation", "teaching", "trainer", "editing", "exporting"},
-    {"session", "checking", "manifest_template", "effectbench", "planning", "advising", "watching"},
-    {"api", "studio"},
+    {
+        *("session", "checking", "manifest_template", "manifest_editing", "growing", "effectbench"),
+        *("planning", "advising", "watching"),
+    },
+    {"api", "studio", "terminal"},
     {"demo"},
-    {"cli"},
+    {"cli", "cli_growth", "cli_options"},
     {"__main__"},
 ]
 # What may import upwards, and why: the prompt type is what prompting measures.
@@ -57,7 +60,7 @@ def test_a_lower_floor_never_imports_a_higher_one(path):
 def test_foreign_models_are_imported_only_where_they_are_wrapped(path):
     for module in imports(path):
         if module.split(".")[0] in {"diffusers", "transformers"}:
-            assert path.parent.name == "backbones"
+            assert path.parent.name == "backbones" or path.name == "encoders.py"
         if module.split(".")[0] == "gradio":
             assert path.parent.name == "studio"
 

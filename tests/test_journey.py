@@ -211,7 +211,7 @@ def test_demo_ends_with_table_sheet_and_report(tmp_path, monkeypatch, capsys):
         assert {"psnr", "ssim", "concept_accuracy", "bad_case_rate", "bleed", "general_psnr"} <= set(row)
         assert set(row["per_effect"]) == {"sepia", "technicolor"}
     page = (tmp_path / "demo" / "report.html").read_text()
-    assert "data:image/png;base64," in page
+    assert page.count("data:image/") == 2 * 2 * (2 + 2)  # effects, photos; source, truth, teacher, student
     assert "<polyline" in page
     assert Image.open(tmp_path / "demo" / "sheet.png").width > 800
     assert [e.name for e in Collection.load(tmp_path / "demo" / "collection").effects] == [
@@ -228,16 +228,23 @@ def test_bench_judges_methods_keeps_their_pictures_and_goes_on(taught, capsys, m
     monkeypatch.setattr(bench, "GENERAL_KINDS", ("blur",))
     call(capsys, "distill", taught, "--run", "first")
     arguments = ["bench", taught, "--crops", "1", "--seeds", "2"]
-    methods = "source,teacher,teacher-1,student,first,stack"
+    methods = "source,truth,teacher,teacher-1,student,first,stack"
     code, metrics = call(capsys, *arguments, "--methods", methods)
     assert code == 0
     assert metrics == json.loads((taught / "bench" / "metrics.json").read_text())
     assert (metrics["photos"], metrics["seeds"]) == (2, [0, 1])
     rows = metrics["methods"]
     assert {name: row["nfe"] for name, row in rows.items()} == {
-        "source": 0, "teacher": 4, "teacher-1": 2, "student": 2, "first": 2, "stack": 2
+        "source": 0, "truth": 0, "teacher": 4, "teacher-1": 2, "student": 2, "first": 2, "stack": 2
     }  # fmt: skip
-    assert rows["student"] == rows["first"]
+    student, first = ({k: v for k, v in rows[n].items() if "seconds" not in k} for n in ("student", "first"))
+    assert student == first
+    assert student["bytes"] == (taught / "collection.safetensors").stat().st_size
+    assert rows["teacher"]["bytes"] == sum(p.stat().st_size for p in (taught / "teachers").iterdir())
+    assert rows["source"]["bytes"] == 0
+    assert [name for name, row in rows.items() if "general_base_psnr" not in row] == ["teacher"]
+    assert rows["truth"]["psnr"] == rows["truth"]["general_psnr"] == 60
+    assert rows["truth"]["concept_accuracy"] == metrics["classifier"]["accuracy"]
     for row in rows.values():
         low, high = row["ci95"]["psnr"]
         assert low <= row["psnr"] <= high
@@ -247,11 +254,13 @@ def test_bench_judges_methods_keeps_their_pictures_and_goes_on(taught, capsys, m
         assert all(len(counts) == 3 for counts in row["confusion"])
 
     pictures = {
-        path: path.stat().st_mtime_ns for path in (taught / "bench" / "pictures").rglob("*.safetensors")
+        path: path.stat().st_mtime_ns for path in (taught / "bench").rglob("pictures/*/*.safetensors")
     }
     assert len(pictures) == 3 * len(rows)  # two effects, and the ordinary edits
+    pictures |= {path: path.stat().st_mtime_ns for path in (taught / "bench").glob("classifier-*")}
+    assert len(pictures) == 3 * len(rows) + 1
     call(capsys, *arguments, "--methods", methods)
     assert all(path.stat().st_mtime_ns == made for path, made in pictures.items())
 
-    with pytest.raises(UserError, match="'studnet' is no method; choose from source, teacher"):
+    with pytest.raises(UserError, match="'studnet' is no method; choose from source, truth"):
         app(["bench", str(taught), "--methods", "studnet"])

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from collectionlora.effectbench.bench import bootstrap_interval
 from collectionlora.effectbench.metrics import coverage, nearest_outcome, psnr, valid_outcomes
+from collectionlora.effectbench.scoring import bootstrap_interval
 from collectionlora.effects import EFFECTS
 
 PHOTO = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)

@@ -19,14 +19,14 @@ from typing import Any
 from collectionlora import processes
 from collectionlora.adapters.roles import TEACHER
 from collectionlora.api import distill
-from collectionlora.collection import MANIFEST, Collection, list_photos
+from collectionlora.collection import MANIFEST, Collection
 from collectionlora.config import Settings, parse_overrides
-from collectionlora.data import read_photo
+from collectionlora.data import Photo
 from collectionlora.demo import build_collection, shipped_teachers
+from collectionlora.effectbench.heldout import Heldout, heldout_photographs
 from collectionlora.effectbench.photographs import HELDOUT, TRAIN, load_photograph
-from collectionlora.effectbench.report import write_results
+from collectionlora.effectbench.report.page import write_results
 from collectionlora.effectbench.running import run_bench
-from collectionlora.effects.crops import PhotoPool
 from collectionlora.effects.ordinary import load_photographs
 from collectionlora.session import resolve_settings
 from collectionlora.terminal import joined_processes
@@ -36,10 +36,10 @@ DISTILLED, CONTROL = "distilled", "matching"  # names of the runs
 STEPS = (8, 4, 2, 1)
 
 
-def unseen_photographs(data: Path) -> PhotoPool:
+def unseen_photographs(data: Path) -> dict[str, Photo]:
     """Whole photographs that neither base, teachers nor students were trained on."""
-    debian = [read_photo(path) for path in list_photos(data / "photographs" / "heldout")]
-    return PhotoPool([*debian, *(load_photograph(name) for name in (*HELDOUT, *TRAIN))])
+    debian = heldout_photographs(data / "photographs" / "heldout")
+    return debian | {name: load_photograph(name) for name in (*HELDOUT, *TRAIN)}
 
 
 def matching_overrides(log: Path, settings: Settings) -> dict[str, Any]:
@@ -52,14 +52,13 @@ def matching_overrides(log: Path, settings: Settings) -> dict[str, Any]:
 
 def train_both(
     collection: Collection, overrides: Mapping[str, Mapping[str, Any]], settings: Settings, progress: Any
-) -> Path:
-    """The method and its control; returns the log of the method's run."""
+) -> None:
+    """The method, then its control."""
     distill(collection, DISTILLED, overrides, resume=True, progress=progress)
     log = collection.folder / "runs" / DISTILLED / LOG
     matching = matching_overrides(log, settings)
     control = {section: {**overrides.get(section, {}), **values} for section, values in matching.items()}
     distill(collection, CONTROL, {**overrides, **control}, resume=True, progress=progress)
-    return log
 
 
 def main() -> None:
@@ -81,16 +80,14 @@ def main() -> None:
                 build_collection(folder, shipped_teachers(), photographs, args.seed)
         collection = Collection.load(folder)
         settings = resolve_settings(collection, overrides)
-        log = train_both(collection, overrides, settings, progress)
+        train_both(collection, overrides, settings, progress)
         if not processes.is_main():
             return
         methods = ["source", TEACHER, *(f"{TEACHER}-{n}" for n in STEPS)]
         methods += [f"{run}-{n}" for run in (DISTILLED, CONTROL) for n in STEPS]
-        unseen = unseen_photographs(args.data)
-        metrics, sheet = run_bench(
-            collection, settings, methods, unseen, photographs, args.judged, [args.seed], 2000, progress
-        )
-    write_results(args.out, metrics, sheet, log)
+        heldout = Heldout(unseen_photographs(args.data), photographs, args.judged, [args.seed], 2000)
+        result = run_bench(collection, settings, methods, heldout, progress)
+    write_results(args.out, result, {run: folder / "runs" / run / LOG for run in (DISTILLED, CONTROL)})
 
 
 if __name__ == "__main__":

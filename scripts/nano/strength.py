@@ -33,9 +33,9 @@ from collectionlora.adapters.roles import STUDENT
 from collectionlora.backbones.base import Condition, Prompt
 from collectionlora.data import Photo, to_images, to_photos, write_photo
 from collectionlora.editing import STRIP, Editor
+from collectionlora.effectbench.gallery import contact_sheet
 from collectionlora.effectbench.metrics import psnr, valid_outcomes
 from collectionlora.effectbench.photographs import HELDOUT, pool
-from collectionlora.effectbench.sheet import contact_sheet
 from collectionlora.effects import EFFECTS
 from collectionlora.files import write_json
 from collectionlora.flow import add_noise, few_step_sigmas

@@ -6,21 +6,20 @@ from typing import Any
 
 from torch import Tensor
 
-from collectionlora import processes
+from collectionlora import growing, processes
 from collectionlora.adapters.formats import write_lora
 from collectionlora.adapters.roles import STUDENT
 from collectionlora.backbones import load_backbone
 from collectionlora.collection import Collection, Effect
 from collectionlora.config import Settings
 from collectionlora.editing import Editor, edit
+from collectionlora.effectbench.gate import Gate
+from collectionlora.effectbench.heldout import Heldout, heldout_photographs
 from collectionlora.effectbench.photographs import TRAIN, pool
-from collectionlora.effectbench.report import write_results
-from collectionlora.effectbench.running import (
-    CLASSIFIER_STEPS,
-    DEFAULT_METHODS,
-    heldout_photographs,
-    run_bench,
-)
+from collectionlora.effectbench.report.curves import find_logs
+from collectionlora.effectbench.report.page import write_results
+from collectionlora.effectbench.running import DEFAULT_METHODS, run_bench
+from collectionlora.errors import UserError
 from collectionlora.exporting import export
 from collectionlora.files import write_json
 from collectionlora.planning import plan
@@ -33,8 +32,21 @@ from collectionlora.trainer import train
 from collectionlora.vlm import Endpoint, Vlm
 from collectionlora.watching import Watch
 
-__all__ = ["Editor", "bench", "distill", "edit", "export", "plan", "prompts", "targets", "teach"]
+__all__ = [
+    "Editor",
+    "add",
+    "bench",
+    "distill",
+    "edit",
+    "export",
+    "plan",
+    "prompts",
+    "remove",
+    "targets",
+    "teach",
+]
 
+CLASSIFIER_STEPS = 800
 Progress = Callable[[str, int, int, dict[str, float]], None]  # (what, done, in all, metrics)
 
 
@@ -197,33 +209,78 @@ def bench(
     crops: int = 24,
     seeds: int = 1,
     overrides: Mapping[str, Any] | None = None,
+    judge: Endpoint | None = None,
+    baseline: Path | None = None,
+    margin: float = 1.0,
     progress: Progress = ignore,
 ) -> dict[str, Any]:
-    """EffectBench over a collection of effects with a known truth; writes into `bench/`.
+    """EffectBench over a collection; writes into `bench/`.
 
     Args:
         photos: a folder of photographs that nothing was trained on; by default some that ship with packages.
         methods: names, see `MethodMaker.method`.
-        crops: random crops of them for each effect and seed.
+        crops: photos of each effect and seed: random crops of the photographs, or the middles of whole ones
+            if an effect has no procedural truth.
+        judge: a vision-language model that judges every picture.
+        baseline: an earlier metrics.json; no effect of it may have lost more than `margin` dB.
 
     Returns:
         the content of metrics.json.
 
     Raises:
-        UserError: an effect without a known truth, an unknown method, or no finished adapter.
+        UserError: an unknown method, no finished adapter, too few photographs, a model or judge that
+            fails, or a kept effect that lost more than the margin; all is written then.
     """
     collection = open_collection(collection)
     settings = resolve_settings(collection, overrides or {})
-    metrics, sheet = run_bench(
-        collection,
-        settings,
-        methods,
-        heldout_photographs(photos),
-        pool(TRAIN),
-        crops,
-        list(range(seeds)),
-        CLASSIFIER_STEPS,
-        progress,
+    out = collection.folder / "bench"
+    gate = Gate.load(baseline, margin, out / "metrics.json") if baseline else None
+    photographs, numbers = heldout_photographs(photos), list(range(seeds))
+    heldout = Heldout(photographs, pool(TRAIN), crops, numbers, CLASSIFIER_STEPS)
+    result = run_bench(
+        collection, settings, methods, heldout, progress, Vlm(judge, settings.vlm) if judge else None
     )
-    write_results(collection.folder / "bench", metrics, sheet)
-    return metrics
+    if gate:
+        result.metrics["gate"] = gate.check(result.metrics)
+    write_results(out, result, find_logs(collection))
+    if gate:
+        gate.enforce(result.metrics, growing.backup_path(collection), collection.result)
+    return result.metrics
+
+
+def add(
+    collection: Collection | Path | str,
+    names: Sequence[str],
+    teacher: Path | None = None,
+    teacher_prompt: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    progress: Progress = ignore,
+) -> Path:
+    """Teach a finished collection further effects of its manifest, with replay of the kept ones; resumes.
+
+    Args:
+        teacher: the LoRA file of one named effect, which is entered in the manifest with photos/NAME.
+        teacher_prompt: what it was trained with, if the file does not say.
+
+    Returns:
+        the adapter; the one from before is kept until `bench` with a `baseline` has passed.
+
+    Raises:
+        UserError: bad input.
+        Interrupted: stopped by the user; call again without `teacher` to go on.
+    """
+    collection = open_collection(collection)
+    if teacher:
+        if len(names) != 1:
+            raise UserError("", "--teacher", f"is one file for {len(names)} effects", "name one effect")
+        collection = growing.enter_teacher(collection, names[0], teacher, teacher_prompt)
+    return growing.add(collection, names, overrides or {}, progress)
+
+
+def remove(collection: Collection | Path | str, names: Sequence[str]) -> list[str]:
+    """Take effects out of a collection; returns what is left. The weights still hold them.
+
+    Raises:
+        UserError: no such effect, or nothing would be left.
+    """
+    return growing.remove(open_collection(collection), names)

@@ -13,6 +13,8 @@ from typing import Annotated
 import typer
 
 from collectionlora import __version__
+from collectionlora.cli_growth import add, bench, remove
+from collectionlora.cli_options import Folder, Json, Names, Set, VlmKey, VlmTokens, with_token_cap
 from collectionlora.config import SettingsError, parse_overrides
 from collectionlora.errors import UserError
 from collectionlora.studio.command import studio
@@ -32,16 +34,8 @@ from collectionlora.terminal import (
 app = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, help=__doc__)
 SEVERAL_PROCESSES = ("targets", "distill")  # verbs that share their work
 
-Folder = Annotated[Path, typer.Argument(help="the collection's folder")]
-Names = Annotated[list[str] | None, typer.Argument(help="effects; all if none is named")]
-Set = Annotated[list[str] | None, typer.Option("--set", help="override a setting: section.name=value")]
 VlmUrl = Annotated[str | None, typer.Option("--vlm", help="an OpenAI-compatible endpoint: http://HOST/v1")]
 VlmModel = Annotated[str | None, typer.Option("--model", help="the endpoint's model")]
-VlmKey = Annotated[str | None, typer.Option("--api-key-env", help="environment variable that holds its key")]
-VlmTokens = Annotated[
-    int | None, typer.Option("--max-tokens-total", help="stop before more tokens are spent")
-]
-Json = Annotated[bool, typer.Option("--json", help="one JSON object on stdout")]
 
 
 @app.command()
@@ -126,9 +120,7 @@ def prompts(
     from collectionlora import api
     from collectionlora.vlm import Endpoint
 
-    layer = parse_overrides(overrides or [])
-    if max_tokens_total is not None:
-        layer.setdefault("vlm", {})["max_tokens_total"] = max_tokens_total
+    layer = with_token_cap(parse_overrides(overrides or []), max_tokens_total)
     try:
         with ProgressLine() as progress:
             result = api.prompts(folder, Endpoint.of(vlm, model, api_key_env), layer, progress)
@@ -250,33 +242,8 @@ def edit(
     say(as_json, {"images": written}, "\n".join(f"wrote {path}" for path in written))
 
 
-@app.command()
-def bench(
-    folder: Folder,
-    photos: Annotated[
-        Path | None, typer.Option(help="held-out photographs; default: three that ship with scikit-image")
-    ] = None,
-    methods: Annotated[str, typer.Option(help="names with commas between")] = "source,teacher,student",
-    crops: Annotated[int, typer.Option(min=1, help="photos of each effect and seed")] = 24,
-    seeds: Annotated[int, typer.Option(min=1)] = 1,
-    overrides: Set = None,
-    as_json: Json = False,
-) -> None:
-    """EffectBench: methods side by side on photographs held out; resumes.
-
-    Methods: source, teacher, teacher-8 (undistilled, few steps), student, student-4, stack, flow-matching,
-    merge-linear, merge-ties, merge-dare, merge-svd, or the name of a run.
-
-    Example: collectionlora bench my-collection --methods teacher,student,student-4,stack
-    """
-    from collectionlora import api
-
-    with ProgressLine() as progress:
-        metrics = api.bench(
-            folder, photos, methods.split(","), crops, seeds, parse_overrides(overrides or []), progress
-        )
-    next_step = f"look at {folder}/bench/sheet.png, read {folder}/bench/report.html"
-    say(as_json, metrics, methods_table(metrics), next_step)
+for verb in (bench, add, remove):
+    app.command()(verb)
 
 
 @app.command()

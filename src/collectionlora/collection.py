@@ -2,7 +2,7 @@
 
 import difflib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ class Effect(Entry):
     photos: str
     student_prompt: str | None = Field(None, min_length=1, max_length=2000)
     criteria: str | None = None
+    truth: str | None = None  # for `bench`: a procedural effect, a folder of true images, or "none"
 
 
 class General(Entry):
@@ -63,10 +64,23 @@ class Collection:
         if not folder.is_dir():
             raise UserError(folder, "", "there is no such folder", f"make one: collectionlora init {folder}")
         try:
-            document = yaml.safe_load(path.read_text(encoding="utf-8"))
+            return cls.parse(folder, path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise UserError(path, "", "is missing", f"make one: collectionlora init {folder}") from None
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+        except UnicodeDecodeError as error:
+            raise UserError(path, "", f"is not valid YAML ({error})", "mend the syntax") from None
+
+    @classmethod
+    def parse(cls, folder: Path, text: str) -> "Collection":
+        """The collection in a folder whose manifest reads `text`.
+
+        Raises:
+            UserError: the first problem, with its field.
+        """
+        path = folder / MANIFEST
+        try:
+            document = yaml.safe_load(text)
+        except yaml.YAMLError as error:
             reason = " ".join(str(error).split())
             raise UserError(path, "", f"is not valid YAML ({reason})", "mend the syntax") from None
         if not isinstance(document, dict):
@@ -105,6 +119,11 @@ class Collection:
             nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.0)[0]
             raise UserError(self.folder / MANIFEST, name, "no such effect", f"did you mean {nearest}?")
         return names[name]
+
+    def only(self, names: Sequence[str]) -> "Collection":
+        """The same folder with some of its effects."""
+        effects = tuple(e for e in self.effects if e.name in names)
+        return Collection(self.folder, self.manifest.model_copy(update={"effects": effects}))
 
     def path(self, relative: str, field: str) -> Path:
         """A path of the manifest inside the folder.

@@ -122,6 +122,16 @@ class DistillSettings(Section):
     ema: float = Field(0.98, ge=0, lt=1, description="decay of the student's moving average, which is saved")
 
 
+class AddSettings(Section):
+    """`add`: a short run from a finished adapter, with all other settings as they are."""
+
+    match_updates: int = Field(200, ge=0, description="takes the place of match.updates")
+    student_updates: int = Field(100, ge=0, description="takes the place of distill.student_updates")
+    new_ratio: float = Field(
+        0.5, ge=0, le=1, description="probability that the effect stream draws a new effect, not a kept one"
+    )
+
+
 class VlmSettings(Section):
     """How a vision-language endpoint is asked; which one, only the command line says."""
 
@@ -152,6 +162,14 @@ class LogSettings(Section):
     preview_every: int = Field(200, ge=1, description="steps between previews of every effect")
 
 
+class BenchSettings(Section):
+    """Models of the benchmark; which endpoint judges, only the command line says."""
+
+    clip: str | None = Field(None, description="CLIP model: a folder, or a name on the hub")
+    dino: str | None = Field(None, description="DINOv2 model: a folder, or a name on the hub")
+    judged_twice: int = Field(20, ge=0, description="pictures judged again, for the judge's repeatability")
+
+
 class Settings(Section):
     """All settings; each section belongs to the module of its name."""
 
@@ -165,7 +183,9 @@ class Settings(Section):
     match: MatchSettings = MatchSettings()
     distill: DistillSettings = DistillSettings()
     log: LogSettings = LogSettings()
+    add: AddSettings = AddSettings()
     vlm: VlmSettings = VlmSettings()
+    bench: BenchSettings = BenchSettings()
 
     @model_validator(mode="after")
     def _shards_run_together(self) -> "Settings":
@@ -224,6 +244,12 @@ def resolve(*layers: Mapping[str, Any]) -> Settings:
         return Settings(**merged)
     except ValidationError as error:
         raise _explain(error) from None
+
+
+def changed(settings: Settings, **sections: Mapping[str, Any]) -> Settings:
+    """Settings with some values replaced, section by section."""
+    whole = settings.model_dump()
+    return Settings(**{**whole, **{name: {**whole[name], **values} for name, values in sections.items()}})
 
 
 def _explain(error: ValidationError) -> SettingsError:

@@ -14,8 +14,9 @@ from collectionlora.adapters.roles import STUDENT, TEACHER
 from collectionlora.api import distill
 from collectionlora.collection import MANIFEST, Collection
 from collectionlora.data import write_photo
-from collectionlora.effectbench.photographs import HELDOUT, TRAIN, pool
-from collectionlora.effectbench.report import write_results
+from collectionlora.effectbench.heldout import Heldout, heldout_photographs
+from collectionlora.effectbench.photographs import TRAIN, pool
+from collectionlora.effectbench.report.page import write_results
 from collectionlora.effectbench.running import run_bench
 from collectionlora.effects import EFFECTS
 from collectionlora.effects.crops import PhotoPool
@@ -91,12 +92,10 @@ def demo(
     settings = resolve_settings(collection, overrides)
     others = [n for n in settings.distill.rollout_steps if n != settings.sampling.steps]
     methods = ["source", TEACHER, STUDENT, *(f"{STUDENT}-{n}" for n in others)]
-    photographs, working = pool(HELDOUT), pool(TRAIN)
-    metrics, sheet = run_bench(
-        collection, settings, methods, photographs, working, JUDGED, [seed + 1], CLASSIFIER_STEPS, progress
-    )
-    metrics["seconds"] = time.perf_counter() - began
-    log = folder / "runs" / RUN / LOG
-    write_results(out, metrics, sheet, log)
-    write_results(folder / "bench", metrics, sheet, log)  # where the studio looks
-    return metrics
+    heldout = Heldout(heldout_photographs(None), pool(TRAIN), JUDGED, [seed + 1], CLASSIFIER_STEPS)
+    result = run_bench(collection, settings, methods, heldout, progress)
+    result.metrics["seconds"] = time.perf_counter() - began
+    logs = {RUN: folder / "runs" / RUN / LOG}
+    for place in (out, folder / "bench"):  # for people, and where the studio looks
+        write_results(place, result, logs)
+    return result.metrics

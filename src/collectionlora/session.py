@@ -108,17 +108,20 @@ class Session:
             shard_base(self.roles)
         return Distillation(self.backbone, self.roles, self.teachers, streams, self.settings)
 
+    def recipe_prompts(self) -> dict[str, str]:
+        """What a user of the student writes for each effect."""
+        aop = self.settings.distill.asymmetric_prompts
+        return {e.name: self.prompts[e.name] if aop else e.teacher_prompt for e in self.collection.effects}
+
     def write_result(self, run: Distillation, path: Path) -> None:
         """Write the student as one adapter that carries its recipe."""
-        aop = self.settings.distill.asymmetric_prompts
-        prompts = {e.name: self.prompts[e.name] if aop else e.teacher_prompt for e in self.collection.effects}
         recipe = Recipe(
             base=self.collection.manifest.base,
             model=self.settings.model,
             steps=self.settings.sampling.steps,
             shift=self.settings.sampling.shift,
             resolution=self.settings.data.resolution,
-            effects=prompts,
+            effects=self.recipe_prompts(),
             version=__version__,
         )
         write_adapter(path, run.student_weights(), recipe)

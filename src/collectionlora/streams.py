@@ -14,7 +14,7 @@ from torch import Tensor
 from collectionlora.backbones.base import Condition, Prompt
 
 # Separate the uses of one (seed, step, rank), so that they are independent of each other.
-ROUTE, BATCH, NOISE, LENGTH = 0, 1, 2, 3
+ROUTE, BATCH, NOISE, LENGTH, FAVOUR = range(5)
 
 
 def generator_for(seed: int, step: int, rank: int, use: int, part: int = 0) -> np.random.Generator:
@@ -126,10 +126,27 @@ class Streams:
         self.seed, self.batch_size, self.rank = seed, batch_size, rank
         self.effect_ratio, self.route_every = effect_ratio, route_every
         self.asymmetric_prompts, self.same_stream = asymmetric_prompts, same_stream
+        self.favoured: set[int] = set()
+        self.favoured_ratio = 0.0
+
+    def favour(self, names: Sequence[str], ratio: float) -> None:
+        """Let the effect stream draw from these effects with probability `ratio`, from the others else.
+
+        Within both groups effects stay equally likely.
+        """
+        self.favoured = {i for i, effect in enumerate(self.effects) if effect.name in names}
+        self.favoured_ratio = ratio if len(self.favoured) < len(self.effects) else 1.0
+
+    def _favoured(self, step: int, part: int) -> int:
+        rng = generator_for(self.seed, step // self.route_every, self.rank, FAVOUR, part)
+        chosen = rng.random() < self.favoured_ratio
+        group = [i for i in range(len(self.effects)) if (i in self.favoured) == chosen]
+        return group[int(rng.integers(len(group)))]
 
     def _route(self, step: int, part: int) -> int | None:
         effects, ratio = len(self.effects), self.effect_ratio
-        return route(self.seed, step, self.rank, effects, ratio, self.route_every, part, self.same_stream)
+        index = route(self.seed, step, self.rank, effects, ratio, self.route_every, part, self.same_stream)
+        return index if index is None or not self.favoured else self._favoured(step, part)
 
     def effect_at(self, step: int) -> str | None:
         """The effect that the student learns at a step, or None for the general stream."""
@@ -138,8 +155,7 @@ class Streams:
 
     def batch(self, step: int, part: int = 0) -> Batch:
         """Batch `part` of a step: a pure function of (seed, step, part, rank)."""
-        index = self._route(step, part)
-        return self._draw(index, step, part, self.batch_size)
+        return self._draw(self._route(step, part), step, part, self.batch_size)
 
     def mixed_batch(self, step: int) -> Batch:
         """A batch whose samples are each routed by themselves, for losses that ask no teacher."""

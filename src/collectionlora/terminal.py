@@ -11,7 +11,14 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from collectionlora.effectbench.report.columns import measured, write_value
+
 console = Console(stderr=True)
+# The measures that a terminal has room for; metrics.json and the report have all.
+IN_TERMINAL = {
+    *("psnr", "concept_accuracy", "bad_case_rate", "bleed", "general_psnr"),
+    *("clip_text", "clip_reference", "dino_source", "vsa", "bcr"),
+}
 
 
 class ProgressLine:
@@ -69,11 +76,13 @@ def say(as_json: bool, result: dict[str, Any], *shown: RenderableType) -> None:
 
 
 def methods_table(metrics: dict[str, Any]) -> Table:
-    """The summary table of a benchmark."""
-    columns = ("nfe", "psnr", "concept_accuracy", "bad_case_rate", "bleed", "general_psnr")
-    table = Table("method", *columns)
+    """The summary table of a benchmark; what was not measured is named under it."""
+    columns = [column for column in measured(metrics["methods"].values()) if column.key in IN_TERMINAL]
+    left_out = [f"{name} ({reason})" for name, reason in metrics["skipped"].items()]
+    caption = f"not measured: {'; '.join(left_out)}" if left_out else None
+    table = Table("method", "nfe", *(column.key for column in columns), caption=caption)
     for name, row in metrics["methods"].items():
-        table.add_row(name, *(f"{row[column]:.4g}" for column in columns))
+        table.add_row(name, str(row["nfe"]), *(write_value(row.get(c.key), c) for c in columns))
     return table
 
 

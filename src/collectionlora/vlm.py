@@ -22,10 +22,10 @@ from collectionlora.errors import UserError
 
 QUOTES = {'"': '"', "'": "'", "`": "`", "“": "”", "‘": "’", "«": "»"}
 MENDS = {
-    400: "give a --model that reads images",
+    400: "give a {model_option} that reads images",
     401: "name the variable that holds the key: --api-key-env NAME",
     403: "name the variable that holds the key: --api-key-env NAME",
-    404: "check --model, and that the address after --vlm ends in /v1",
+    404: "check {model_option}, and that the address after {option} ends in /v1",
     429: "wait, then run the same command again",
 }
 
@@ -34,6 +34,8 @@ MENDS = {
 class Endpoint:
     """Which model to ask, and where; the key is only named, by its environment variable.
 
+    `option` is the option of the command line that gives the address; faults name it.
+
     Raises:
         UserError: no usable address; it is not repeated, as it may hold a password.
     """
@@ -41,6 +43,7 @@ class Endpoint:
     url: str
     model: str
     api_key_env: str | None = None
+    option: str = "--vlm"
 
     def __post_init__(self) -> None:
         try:
@@ -49,13 +52,15 @@ class Endpoint:
         except ValueError:
             usable = False
         if not usable or not re.fullmatch(r"[^\s\x00-\x1f]+", self.url):
-            raise UserError("", "--vlm", "is no http address", "write it as http://localhost:8000/v1")
+            raise UserError("", self.option, "is no http address", "write it as http://localhost:8000/v1")
         if "@" in parts.netloc or parts.query:
             mend = "put the key into an environment variable and name it: --api-key-env NAME"
-            raise UserError("", "--vlm", "the address carries a password or a query", mend)
+            raise UserError("", self.option, "the address carries a password or a query", mend)
 
     @classmethod
-    def of(cls, url: str | None, model: str | None, api_key_env: str | None) -> "Endpoint | None":
+    def of(
+        cls, url: str | None, model: str | None, api_key_env: str | None, option: str = "--vlm"
+    ) -> "Endpoint | None":
         """The endpoint that a command line names, None if it names none.
 
         Raises:
@@ -64,10 +69,11 @@ class Endpoint:
         if url is None and model is None and api_key_env is None:
             return None
         if not url:
-            raise UserError("", "--vlm", "is missing", "give the endpoint's address")
+            raise UserError("", option, "is missing", "give the endpoint's address")
         if not model:
-            raise UserError("", "--model", "is missing", "give the model's name as the server lists it")
-        return cls(url, model, api_key_env)
+            mend = "give the model's name as the server lists it"
+            raise UserError("", model_option(option), "is missing", mend)
+        return cls(url, model, api_key_env, option)
 
     @property
     def host(self) -> str:
@@ -87,6 +93,11 @@ class Endpoint:
         if not (key.isascii() and key.isprintable()):
             raise UserError("", self.api_key_env, "the variable holds no key", "export it with the key")
         return key
+
+
+def model_option(option: str) -> str:
+    """The option that names the model of the endpoint that `option` gives."""
+    return "--model" if option == "--vlm" else f"{option}-model"
 
 
 @dataclass(frozen=True)
@@ -160,7 +171,8 @@ class Vlm:
         except openai.APIError as error:
             raise self._explain(error) from None
         except ValidationError:
-            mend = "check that the address after --vlm is that of an OpenAI-compatible API, ending in /v1"
+            option = self.endpoint.option
+            mend = f"check that the address after {option} is that of an OpenAI-compatible API, ending in /v1"
             raise self._fault("answers with something else than a chat completion", mend) from None
         tokens = reply.usage.total_tokens if reply.usage else expected
         self.calls, self.tokens = self.calls + 1, self.tokens + tokens
@@ -183,14 +195,16 @@ class Vlm:
     def _explain(self, error: Any) -> UserError:
         import openai
 
+        option = self.endpoint.option
         if isinstance(error, openai.APITimeoutError):
             tries, seconds = self.settings.max_retries + 1, self.settings.timeout
             mend = "raise it: --set vlm.timeout=SECONDS, or look at the server"
             return self._fault(f"no answer within {seconds:g} seconds, {tries} times", mend)
         if isinstance(error, openai.APIStatusError):
             mend = MENDS.get(error.status_code, "look at the server, then run the same command again")
+            mend = mend.format(option=option, model_option=model_option(option))
             return self._fault(f"answers {error.status_code} {self._quote(error.response.text)}", mend)
-        return self._fault("cannot be reached", "start the server, or mend the address after --vlm")
+        return self._fault("cannot be reached", f"start the server, or mend the address after {option}")
 
     def _quote(self, text: str) -> str:
         """The start of a server's words on one line, without the key that it may repeat."""

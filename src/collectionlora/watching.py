@@ -23,7 +23,7 @@ from collectionlora.backbones.base import Condition
 from collectionlora.config import LogSettings
 from collectionlora.data import Photo, to_photos, write_photo
 from collectionlora.distillation import Distillation
-from collectionlora.effectbench.sheet import contact_sheet
+from collectionlora.effectbench.gallery import contact_sheet
 from collectionlora.errors import UserError
 from collectionlora.sampling import Denoiser, noise_like, sample_few_steps
 from collectionlora.streams import EffectData

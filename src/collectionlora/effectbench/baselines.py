@@ -6,8 +6,8 @@ updates.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from collectionlora.adapters.merging import MERGES, add, merge
 from collectionlora.adapters.roles import LoraWeights
 from collectionlora.backbones.base import Condition
 from collectionlora.collection import Collection
-from collectionlora.config import Settings
+from collectionlora.config import Settings, changed
 from collectionlora.effectbench.bench import GENERAL, Method
 from collectionlora.sampling import Denoiser, noise_like, sample_few_steps
 from collectionlora.session import Session
@@ -27,12 +27,6 @@ MERGE_METHODS = tuple(f"merge-{how}" for how in MERGES)
 BASELINES = (STACK, FLOW_MATCHING, *MERGE_METHODS)
 
 Progress = Callable[[str, int, int, dict[str, float]], None]
-
-
-def changed(settings: Settings, **sections: Mapping[str, Any]) -> Settings:
-    """Settings with some values replaced, section by section."""
-    whole = settings.model_dump()
-    return Settings(**{**whole, **{name: {**whole[name], **values} for name, values in sections.items()}})
 
 
 def train_baseline(collection: Collection, settings: Settings, name: str, progress: Progress) -> LoraWeights:
@@ -64,11 +58,13 @@ class Baselines:
         return train_baseline(self.session.collection, settings, name, self.progress)
 
     def method(self, name: str) -> Method:
-        """One of `BASELINES`."""
+        """One of `BASELINES`; its size is that of its LoRAs in float32, merges and sums as one."""
         teachers = self.teachers
         prompts = {e.name: e.teacher_prompt for e in self.session.collection.effects}
         if name == STACK:
-            return self._few_steps(name, {e: [lora] for e, lora in teachers.items()}, [], prompts)
+            method = self._few_steps(name, {e: [lora] for e, lora in teachers.items()}, [], prompts)
+            sizes = [num_bytes(lora) for lora in (*teachers.values(), self.acceleration)]
+            return replace(method, num_bytes=sum(sizes))
         if name == FLOW_MATCHING:
             one = self._train(self._flow_matching_settings(), FLOW_MATCHING)
             return self._few_steps(name, {effect: [one] for effect in teachers}, [one], self.session.prompts)
@@ -112,4 +108,10 @@ class Baselines:
         def instructions(images: Tensor, texts: Sequence[str], seeds: Sequence[int]) -> Tensor:
             return run(GENERAL, images, texts, seeds)
 
-        return Method(name, steps, sample, instructions)
+        one = library.teachers[f"{name}/{GENERAL}"]
+        return Method(name, steps, sample, instructions, num_bytes(one))
+
+
+def num_bytes(lora: LoraWeights) -> int:
+    """The size of a LoRA's tensors."""
+    return sum(factor.nbytes for pair in lora.values() for factor in pair)

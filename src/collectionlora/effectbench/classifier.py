@@ -1,21 +1,27 @@
 """Which effect does an edited photo show? A small convolutional classifier, trained on true effects.
 
-It sees source and edited image together. It also trains on degraded outputs (blurred, faded towards the
-source or the mean, noisy), labelled "none" when little of the effect is left: a classifier that knows only
-clean effects flatters washed-out pictures. Never read its accuracy without a PSNR beside it.
+It sees source and edited image together at 64 x 64. It also trains on degraded outputs (blurred, faded
+towards the source or the mean, noisy), labelled "none" when little of the effect is left: a classifier that
+knows only clean effects flatters washed-out pictures. Never read its accuracy without a PSNR beside it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from collectionlora.data import Photo, to_images
-from collectionlora.effects import EFFECTS
+from collectionlora.data import Photo, crop_square, to_images
+from collectionlora.effects import PhotoEffect
+from collectionlora.effects.crops import PhotoPool
+from collectionlora.files import write_tensors
+from collectionlora.target_making import fingerprint
 
+SIDE = 64
 MOST_FADED_RECOGNISED = 0.5  # share of the effect below which a picture no longer shows it
 
 
@@ -42,17 +48,17 @@ class ConceptClassifier(nn.Module):
 
 
 def draw_example(
-    names: Sequence[str], crop: Callable[[], Photo], rng: np.random.Generator
+    effects: Sequence[PhotoEffect], photographs: PhotoPool, rng: np.random.Generator
 ) -> tuple[Photo, Photo, int]:
     """Source, edited photo and label; a quarter are untouched, the rest effects, half of them degraded."""
-    photo = crop()
-    label = int(rng.integers(len(names)))
+    photo = photographs.crop(rng, (SIDE, SIDE))
+    label = int(rng.integers(len(effects)))
     if rng.random() < 0.25:
-        return photo, degrade(photo, photo, rng)[0], len(names)
-    edited = EFFECTS[names[label]](photo, rng)
+        return photo, degrade(photo, photo, rng)[0], len(effects)
+    edited = effects[label](photo, rng)
     if rng.random() < 0.5:
         edited, kept = degrade(photo, edited, rng)
-        label = label if kept >= MOST_FADED_RECOGNISED else len(names)
+        label = label if kept >= MOST_FADED_RECOGNISED else len(effects)
     return photo, edited, label
 
 
@@ -76,17 +82,18 @@ def degrade(photo: Photo, edited: Photo, rng: np.random.Generator) -> tuple[Phot
 
 
 def train_classifier(
-    names: Sequence[str], crop: Callable[[], Photo], steps: int, seed: int = 0, batch: int = 32
+    effects: Mapping[str, PhotoEffect], photographs: PhotoPool, steps: int, seed: int = 0, batch: int = 32
 ) -> ConceptClassifier:
     """Train on crops of photographs that are not judged later; the rate falls to zero."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = ConceptClassifier(names)
+        model = ConceptClassifier(list(effects))
     rng = np.random.default_rng(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.01)
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = 3e-3 * min(1.0, (steps - step) / (0.5 * steps))
-        sources, edited, labels = zip(*(draw_example(names, crop, rng) for _ in range(batch)), strict=True)
+        examples = [draw_example(list(effects.values()), photographs, rng) for _ in range(batch)]
+        sources, edited, labels = zip(*examples, strict=True)
         logits = model(to_images(sources), to_images(edited))
         loss = F.cross_entropy(logits, torch.tensor(labels))
         optimizer.zero_grad()
@@ -95,7 +102,26 @@ def train_classifier(
     return model.eval()
 
 
+def load_or_train(
+    folder: Path, effects: Mapping[str, PhotoEffect], photographs: PhotoPool, steps: int, seed: int
+) -> ConceptClassifier:
+    """The classifier from `folder`, where one that was trained on the same things may be."""
+    # Examples stand for all that they are drawn from: photographs, effects and this file's own rules.
+    rng = np.random.default_rng([seed, steps])
+    drawn = [draw_example([effect], photographs, rng) for effect in effects.values() for _ in range(8)]
+    seen = [photo.tobytes() for source, edited, _ in drawn for photo in (source, edited)]
+    path = (
+        folder / f"classifier-{fingerprint(list(effects), steps, seed, len(photographs), *seen)}.safetensors"
+    )
+    if not path.exists():
+        write_tensors(path, train_classifier(effects, photographs, steps, seed).state_dict(), {})
+    model = ConceptClassifier(list(effects))
+    model.load_state_dict(load_file(path))
+    return model.eval()
+
+
 @torch.no_grad()
 def probabilities(model: ConceptClassifier, sources: Sequence[Photo], edited: Sequence[Photo]) -> Tensor:
     """`[B, len(effects) + 1]`, the last column "none"."""
-    return model(to_images(sources), to_images(edited)).softmax(1)
+    before, after = (to_images([crop_square(p, SIDE) for p in photos]) for photos in (sources, edited))
+    return model(before, after).softmax(1)

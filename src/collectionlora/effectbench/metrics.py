@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 
 import numpy as np
+from piq import mdsi
 from skimage.metrics import structural_similarity
 
-from collectionlora.data import Photo
+from collectionlora.data import Photo, to_images
 from collectionlora.effects import PhotoEffect
 
 FAMILY_DRAWS = 32  # outcomes drawn to stand for a continuous random family
@@ -20,6 +21,14 @@ def psnr(a: Photo, b: Photo) -> float:
 def ssim(a: Photo, b: Photo) -> float:
     """Structural similarity of two photos, at most 1; over 7 x 7 windows."""
     return float(structural_similarity(a, b, channel_axis=2))
+
+
+def perceptual_distance(a: Photo, b: Photo) -> float:
+    """Mean deviation similarity index of two photos; 0 for equal ones, larger is worse, about 0.5 is far.
+
+    Compares gradients and chromaticity and needs no weights (Nafchi et al. 2016, arXiv 1608.07433).
+    """
+    return float(mdsi(to_images([a]), to_images([b]), data_range=1.0))
 
 
 def valid_outcomes(effect: PhotoEffect, photo: Photo, seed: int = 0) -> list[Photo]:

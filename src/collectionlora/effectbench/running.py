@@ -4,20 +4,24 @@ Pictures are kept by method and effect under `bench/pictures`, each file named a
 so that an interrupted bench goes on and a changed adapter is judged anew.
 """
 
+import platform
 import time
 from collections.abc import Sequence
+from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
 
+from collectionlora import __version__
 from collectionlora.adapters.recipe import adapter_path
 from collectionlora.adapters.roles import STUDENT, TEACHER
-from collectionlora.collection import MANIFEST, Collection, list_photos
-from collectionlora.config import Settings
-from collectionlora.data import Photo, read_photo
+from collectionlora.collection import Collection
+from collectionlora.config import BenchSettings, Settings, VlmSettings
+from collectionlora.data import Photo
 from collectionlora.editing import Editor
 from collectionlora.effectbench.baselines import BASELINES, Baselines, Progress
 from collectionlora.effectbench.bench import (
@@ -25,71 +29,58 @@ from collectionlora.effectbench.bench import (
     Cases,
     Method,
     Pictures,
-    draw_cases,
-    judge,
     make,
     make_edits,
 )
-from collectionlora.effectbench.classifier import train_classifier
+from collectionlora.effectbench.gallery import Result, show
+from collectionlora.effectbench.heldout import Heldout
+from collectionlora.effectbench.judging import Judge
+from collectionlora.effectbench.measuring import gather_meters
 from collectionlora.effectbench.methods import SOURCE, student_method, teacher_method, undistilled_method
-from collectionlora.effectbench.photographs import HELDOUT, load_photograph
-from collectionlora.effectbench.report import versions
-from collectionlora.effectbench.sheet import draw_sheet
-from collectionlora.effects import EFFECTS
-from collectionlora.effects.crops import PhotoPool
+from collectionlora.effectbench.scoring import score
+from collectionlora.effectbench.truths import Truths
 from collectionlora.errors import UserError
 from collectionlora.files import write_tensors
+from collectionlora.prompt_writing import find_pairs
 from collectionlora.session import Session
 from collectionlora.target_making import fingerprint
+from collectionlora.vlm import Vlm
 
 DEFAULT_METHODS = ("source", TEACHER, STUDENT)
-CLASSIFIER_STEPS = 800
-
-
-def heldout_photographs(folder: Path | None) -> PhotoPool:
-    """The photographs of a folder, by default three that ship inside scikit-image and scikit-learn."""
-    if folder is None:
-        return PhotoPool([load_photograph(name) for name in HELDOUT])
-    return PhotoPool([read_photo(path) for path in list_photos(folder)])
-
-
-def join_cases(photographs: PhotoPool, num_photos: int, seeds: Sequence[int]) -> Cases:
-    """The cases of several seeds, one after the other."""
-    drawn = [draw_cases(photographs, num_photos, seed) for seed in seeds]
-    return Cases(
-        [photo for cases in drawn for photo in cases.photos],
-        [seed for cases in drawn for seed in cases.seeds],
-        [edit for cases in drawn for edit in cases.edits],
-    )
+TRUTH = "truth"
 
 
 class MethodMaker:
     """Methods by their names in metrics.json; what one needs is loaded or trained when it is asked for."""
 
-    def __init__(self, collection: Collection, settings: Settings, progress: Progress):
-        self.collection, self.settings = collection, settings
+    def __init__(self, collection: Collection, settings: Settings, truths: Truths, progress: Progress):
+        self.collection, self.settings, self.truths = collection, settings, truths
         self.session = Session(collection, settings, with_critics=False, with_sums=True)
         self.baselines = Baselines(self.session, progress)
 
     def method(self, name: str) -> Method:
-        """`source`, `teacher`, `teacher-8`, `student`, `student-4`, RUN, RUN-4, or one of `BASELINES`.
+        """`source`, `truth`, `teacher`, `teacher-8`, `student`, `student-4`, RUN, RUN-4, a baseline.
 
-        RUN is a folder below `runs/` with an adapter of its own.
+        A baseline is one of `BASELINES`; RUN is a folder below `runs/` with an adapter of its own.
 
         Raises:
             UserError: there is no such method, or no finished adapter.
         """
         if name == SOURCE.name:
             return SOURCE
+        if name == TRUTH:
+            return self.truths.method([e.name for e in self.collection.effects])
         if name in BASELINES:
             return self.baselines.method(name)
-        if name == TEACHER:
-            return teacher_method(self.session)
         role, steps = split_steps(name)
-        if role == TEACHER and steps:
-            return undistilled_method(self.session, steps)
-        editor = Editor.load(self.adapter(name))
-        return student_method(editor, steps or editor.recipe.steps, role)
+        if role == TEACHER:
+            method = undistilled_method(self.session, steps) if steps else teacher_method(self.session)
+            files = {self.collection.teacher_path(e) for e in self.collection.effects}
+            return replace(method, num_bytes=sum(path.stat().st_size for path in files))
+        path = self.adapter(name)
+        editor = Editor.load(path)
+        method = student_method(editor, steps or editor.recipe.steps, role)
+        return replace(method, num_bytes=path.stat().st_size)
 
     def adapter(self, name: str) -> Path:
         """The file of a student's or a run's method."""
@@ -98,7 +89,7 @@ class MethodMaker:
             return adapter_path(self.collection.folder)
         path = self.collection.folder / "runs" / role / self.collection.result.name
         if not path.exists():
-            known = ", ".join((SOURCE.name, TEACHER, "teacher-8", STUDENT, "student-4", *BASELINES))
+            known = ", ".join((SOURCE.name, TRUTH, TEACHER, "teacher-8", STUDENT, "student-4", *BASELINES))
             mend = f"choose from {known}, or name a finished run"
             raise UserError("", "--methods", f"{name!r} is no method", mend)
         return path
@@ -107,13 +98,26 @@ class MethodMaker:
         """The fingerprint of all that a method's pictures of an effect depend on."""
         shown = [photo.tobytes() for photo in cases.photos]
         shown += [edit.source.tobytes() + edit.instruction.encode() for edit in cases.edits]
-        parts: list[Any] = [self.settings, cases.seeds, *shown]
+        drawing = self.settings.model_copy(update={"bench": BenchSettings(), "vlm": VlmSettings()})
+        parts: list[Any] = [drawing, cases.seeds, *shown]
         if split_steps(name)[0] == TEACHER and effect != GENERAL:
             chosen = self.collection.effect(effect)
             return fingerprint(self.collection.teacher_path(chosen), chosen.teacher_prompt, *parts)
-        if name == SOURCE.name or name in BASELINES or split_steps(name)[0] == TEACHER:
+        if name == TRUTH and effect != GENERAL:
+            return fingerprint(*(photo.tobytes() for photo in self.truths.draw(effect)), *parts)
+        if name in (SOURCE.name, TRUTH, *BASELINES) or split_steps(name)[0] == TEACHER:
             return fingerprint(*(self.collection.teacher_path(e) for e in self.collection.effects), *parts)
         return fingerprint(self.adapter(name), *parts)
+
+    def references(self) -> dict[str, list[tuple[Photo, Photo]]]:
+        """Image pairs that show what an effect does, by effect, where there are any."""
+        found = {}
+        for effect in self.collection.effects:
+            pairs = find_pairs(self.collection, effect, self.session.backbone, self.settings)
+            if pairs:
+                photos = pairs.read()
+                found[effect.name] = list(zip(photos[0::2], photos[1::2], strict=True))
+        return found
 
 
 def split_steps(name: str) -> tuple[str, int | None]:
@@ -124,63 +128,83 @@ def split_steps(name: str) -> tuple[str, int | None]:
 
 def make_pictures(
     maker: MethodMaker, names: Sequence[str], cases: Cases, progress: Progress
-) -> tuple[dict[str, Method], Pictures]:
-    """The methods, and their pictures of all effects, from `bench/pictures` where they are there."""
+) -> tuple[dict[str, Method], Pictures, dict[str, float]]:
+    """The methods, their pictures from `bench/pictures` where they are there, and their seconds a picture."""
     methods: dict[str, Method] = {}
     pictures: Pictures = {}
+    seconds: dict[str, float] = {}
     kinds = [*(e.name for e in maker.collection.effects), GENERAL]
     for name in names:
         method = methods[name] = maker.method(name)
-        pictures[name] = {}
+        pictures[name], spent = {}, []
         for index, kind in enumerate(kinds):
             path = maker.collection.folder / "bench" / "pictures" / name
             path /= f"{kind}-{maker.key(name, kind, cases)}.safetensors"
             if not path.exists():
+                began = time.perf_counter()
                 made = make_edits(method, cases) if kind == GENERAL else make(method, kind, cases)
-                write_tensors(path, {"pictures": torch.from_numpy(np.stack(made))}, {})
-            pictures[name][kind] = list(load_file(path)["pictures"].numpy())
+                each = f"{(time.perf_counter() - began) / len(made):.5f}"
+                write_tensors(path, {"pictures": torch.from_numpy(np.stack(made))}, {"seconds": each})
+            with safe_open(path, framework="np") as file:
+                pictures[name][kind] = list(file.get_tensor("pictures"))
+                spent.append(float(file.metadata()["seconds"]))
             progress(f"pictures {name}", index + 1, len(kinds), {})
-    return methods, pictures
+        seconds[name] = float(np.median(spent))
+    return methods, pictures, seconds
 
 
 def run_bench(
     collection: Collection,
     settings: Settings,
     names: Sequence[str],
-    photographs: PhotoPool,
-    others: PhotoPool,
-    num_photos: int,
-    seeds: Sequence[int],
-    classifier_steps: int,
+    heldout: Heldout,
     progress: Progress,
-) -> tuple[dict[str, Any], Photo]:
-    """The content of metrics.json, and the contact sheet.
+    vlm: Vlm | None = None,
+) -> Result:
+    """Make all pictures and measure them.
 
     Args:
-        photographs: what is judged on.
-        others: photographs for the classifier, none of them judged.
-        num_photos: crops for each effect and seed.
+        vlm: the judge, if there is one.
 
     Raises:
-        UserError: an effect without a known truth, an unknown method, or no finished adapter.
+        UserError: an unknown method, no finished adapter, a true image that is missing, a model that cannot
+            be opened, or a judge that fails.
     """
     began = time.perf_counter()
-    effects = [e.name for e in collection.effects]
-    for name in effects:
-        if name not in EFFECTS:
-            mend = "take it out; only procedural effects can be judged without a judge model"
-            raise UserError(collection.folder / MANIFEST, name, "has no known truth", mend)
-    cases = join_cases(photographs, num_photos, seeds)
-    methods, pictures = make_pictures(MethodMaker(collection, settings, progress), names, cases, progress)
-    rng = np.random.default_rng(seeds[0])
-    classifier = train_classifier(effects, lambda: others.crop(rng), classifier_steps, seeds[0])
+    cases = heldout.draw(collection, settings.data.resolution)
+    truths = Truths(collection, cases)
+    maker = MethodMaker(collection, settings, truths, progress)
+    for name in names:
+        maker.key(name, GENERAL, cases)  # a wrong name is known before the work of the others is done
+    methods, pictures, seconds = make_pictures(maker, names, cases, progress)
+    pairs = maker.references()
+    facts, meters = gather_meters(truths, heldout, pairs, settings)
+    judge = Judge(vlm, collection, cases, pairs) if vlm else None
+    if judge:
+        meters.append(judge.meter(progress))
+    else:
+        facts["skipped"]["judge"] = "no endpoint is given: --judge URL --judge-model M"
+    table = score(methods, pictures, cases, meters, TEACHER)
+    if judge:
+        repeated = judge.repeat(pictures, settings.bench.judged_twice, heldout.seeds[0])
+        facts["judge"] = {**judge.facts(), "judged_twice": repeated}
+    for name, row in table.items():
+        row["seconds_per_image"] = seconds[name]
     metrics = {
-        "methods": judge(methods, pictures, cases, classifier),
+        "methods": table,
+        **facts,
         "photos": len(cases.photos),
-        "effects": effects,
-        "seeds": list(seeds),
+        "effects": [e.name for e in collection.effects],
+        "seeds": list(heldout.seeds),
+        "cases": fingerprint(*(photo.tobytes() for photo in cases.photos), cases.seeds),
         "seconds": time.perf_counter() - began,
         "versions": versions(),
         "settings": settings.model_dump(mode="json"),
     }
-    return metrics, draw_sheet(cases, pictures)
+    return Result(metrics, show(cases, truths, pictures))
+
+
+def versions() -> dict[str, str]:
+    """What the numbers depend on."""
+    packages = {name: metadata.version(name) for name in ("torch", "peft", "numpy", "piq")}
+    return {"collectionlora": __version__, "python": platform.python_version(), **packages}

@@ -1,17 +1,51 @@
-"""Contact sheets: people look before they read."""
+"""The pictures that a benchmark shows: people look before they read."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from collectionlora.data import Photo
 from collectionlora.effectbench.bench import GENERAL, Cases, Pictures
-from collectionlora.effects import EFFECTS
+from collectionlora.effectbench.truths import Truths
 
-PHOTOS_SHOWN = 2
+PHOTOS_SHOWN, PHOTOS_IN_SHEET = 3, 2
 GAP, MARGIN, HEADING = 6, 12, 26
 INK, PAPER = (34, 34, 34), (255, 255, 255)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One judged photo under one effect: a right answer if one is known, and what each method made."""
+
+    effect: str
+    index: int
+    source: Photo
+    truth: Photo | None
+    made: dict[str, Photo]
+
+
+@dataclass(frozen=True)
+class Result:
+    """The content of metrics.json, and the first pictures of every effect."""
+
+    metrics: dict[str, Any]
+    gallery: list[Shown]
+
+
+def show(cases: Cases, truths: Truths, pictures: Pictures) -> list[Shown]:
+    """The first photos of every effect; methods that copy the source or the truth are left out."""
+    methods = {name: made for name, made in pictures.items() if name not in ("source", "truth")}
+    shown = []
+    for effect in (name for name in next(iter(pictures.values())) if name != GENERAL):
+        drawn = truths.draw(effect) if truths.known(effect) else None
+        for i, photo in enumerate(cases.photos[:PHOTOS_SHOWN]):
+            truth = drawn[i] if drawn else None
+            made = {name: of_effect[effect][i] for name, of_effect in methods.items()}
+            shown.append(Shown(effect, i, photo, truth, made))
+    return shown
 
 
 def contact_sheet(
@@ -54,12 +88,11 @@ def labelled_grid(pictures: Mapping[str, Photo], columns: int = 4, width: int = 
     return np.asarray(sheet)
 
 
-def draw_sheet(cases: Cases, pictures: Pictures) -> Photo:
-    """Source, a truth, and each method, for the first photographs of every effect."""
-    shown = {name: made for name, made in pictures.items() if name != "source"}
-    rows = []
-    for effect in (name for name in next(iter(pictures.values())) if name != GENERAL):
-        for i, photo in enumerate(cases.photos[:PHOTOS_SHOWN]):
-            truth = EFFECTS[effect](photo, np.random.default_rng(i))
-            rows.append((effect, [photo, truth, *(made[effect][i] for made in shown.values())]))
-    return contact_sheet(rows, ["source", "truth", *shown])
+def draw_sheet(gallery: Sequence[Shown]) -> Photo:
+    """Source, a truth (the source again where none is known) and each method, two photos of every effect."""
+    rows = [
+        (one.effect, [one.source, one.source if one.truth is None else one.truth, *one.made.values()])
+        for one in gallery
+        if one.index < PHOTOS_IN_SHEET
+    ]
+    return contact_sheet(rows, ["source", "truth", *gallery[0].made])

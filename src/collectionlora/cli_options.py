@@ -1,0 +1,21 @@
+"""Arguments and options that several verbs share."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+Folder = Annotated[Path, typer.Argument(help="the collection's folder")]
+Names = Annotated[list[str] | None, typer.Argument(help="effects; all if none is named")]
+SomeNames = Annotated[list[str], typer.Argument(help="effects")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="override a setting: section.name=value")]
+VlmKey = Annotated[str | None, typer.Option("--api-key-env", help="environment variable that holds its key")]
+VlmTokens = Annotated[
+    int | None, typer.Option("--max-tokens-total", help="stop before more tokens are spent")
+]
+Json = Annotated[bool, typer.Option("--json", help="one JSON object on stdout")]
+
+
+def with_token_cap(layer: dict[str, dict[str, Any]], cap: int | None) -> dict[str, dict[str, Any]]:
+    """Overrides with `--max-tokens-total` among them, if it is given."""
+    return layer if cap is None else {**layer, "vlm": {**layer.get("vlm", {}), "max_tokens_total": cap}}

@@ -1,0 +1,97 @@
+"""Embeddings of pictures and texts by models of transformers: CLIP (2103.00020) and DINOv2 (2304.07193).
+
+A model is a folder or a name on the hub; only safetensors are read and no code comes with it. This file is
+the only one of the benchmark that knows transformers.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel, Dinov2Model
+
+from collectionlora.data import Photo
+from collectionlora.errors import UserError
+from collectionlora.target_making import chunks
+
+
+class ImageEncoder(Protocol):
+    """A model that embeds pictures."""
+
+    def images(self, photos: Sequence[Photo]) -> Tensor:
+        """Unit vectors `[N, D]`."""
+        ...
+
+
+def in_parts(embed: Callable[[Sequence[Photo]], Tensor], photos: Sequence[Photo]) -> Tensor:
+    """`embed` over parts of the photos, each result of unit length."""
+    return F.normalize(torch.cat([embed(photos[part]) for part in chunks(len(photos))]), dim=1)
+
+
+class Clip:
+    """Pictures and texts in one space, as CLIP's own projections put them there.
+
+    Raises:
+        UserError: the model cannot be opened.
+    """
+
+    def __init__(self, name: str):
+        try:
+            self.model = CLIPModel.from_pretrained(name, use_safetensors=True).eval()
+            self.processor = AutoImageProcessor.from_pretrained(name)
+            self.tokenizer = AutoTokenizer.from_pretrained(name)
+        except (OSError, ValueError) as error:
+            raise _explain("bench.clip", name, error) from None
+
+    @torch.no_grad()
+    def images(self, photos: Sequence[Photo]) -> Tensor:
+        """Unit vectors `[N, D]`."""
+
+        def embed(part: Sequence[Photo]) -> Tensor:
+            pixels = self.processor(images=[Image.fromarray(p) for p in part], return_tensors="pt")
+            return self.model.get_image_features(**pixels).pooler_output
+
+        return in_parts(embed, photos)
+
+    @torch.no_grad()
+    def texts(self, texts: Sequence[str]) -> Tensor:
+        """Unit vectors `[N, D]`; a text is cut at the model's 77 tokens."""
+        longest = self.model.config.text_config.max_position_embeddings
+        tokens = self.tokenizer(
+            list(texts), padding=True, truncation=True, max_length=longest, return_tensors="pt"
+        )
+        return F.normalize(self.model.get_text_features(**tokens).pooler_output, dim=1)
+
+
+class Dino:
+    """Pictures as the class token of DINOv2's last layer.
+
+    Raises:
+        UserError: the model cannot be opened.
+    """
+
+    def __init__(self, name: str):
+        try:
+            self.model = Dinov2Model.from_pretrained(name, use_safetensors=True).eval()
+            self.processor = AutoImageProcessor.from_pretrained(name)
+        except (OSError, ValueError) as error:
+            raise _explain("bench.dino", name, error) from None
+
+    @torch.no_grad()
+    def images(self, photos: Sequence[Photo]) -> Tensor:
+        """Unit vectors `[N, D]`."""
+
+        def embed(part: Sequence[Photo]) -> Tensor:
+            pixels = self.processor(images=[Image.fromarray(p) for p in part], return_tensors="pt")
+            return self.model(**pixels).last_hidden_state[:, 0]
+
+        return in_parts(embed, photos)
+
+
+def _explain(field: str, name: str, error: Exception) -> UserError:
+    reason = " ".join(str(error).split())[:200]
+    mend = "give a folder with safetensors and a processor, or a name on the hub"
+    return UserError("--set", field, f"{name!r} cannot be opened ({reason})", mend)

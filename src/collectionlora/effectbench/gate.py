@@ -1,0 +1,86 @@
+"""A gate: no effect that a collection held before may lose more than a margin."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from collectionlora.adapters.roles import STUDENT
+from collectionlora.errors import UserError
+
+KEY = "psnr"
+
+
+@dataclass(frozen=True)
+class Gate:
+    """An earlier metrics.json, and the largest loss of an effect's PSNR in dB that passes."""
+
+    path: Path
+    margin: float
+    baseline: dict[str, Any]
+
+    @classmethod
+    def load(cls, path: Path, margin: float, written: Path) -> "Gate":
+        """Read the earlier metrics.json.
+
+        Args:
+            written: the metrics.json that this bench writes.
+
+        Raises:
+            UserError: it cannot be read, or this bench would write over it.
+        """
+        if path.resolve() == written.resolve():
+            raise UserError(path, "--baseline", "would be written over", "copy it to another name first")
+        try:
+            return cls(path, margin, json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            mend = "give a metrics.json that bench wrote"
+            raise UserError(path, "--baseline", f"cannot be read ({error})", mend) from None
+
+    def changes(self, metrics: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
+        """By effect that both have, the student's PSNR before and now.
+
+        Raises:
+            UserError: the two are not of the same photos, or have nothing in common.
+        """
+        if self.baseline.get("cases") != metrics["cases"]:
+            mend = "bench with the same --photos, --crops, --seeds and data.resolution"
+            raise UserError(self.path, "cases", "is of other photos", mend)
+        before, now = (m["methods"].get(STUDENT, {}).get("per_effect", {}) for m in (self.baseline, metrics))
+        both = {e: (before[e][KEY], now[e][KEY]) for e in before.keys() & now.keys() if KEY in before[e]}
+        if not both:
+            mend = "bench the method student, with effects whose truth is known"
+            raise UserError(self.path, STUDENT, "no effect has a PSNR in both", mend)
+        return both
+
+    def check(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
+        """What metrics.json says of the gate: `passed`, and the effect that lost most."""
+        changes = self.changes(metrics)
+        losses = {effect: before - now for effect, (before, now) in changes.items()}
+        worst = max(sorted(losses), key=losses.__getitem__)
+        return {
+            "baseline": str(self.path),
+            "margin": self.margin,
+            "passed": losses[worst] <= self.margin,
+            "worst_effect": worst,
+            "worst_loss": losses[worst],
+            "failed": sorted(effect for effect, loss in losses.items() if loss > self.margin),
+        }
+
+    def enforce(self, metrics: Mapping[str, Any], backup: Path, result: Path) -> None:
+        """Raise if the gate in metrics.json did not pass; if it did, the adapter from before is deleted.
+
+        Raises:
+            UserError: a kept effect lost more than the margin.
+        """
+        gate = metrics["gate"]
+        if gate["passed"]:
+            backup.unlink(missing_ok=True)
+            return
+        rows = metrics["methods"][STUDENT]["per_effect"], self.baseline["methods"][STUDENT]["per_effect"]
+        named = ", ".join(f"{e} {rows[1][e][KEY]:.2f} to {rows[0][e][KEY]:.2f} dB" for e in gate["failed"])
+        mend = "train longer (add.student_updates, add.match_updates)"
+        if backup.exists():
+            mend += f", or go back: mv {backup} {result}"
+        raise UserError(self.path, "--margin", f"more than {self.margin:g} dB is lost: {named}", mend)

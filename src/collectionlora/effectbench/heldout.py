@@ -1,0 +1,47 @@
+"""What a collection is judged on: photographs that nothing was trained on."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from collectionlora.collection import Collection
+from collectionlora.data import Photo, read_photo
+from collectionlora.effectbench.bench import Cases, draw_crops, draw_whole, join_cases
+from collectionlora.effectbench.photographs import HELDOUT, load_photograph
+from collectionlora.effectbench.truths import procedural_truth, relative_names
+from collectionlora.effects.crops import PhotoPool
+
+
+@dataclass(frozen=True)
+class Heldout:
+    """What a collection is judged on.
+
+    Attributes:
+        photographs: by name; nothing was trained on them.
+        others: photographs to train the classifier on.
+        num_photos: photos of each effect and seed.
+    """
+
+    photographs: Mapping[str, Photo]
+    others: PhotoPool
+    num_photos: int
+    seeds: Sequence[int]
+    classifier_steps: int
+
+    def draw(self, collection: Collection, side: int) -> Cases:
+        """Random crops where all truths are procedural, the middles of whole photographs otherwise.
+
+        Raises:
+            UserError: there are fewer photographs than are asked for.
+        """
+        if all(procedural_truth(effect) for effect in collection.effects):
+            pool = PhotoPool(list(self.photographs.values()))
+            return join_cases([draw_crops(pool, self.num_photos, seed, side) for seed in self.seeds])
+        return join_cases([draw_whole(self.photographs, self.num_photos, seed, side) for seed in self.seeds])
+
+
+def heldout_photographs(folder: Path | None) -> dict[str, Photo]:
+    """The photographs of a folder, by default three that ship inside scikit-image and scikit-learn."""
+    if folder is None:
+        return {name: load_photograph(name) for name in HELDOUT}
+    return {name: read_photo(path) for name, path in relative_names(folder).items()}

@@ -1,0 +1,148 @@
+"""`report.html`: one self-contained file with tables, pictures, confusion, curves, costs and settings."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from collectionlora.data import write_photo
+from collectionlora.effectbench.gallery import Result, draw_sheet
+from collectionlora.effectbench.report.charts import sparkline
+from collectionlora.effectbench.report.columns import COSTS, Column, measured, write_value
+from collectionlora.effectbench.report.curves import read_curves
+from collectionlora.effectbench.report.embedding import embed_gallery
+from collectionlora.files import write_json, write_text
+
+HERE = Path(__file__).parent
+BOUNDS = ("source", "truth")  # what is no contestant: never the best of a column
+# Bars of an effect reach from 0 to these values, or to the largest that is there.
+FULL = {"psnr": 40.0, "vsa": 5.0}
+
+
+def cells(row: Mapping[str, Any], columns: list[Column], best: Mapping[str, float]) -> list[dict[str, Any]]:
+    """The cells of a table row: text, interval, and whether it is the column's best."""
+    made = []
+    for column in columns:
+        value, interval = row.get(column.key), row.get("ci95", {}).get(column.key)
+        text = write_value(value, column)
+        span = " to ".join(write_value(bound, column) for bound in interval) if interval else ""
+        made.append(
+            {"text": text, "interval": span, "best": value is not None and best.get(column.key) == value}
+        )
+    return made
+
+
+def best_values(methods: Mapping[str, Mapping[str, Any]], columns: list[Column]) -> dict[str, float]:
+    """The best value of each column among the contestants; none where there is only one."""
+    rows = [row for name, row in methods.items() if name not in BOUNDS]
+    best = {}
+    for column in columns:
+        values = [row[column.key] for row in rows if column.key in row]
+        if len(values) > 1:
+            best[column.key] = max(values) if column.better > 0 else min(values)
+    return best
+
+
+def table(methods: Mapping[str, Mapping[str, Any]], columns: list[Column]) -> dict[str, Any]:
+    """Columns, and for each method its cells."""
+    best = best_values(methods, columns)
+    bests = {name: {} if name in BOUNDS else best for name in methods}
+    return {"columns": columns, "rows": {n: cells(row, columns, bests[n]) for n, row in methods.items()}}
+
+
+def bars(methods: Mapping[str, Mapping[str, Any]], column: Column) -> dict[str, list[dict[str, Any]]]:
+    """By effect, each method's value and interval of one measure, as shares of a full bar.
+
+    The truth is left out: next to its 60 dB all others look alike.
+    """
+    key, colours = column.key, {name: index for index, name in enumerate(methods)}
+    methods = {name: row for name, row in methods.items() if name != "truth"}
+    names = list(next(iter(methods.values()))["per_effect"])
+    known = [
+        row["per_effect"][e][key] for row in methods.values() for e in names if key in row["per_effect"][e]
+    ]
+    full = max(max(known), min(FULL.get(key, 1.0), 1.5 * max(known))) or 1.0
+    chart: dict[str, list[dict[str, Any]]] = {}
+    for effect in names:
+        chart[effect] = []
+        for name, row in methods.items():
+            one = row["per_effect"][effect]
+            if key not in one:
+                continue
+            low, high = one["ci95"].get(key, (one[key], one[key]))
+            share = [f"{100 * min(max(v, 0) / full, 1):.1f}%" for v in (one[key], low, high)]
+            chart[effect].append(
+                {
+                    "method": name,
+                    "colour": colours[name],
+                    "text": write_value(one[key], column),
+                    "share": share,
+                }
+            )
+    return {effect: rows for effect, rows in chart.items() if rows}
+
+
+def confusion(metrics: Mapping[str, Any]) -> dict[str, list[tuple[str, list[tuple[int, float]]]]]:
+    """By method, each effect's counts over the classifier's classes, with their shares."""
+    if "classifier" not in metrics:
+        return {}
+    effects = metrics["classifier"]["classes"][:-1]
+    return {
+        name: [
+            (effect, [(count, count / sum(counts)) for count in counts])
+            for effect, counts in zip(effects, row["confusion"], strict=True)
+        ]
+        for name, row in metrics["methods"].items()
+    }
+
+
+def draw_curves(logs: Mapping[str, Path]) -> dict[str, list[dict[str, Any]]]:
+    """By run, each logged value as a curve with its first and last numbers."""
+    drawn: dict[str, list[dict[str, Any]]] = {}
+    for run, log in logs.items():
+        for name, points in read_curves(log).items():
+            if len(points) > 1:
+                ends = {"first": points[0][1], "last": points[-1][1], "steps": int(points[-1][0]) + 1}
+                drawn.setdefault(run, []).append({"name": name, "svg": sparkline(points), **ends})
+    return drawn
+
+
+def build_report(result: Result, logs: Mapping[str, Path]) -> str:
+    """The page; `logs` are training logs by run."""
+    metrics, methods = result.metrics, result.metrics["methods"]
+    columns = measured(methods.values())
+    # What is measured effect by effect; the ordinary edits belong to none.
+    by_effect = measured(row for method in methods.values() for row in method["per_effect"].values())
+    environment = Environment(
+        loader=FileSystemLoader(HERE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    gallery: dict[str, list[dict[str, str]]] = {}
+    for shown, urls in embed_gallery(result.gallery):
+        gallery.setdefault(shown.effect, []).append(urls)
+    return environment.get_template("page.html").render(
+        metrics=metrics,
+        methods=list(methods),
+        scores=table(methods, columns),
+        costs=table(methods, list(COSTS)),
+        bars=[(column, bars(methods, column)) for column in by_effect],
+        gallery=gallery,
+        confusion=confusion(metrics),
+        curves=draw_curves(logs),
+        settings=json.dumps(metrics["settings"], indent=1),
+        versions=metrics["versions"],
+        style=(HERE / "style.css").read_text(encoding="utf-8"),
+        script=(HERE / "script.js").read_text(encoding="utf-8"),
+    )
+
+
+def write_results(out: Path, result: Result, logs: Mapping[str, Path]) -> None:
+    """sheet.png, report.html and metrics.json in `out`; `logs` are training logs by run."""
+    write_photo(out / "sheet.png", draw_sheet(result.gallery))
+    write_text(out / "report.html", build_report(result, logs))
+    write_json(out / "metrics.json", result.metrics)

@@ -1,0 +1,97 @@
+"""The right answers of a collection's effects, as far as they are known.
+
+An effect's truth is the procedural effect of its name, or what its manifest entry says under `truth`: the
+name of another procedural effect, a folder of true images named like the photographs, or `none`.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from collectionlora.collection import Collection, Effect, list_photos
+from collectionlora.data import Photo, crop_square, read_photo, to_images
+from collectionlora.effectbench.bench import Cases, Method
+from collectionlora.effectbench.metrics import valid_outcomes
+from collectionlora.effects import EFFECTS, PhotoEffect
+from collectionlora.errors import UserError
+
+NO_TRUTH = "none"
+
+
+def procedural_truth(effect: Effect) -> PhotoEffect | None:
+    """The procedural effect that an effect of the manifest stands for."""
+    return EFFECTS.get(effect.truth or effect.name)
+
+
+def true_folder(collection: Collection, effect: Effect) -> Path | None:
+    """The folder of an effect's true images."""
+    if effect.truth is None or effect.truth == NO_TRUTH or procedural_truth(effect):
+        return None
+    return collection.path(effect.truth, f"effects.{effect.name}.truth")
+
+
+def relative_names(folder: Path) -> dict[str, Path]:
+    """The photos of a folder by their path in it without the suffix."""
+    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in list_photos(folder)}
+
+
+class Truths:
+    """The right answers to every judged photo.
+
+    Raises:
+        UserError: a folder of true images lacks one of a judged photograph.
+    """
+
+    def __init__(self, collection: Collection, cases: Cases):
+        self.collection, self.cases = collection, cases
+        self.procedural = {e.name: p for e in collection.effects if (p := procedural_truth(e))}
+        self.images: dict[str, list[Photo]] = {}
+        for effect in collection.effects:
+            if folder := true_folder(collection, effect):
+                paths = relative_names(folder)
+                missing = sorted(set(cases.names) - set(paths))
+                if missing:
+                    mend = "add it, or take it out of --photos"
+                    raise UserError(folder, missing[0], "has no true image for this photograph", mend)
+                self.images[effect.name] = [self._read(paths[name]) for name in cases.names]
+
+    def _read(self, path: Path) -> Photo:
+        return crop_square(read_photo(path), len(self.cases.photos[0]))
+
+    def known(self, effect: str) -> bool:
+        return effect in self.procedural or effect in self.images
+
+    def outcomes(self, effect: str) -> list[list[Photo]]:
+        """All right answers to each judged photo."""
+        if effect in self.images:
+            return [[image] for image in self.images[effect]]
+        return [valid_outcomes(self.procedural[effect], photo) for photo in self.cases.photos]
+
+    def draw(self, effect: str) -> list[Photo]:
+        """One right answer to each judged photo."""
+        if effect in self.images:
+            return self.images[effect]
+        one = self.procedural[effect]
+        pairs = zip(self.cases.photos, self.cases.seeds, strict=True)
+        return [one(photo, np.random.default_rng(seed)) for photo, seed in pairs]
+
+    def method(self, effects: Sequence[str]) -> Method:
+        """The truth as a method: its scores are the best that can be reached.
+
+        Raises:
+            UserError: an effect without a known truth.
+        """
+        for name in effects:
+            if not self.known(name):
+                raise UserError("", "--methods", f"{name} has no known truth", "leave out the method truth")
+
+        def sample(effect: str, images: Tensor, seeds: Sequence[int]) -> Tensor:
+            drawn = dict(zip(self.cases.seeds, self.draw(effect), strict=True))
+            return to_images([drawn[seed] for seed in seeds])
+
+        def general(images: Tensor, texts: Sequence[str], seeds: Sequence[int]) -> Tensor:
+            return to_images([self.cases.edits[seed].target for seed in seeds])
+
+        return Method("truth", 0, sample, general)

@@ -1,0 +1,330 @@
+"""`add`, `remove` and the gate, over a collection that was never trained."""
+
+import json
+import os
+import shutil
+import signal
+import sys
+from collections import Counter
+
+import pytest
+import torch
+import yaml
+from bench_collection import PROMPTS, build, photo
+
+from collectionlora import api, cli, growing
+from collectionlora.adapters.formats import write_lora
+from collectionlora.adapters.recipe import read_adapter
+from collectionlora.collection import Collection
+from collectionlora.data import write_photo
+from collectionlora.effectbench import bench
+from collectionlora.effectbench.gate import Gate
+from collectionlora.errors import UserError
+from collectionlora.manifest_editing import add_effect, drop_effects
+from collectionlora.streams import EffectData, Streams
+from collectionlora.trainer import Interrupted
+
+SHORT = {"add": {"match_updates": 1, "student_updates": 1}}
+MANIFEST = """\
+# mine
+base: nano
+effects:
+  # the first
+  - name: one   # named so
+    teacher: one.safetensors
+    teacher_prompt: |
+      draw it
+      in ink
+    photos: photos
+  # the second
+  -
+    name: two
+    teacher: two.safetensors
+    teacher_prompt: "glow"
+    photos: photos
+
+# what is kept
+general: {photos: photos, prompts: general.txt}
+"""
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory):
+    """The adapter holds sepia; mine is in the manifest only."""
+    folder = tmp_path_factory.mktemp("template")
+    build(folder, finished=["sepia"])
+    api.targets(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(template, tmp_path):
+    return shutil.copytree(template, tmp_path / "mine")
+
+
+@pytest.fixture
+def run(folder, monkeypatch, capsys):
+    """Run `collectionlora VERB FOLDER ...`; returns exit code, stdout, stderr."""
+
+    def run_verb(verb, *arguments):
+        monkeypatch.setattr(sys, "argv", ["collectionlora", verb, str(folder), *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        captured = capsys.readouterr()
+        return stopped.value.code or 0, captured.out, captured.err
+
+    return run_verb
+
+
+def adapter(folder):
+    return read_adapter(folder / "collection.safetensors")
+
+
+def same(first, second):
+    return all(torch.equal(x, y) for name in first for x, y in zip(first[name], second[name], strict=True))
+
+
+def edited(tmp_path, text):
+    (tmp_path / "collection.yaml").write_text(text)
+    return tmp_path
+
+
+def test_effects_leave_and_enter_a_manifest_as_text(tmp_path):
+    edited(tmp_path, MANIFEST)
+    without = drop_effects(tmp_path, ["one"])
+    assert [e.name for e in Collection.parse(tmp_path, without).effects] == ["two"]
+    assert "# the first" in without
+    assert "# the second" in without
+    assert "in ink" not in without
+    without = drop_effects(tmp_path, ["two"])
+    assert without.endswith(
+        "  # the second\n\n# what is kept\ngeneral: {photos: photos, prompts: general.txt}\n"
+    )
+    entry = {"name": "three", "teacher": "t: x", "teacher_prompt": "é, [so]: yes", "photos": "p"}
+    grown = Collection.parse(tmp_path, add_effect(tmp_path, entry))
+    assert [e.name for e in grown.effects] == ["one", "two", "three"]
+    assert grown.effect("three").model_dump(exclude_none=True) == entry
+    assert add_effect(tmp_path, entry).count("#") == MANIFEST.count("#")
+
+
+def test_an_effect_enters_at_the_end_of_a_file_without_a_last_line_break(tmp_path):
+    head, _, tail = MANIFEST.partition("effects:\n")
+    general = tail[tail.index("general") :]
+    text = f"{head}{general}effects:\n- {{name}}".replace(
+        "{name}", "name: one\n  teacher: a\n  teacher_prompt: b\n  photos: c"
+    )
+    entry = {"name": "three", "teacher": "t", "teacher_prompt": "p", "photos": "p"}
+    grown = Collection.parse(tmp_path, add_effect(edited(tmp_path, text), entry))
+    assert [e.name for e in grown.effects] == ["one", "three"]
+
+
+def test_a_list_in_brackets_is_left_to_its_writer(tmp_path):
+    document = yaml.safe_load(MANIFEST)
+    edited(tmp_path, yaml.safe_dump(document, default_flow_style=True))
+    with pytest.raises(UserError, match=r"effects: is written in brackets; write each effect as lines"):
+        drop_effects(tmp_path, ["one"])
+
+
+def test_new_effects_are_drawn_with_their_ratio_and_the_rest_is_replayed():
+    data = [EffectData(name, *[torch.zeros(1, 1, 1, 1, 1)] * 2, None, None, None) for name in "abcd"]
+    streams = Streams(data, None, seed=0, batch_size=1, effect_ratio=0.5)
+    streams.favour(["d"], 0.25)
+    drawn = Counter(streams._favoured(step, 0) for step in range(4000))
+    assert drawn[3] / 4000 == pytest.approx(0.25, abs=0.03)
+    assert all(drawn[i] / 4000 == pytest.approx(0.25, abs=0.03) for i in range(3))
+    assert [streams._favoured(step, 0) for step in range(9)] == [
+        streams._favoured(step, 0) for step in range(9)
+    ]
+    streams.favour(["a", "b", "c", "d"], 0.25)
+    assert len({streams._favoured(step, 0) for step in range(100)}) == 4
+
+
+def test_an_addition_starts_from_the_finished_adapter(folder):
+    before, _ = adapter(folder)
+    path = api.add(folder, ["mine"], overrides={"add": {"match_updates": 0, "student_updates": 0}})
+    after, recipe = adapter(folder)
+    assert path == folder / "collection.safetensors"
+    assert recipe.effects == PROMPTS
+    assert same(before.weights, after.weights)
+
+
+def test_an_addition_trains_few_updates_and_keeps_the_adapter_from_before(folder, run):
+    before = (folder / "collection.safetensors").read_bytes()
+    code, out, err = run(
+        "add", "mine", "--set", "add.match_updates=2", "--set", "add.student_updates=1", "--json"
+    )
+    assert code == 0, err
+    assert json.loads(out) == {"adapter": str(folder / "collection.safetensors")}
+    (log,) = folder.glob("runs/add-*/log.jsonl")
+    entries = [json.loads(line) for line in log.read_text().splitlines()]
+    assert ["match" in entry for entry in entries] == [True, True, False]
+    assert (folder / "collection.before-add.safetensors").read_bytes() == before
+    assert (folder / "collection.safetensors").read_bytes() != before
+    code, _, err = run("add", "mine")
+    assert (
+        code,
+        err.splitlines()[-1].endswith("mine: is in this adapter already; name an effect that is new"),
+    ) == (2, True)
+
+
+def test_an_interrupted_addition_goes_on_to_the_same_file(folder, tmp_path):
+    twin = shutil.copytree(folder, tmp_path / "twin")
+    overrides = {"add": {"match_updates": 2, "student_updates": 2}}
+
+    def interrupt(what, done, total, metrics):
+        if (what, done) == ("add", 2):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(Interrupted):
+        api.add(folder, ["mine"], overrides=overrides, progress=interrupt)
+    assert list(adapter(folder)[1].effects) == ["sepia"]
+    api.add(folder, ["mine"], overrides=overrides)
+    api.add(twin, ["mine"], overrides=overrides)
+    files = [path / "collection.safetensors" for path in (folder, twin)]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_a_teacher_file_enters_the_manifest(folder, run, tmp_path):
+    teacher = tmp_path / "neon.safetensors"
+    shutil.copyfile(folder / "teachers" / "mine.safetensors", teacher)
+    manifest = (folder / "collection.yaml").read_text()
+    code, _, err = run("add", "neon", "--teacher", teacher)
+    assert code == 2
+    assert "the file does not say what it was trained with; give it: --teacher-prompt TEXT" in err
+    code, _, err = run("add", "neon", "--teacher", teacher, "--teacher-prompt", "glow")
+    assert code == 2
+    assert "photos/neon: photos: there is no such folder" in " ".join(err.split())
+    assert (folder / "collection.yaml").read_text() == manifest
+    assert not (folder / "teachers" / "neon.safetensors").exists()
+
+    write_photo(folder / "photos" / "neon" / "0.png", photo(3))
+    options = ("--set", "add.match_updates=0", "--set", "add.student_updates=0")
+    code, _, err = run("add", "neon", "--teacher", teacher, "--teacher-prompt", "glow", *options)
+    assert code == 0, err
+    assert list(adapter(folder)[1].effects) == ["sepia", "neon"]  # mine was not asked for
+    assert Collection.load(folder).effect("neon").teacher_prompt == "glow"
+
+
+def test_a_teacher_of_another_base_is_refused_before_anything_is_written(folder, tmp_path):
+    write_photo(folder / "photos" / "neon" / "0.png", photo(3))
+    write_lora(tmp_path / "x.safetensors", {"nowhere": (torch.zeros(2, 8), torch.zeros(8, 2))}, {})
+    before = (folder / "collection.yaml").read_text()
+    with pytest.raises(UserError):
+        api.add(folder, ["neon"], tmp_path / "x.safetensors", "glow")
+    assert (folder / "collection.yaml").read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("names", "change", "words"),
+    [
+        (["mien"], {}, "no such effect; did you mean mine"),
+        (["mine"], {"sepia": {"student_prompt": "<other> x"}}, "sepia: has another student prompt now"),
+        (["mine"], {"sepia": {"name": "brown"}}, "sepia: is in the adapter, not here; put it back, or run"),
+    ],
+)
+def test_what_does_not_fit_the_adapter_is_named(folder, names, change, words):
+    manifest = yaml.safe_load((folder / "collection.yaml").read_text())
+    for effect in manifest["effects"]:
+        effect.update(change.get(effect["name"], {}))
+    (folder / "collection.yaml").write_text(yaml.safe_dump(manifest))
+    with pytest.raises(UserError, match=words):
+        api.add(folder, names, overrides=SHORT)
+
+
+def test_an_adapter_of_more_rank_than_the_student_is_named(folder):
+    ranks = {"student": {"rank": 2}, "critic": {"rank": 2}}
+    with pytest.raises(UserError, match=r"--set student.rank=3 --set critic.rank=3"):
+        api.add(folder, ["mine"], overrides={**SHORT, **ranks})
+
+
+def test_a_removed_effect_is_no_longer_offered_and_the_weights_stay(folder, run):
+    api.add(folder, ["mine"], overrides={"add": {"match_updates": 0, "student_updates": 0}})
+    before, _ = adapter(folder)
+    code, out, err = run("remove", "sepia", "--json")
+    assert code == 0, err
+    assert json.loads(out) == {"effects": ["mine"]}
+    after, recipe = adapter(folder)
+    assert recipe.effects == {"mine": PROMPTS["mine"]}
+    assert same(before.weights, after.weights)
+    assert [e.name for e in Collection.load(folder).effects] == ["mine"]
+    assert (folder / "teachers" / "sepia.safetensors").exists()
+    code, _, err = run("remove", "mine")
+    assert code == 2
+    assert "nothing would be left" in err
+    with pytest.raises(UserError, match="no such effect"):
+        growing.remove(Collection.load(folder), ["nobody"])
+
+
+def metrics_of(cases="c", **psnr):
+    rows = {effect: {"psnr": value} for effect, value in psnr.items()}
+    return {"cases": cases, "methods": {"student": {"per_effect": rows}}}
+
+
+def gate(tmp_path, baseline, margin=1.0):
+    path = tmp_path / "before.json"
+    path.write_text(json.dumps(baseline))
+    return Gate.load(path, margin, tmp_path / "metrics.json")
+
+
+def test_a_gate_passes_up_to_its_margin_and_forgets_the_backup(tmp_path):
+    one = gate(tmp_path, metrics_of(a=20.0, b=30.0))
+    metrics = metrics_of(a=21.0, b=29.0, new=1.0)
+    metrics["gate"] = one.check(metrics)
+    assert metrics["gate"]["passed"]
+    assert (metrics["gate"]["worst_effect"], metrics["gate"]["worst_loss"]) == ("b", 1.0)
+    backup = tmp_path / "backup"
+    backup.write_text("")
+    one.enforce(metrics, backup, tmp_path / "result")
+    assert not backup.exists()
+
+
+def test_a_gate_names_what_lost_too_much_and_the_way_back(tmp_path):
+    one = gate(tmp_path, metrics_of(a=20.0, b=30.0, c=9.0), 0.5)
+    metrics = metrics_of(a=19.0, b=29.0, c=9.0)
+    metrics["gate"] = one.check(metrics)
+    (tmp_path / "backup").write_text("")
+    line = (
+        "more than 0.5 dB is lost: a 20.00 to 19.00 dB, b 30.00 to 29.00 dB; .* go back: mv .*backup .*result"
+    )
+    with pytest.raises(UserError, match=line):
+        one.enforce(metrics, tmp_path / "backup", tmp_path / "result")
+    assert (tmp_path / "backup").exists()
+
+
+@pytest.mark.parametrize(
+    ("baseline", "words"),
+    [
+        (metrics_of("other", a=1.0), "cases: is of other photos; bench with the same --photos"),
+        (metrics_of(z=1.0), "student: no effect has a PSNR in both"),
+        ({"cases": "c", "methods": {}}, "student: no effect has a PSNR in both"),
+    ],
+)
+def test_only_like_is_compared_with_like(tmp_path, baseline, words):
+    with pytest.raises(UserError, match=words):
+        gate(tmp_path, baseline).check(metrics_of(a=1.0))
+
+
+def test_a_bench_with_a_gate(folder, run, monkeypatch, tmp_path):
+    monkeypatch.setattr(api, "CLASSIFIER_STEPS", 2)
+    monkeypatch.setattr(bench, "GENERAL_KINDS", ("blur",))
+    api.remove(folder, ["mine"])
+    arguments = ("--photos", folder / "heldout", "--crops", 1, "--methods", "student")
+    code, _, err = run("bench", *arguments)
+    assert code == 0, err
+    written = folder / "bench" / "metrics.json"
+    code, _, err = run("bench", *arguments, "--baseline", written)
+    assert (code, "would be written over; copy it to another name first" in err) == (2, True)
+    before = tmp_path / "before.json"
+    shutil.copyfile(written, before)
+    code, _, err = run("bench", *arguments, "--baseline", before, "--margin", 0)
+    assert code == 0, err
+    assert "the gate passed: sepia lost most, 0.00 dB" in err
+    metrics = json.loads(before.read_text())
+    metrics["methods"]["student"]["per_effect"]["sepia"]["psnr"] += 3
+    before.write_text(json.dumps(metrics))
+    code, _, err = run("bench", *arguments, "--baseline", before)
+    assert code == 2
+    assert "--margin: more than 1 dB is lost: sepia" in err.splitlines()[-1]
+    assert not json.loads(written.read_text())["gate"]["passed"]
+    code, _, err = run("bench", *arguments, "--baseline", tmp_path / "nowhere.json")
+    assert (code, "cannot be read" in err) == (2, True)

@@ -1,0 +1,139 @@
+"""`report.html`: one file that needs nothing else, whatever was measured."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+from collectionlora.collection import Collection
+from collectionlora.effectbench.gallery import Result, Shown
+from collectionlora.effectbench.report import embedding
+from collectionlora.effectbench.report.columns import COLUMNS, write_size, write_value
+from collectionlora.effectbench.report.curves import find_logs, read_curves
+from collectionlora.effectbench.report.embedding import embed_gallery
+from collectionlora.effectbench.report.page import build_report, write_results
+
+METHODS = {"source": 12.0, "truth": 60.0, "teacher": 25.0, "student": 24.0}
+
+
+def row(value, **more):
+    return {"psnr": value, "ci95": {"psnr": [value - 1, value + 1]}, **more}
+
+
+def picture(seed, side=32):
+    return np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def result():
+    effects = ["sepia", "free"]
+    methods = {
+        name: row(
+            value,
+            nfe=8,
+            seconds_per_image=0.5,
+            bytes=1_500_000,
+            general_psnr=20.0,
+            worst_effect="sepia",
+            per_effect={"sepia": row(value), "free": {"ci95": {}}},
+            confusion=[[3, 1]],
+        )
+        for name, value in METHODS.items()
+    }
+    metrics = {
+        "methods": methods,
+        "classifier": {"classes": ["sepia", "none"], "accuracy": 0.9},
+        "effects": effects,
+        "photos": 4,
+        "seeds": [0, 1],
+        "seconds": 12.3,
+        "skipped": {"dreamsim": "its weights are <pickles>"},
+        "settings": {"note": "</pre><script>alert(1)</script>"},
+        "versions": {"torch": "2"},
+    }
+    gallery = [
+        Shown(effect, i, picture(i), picture(9) if effect == "sepia" else None, {"student": picture(i + 5)})
+        for effect in effects
+        for i in range(3)
+    ]
+    return Result(metrics, gallery)
+
+
+def test_a_page_needs_nothing_but_itself(result, tmp_path):
+    log = tmp_path / "log.jsonl"
+    log.write_text(
+        "".join(json.dumps({"step": i, "seconds": i, "match": 1 / (1 + i)}) + "\n" for i in range(9))
+    )
+    write_results(tmp_path, result, {"default": log})
+    assert json.loads((tmp_path / "metrics.json").read_text()) == json.loads(json.dumps(result.metrics))
+    page = (tmp_path / "report.html").read_text()
+    assert "http" not in page
+    assert all(source.startswith("data:image/") for source in re.findall(r'src="([^"]*)"', page))
+    assert page.count("<img src=") == 3 * 3 + 3 * 2  # an effect without a truth has one picture less
+    assert "<script>alert" not in page
+    assert page.count("<script>") == 1
+    assert page.count("<polyline") == 1
+    assert "<b>dreamsim</b>: its weights are &lt;pickles&gt;" in page
+    assert "student" in page
+    assert "1.5 MB" in page
+
+
+def test_the_best_of_a_column_is_a_contestant(result):
+    page = build_report(result, {})
+    (best,) = re.findall(r'class="best">([\d.]+)<small>', page)
+    assert best == "25.00"
+    assert "training" not in page  # no logs, no section
+
+
+def test_a_bench_without_any_truth_has_a_page(result):
+    for entry in result.metrics["methods"].values():
+        for key in ("psnr", "confusion", "worst_effect"):
+            del entry[key]
+        entry["per_effect"] = {"sepia": {"ci95": {}}, "free": {"vsa": 3.0, "ci95": {"vsa": [2, 4]}}}
+    del result.metrics["classifier"], result.metrics["skipped"]
+    page = build_report(result, {})
+    assert 'id="confusion"' not in page
+    assert "VSA: the judge" in page
+
+
+@pytest.mark.parametrize(("side", "most", "photos", "longest"), [(32, 10**6, 3, 32), (400, 10**6, 1, 256)])
+def test_pictures_keep_a_page_small(result, monkeypatch, side, most, photos, longest):
+    monkeypatch.setattr(embedding, "MOST_BYTES", most)
+    gallery = [
+        Shown(s.effect, s.index, picture(0, side), None, {"student": picture(1, side)})
+        for s in result.gallery
+    ]
+    rows = embed_gallery(gallery)
+    assert sum(len(url) for _, urls in rows for url in urls.values()) <= most
+    assert len(rows) == 2 * photos
+    kind = "webp" if longest <= embedding.LOSSLESS_SIDE else "jpeg"
+    assert all(url.startswith(f"data:image/{kind};") for _, urls in rows for url in urls.values())
+
+
+def test_numbers_are_written_for_readers():
+    psnr = next(column for column in COLUMNS if column.key == "psnr")
+    assert write_value(12.3456, psnr) == "12.35"
+    assert write_value(None, psnr) == "–"
+    assert [write_size(n) for n in (0, 999, 1_234_567, 2_000_000_000)] == ["none", "999 B", "1.23 MB", "2 GB"]
+
+
+def test_curves_are_averaged(tmp_path):
+    log = tmp_path / "log.jsonl"
+    log.write_text("".join(json.dumps({"step": i, "seconds": 0, "loss": i % 2}) + "\n" for i in range(1000)))
+    curves = read_curves(log)
+    assert list(curves) == ["loss"]
+    assert len(curves["loss"]) == 100
+    assert {value for _, value in curves["loss"]} == {0.5}
+
+
+def test_the_log_is_that_of_the_run_that_made_the_adapter(tmp_path):
+    for run, content in (("first", "a"), ("second", "b")):
+        (tmp_path / "runs" / run).mkdir(parents=True)
+        (tmp_path / "runs" / run / "collection.safetensors").write_text(content)
+    (tmp_path / "bench" / "acceleration").mkdir(parents=True)
+    (tmp_path / "bench" / "acceleration" / "log.jsonl").write_text("")
+    collection = Collection(tmp_path, None)
+    assert list(find_logs(collection)) == ["acceleration"]
+    collection.result.write_text("b")
+    assert list(find_logs(collection)) == ["second", "acceleration"]

@@ -1,0 +1,138 @@
+"""From pictures to metrics.json: truths of every kind, the classifier, effects that nothing is known of."""
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from collectionlora.collection import Collection
+from collectionlora.data import crop_square, write_photo
+from collectionlora.effectbench.bench import GENERAL, Cases, Method, draw_crops, draw_whole
+from collectionlora.effectbench.classifier import load_or_train
+from collectionlora.effectbench.metrics import perceptual_distance
+from collectionlora.effectbench.scoring import Measured, concept_meter, score, summarise, truth_meter
+from collectionlora.effectbench.truths import Truths, relative_names
+from collectionlora.effects import EFFECTS
+from collectionlora.effects.crops import PhotoPool
+from collectionlora.effects.ordinary_kinds import Edit
+from collectionlora.errors import UserError
+
+RNG = np.random.default_rng(0)
+PHOTOGRAPHS = {f"me-{i}": RNG.integers(0, 256, (40, 50, 3), dtype=np.uint8) for i in range(3)}
+SIDE = 32
+KINDS = {
+    "sepia": {},
+    "browned": {"truth": "sepia"},
+    "painted": {"truth": "true/painted"},
+    "free": {"truth": "none"},
+}
+
+
+@pytest.fixture
+def collection(tmp_path):
+    """One effect of each kind of truth; of the painted photos two have a true image in another format."""
+    for name in list(PHOTOGRAPHS)[:2]:
+        write_photo(tmp_path / "true" / "painted" / f"{name}.bmp", 255 - PHOTOGRAPHS[name])
+    common = {"teacher": "x.safetensors", "teacher_prompt": "x", "photos": "photos"}
+    effects = [{"name": name, **common, **extra} for name, extra in KINDS.items()]
+    manifest = {"effects": effects, "general": {"photos": "photos", "prompts": "general.txt"}}
+    (tmp_path / "collection.yaml").write_text(yaml.safe_dump(manifest))
+    return Collection.load(tmp_path)
+
+
+@pytest.fixture
+def cases():
+    names = list(PHOTOGRAPHS)[:2]
+    photos = [crop_square(PHOTOGRAPHS[name], SIDE) for name in names]
+    return Cases(photos, [7, 8], [Edit("brighten", photos[0], photos[1], "brighten")], names)
+
+
+def copy(name="copy"):
+    return Method(name, 0, lambda effect, images, seeds: images, lambda images, texts, seeds: images)
+
+
+def test_a_perceptual_distance_is_zero_for_equal_photos_and_grows_with_damage():
+    photo = PhotoPool([np.tile(np.arange(64, dtype=np.uint8)[:, None, None] * 4, (1, 64, 3))]).crop(RNG)
+    noise = np.random.default_rng(0).normal(size=photo.shape)
+    little, much = ((photo + s * noise).clip(0, 255).astype(np.uint8) for s in (5, 40))
+    assert perceptual_distance(photo, photo) == 0
+    assert 0 < perceptual_distance(photo, little) < perceptual_distance(photo, much) < 1
+
+
+def test_the_truth_is_found_by_name_by_field_and_in_a_folder(collection, cases):
+    truths = Truths(collection, cases)
+    known = [name for name in KINDS if truths.known(name)]
+    assert known == ["sepia", "browned", "painted"]
+    assert np.array_equal(truths.outcomes("sepia")[1][0], EFFECTS["sepia"](cases.photos[1]))
+    assert np.array_equal(truths.draw("browned")[0], truths.draw("sepia")[0])
+    (painted,) = truths.outcomes("painted")[0]
+    assert np.array_equal(painted, crop_square(255 - PHOTOGRAPHS["me-0"], SIDE))
+    with pytest.raises(UserError, match="free has no known truth; leave out the method truth"):
+        truths.method(list(KINDS))
+    images = torch.rand(1, 3, SIDE, SIDE)
+    made = truths.method(known).sample("sepia", images, [8])
+    assert np.array_equal((made[0] * 255).round().permute(1, 2, 0).byte().numpy(), truths.draw("sepia")[1])
+
+
+def test_a_photograph_without_its_true_image_is_named(collection):
+    cases = draw_whole(PHOTOGRAPHS, 3, 0, SIDE)
+    with pytest.raises(UserError, match="painted: me-2: has no true image for this photograph"):
+        Truths(collection, cases)
+
+
+def test_whole_photographs_are_drawn_without_repeats():
+    cases = draw_whole(PHOTOGRAPHS, 3, 1, SIDE)
+    assert sorted(cases.names) == sorted(PHOTOGRAPHS)
+    assert {photo.shape for photo in cases.photos} == {(SIDE, SIDE, 3)}
+    assert len(cases.edits) == len(draw_crops(PhotoPool(list(PHOTOGRAPHS.values())), 1, 0, SIDE).edits) > 0
+    with pytest.raises(UserError, match="--crops: 4 are asked for, there are 3"):
+        draw_whole(PHOTOGRAPHS, 4, 1, SIDE)
+
+
+def test_photos_are_known_by_their_path_without_the_suffix(tmp_path):
+    write_photo(tmp_path / "a" / "one.png", PHOTOGRAPHS["me-0"])
+    assert list(relative_names(tmp_path)) == ["a/one"]
+
+
+def test_an_effect_is_measured_by_what_is_known_of_it(collection, cases):
+    truths = Truths(collection, cases)
+    classifier = load_or_train(collection.folder, truths.procedural, PhotoPool(cases.photos), 2, 0)
+    pictures = {"copy": {**dict.fromkeys(KINDS, cases.photos), GENERAL: [cases.photos[1]]}}
+    meters = [truth_meter(truths), concept_meter(classifier, cases)]
+    row = score({"copy": copy()}, pictures, cases, meters, "teacher")["copy"]
+    rows = row["per_effect"]
+    fidelity = {"psnr", "ssim", "perceptual_distance", "bad_case_rate", "coverage", "ci95"}
+    assert rows["painted"].keys() == fidelity
+    assert rows["sepia"].keys() == fidelity | {"concept_accuracy", "bleed"}
+    assert rows["free"] == {"ci95": {}}
+    assert row["psnr"] == pytest.approx(np.mean([rows[e]["psnr"] for e in ("sepia", "browned", "painted")]))
+    assert row["worst_effect"] == min(("sepia", "browned", "painted"), key=lambda e: rows[e]["psnr"])
+    assert [sum(counts) for counts in row["confusion"]] == [2, 2]  # of the two that the classifier knows
+    assert row["general_psnr"] == 60
+
+
+def test_the_classifier_is_trained_once_for_the_same_things(tmp_path):
+    effects = {name: EFFECTS[name] for name in ("sepia", "thermal")}
+    pool = PhotoPool(list(PHOTOGRAPHS.values()))
+    first = load_or_train(tmp_path, effects, pool, 2, 0)
+    (path,) = tmp_path.iterdir()
+    made = path.stat().st_mtime_ns
+    again = load_or_train(tmp_path, effects, pool, 2, 0)
+    assert path.stat().st_mtime_ns == made
+    assert torch.equal(first.head.weight, again.head.weight)
+    load_or_train(tmp_path, effects, PhotoPool([PHOTOGRAPHS["me-0"]]), 2, 0)
+    load_or_train(tmp_path, {"sepia": EFFECTS["thermal"], "thermal": EFFECTS["sepia"]}, pool, 2, 0)
+    load_or_train(tmp_path, effects, pool, 3, 0)
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_photos_that_were_not_judged_are_left_out_of_means():
+    one = Measured({"vsa": np.array([4.0, np.nan]), "bcr": np.array([0.0, np.nan])})
+    two = Measured({"vsa": np.array([0.0, np.nan]), "bcr": np.array([1.0, np.nan])})
+    row = summarise({"one": one, "two": two})
+    assert (row["vsa"], row["bcr"], row["worst_effect"]) == (2, 0.5, "two")
+    assert row["ci95"]["vsa"] == (2, 2)
+    assert summarise({"none": Measured({"vsa": np.array([np.nan])})}) == {
+        "ci95": {},
+        "per_effect": {"none": {"ci95": {}}},
+    }
