@@ -7,17 +7,18 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "collectionlora"
 FLOORS = [
-    {"errors", "files", "terminal", "flow", "config", "effects", "collection"},
+    {"errors", "files", "processes", "terminal", "flow", "config", "effects", "collection", "memory"},
     {"objectives", "adapters", "prompting", "data", "vlm", "rewriting"},
     {"backbones"},
     {"checkpoint", "sampling", "streams", "workflows"},
     {"families"},
     {"model_card"},
     {"target_making", "prompt_writing", "distillation", "teaching", "trainer", "editing", "exporting"},
-    {"session", "checking", "manifest_template", "effectbench", "watching"},
+    {"session", "checking", "manifest_template", "effectbench", "watching", "planning", "advising"},
     {"api", "studio"},
     {"demo"},
     {"cli"},
+    {"__main__"},
 ]
 # What may import upwards, and why: the prompt type is what prompting measures.
 EXCEPTIONS = {("prompting", "backbones")}

@@ -3,11 +3,11 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collectionlora.api import Editor, bench, distill, edit, export, targets, teach
+    from collectionlora.api import Editor, bench, distill, edit, export, plan, targets, teach
     from collectionlora.collection import Collection
 
 __version__ = "0.1.0"
-__all__ = ["Collection", "Editor", "bench", "distill", "edit", "export", "targets", "teach"]
+__all__ = ["Collection", "Editor", "bench", "distill", "edit", "export", "plan", "targets", "teach"]
 
 
 def __getattr__(name: str) -> Any:

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from collectionlora import processes
 from collectionlora.adapters.formats import write_lora
 from collectionlora.adapters.roles import STUDENT
 from collectionlora.backbones import load_backbone
@@ -22,6 +23,7 @@ from collectionlora.effectbench.running import (
 )
 from collectionlora.exporting import export
 from collectionlora.files import write_json
+from collectionlora.planning import plan
 from collectionlora.prompt_writing import PromptWriter
 from collectionlora.prompting import cosine_table
 from collectionlora.session import Session, build_roles, check_resolution, effect_names, resolve_settings
@@ -31,7 +33,7 @@ from collectionlora.trainer import train
 from collectionlora.vlm import Endpoint, Vlm
 from collectionlora.watching import Watch
 
-__all__ = ["Editor", "bench", "distill", "edit", "export", "prompts", "targets", "teach"]
+__all__ = ["Editor", "bench", "distill", "edit", "export", "plan", "prompts", "targets", "teach"]
 
 Progress = Callable[[str, int, int, dict[str, float]], None]  # (what, done, in all, metrics)
 
@@ -134,12 +136,16 @@ def prompts(
     }
 
 
+@processes.joined()
 def targets(
     collection: Collection | Path | str,
     overrides: Mapping[str, Any] | None = None,
     progress: Progress = ignore,
 ) -> dict[str, int]:
-    """Make what is missing of the teacher targets; returns the number of images by effect."""
+    """Make what is missing of the teacher targets; returns the number of images by effect.
+
+    Several processes share the work.
+    """
     collection = open_collection(collection)
     session = Session(collection, resolve_settings(collection, overrides or {}), with_critics=False)
     streams = session.make_targets(lambda what, done, total: progress(what, done, total, {}))
@@ -147,6 +153,7 @@ def targets(
     return counts | {"general": len(streams.general.targets)}
 
 
+@processes.joined()
 def distill(
     collection: Collection | Path | str,
     run: str = "default",
@@ -154,7 +161,7 @@ def distill(
     resume: bool = False,
     progress: Progress = ignore,
 ) -> Path:
-    """The method over a collection; returns the finished adapter.
+    """The method over a collection; returns the finished adapter. Several processes train data-parallel.
 
     Raises:
         UserError: bad input.
@@ -167,7 +174,8 @@ def distill(
     distillation = session.distillation(
         lambda what, done, total: progress(f"targets {what}", done, total, {})
     )
-    write_json(folder / "settings.json", settings.model_dump(mode="json"))
+    if processes.is_main():
+        write_json(folder / "settings.json", settings.model_dump(mode="json"))
     with Watch(distillation, folder) as watch:
 
         def report(done: int, total: int, metrics: dict[str, float]) -> None:
@@ -175,8 +183,10 @@ def distill(
             progress("distill", done, total, metrics)
 
         train(distillation, folder, settings.distill.checkpoint_every, resume, report)
-    session.write_result(distillation, folder / collection.result.name)
-    session.write_result(distillation, collection.result)
+    if processes.is_main():
+        session.write_result(distillation, folder / collection.result.name)
+        session.write_result(distillation, collection.result)
+    processes.barrier()
     return collection.result
 
 

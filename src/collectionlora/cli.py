@@ -4,6 +4,7 @@ Text and progress go to stderr; `--json` puts one JSON object on stdout. Exit co
 mend it (one line), 1 a fault of ours (traceback), 130 interrupted with the state saved.
 """
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,15 +18,19 @@ from collectionlora.errors import UserError
 from collectionlora.studio.command import studio
 from collectionlora.terminal import (
     ProgressLine,
+    advice_lines,
     console,
     describe_lora,
+    joined_processes,
     methods_table,
     next_after_demo,
+    plan_table,
     prompt_table,
     say,
 )
 
 app = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, help=__doc__)
+SEVERAL_PROCESSES = ("targets", "distill")  # verbs that share their work
 
 Folder = Annotated[Path, typer.Argument(help="the collection's folder")]
 Names = Annotated[list[str] | None, typer.Argument(help="effects; all if none is named")]
@@ -55,11 +60,7 @@ def demo(
 
     with ProgressLine() as progress:
         metrics = run_demo(out, effects, seed, parse_overrides(overrides or []), progress)
-    if as_json:
-        say(True, metrics, "")
-        return
-    console.print(methods_table(metrics))
-    console.print(next_after_demo(out, metrics["effects"][0]), highlight=False, soft_wrap=True)
+    say(as_json, metrics, methods_table(metrics), next_after_demo(out, metrics["effects"][0]))
 
 
 @app.command()
@@ -134,10 +135,7 @@ def prompts(
     except KeyboardInterrupt:
         console.print("interrupted; what is answered is kept: run the same command again to go on")
         raise typer.Exit(130) from None
-    if as_json:
-        say(True, result, "")
-    else:
-        console.print(prompt_table(result))
+    say(as_json, result, prompt_table(result))
 
 
 @app.command()
@@ -148,9 +146,47 @@ def targets(folder: Folder, overrides: Set = None, as_json: Json = False) -> Non
     """
     from collectionlora import api
 
-    with ProgressLine() as progress:
+    with joined_processes() as progress:
         counts = api.targets(folder, parse_overrides(overrides or []), progress=progress)
     say(as_json, counts, "\n".join(f"{name}: {count} targets" for name, count in counts.items()))
+
+
+@app.command()
+def plan(
+    folder: Annotated[Path | None, typer.Argument(help="a collection's folder, or give --base")] = None,
+    base: Annotated[str | None, typer.Option(help="a base, without a collection")] = None,
+    effects: Annotated[
+        int | None, typer.Option(min=1, help="how many; default: the collection's, or 50")
+    ] = None,
+    rank: Annotated[int | None, typer.Option(min=1, help="of student and critic")] = None,
+    teacher_rank: Annotated[int | None, typer.Option(min=1, help="of the effects; default: --rank")] = None,
+    photos: Annotated[int, typer.Option(min=1, help="of each effect")] = 20,
+    devices: Annotated[int, typer.Option(min=1, help="how many GPUs")] = 1,
+    sharding: Annotated[str, typer.Option(help="ddp: each holds all; fsdp: each its share")] = "ddp",
+    overrides: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Memory, disk and forwards of a distillation before anything is loaded; which GPUs it fits.
+
+    Example: collectionlora plan --base Qwen/Qwen-Image-Edit-2509 --effects 50 --rank 128
+    """
+    from collectionlora import planning
+    from collectionlora.advising import advise
+
+    layer = parse_overrides(overrides or [])
+    request = planning.make_request(
+        folder,
+        base,
+        effects,
+        rank,
+        layer,
+        photos=photos,
+        teacher_rank=teacher_rank,
+        devices=devices,
+        sharding=sharding,
+    )
+    result = {**planning.plan(request), "advice": advise(request)}
+    say(as_json, result, plan_table(request.base, result), advice_lines(result))
 
 
 @app.command()
@@ -169,7 +205,7 @@ def distill(
     from collectionlora.trainer import Interrupted
 
     try:
-        with ProgressLine() as progress:
+        with joined_processes() as progress:
             path = api.distill(folder, run, parse_overrides(overrides or []), resume, progress)
     except Interrupted as stopped:
         console.print(f"{stopped}; go on with: collectionlora distill {folder} --run {run} --resume")
@@ -239,11 +275,8 @@ def bench(
         metrics = api.bench(
             folder, photos, methods.split(","), crops, seeds, parse_overrides(overrides or []), progress
         )
-    if as_json:
-        say(True, metrics, "")
-        return
-    console.print(methods_table(metrics))
-    console.print(f"look at {folder}/bench/sheet.png, read {folder}/bench/report.html")
+    next_step = f"look at {folder}/bench/sheet.png, read {folder}/bench/report.html"
+    say(as_json, metrics, methods_table(metrics), next_step)
 
 
 @app.command()
@@ -284,9 +317,14 @@ def show_version(value: bool) -> None:
 
 @app.callback()
 def options(
+    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", callback=show_version, is_eager=True)] = False,
 ) -> None:
     """Distil many effect LoRAs and few-step generation into one LoRA."""
+    verb = str(context.invoked_subcommand)
+    if verb not in SEVERAL_PROCESSES and os.environ.get("WORLD_SIZE", "1") != "1":
+        message, mend = f"{verb} runs in one process", "start it without torchrun"
+        raise UserError("environment", "WORLD_SIZE", message, mend)
 
 
 def main() -> None:
@@ -297,6 +335,3 @@ def main() -> None:
     except (UserError, SettingsError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted; run the same command again to go on", file=sys.stderr)
-        sys.exit(130)

@@ -43,6 +43,10 @@ class ModelSettings(Section):
     quantization: Literal["none", "nf4", "int8"] = Field(
         "none", description="of the frozen base's blocks, by bitsandbytes"
     )
+    # Cached files are named after the representation; what they hold does not depend on this.
+    sharding: Literal["none", "fsdp"] = Field(
+        "none", repr=False, description="of the frozen base over the processes of a distillation"
+    )
     gradient_checkpointing: bool = Field(
         False, description="recompute blocks in backward: less memory, slower"
     )
@@ -161,6 +165,17 @@ class Settings(Section):
     distill: DistillSettings = DistillSettings()
     log: LogSettings = LogSettings()
     vlm: VlmSettings = VlmSettings()
+
+    @model_validator(mode="after")
+    def _shards_run_together(self) -> "Settings":
+        if self.model.sharding != "none":
+            if self.distill.critic_samples != "final":
+                raise ValueError(
+                    "model.sharding needs distill.critic_samples=final: equal forwards everywhere"
+                )
+            if self.model.quantization != "none":
+                raise ValueError("model.sharding does not go with model.quantization")
+        return self
 
     @model_validator(mode="after")
     def _critic_holds_student(self) -> "Settings":

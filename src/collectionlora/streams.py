@@ -14,7 +14,7 @@ from torch import Tensor
 from collectionlora.backbones.base import Condition, Prompt
 
 # Separate the uses of one (seed, step, rank), so that they are independent of each other.
-ROUTE, BATCH, NOISE = 0, 1, 2
+ROUTE, BATCH, NOISE, LENGTH = 0, 1, 2, 3
 
 
 def generator_for(seed: int, step: int, rank: int, use: int, part: int = 0) -> np.random.Generator:
@@ -36,6 +36,7 @@ def route(
     effect_ratio: float = 0.5,
     route_every: int = 1,
     part: int = 0,
+    same_stream: bool = False,
 ) -> int | None:
     """The effect (0 .. num_effects - 1) of this step, or None for the general stream.
 
@@ -43,9 +44,13 @@ def route(
         effect_ratio: probability of the effect stream, the paper's p_switch; 1 leaves no general stream.
         route_every: steps for which one decision is kept.
         part: tells apart several routed batches of one step.
+        same_stream: rank 0's choice of stream is everyone's; effects still differ.
     """
     rng = generator_for(seed, step // route_every, rank, ROUTE, part)
-    if rng.random() >= effect_ratio:
+    choice = rng.random()
+    if same_stream:
+        choice = generator_for(seed, step // route_every, 0, ROUTE, part).random()
+    if choice >= effect_ratio:
         return None
     return int(rng.integers(num_effects))
 
@@ -97,6 +102,8 @@ class Streams:
     Args:
         asymmetric_prompts: the student and critic read `student_prompt` (method section 2b); otherwise the
             teacher's prompt, the ablation.
+        same_stream: all processes take the effect stream, or all the general one, so that they run the same
+            forwards: a sharded base needs it.
     """
 
     def __init__(
@@ -110,14 +117,16 @@ class Streams:
         route_every: int = 1,
         asymmetric_prompts: bool = True,
         rank: int = 0,
+        same_stream: bool = False,
     ):
         self.effects, self.general = list(effects), general
         self.seed, self.batch_size, self.rank = seed, batch_size, rank
         self.effect_ratio, self.route_every = effect_ratio, route_every
-        self.asymmetric_prompts = asymmetric_prompts
+        self.asymmetric_prompts, self.same_stream = asymmetric_prompts, same_stream
 
     def _route(self, step: int, part: int) -> int | None:
-        return route(self.seed, step, self.rank, len(self.effects), self.effect_ratio, self.route_every, part)
+        effects, ratio = len(self.effects), self.effect_ratio
+        return route(self.seed, step, self.rank, effects, ratio, self.route_every, part, self.same_stream)
 
     def effect_at(self, step: int) -> str | None:
         """The effect that the student learns at a step, or None for the general stream."""
@@ -149,6 +158,10 @@ class Streams:
         condition = Condition(self.general.prompt.of_photos(index), self.general.sources[index])
         uncond = condition.with_prompt(self.general.uncond.of_photos(index))
         return Batch(None, self.general.targets[index], condition, condition, uncond)
+
+    def schedule_length(self, step: int, lengths: Sequence[int]) -> int:
+        """The student's schedule length at a step: one for all processes, for each length has its critic."""
+        return lengths[int(generator_for(self.seed, step, 0, LENGTH).integers(len(lengths)))]
 
     def generator(self, step: int) -> torch.Generator:
         """The noise of a step."""

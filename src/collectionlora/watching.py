@@ -17,6 +17,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from collectionlora import processes
 from collectionlora.adapters.roles import STUDENT
 from collectionlora.backbones.base import Condition
 from collectionlora.config import LogSettings
@@ -41,7 +42,7 @@ class Tracker:
     def __init__(self, folder: Path, settings: LogSettings):
         self.folder, self.name = folder, settings.tracker
         self.accelerator: Accelerator | None = None
-        if self.name != "none":
+        if self.name != "none" and processes.is_main():
             self.accelerator = Accelerator(log_with=self.name, project_dir=folder)
             if not self.accelerator.log_with:
                 mend = f"pip install {self.name}, or --set log.tracker=none"
@@ -60,8 +61,9 @@ class Tracker:
         self.accelerator.log(dict(values), step=step)
 
     def close(self) -> None:
-        if self.accelerator is not None and self.started:
-            self.accelerator.end_training()
+        # Not `end_training`, which also ends the group of processes.
+        for tracker in self.accelerator.trackers if self.accelerator and self.started else []:
+            tracker.finish()
 
 
 def curves(metrics: Mapping[str, float], stream: str, effect: str | None) -> dict[str, float]:
@@ -78,7 +80,7 @@ def curves(metrics: Mapping[str, float], stream: str, effect: str | None) -> dic
 
 
 class Watch:
-    """Curves and previews of one distillation; call it after each step."""
+    """Curves and previews of one distillation; the main process calls it after each step."""
 
     def __init__(self, run: Distillation, folder: Path):
         self.run, self.folder = run, folder
@@ -100,7 +102,9 @@ class Watch:
         """
         effect = self.run.streams.effect_at(done - 1)
         values = curves(metrics, "general" if effect is None else "effect", effect)
-        if done % self.settings.preview_every == 0 or done == self.run.num_steps:
+        due = done % self.settings.preview_every == 0 or done == self.run.num_steps
+        # A base in shards runs only in all processes together, and only the main one is here.
+        if due and self.run.settings.model.sharding == "none":
             values |= self.preview(done)
         self.tracker.log(values, done - 1)
 

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from collectionlora.backbones.base import Condition, Prompt
+from collectionlora.backbones.base import Condition, Prompt, Shapes
 from collectionlora.backbones.nano_network import EncodedCondition, NanoConfig, NanoTransformer
 from collectionlora.files import write_tensors
 from collectionlora.flow import few_step_sigmas
@@ -133,6 +133,9 @@ class NanoBackbone:
 
     def release_encoders(self) -> None:
         """Nothing is large."""
+
+    def shapes(self, resolution: int) -> Shapes:
+        return Shapes((3, resolution, resolution), (MOST_WORDS, self.network.config.text_width))
 
     def prepare(self, condition: Condition) -> EncodedCondition:
         """Keys and values of the condition, the same for every noisy point and sigma."""
