@@ -14,7 +14,7 @@ FLOORS = [
     {"families"},
     {"model_card"},
     {"target_making", "prompt_writing", "distillation", "teaching", "trainer", "editing", "exporting"},
-    {"session", "checking", "manifest_template", "effectbench", "watching", "planning", "advising"},
+    {"session", "checking", "manifest_template", "effectbench", "planning", "advising", "watching"},
     {"api", "studio"},
     {"demo"},
     {"cli"},

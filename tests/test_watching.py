@@ -24,7 +24,7 @@ SMALL = {
     "student": {"rank": 2},
     "critic": {"rank": 2},
     "targets": {"steps": 1, "samples": 1, "general": 2, "guidance_scale": 1},
-    "match": {"updates": 4},
+    "match": {"updates": 4, "loss": "velocity"},
     "sampling": {"steps": 2},
     "distill": {
         "student_updates": 2,
@@ -84,6 +84,14 @@ def test_a_watched_run_equals_an_unwatched_one_and_shows_what_it_did(collection)
     assert previews == [f"step-{n:08d}.png" for n in range(1, 7)]
     picture = np.asarray(Image.open(folder / "previews" / previews[-1]))
     assert picture.std() > 20
+
+
+def test_a_mixed_warm_start_has_a_stream_of_its_own(collection):
+    layer = {**SMALL, "match": {"updates": 4, "loss": "flow"}, "log": {"preview_every": 100}}
+    api.distill(collection, overrides=layer)
+    shown = curves_of(collection.folder / "runs" / "default")
+    assert shown["stream/mixed/match"] == shown["loss/match"] == [0, 1, 2, 3]
+    assert not any(name.startswith("effect/") and name.endswith("/match") for name in shown)
 
 
 def test_a_run_that_was_killed_shows_each_step_once(collection):

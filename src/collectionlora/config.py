@@ -93,7 +93,8 @@ class MatchSettings(Section):
     updates: int = Field(0, ge=0)
     learning_rate: float = Field(3e-4, gt=0)
     loss: Literal["velocity", "flow"] = Field(
-        "velocity", description="follow the teacher's velocity, or flow matching on its samples"
+        "velocity",
+        description="follow the teacher's velocity, or flow matching on samples of all teachers at once",
     )
 
 

@@ -27,7 +27,7 @@ from collectionlora.trainer import LOG
 
 RUN = "demo"
 FIRST = ("pencil-sketch", "neon-edges", "thermal", "duotone")  # what a demo of 4 effects shows; one is random
-PHOTOS, GENERAL_PHOTOS, JUDGED = 24, 64, 24
+PHOTOS, GENERAL_PHOTOS, JUDGED = 72, 64, 24
 CLASSIFIER_STEPS = 400
 
 Progress = Callable[[str, int, int, dict[str, float]], None]

@@ -81,9 +81,15 @@ class Distillation:
         """Steps of the whole run: the warm start's updates, then the student's."""
         return self.settings.match.updates + self.settings.distill.student_updates
 
+    def mixes(self, step: int) -> bool:
+        """Whether a step learns from all streams at once: the warm start where it asks no teacher."""
+        match = self.settings.match
+        return step < match.updates and match.loss == "flow"
+
     def __call__(self, step: int) -> dict[str, float]:
         """Take one step and return its losses and gradient norms by name."""
-        batch, generator = self.streams.batch(step), self.streams.generator(step)
+        batch = self.streams.mixed_batch(step) if self.mixes(step) else self.streams.batch(step)
+        generator = self.streams.generator(step)
         match_updates = self.settings.match.updates
         if step < match_updates:
             return self.match_teacher(batch, generator, progress=step / match_updates)

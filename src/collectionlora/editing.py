@@ -34,7 +34,7 @@ class Dial(Denoiser):
     ):
         super().__init__(backbone, condition)
         self.photo, self.after_step = condition.source, after_step
-        self.strength = torch.tensor(strengths, dtype=self.photo.dtype).view(-1, 1, 1, 1)
+        self.strength = self.photo.new_tensor(strengths).view(-1, 1, 1, 1)
 
     def x0(self, x_sigma: Tensor, sigma: float | Tensor) -> Tensor:
         x0 = super().x0(x_sigma, sigma)

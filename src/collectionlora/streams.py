@@ -87,7 +87,10 @@ class GeneralData:
 
 @dataclass(frozen=True)
 class Batch:
-    """One routed batch; `effect` is None in the general stream. The critic reads the student's condition."""
+    """A batch of one stream or, mixed, of all; the critic reads the student's condition.
+
+    `effect` is None in the general stream, and in a mixed batch, which no single teacher can answer.
+    """
 
     effect: str | None
     target: Tensor
@@ -136,13 +139,27 @@ class Streams:
     def batch(self, step: int, part: int = 0) -> Batch:
         """Batch `part` of a step: a pure function of (seed, step, part, rank)."""
         index = self._route(step, part)
-        rng = generator_for(self.seed, step, self.rank, BATCH, part)
-        return self._general(rng) if index is None else self._effect(self.effects[index], rng)
+        return self._draw(index, step, part, self.batch_size)
 
-    def _effect(self, data: EffectData, rng: np.random.Generator) -> Batch:
+    def mixed_batch(self, step: int) -> Batch:
+        """A batch whose samples are each routed by themselves, for losses that ask no teacher."""
+        parts = [self._draw(self._route(step, part), step, part, 1) for part in range(self.batch_size)]
+        return Batch(
+            effect=None,
+            target=torch.cat([part.target for part in parts]),
+            teacher=Condition.cat([part.teacher for part in parts]),
+            student=Condition.cat([part.student for part in parts]),
+            uncond=Condition.cat([part.uncond for part in parts]),
+        )
+
+    def _draw(self, index: int | None, step: int, part: int, size: int) -> Batch:
+        rng = generator_for(self.seed, step, self.rank, BATCH, part)
+        return self._general(rng, size) if index is None else self._effect(self.effects[index], rng, size)
+
+    def _effect(self, data: EffectData, rng: np.random.Generator, size: int) -> Batch:
         photos, samples = data.targets.shape[:2]
-        photo = torch.from_numpy(rng.integers(photos, size=self.batch_size))
-        sample = torch.from_numpy(rng.integers(samples, size=self.batch_size))
+        photo = torch.from_numpy(rng.integers(photos, size=size))
+        sample = torch.from_numpy(rng.integers(samples, size=size))
         teacher = Condition(data.teacher_prompt.of_photos(photo), data.sources[photo])
         student = teacher.with_prompt(data.student_prompt.of_photos(photo))
         return Batch(
@@ -153,8 +170,8 @@ class Streams:
             uncond=teacher.with_prompt(data.uncond.of_photos(photo)),
         )
 
-    def _general(self, rng: np.random.Generator) -> Batch:
-        index = torch.from_numpy(rng.integers(len(self.general.sources), size=self.batch_size))
+    def _general(self, rng: np.random.Generator, size: int) -> Batch:
+        index = torch.from_numpy(rng.integers(len(self.general.sources), size=size))
         condition = Condition(self.general.prompt.of_photos(index), self.general.sources[index])
         uncond = condition.with_prompt(self.general.uncond.of_photos(index))
         return Batch(None, self.general.targets[index], condition, condition, uncond)

@@ -65,7 +65,7 @@ def say(as_json: bool, result: dict[str, Any], *shown: RenderableType) -> None:
         print(json.dumps(result, ensure_ascii=False))
         return
     for part in shown:
-        console.print(part, highlight=False)
+        console.print(part, highlight=False, soft_wrap=isinstance(part, str))
 
 
 def methods_table(metrics: dict[str, Any]) -> Table:

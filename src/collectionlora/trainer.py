@@ -85,11 +85,12 @@ def train(step: Step, folder: Path, checkpoint_every: int, resume: bool, progres
             metrics = step(number)
             last = number + 1 == step.num_steps
             stopping = processes.any_process(stop())
-            if processes.is_main():
-                write_log(number, metrics)
-                progress(number + 1, step.num_steps, metrics)
-                if stopping or last or (number + 1) % checkpoint_every == 0:
-                    save_checkpoint(checkpoints, number + 1, step.tensors())
+            write_log(number, metrics)
+            # In every process: a preview of a sharded base takes all of them.
+            progress(number + 1, step.num_steps, metrics)
+            due = stopping or last or (number + 1) % checkpoint_every == 0
+            if due and processes.is_main():
+                save_checkpoint(checkpoints, number + 1, step.tensors())
             if stopping and not last:
                 processes.barrier()
                 raise Interrupted(f"stopped after step {number + 1} of {step.num_steps}")

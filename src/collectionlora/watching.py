@@ -42,7 +42,7 @@ class Tracker:
     def __init__(self, folder: Path, settings: LogSettings):
         self.folder, self.name = folder, settings.tracker
         self.accelerator: Accelerator | None = None
-        if self.name != "none" and processes.is_main():
+        if self.name != "none":
             self.accelerator = Accelerator(log_with=self.name, project_dir=folder)
             if not self.accelerator.log_with:
                 mend = f"pip install {self.name}, or --set log.tracker=none"
@@ -61,9 +61,10 @@ class Tracker:
         self.accelerator.log(dict(values), step=step)
 
     def close(self) -> None:
-        # Not `end_training`, which also ends the group of processes.
-        for tracker in self.accelerator.trackers if self.accelerator and self.started else []:
-            tracker.finish()
+        if self.accelerator is not None and self.started:
+            # Not `end_training`: it also ends the group of processes, which are not done.
+            for tracker in self.accelerator.trackers:
+                tracker.finish()
 
 
 def curves(metrics: Mapping[str, float], stream: str, effect: str | None) -> dict[str, float]:
@@ -80,7 +81,7 @@ def curves(metrics: Mapping[str, float], stream: str, effect: str | None) -> dic
 
 
 class Watch:
-    """Curves and previews of one distillation; the main process calls it after each step."""
+    """Curves and previews of one distillation; every process calls it after each step, one writes."""
 
     def __init__(self, run: Distillation, folder: Path):
         self.run, self.folder = run, folder
@@ -100,11 +101,11 @@ class Watch:
             done: steps taken.
             metrics: what the last one returned.
         """
-        effect = self.run.streams.effect_at(done - 1)
-        values = curves(metrics, "general" if effect is None else "effect", effect)
-        due = done % self.settings.preview_every == 0 or done == self.run.num_steps
-        # A base in shards runs only in all processes together, and only the main one is here.
-        if due and self.run.settings.model.sharding == "none":
+        mixed = self.run.mixes(done - 1)
+        effect = None if mixed else self.run.streams.effect_at(done - 1)
+        stream = "mixed" if mixed else "general" if effect is None else "effect"
+        values = curves(metrics, stream, effect)
+        if done % self.settings.preview_every == 0 or done == self.run.num_steps:
             values |= self.preview(done)
         self.tracker.log(values, done - 1)
 
@@ -118,8 +119,9 @@ class Watch:
             rows.append((data.name, [photo for same in zip(*shown, strict=True) for photo in same]))
             distances[f"distance/{data.name}"] = teacher_distance(made, data)
         self.run.backbone.release_encoders()
-        path = self.folder / PREVIEWS / f"step-{done:08d}.png"
-        write_photo(path, contact_sheet(rows, columns[: len(rows[0][1])], CELL))
+        if processes.is_main():
+            path = self.folder / PREVIEWS / f"step-{done:08d}.png"
+            write_photo(path, contact_sheet(rows, columns[: len(rows[0][1])], CELL))
         return distances
 
     @torch.no_grad()

@@ -29,12 +29,14 @@ WORD = re.compile(r"[^\W_]+|[^\w\s]|_")
 RECOMMENDED: dict[str, dict[str, Any]] = {
     "student": {"rank": 32, "learning_rate": 3e-4},
     "critic": {"rank": 32, "learning_rate": 1e-3},
-    "targets": {"steps": 40, "guidance_scale": 1.25, "samples": 2},
-    "teach": {"steps": 400, "rank": 8, "learning_rate": 2e-3, "batch_size": 8},
-    "match": {"updates": 1000, "learning_rate": 1e-3},
+    "targets": {"steps": 40, "guidance_scale": 1.25, "samples": 1, "general": 64},
+    "teach": {"steps": 500, "rank": 8, "learning_rate": 2e-3, "batch_size": 8},
+    "match": {"updates": 1500, "learning_rate": 2e-3, "loss": "flow"},
     "distill": {
-        "student_updates": 500,
+        "student_updates": 60,
         "batch_size": 8,
+        "effect_ratio": 0.75,
+        "decay_ratio": 0.6,
         "weight_decay": 0,
         "anchor_weight": 0,
         "rollout_steps": [8, 4],
