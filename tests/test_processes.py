@@ -1,5 +1,6 @@
 """Two processes, started as users start them, give what one process gives that averages both gradients."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -15,7 +16,7 @@ import yaml
 from safetensors.torch import load_file
 from two_processes import FADING, toy_run
 
-from collectionlora import api, processes
+from collectionlora import api, demo, processes
 from collectionlora.adapters.formats import read_lora, write_lora
 from collectionlora.adapters.roles import target_weights
 from collectionlora.backbones import empty_network
@@ -23,6 +24,7 @@ from collectionlora.checkpoint import latest_checkpoint
 from collectionlora.collection import Collection
 from collectionlora.data import write_photo
 from collectionlora.editing import Editor
+from collectionlora.effectbench.photographs import TRAIN, pool
 from collectionlora.errors import UserError
 from collectionlora.session import Session, resolve_settings
 
@@ -222,3 +224,24 @@ def test_a_launch_that_is_not_one_says_so(collections, monkeypatch):
     monkeypatch.delenv("WORLD_SIZE")
     with pytest.raises(UserError, match="several processes"):
         api.distill(collections[1], overrides={"model": {"sharding": "fsdp"}})
+
+
+def test_a_bench_of_two_processes_is_that_of_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(demo, "PHOTOS", 2)
+    monkeypatch.setattr(demo, "GENERAL_PHOTOS", 2)
+    teachers = {name: demo.shipped_teachers()[name] for name in ("thermal", "x-ray")}
+    folder = demo.build_collection(tmp_path / "mine", teachers, pool(TRAIN), seed=0).folder
+    settings = {"targets": {"steps": 2, "general": 2}, "student": {"rank": 2}, "critic": {"rank": 2}}
+    quick = {"match": {"updates": 1}, "distill": {"student_updates": 0, "batch_size": 1}}
+    api.distill(folder, overrides={**settings, **quick, "log": {"tracker": "none"}})
+
+    arguments = ["--crops", "2", "--set", "targets.steps=2", "--set", "student.rank=2"]
+    torchrun("-m", "--", "collectionlora", "bench", folder, *arguments)
+    together = json.loads((folder / "bench" / "metrics.json").read_text())
+    shutil.rmtree(folder / "bench" / "pictures")
+    api.bench(folder, crops=2, overrides={"targets": {"steps": 2}, "student": {"rank": 2}})
+    alone = json.loads((folder / "bench" / "metrics.json").read_text())
+    assert list(together["methods"]) == ["source", "teacher", "student"]
+    for name, row in alone["methods"].items():
+        for key in ("psnr", "ssim", "concept_accuracy", "general_psnr"):
+            assert together["methods"][name][key] == pytest.approx(row[key], abs=1e-3), (name, key)

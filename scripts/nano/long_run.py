@@ -81,13 +81,13 @@ def main() -> None:
         collection = Collection.load(folder)
         settings = resolve_settings(collection, overrides)
         train_both(collection, overrides, settings, progress)
-        if not processes.is_main():
-            return
         methods = ["source", TEACHER, *(f"{TEACHER}-{n}" for n in STEPS)]
         methods += [f"{run}-{n}" for run in (DISTILLED, CONTROL) for n in STEPS]
         heldout = Heldout(unseen_photographs(args.data), photographs, args.judged, [args.seed], 2000)
         result = run_bench(collection, settings, methods, heldout, progress)
-    write_results(args.out, result, {run: folder / "runs" / run / LOG for run in (DISTILLED, CONTROL)})
+        if processes.is_main():
+            logs = {run: folder / "runs" / run / LOG for run in (DISTILLED, CONTROL)}
+            write_results(args.out, result, logs)
 
 
 if __name__ == "__main__":

@@ -242,7 +242,9 @@ def bench(
     )
     if gate:
         result.metrics["gate"] = gate.check(result.metrics)
-    write_results(out, result, find_logs(collection))
+    if processes.is_main():
+        write_results(out, result, find_logs(collection))
+    processes.barrier()
     if gate:
         gate.enforce(result.metrics, growing.backup_path(collection), collection.result)
     return result.metrics

@@ -32,7 +32,7 @@ from collectionlora.terminal import (
 )
 
 app = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, help=__doc__)
-SEVERAL_PROCESSES = ("targets", "distill")  # verbs that share their work
+SEVERAL_PROCESSES = ("demo", "targets", "distill", "bench")  # verbs that share their work
 
 VlmUrl = Annotated[str | None, typer.Option("--vlm", help="an OpenAI-compatible endpoint: http://HOST/v1")]
 VlmModel = Annotated[str | None, typer.Option("--model", help="the endpoint's model")]
@@ -52,7 +52,7 @@ def demo(
     """
     from collectionlora.demo import demo as run_demo
 
-    with ProgressLine() as progress:
+    with joined_processes() as progress:
         metrics = run_demo(out, effects, seed, parse_overrides(overrides or []), progress)
     say(as_json, metrics, methods_table(metrics), next_after_demo(out, metrics["effects"][0]))
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from collectionlora import processes
 from collectionlora.adapters.roles import STUDENT, TEACHER
 from collectionlora.api import distill
 from collectionlora.collection import MANIFEST, Collection
@@ -83,10 +84,10 @@ def demo(
             "demo", "--effects", f"{num_effects} is out of range", f"choose 1 to {len(available)}"
         )
     folder = out / "collection"
-    if (folder / MANIFEST).exists():
-        collection = Collection.load(folder)
-    else:
-        collection = build_collection(folder, dict(list(available.items())[:num_effects]), pool(TRAIN), seed)
+    with processes.main_first():
+        if not (folder / MANIFEST).exists():
+            build_collection(folder, dict(list(available.items())[:num_effects]), pool(TRAIN), seed)
+    collection = Collection.load(folder)
     distill(collection, RUN, overrides, resume=True, progress=progress)
 
     settings = resolve_settings(collection, overrides)
@@ -96,6 +97,7 @@ def demo(
     result = run_bench(collection, settings, methods, heldout, progress)
     result.metrics["seconds"] = time.perf_counter() - began
     logs = {RUN: folder / "runs" / RUN / LOG}
-    for place in (out, folder / "bench"):  # for people, and where the studio looks
-        write_results(place, result, logs)
+    if processes.is_main():
+        for place in (out, folder / "bench"):  # for people, and where the studio looks
+            write_results(place, result, logs)
     return result.metrics
