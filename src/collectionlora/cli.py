@@ -4,6 +4,7 @@ Text and progress go to stderr; `--json` puts one JSON object on stdout. Exit co
 mend it (one line), 1 a fault of ours (traceback), 130 interrupted with the state saved.
 """
 
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -296,6 +297,8 @@ def options(
 
 def main() -> None:
     """The entry point: mendable faults are one line and exit code 2."""
+    # peft imports it where it is installed, and it then tells every user of a CPU about a kernel of its own.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     run: Callable[[], None] = app
     try:
         run()
