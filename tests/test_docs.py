@@ -66,7 +66,7 @@ def test_the_files_that_a_page_names_exist(page):
 @pytest.mark.parametrize("page", [page for page in PAGES if page != "method.md"])  # which names functions
 def test_the_settings_that_a_page_names_exist(page):
     for name in quoted(page, rf"`((?:{'|'.join(Settings.model_fields)})\.[a-z_]+)[`:=]"):
-        assert name in setting_names() or name.endswith((".jsonl", ".py")), name
+        assert name in setting_names() or name.endswith((".jsonl", ".pth", ".py")), name
 
 
 def run_example(monkeypatch, name, *arguments):

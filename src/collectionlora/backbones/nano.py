@@ -31,9 +31,9 @@ RECOMMENDED: dict[str, dict[str, Any]] = {
     "critic": {"rank": 32, "learning_rate": 1e-3},
     "targets": {"steps": 40, "guidance_scale": 1.25, "samples": 1, "general": 64},
     "teach": {"steps": 500, "rank": 8, "learning_rate": 2e-3, "batch_size": 8},
-    "match": {"updates": 1500, "learning_rate": 2e-3, "loss": "flow"},
+    "match": {"updates": 700, "learning_rate": 2e-3, "loss": "flow"},
     "distill": {
-        "student_updates": 60,
+        "student_updates": 40,
         "batch_size": 8,
         "effect_ratio": 0.75,
         "decay_ratio": 0.6,
