@@ -1,10 +1,9 @@
 """The ablation on the toy world, in exact distances: python scripts/toy_world.py [--out FILE] [--only NAME]
 
-Prints one line for each variant and number of steps and writes them, with settings and seconds, as JSON.
+Prints one line for each variant and number of steps and writes them, with CPU seconds, as JSON.
 """
 
 import argparse
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -12,14 +11,15 @@ from typing import Any
 import torch
 
 from collectionlora.effectbench.toy_world import VARIANTS, ToyWorld, run_to_end, toy_settings
+from collectionlora.files import write_json
 
 
 def measure(world: ToyWorld, name: str, seed: int) -> list[dict[str, Any]]:
     """One variant, judged at every number of steps that it learnt (8, 4, 2 and 1 for the warm start)."""
     settings = toy_settings(*VARIANTS[name], {"distill": {"seed": seed}})
-    began = time.perf_counter()
+    began = time.process_time()
     run = run_to_end(world.distillation(settings))
-    seconds = round(time.perf_counter() - began, 1)
+    seconds = round(time.process_time() - began, 1)
     lengths = settings.distill.rollout_steps if settings.distill.student_updates else (8, 4, 2, 1)
     rows = []
     for num_steps in lengths:
@@ -42,9 +42,9 @@ def main() -> None:
     torch.set_num_threads(1)
     rows: list[dict[str, Any]] = []
     for seed in range(args.seeds):
-        began = time.perf_counter()
+        began = time.process_time()
         world = ToyWorld(args.effects, seed, args.displacement)
-        print(f"base and {args.effects} teachers: {time.perf_counter() - began:.1f} s", flush=True)
+        print(f"base and {args.effects} teachers: {time.process_time() - began:.1f} s", flush=True)
         for num_steps in (8, 4, 2, 1):
             distance = round(world.judge_undistilled(num_steps), 3)
             rows.append(
@@ -58,9 +58,8 @@ def main() -> None:
             print(f"{'undistilled teachers':32s} {num_steps} steps  effects_mean {distance}", flush=True)
         for name in args.only or VARIANTS:
             rows += measure(world, name, seed)
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps({"torch": torch.__version__, "rows": rows}, indent=1) + "\n")
+            if args.out:
+                write_json(args.out, {"torch": torch.__version__, "rows": rows})
 
 
 if __name__ == "__main__":

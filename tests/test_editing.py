@@ -11,8 +11,8 @@ from collectionlora.adapters.recipe import Recipe, write_adapter
 from collectionlora.adapters.roles import STUDENT, Roles
 from collectionlora.backbones.nano import NanoBackbone
 from collectionlora.cli import app
-from collectionlora.data import read_photo
-from collectionlora.editing import Editor, edit
+from collectionlora.data import read_photo, to_photos
+from collectionlora.editing import Editor, edit, strength_strip
 from collectionlora.errors import UserError
 
 EFFECTS = {"alpha": "<alpha_bodogi> make it a cartoon", "beta": "<beta_nuvaka> make it glow"}
@@ -73,6 +73,20 @@ def test_seed_effect_and_composition_decide_the_picture(adapter):
     for effects, seed in ((["alpha"], 2), (["beta"], 1), (["alpha", "beta"], 1), (["beta", "alpha"], 1)):
         assert not np.array_equal(first, editor.edit(photo, effects, seed=seed))
     assert editor.prompt(["alpha", "beta"]) == f"apply {EFFECTS['alpha']}, then {EFFECTS['beta']}"
+
+
+def test_strength_goes_from_the_photo_to_the_whole_effect(adapter):
+    editor, photo = Editor.load(adapter), np.asarray(picture())
+    fitted = editor.fit(photo)
+    strip = strength_strip(editor, photo, "alpha", seed=1)
+    assert np.array_equal(strip[0], to_photos(fitted)[0])
+    whole = editor.sample(fitted, [editor.prompt(["alpha"])], [1])
+    assert np.abs(strip[-1].astype(int) - to_photos(whole)[0]).max() <= 1
+    distances = [np.abs(made.astype(float) - strip[0]).mean() for made in strip]
+    assert distances == sorted(distances)
+    assert np.array_equal(editor.edit(photo, ["alpha"]), editor.edit(photo, ["alpha"], strength=1))
+    with pytest.raises(UserError, match=r"strength: is 1\.5; give a number from 0 to 1"):
+        editor.edit(photo, ["alpha"], strength=1.5)
 
 
 def test_a_batch_mixes_effects_and_equals_single_edits(adapter):

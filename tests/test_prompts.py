@@ -1,10 +1,11 @@
 """`prompts` through the command line, against a real server on this machine."""
 
 import json
-import os
 import signal
 import socket
 import sys
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -358,7 +359,9 @@ def test_no_key_of_another_service_is_sent(ask, server, monkeypatch):
 
 def test_an_interruption_keeps_what_is_answered(run, ask, server, folder):
     def interrupt():
-        os.kill(os.getpid(), signal.SIGINT)
+        # To the thread that waits for this answer, and with time to act on it before the answer comes.
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        time.sleep(1)
         return "too late"
 
     server.replies = ["a drawing", interrupt, "glow"]

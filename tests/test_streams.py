@@ -85,6 +85,24 @@ def test_without_aop_the_student_reads_the_teachers_prompt():
         assert torch.equal(batch.student.prompt.tokens, batch.teacher.prompt.tokens)
 
 
+def test_every_sample_of_a_mixed_batch_is_routed_by_itself():
+    streams = make_streams(effect_ratio=0.5)
+    seen = []
+    for step in range(20):
+        batch = streams.mixed_batch(step)
+        parts = [
+            streams._draw(streams._route(step, part), step, part, 1) for part in range(len(batch.target))
+        ]
+        assert batch.effect is None
+        for index, part in enumerate(parts):
+            assert torch.equal(batch.target[index], part.target[0])
+            assert torch.equal(batch.student.source[index], part.student.source[0])
+            assert torch.equal(batch.student.prompt.tokens[index], part.student.prompt.tokens[0])
+        seen.append({part.effect for part in parts})
+    assert len(set().union(*seen)) == len(streams.effects) + 1
+    assert any(len(effects) > 1 for effects in seen)
+
+
 def test_a_prompt_that_was_read_with_a_photo_follows_it():
     streams = make_streams(effect_ratio=1.0)
     own = Prompt(torch.arange(6.0).view(6, 1, 1), torch.ones(6, 1, dtype=torch.bool))

@@ -1,6 +1,8 @@
 """Twelve effects in one LoRA, beside its controls, on photographs that nothing was trained on; resumes.
 
-    python scripts/nano/long_run.py --data DATA --out DIR [--set section.name=value ...]
+    torchrun --nproc-per-node 2 scripts/nano/long_run.py --data DATA --out DIR [--set section.name=value ...]
+
+Two processes of one thread are faster than one of two; `python scripts/nano/long_run.py` works as well.
 
 Runs the method over all shipped teachers; then, as a control of equal time, teacher matching alone (no
 critic) for as many seconds; then judges source, teachers in their many steps, undistilled
@@ -10,11 +12,11 @@ DIR/collection/runs/distilled/collection.safetensors.
 
 import argparse
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from collectionlora import processes
 from collectionlora.adapters.roles import TEACHER
 from collectionlora.api import distill
 from collectionlora.collection import MANIFEST, Collection
@@ -27,7 +29,7 @@ from collectionlora.effectbench.report.page import write_results
 from collectionlora.effectbench.running import run_bench
 from collectionlora.effects.ordinary import load_photographs
 from collectionlora.session import resolve_settings
-from collectionlora.terminal import ProgressLine
+from collectionlora.terminal import joined_processes
 from collectionlora.trainer import LOG
 
 DISTILLED, CONTROL = "distilled", "matching"  # names of the runs
@@ -48,6 +50,17 @@ def matching_overrides(log: Path, settings: Settings) -> dict[str, Any]:
     return {"match": {"updates": updates}, "distill": {"student_updates": 0}}
 
 
+def train_both(
+    collection: Collection, overrides: Mapping[str, Mapping[str, Any]], settings: Settings, progress: Any
+) -> None:
+    """The method, then its control."""
+    distill(collection, DISTILLED, overrides, resume=True, progress=progress)
+    log = collection.folder / "runs" / DISTILLED / LOG
+    matching = matching_overrides(log, settings)
+    control = {section: {**overrides.get(section, {}), **values} for section, values in matching.items()}
+    distill(collection, CONTROL, {**overrides, **control}, resume=True, progress=progress)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -56,30 +69,25 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--judged", type=int, default=32, help="photos for each effect")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--set", dest="overrides", action="append", default=[])
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+    overrides = parse_overrides([f"distill.seed={args.seed}", *args.overrides])
     folder = args.out / "collection"
     photographs = load_photographs(args.data / "photographs" / "train")
-    if not (folder / MANIFEST).exists():
-        build_collection(folder, shipped_teachers(), photographs, args.seed)
-    collection = Collection.load(folder)
-    overrides = parse_overrides([f"distill.seed={args.seed}", *args.overrides])
-    settings = resolve_settings(collection, overrides)
-
-    with ProgressLine() as progress:
-        distill(collection, DISTILLED, overrides, resume=True, progress=progress)
-        log = folder / "runs" / DISTILLED / LOG
-        control = {**overrides, **matching_overrides(log, settings)}
-        control["distill"] = {**overrides["distill"], **control["distill"]}
-        distill(collection, CONTROL, control, resume=True, progress=progress)
-
+    with joined_processes() as progress:
+        with processes.main_first():
+            if not (folder / MANIFEST).exists():
+                build_collection(folder, shipped_teachers(), photographs, args.seed)
+        collection = Collection.load(folder)
+        settings = resolve_settings(collection, overrides)
+        train_both(collection, overrides, settings, progress)
         methods = ["source", TEACHER, *(f"{TEACHER}-{n}" for n in STEPS)]
         methods += [f"{run}-{n}" for run in (DISTILLED, CONTROL) for n in STEPS]
         heldout = Heldout(unseen_photographs(args.data), photographs, args.judged, [args.seed], 2000)
         result = run_bench(collection, settings, methods, heldout, progress)
-    write_results(args.out, result, {run: folder / "runs" / run / LOG for run in (DISTILLED, CONTROL)})
+        if processes.is_main():
+            logs = {run: folder / "runs" / run / LOG for run in (DISTILLED, CONTROL)}
+            write_results(args.out, result, logs)
 
 
 if __name__ == "__main__":

@@ -47,6 +47,8 @@ same training photographs. PSNR is to the nearest valid outcome on held-out phot
 |---|---|---|---|---|
 {teachers}
 
+Under the gate, and therefore not here: {refused}.
+
 ## Photographs
 
 Only the weights ship, no photograph. Packages, versions and licences (per file: `licences.json`, which
@@ -63,7 +65,10 @@ def table(rows: Sequence[Sequence[object]]) -> str:
 
 
 def build_card(
-    heldout: Mapping[str, Any], teachers: Sequence[Mapping[str, Any]], licences: Mapping[str, Any]
+    heldout: Mapping[str, Any],
+    teachers: Sequence[Mapping[str, Any]],
+    refused: Sequence[Mapping[str, Any]],
+    licences: Mapping[str, Any],
 ) -> str:
     """The card as Markdown."""
     backbone = NanoBackbone.load(WEIGHTS)
@@ -82,6 +87,7 @@ def build_card(
         teachers=table(
             [(t["effect"], t["psnr"], t["source_psnr"], t["coverage"], t["seconds"]) for t in teachers]
         ),
+        refused=", ".join(f"{t['effect']} ({t['psnr']} dB)" for t in refused) or "none",
         packages=table(
             [
                 (name, p["version"], len(p["files"]), ", ".join(p["licences"]), p["source"])
@@ -105,10 +111,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=WEIGHTS.with_name("README.md"))
     args = parser.parse_args()
     shipped = {path.stem for path in (WEIGHTS.parent / "teachers").glob("*.safetensors")}
-    tried = {row["effect"]: row for row in read_lines(args.teachers / "teachers.jsonl") if row["passed"]}
+    tried = {row["effect"]: row for row in read_lines(args.teachers / "teachers.jsonl")}
     teachers = [tried[name] for name in sorted(shipped)]
+    refused = [row for row in tried.values() if not row["passed"]]
     heldout = read_lines(args.folder / "heldout.jsonl")[-1]
-    write_text(args.out, build_card(heldout, teachers, json.loads((args.data / "licences.json").read_text())))
+    licences = json.loads((args.data / "licences.json").read_text())
+    write_text(args.out, build_card(heldout, teachers, refused, licences))
 
 
 if __name__ == "__main__":

@@ -187,7 +187,8 @@ def train(run: Pretraining, args: argparse.Namespace) -> None:
             report(run, args)
     if run.accelerator.is_main_process:
         run.save(args.folder)
-        report(run, args)
+        if run.step % args.evaluate_every:
+            report(run, args)
 
 
 def report(run: Pretraining, args: argparse.Namespace) -> None:

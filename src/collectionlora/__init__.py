@@ -3,11 +3,23 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collectionlora.api import Editor, add, bench, distill, edit, export, remove, targets, teach
+    from collectionlora.api import Editor, add, bench, distill, edit, export, plan, remove, targets, teach
     from collectionlora.collection import Collection
 
 __version__ = "0.1.0"
-__all__ = ["Collection", "Editor", "add", "bench", "distill", "edit", "export", "remove", "targets", "teach"]
+__all__ = [
+    "Collection",
+    "Editor",
+    "add",
+    "bench",
+    "distill",
+    "edit",
+    "export",
+    "plan",
+    "remove",
+    "targets",
+    "teach",
+]
 
 
 def __getattr__(name: str) -> Any:

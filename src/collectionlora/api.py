@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from collectionlora import growing
+from collectionlora import growing, processes
 from collectionlora.adapters.formats import write_lora
 from collectionlora.adapters.roles import STUDENT
 from collectionlora.backbones import load_backbone
@@ -22,6 +22,7 @@ from collectionlora.effectbench.running import DEFAULT_METHODS, run_bench
 from collectionlora.errors import UserError
 from collectionlora.exporting import export
 from collectionlora.files import write_json
+from collectionlora.planning import plan
 from collectionlora.prompt_writing import PromptWriter
 from collectionlora.prompting import cosine_table
 from collectionlora.session import Session, build_roles, check_resolution, effect_names, resolve_settings
@@ -29,8 +30,21 @@ from collectionlora.target_making import encode_for_photos, read_images
 from collectionlora.teaching import Teaching
 from collectionlora.trainer import train
 from collectionlora.vlm import Endpoint, Vlm
+from collectionlora.watching import Watch
 
-__all__ = ["Editor", "add", "bench", "distill", "edit", "export", "prompts", "remove", "targets", "teach"]
+__all__ = [
+    "Editor",
+    "add",
+    "bench",
+    "distill",
+    "edit",
+    "export",
+    "plan",
+    "prompts",
+    "remove",
+    "targets",
+    "teach",
+]
 
 CLASSIFIER_STEPS = 800
 Progress = Callable[[str, int, int, dict[str, float]], None]  # (what, done, in all, metrics)
@@ -134,12 +148,16 @@ def prompts(
     }
 
 
+@processes.joined()
 def targets(
     collection: Collection | Path | str,
     overrides: Mapping[str, Any] | None = None,
     progress: Progress = ignore,
 ) -> dict[str, int]:
-    """Make what is missing of the teacher targets; returns the number of images by effect."""
+    """Make what is missing of the teacher targets; returns the number of images by effect.
+
+    Several processes share the work.
+    """
     collection = open_collection(collection)
     session = Session(collection, resolve_settings(collection, overrides or {}), with_critics=False)
     streams = session.make_targets(lambda what, done, total: progress(what, done, total, {}))
@@ -147,6 +165,7 @@ def targets(
     return counts | {"general": len(streams.general.targets)}
 
 
+@processes.joined()
 def distill(
     collection: Collection | Path | str,
     run: str = "default",
@@ -154,7 +173,7 @@ def distill(
     resume: bool = False,
     progress: Progress = ignore,
 ) -> Path:
-    """The method over a collection; returns the finished adapter.
+    """The method over a collection; returns the finished adapter. Several processes train data-parallel.
 
     Raises:
         UserError: bad input.
@@ -167,16 +186,19 @@ def distill(
     distillation = session.distillation(
         lambda what, done, total: progress(f"targets {what}", done, total, {})
     )
-    write_json(folder / "settings.json", settings.model_dump(mode="json"))
-    train(
-        distillation,
-        folder,
-        settings.distill.checkpoint_every,
-        resume,
-        lambda done, total, metrics: progress("distill", done, total, metrics),
-    )
-    session.write_result(distillation, folder / collection.result.name)
-    session.write_result(distillation, collection.result)
+    if processes.is_main():
+        write_json(folder / "settings.json", settings.model_dump(mode="json"))
+    with Watch(distillation, folder) as watch:
+
+        def report(done: int, total: int, metrics: dict[str, float]) -> None:
+            watch(done, metrics)
+            progress("distill", done, total, metrics)
+
+        train(distillation, folder, settings.distill.checkpoint_every, resume, report)
+    if processes.is_main():
+        session.write_result(distillation, folder / collection.result.name)
+        session.write_result(distillation, collection.result)
+    processes.barrier()
     return collection.result
 
 
@@ -220,7 +242,9 @@ def bench(
     )
     if gate:
         result.metrics["gate"] = gate.check(result.metrics)
-    write_results(out, result, find_logs(collection))
+    if processes.is_main():
+        write_results(out, result, find_logs(collection))
+    processes.barrier()
     if gate:
         gate.enforce(result.metrics, growing.backup_path(collection), collection.result)
     return result.metrics

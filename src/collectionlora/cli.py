@@ -4,6 +4,8 @@ Text and progress go to stderr; `--json` puts one JSON object on stdout. Exit co
 mend it (one line), 1 a fault of ours (traceback), 130 interrupted with the state saved.
 """
 
+import logging
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,9 +18,22 @@ from collectionlora.cli_growth import add, bench, remove
 from collectionlora.cli_options import Folder, Json, Names, Set, VlmKey, VlmTokens, with_token_cap
 from collectionlora.config import SettingsError, parse_overrides
 from collectionlora.errors import UserError
-from collectionlora.terminal import ProgressLine, console, describe_lora, methods_table, prompt_table, say
+from collectionlora.studio.command import studio
+from collectionlora.terminal import (
+    ProgressLine,
+    advice_lines,
+    console,
+    describe_lora,
+    joined_processes,
+    methods_table,
+    next_after_demo,
+    plan_table,
+    prompt_table,
+    say,
+)
 
 app = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, help=__doc__)
+SEVERAL_PROCESSES = ("demo", "targets", "distill", "bench")  # verbs that share their work
 
 VlmUrl = Annotated[str | None, typer.Option("--vlm", help="an OpenAI-compatible endpoint: http://HOST/v1")]
 VlmModel = Annotated[str | None, typer.Option("--model", help="the endpoint's model")]
@@ -38,15 +53,9 @@ def demo(
     """
     from collectionlora.demo import demo as run_demo
 
-    with ProgressLine() as progress:
+    with joined_processes() as progress:
         metrics = run_demo(out, effects, seed, parse_overrides(overrides or []), progress)
-    if as_json:
-        say(True, metrics, "")
-        return
-    console.print(methods_table(metrics))
-    console.print(f"look at {out}/sheet.png, read {out}/report.html, then edit a photo of yours:")
-    name = metrics["effects"][0]
-    console.print(f"collectionlora edit {out}/collection --effect {name} --photo YOURS.jpg --out edited.png")
+    say(as_json, metrics, methods_table(metrics), next_after_demo(out, metrics["effects"][0]))
 
 
 @app.command()
@@ -119,10 +128,7 @@ def prompts(
     except KeyboardInterrupt:
         console.print("interrupted; what is answered is kept: run the same command again to go on")
         raise typer.Exit(130) from None
-    if as_json:
-        say(True, result, "")
-    else:
-        console.print(prompt_table(result))
+    say(as_json, result, prompt_table(result))
 
 
 @app.command()
@@ -133,9 +139,47 @@ def targets(folder: Folder, overrides: Set = None, as_json: Json = False) -> Non
     """
     from collectionlora import api
 
-    with ProgressLine() as progress:
+    with joined_processes() as progress:
         counts = api.targets(folder, parse_overrides(overrides or []), progress=progress)
     say(as_json, counts, "\n".join(f"{name}: {count} targets" for name, count in counts.items()))
+
+
+@app.command()
+def plan(
+    folder: Annotated[Path | None, typer.Argument(help="a collection's folder, or give --base")] = None,
+    base: Annotated[str | None, typer.Option(help="a base, without a collection")] = None,
+    effects: Annotated[
+        int | None, typer.Option(min=1, help="how many; default: the collection's, or 50")
+    ] = None,
+    rank: Annotated[int | None, typer.Option(min=1, help="of student and critic")] = None,
+    teacher_rank: Annotated[int | None, typer.Option(min=1, help="of the effects; default: --rank")] = None,
+    photos: Annotated[int, typer.Option(min=1, help="of each effect")] = 20,
+    devices: Annotated[int, typer.Option(min=1, help="how many GPUs")] = 1,
+    sharding: Annotated[str, typer.Option(help="ddp: each holds all; fsdp: each its share")] = "ddp",
+    overrides: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Memory, disk and forwards of a distillation before anything is loaded; which GPUs it fits.
+
+    Example: collectionlora plan --base Qwen/Qwen-Image-Edit-2509 --effects 50 --rank 128
+    """
+    from collectionlora import planning
+    from collectionlora.advising import advise
+
+    layer = parse_overrides(overrides or [])
+    request = planning.make_request(
+        folder,
+        base,
+        effects,
+        rank,
+        layer,
+        photos=photos,
+        teacher_rank=teacher_rank,
+        devices=devices,
+        sharding=sharding,
+    )
+    result = {**planning.plan(request), "advice": advise(request)}
+    say(as_json, result, plan_table(request.base, result), advice_lines(result))
 
 
 @app.command()
@@ -154,7 +198,7 @@ def distill(
     from collectionlora.trainer import Interrupted
 
     try:
-        with ProgressLine() as progress:
+        with joined_processes() as progress:
             path = api.distill(folder, run, parse_overrides(overrides or []), resume, progress)
     except Interrupted as stopped:
         console.print(f"{stopped}; go on with: collectionlora distill {folder} --run {run} --resume")
@@ -173,6 +217,7 @@ def edit(
     then: Annotated[list[str] | None, typer.Option(help="a further effect, applied after the first")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="default: what the adapter was made for")] = None,
     seed: int = 0,
+    strength: Annotated[float, typer.Option(min=0, max=1, help="0 is the photo, 1 the whole effect")] = 1.0,
     as_json: Json = False,
 ) -> None:
     """Edit one photo, or all photos of a folder.
@@ -192,7 +237,7 @@ def edit(
         pairs = [(photo, out)]
     with ProgressLine() as progress:
         for index, (source, destination) in enumerate(pairs):
-            write_photo(destination, editor.edit(read_photo(source), effects, seed, steps))
+            write_photo(destination, editor.edit(read_photo(source), effects, seed, steps, strength))
             progress("edit", index + 1, len(pairs), {})
     written = [str(destination) for _, destination in pairs]
     say(as_json, {"images": written}, "\n".join(f"wrote {path}" for path in written))
@@ -229,6 +274,9 @@ def export(
     say(as_json, result, "\n".join(lines))
 
 
+app.command()(studio)
+
+
 def show_version(value: bool) -> None:
     if value:
         print(__version__)
@@ -237,19 +285,23 @@ def show_version(value: bool) -> None:
 
 @app.callback()
 def options(
+    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", callback=show_version, is_eager=True)] = False,
 ) -> None:
     """Distil many effect LoRAs and few-step generation into one LoRA."""
+    verb = str(context.invoked_subcommand)
+    if verb not in SEVERAL_PROCESSES and os.environ.get("WORLD_SIZE", "1") != "1":
+        message, mend = f"{verb} runs in one process", "start it without torchrun"
+        raise UserError("environment", "WORLD_SIZE", message, mend)
 
 
 def main() -> None:
     """The entry point: mendable faults are one line and exit code 2."""
+    # peft imports it where it is installed, and it then tells every user of a CPU about a kernel of its own.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     run: Callable[[], None] = app
     try:
         run()
     except (UserError, SettingsError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted; run the same command again to go on", file=sys.stderr)
-        sys.exit(130)

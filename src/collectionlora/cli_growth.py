@@ -7,7 +7,7 @@ import typer
 
 from collectionlora.cli_options import Folder, Json, Set, SomeNames, VlmKey, VlmTokens, with_token_cap
 from collectionlora.config import parse_overrides
-from collectionlora.terminal import ProgressLine, console, methods_table, say
+from collectionlora.terminal import ProgressLine, console, joined_processes, methods_table, say
 
 
 def bench(
@@ -43,7 +43,7 @@ def bench(
 
     layer = with_token_cap(parse_overrides(overrides or []), max_tokens_total)
     endpoint = Endpoint.of(judge, judge_model, api_key_env, "--judge")
-    with ProgressLine() as progress:
+    with joined_processes() as progress:
         metrics = api.bench(
             folder,
             photos,
@@ -56,13 +56,10 @@ def bench(
             margin=margin,
             progress=progress,
         )
-    if as_json:
-        say(True, metrics, "")
-        return
-    console.print(methods_table(metrics))
-    if gate := metrics.get("gate"):
-        console.print("the gate passed: {worst_effect} lost most, {worst_loss:.2f} dB".format(**gate))
-    console.print(f"look at {folder}/bench/sheet.png, read {folder}/bench/report.html")
+    passed = "the gate passed: {worst_effect} lost most, {worst_loss:.2f} dB"
+    gate = [passed.format(**metrics["gate"])] if "gate" in metrics else []
+    look = f"look at {folder}/bench/sheet.png, read {folder}/bench/report.html"
+    say(as_json, metrics, methods_table(metrics), *gate, look)
 
 
 def add(

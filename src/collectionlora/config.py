@@ -43,6 +43,10 @@ class ModelSettings(Section):
     quantization: Literal["none", "nf4", "int8"] = Field(
         "none", description="of the frozen base's blocks, by bitsandbytes"
     )
+    # Cached files are named after the representation; what they hold does not depend on this.
+    sharding: Literal["none", "fsdp"] = Field(
+        "none", repr=False, description="of the frozen base over the processes of a distillation"
+    )
     gradient_checkpointing: bool = Field(
         False, description="recompute blocks in backward: less memory, slower"
     )
@@ -89,7 +93,8 @@ class MatchSettings(Section):
     updates: int = Field(0, ge=0)
     learning_rate: float = Field(3e-4, gt=0)
     loss: Literal["velocity", "flow"] = Field(
-        "velocity", description="follow the teacher's velocity, or flow matching on its samples"
+        "velocity",
+        description="follow the teacher's velocity, or flow matching on samples of all teachers at once",
     )
 
 
@@ -139,6 +144,24 @@ class VlmSettings(Section):
     max_tokens_total: int = Field(1_000_000, ge=1, description="tokens of one command; it stops before")
 
 
+class LogSettings(Section):
+    """What people watch while a run trains; no setting here changes its result."""
+
+    tracker: Literal[
+        "none",
+        "tensorboard",
+        "wandb",
+        "trackio",
+        "comet_ml",
+        "mlflow",
+        "aim",
+        "clearml",
+        "dvclive",
+        "swanlab",
+    ] = Field("tensorboard", description="where curves go; any that accelerate supports, or none")
+    preview_every: int = Field(200, ge=1, description="steps between previews of every effect")
+
+
 class BenchSettings(Section):
     """Models of the benchmark; which endpoint judges, only the command line says."""
 
@@ -159,9 +182,21 @@ class Settings(Section):
     teach: TeachSettings = TeachSettings()
     match: MatchSettings = MatchSettings()
     distill: DistillSettings = DistillSettings()
+    log: LogSettings = LogSettings()
     add: AddSettings = AddSettings()
     vlm: VlmSettings = VlmSettings()
     bench: BenchSettings = BenchSettings()
+
+    @model_validator(mode="after")
+    def _shards_run_together(self) -> "Settings":
+        if self.model.sharding != "none":
+            if self.distill.critic_samples != "final":
+                raise ValueError(
+                    "model.sharding needs distill.critic_samples=final: equal forwards everywhere"
+                )
+            if self.model.quantization != "none":
+                raise ValueError("model.sharding does not go with model.quantization")
+        return self
 
     @model_validator(mode="after")
     def _critic_holds_student(self) -> "Settings":

@@ -16,7 +16,7 @@ MOST_PIXELS = 200_000_000
 Photo = NDArray[np.uint8]  # [H, W, 3]
 
 
-def read_photo(path: Path) -> Photo:
+def read_photo(path: Path, most_pixels: int = MOST_PIXELS) -> Photo:
     """A photo as uint8 RGB `[H, W, 3]`, upright; transparency over white, 16 bits scaled to 8.
 
     Raises:
@@ -24,14 +24,19 @@ def read_photo(path: Path) -> Photo:
     """
     try:
         with Image.open(path) as image:
-            if image.width * image.height > MOST_PIXELS:
+            if image.width * image.height > most_pixels:
                 size = f"{image.width} x {image.height}"
-                raise UserError(path, "", f"has {size} pixels", f"keep it under {MOST_PIXELS:,} pixels")
+                raise UserError(path, "", f"has {size} pixels", f"keep it under {most_pixels:,} pixels")
             upright = ImageOps.exif_transpose(image)
             return np.asarray(_to_rgb(upright))
     except FileNotFoundError:
         raise UserError(path, "", "there is no such file", "check the path") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except UnidentifiedImageError:
+        # Pillow's own words repeat the whole path, which a server must not show.
+        raise UserError(
+            path, "", "cannot be read as an image (unknown format)", "replace or remove it"
+        ) from None
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise UserError(path, "", f"cannot be read as an image ({error})", "replace or remove it") from None
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from collectionlora import processes
 from collectionlora.adapters.roles import STUDENT, TEACHER
 from collectionlora.api import distill
 from collectionlora.collection import MANIFEST, Collection
@@ -27,16 +28,18 @@ from collectionlora.session import resolve_settings
 from collectionlora.trainer import LOG
 
 RUN = "demo"
-PHOTOS, GENERAL_PHOTOS, JUDGED = 24, 64, 24
+FIRST = ("pencil-sketch", "neon-edges", "thermal", "duotone")  # what a demo of 4 effects shows; one is random
+PHOTOS, GENERAL_PHOTOS, JUDGED = 72, 64, 24
 CLASSIFIER_STEPS = 400
 
 Progress = Callable[[str, int, int, dict[str, float]], None]
 
 
 def shipped_teachers() -> dict[str, Path]:
-    """The effect LoRAs that ship with the package, by effect."""
+    """The effect LoRAs that ship with the package, by effect, those of `FIRST` first."""
     folder = Path(str(resources.files("collectionlora"))) / "weights" / "teachers"
-    return {path.stem: path for path in sorted(folder.glob("*.safetensors"))}
+    found = {path.stem: path for path in sorted(folder.glob("*.safetensors"))}
+    return {name: found[name] for name in (*FIRST, *found) if name in found}
 
 
 def build_collection(
@@ -81,10 +84,10 @@ def demo(
             "demo", "--effects", f"{num_effects} is out of range", f"choose 1 to {len(available)}"
         )
     folder = out / "collection"
-    if (folder / MANIFEST).exists():
-        collection = Collection.load(folder)
-    else:
-        collection = build_collection(folder, dict(list(available.items())[:num_effects]), pool(TRAIN), seed)
+    with processes.main_first():
+        if not (folder / MANIFEST).exists():
+            build_collection(folder, dict(list(available.items())[:num_effects]), pool(TRAIN), seed)
+    collection = Collection.load(folder)
     distill(collection, RUN, overrides, resume=True, progress=progress)
 
     settings = resolve_settings(collection, overrides)
@@ -93,5 +96,8 @@ def demo(
     heldout = Heldout(heldout_photographs(None), pool(TRAIN), JUDGED, [seed + 1], CLASSIFIER_STEPS)
     result = run_bench(collection, settings, methods, heldout, progress)
     result.metrics["seconds"] = time.perf_counter() - began
-    write_results(out, result, {RUN: folder / "runs" / RUN / LOG})
+    logs = {RUN: folder / "runs" / RUN / LOG}
+    if processes.is_main():
+        for place in (out, folder / "bench"):  # for people, and where the studio looks
+            write_results(place, result, logs)
     return result.metrics

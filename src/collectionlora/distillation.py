@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import AdamW
 
+from collectionlora import processes
 from collectionlora.adapters.roles import STUDENT, LoraWeights, Roles, TeacherLibrary, critic_role
 from collectionlora.backbones.base import Backbone
 from collectionlora.checkpoint import load_optimizer, optimizer_tensors
@@ -50,7 +51,10 @@ class Distillation:
     """One run of the method; calling it with 0, 1, 2, ... takes the steps in order.
 
     A step is a pure function of the trained tensors and its number: all randomness comes from
-    (seed, step, rank), so a resumed run repeats the uninterrupted one.
+    (seed, step, rank), so a resumed run repeats the uninterrupted one. With several processes each takes the
+    step on a batch of its own. They may route to different effects or streams, whose losses differ; the
+    updates do not: each is of the same role in all processes, by the mean of their gradients, so that LoRAs,
+    optimizers and moving average stay equal without being exchanged.
     """
 
     def __init__(
@@ -77,9 +81,15 @@ class Distillation:
         """Steps of the whole run: the warm start's updates, then the student's."""
         return self.settings.match.updates + self.settings.distill.student_updates
 
+    def mixes(self, step: int) -> bool:
+        """Whether a step learns from all streams at once: the warm start where it asks no teacher."""
+        match = self.settings.match
+        return step < match.updates and match.loss == "flow"
+
     def __call__(self, step: int) -> dict[str, float]:
         """Take one step and return its losses and gradient norms by name."""
-        batch, generator = self.streams.batch(step), self.streams.generator(step)
+        batch = self.streams.mixed_batch(step) if self.mixes(step) else self.streams.batch(step)
+        generator = self.streams.generator(step)
         match_updates = self.settings.match.updates
         if step < match_updates:
             return self.match_teacher(batch, generator, progress=step / match_updates)
@@ -116,8 +126,7 @@ class Distillation:
         critic update routes and simulates anew, and learns the image predicted at a random step.
         """
         distill = self.settings.distill
-        lengths = distill.rollout_steps
-        num_steps = lengths[int(torch.randint(len(lengths), (), generator=generator))]
+        num_steps = self.streams.schedule_length(step, distill.rollout_steps)
         critic = critic_role(num_steps)
 
         simulation = self.simulate_backward(batch, num_steps, generator)
@@ -163,10 +172,11 @@ class Distillation:
                 losses["target"] = self.distribution_matching(x0, batch, critic, u, generator)
             if weights["anchor"] > 0:
                 losses["anchor"] = self.anchor(batch, u, generator)
-        if not losses:
-            return {}
 
-        total = torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
+        # Without a loss here the total is a constant: another process may have one, and this one joins it.
+        total = torch.stack(
+            [batch.target.new_zeros(()), *(weights[n] * loss for n, loss in losses.items())]
+        ).sum()
         norm = self._update(STUDENT, total, self.settings.student.learning_rate, progress)
         torch._foreach_lerp_(self.ema, list[Tensor](self.roles.parameters(STUDENT)), 1 - distill.ema)
         return {name: loss.item() for name, loss in losses.items()} | {"student_grad_norm": norm}
@@ -255,13 +265,19 @@ class Distillation:
         return dict(zip(self.roles.layers, pairs, strict=True))
 
     def _update(self, role: str, loss: Tensor, learning_rate: float, progress: float) -> float:
-        """Backward, clip, one optimizer step of one role at a rate that falls over the phase's last share."""
+        """Backward, average over processes, clip, one optimizer step of one role.
+
+        The rate falls over the phase's last share.
+        """
         distill, optimizer = self.settings.distill, self.optimizers[role]
         remaining = (1 - progress) / distill.decay_ratio if distill.decay_ratio else 1.0
         optimizer.param_groups[0]["lr"] = learning_rate * min(1.0, remaining)
         optimizer.zero_grad()
-        loss.backward()
-        norm = clip_grad_norm_(self.roles.parameters(role), distill.max_grad_norm)
+        if loss.requires_grad:
+            loss.backward()
+        parameters = self.roles.parameters(role)
+        processes.average_gradients(parameters)
+        norm = clip_grad_norm_(parameters, distill.max_grad_norm)
         optimizer.step()
         return norm.item()
 

@@ -1,6 +1,6 @@
 """Use a finished adapter: one effect or several, on photos of any size."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -14,6 +14,32 @@ from collectionlora.data import Photo, resize, to_images, to_photos, working_siz
 from collectionlora.errors import UserError
 from collectionlora.prompting import compose
 from collectionlora.sampling import Denoiser, noise_like, sample_few_steps
+
+STRIP = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+
+class Dial(Denoiser):
+    """The student with a strength for each sample: every clean image that it sees is drawn to the photo.
+
+    `x0 = photo + strength * (x0_effect - photo)`: velocities blended with that of the photo itself. It costs
+    no further forward, and the student stays on its schedule.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        condition: Condition,
+        strengths: Sequence[float],
+        after_step: Callable[[], None],
+    ):
+        super().__init__(backbone, condition)
+        self.photo, self.after_step = condition.source, after_step
+        self.strength = self.photo.new_tensor(strengths).view(-1, 1, 1, 1)
+
+    def x0(self, x_sigma: Tensor, sigma: float | Tensor) -> Tensor:
+        x0 = super().x0(x_sigma, sigma)
+        self.after_step()
+        return torch.lerp(self.photo, x0, self.strength)
 
 
 class Editor:
@@ -51,24 +77,56 @@ class Editor:
                 raise UserError("", "effect", f"{name!r} is not in this collection", f"choose from {known}")
         return compose([self.recipe.effects[name] for name in effects])
 
-    @torch.no_grad()
-    def edit(self, photo: Photo, effects: Sequence[str], seed: int = 0, steps: int | None = None) -> Photo:
-        """One photo `[H, W, 3]` under an effect or several; the result has the photo's size."""
+    def fit(self, photo: Photo) -> Tensor:
+        """A photo `[H, W, 3]` as the network takes it: an image in [0, 1], `[1, 3, height, width]`."""
         height, width = photo.shape[:2]
         size = working_size(height, width, self.recipe.resolution, self.backbone.side_multiple)
-        image = self.sample(to_images([resize(photo, size)]), [self.prompt(effects)], [seed], steps)
-        return resize(to_photos(image)[0], (height, width))
+        return to_images([resize(photo, size)])
+
+    def edit(
+        self,
+        photo: Photo,
+        effects: Sequence[str],
+        seed: int = 0,
+        steps: int | None = None,
+        strength: float = 1.0,
+    ) -> Photo:
+        """One photo `[H, W, 3]` under an effect or several; the result has the photo's size.
+
+        Args:
+            strength: 0 is the photo, 1 the whole effect.
+        """
+        image = self.sample(self.fit(photo), [self.prompt(effects)], [seed], steps, [strength])
+        return resize(to_photos(image)[0], photo.shape[:2])
 
     @torch.no_grad()
     def sample(
-        self, images: Tensor, prompts: Sequence[str], seeds: Sequence[int], steps: int | None = None
+        self,
+        images: Tensor,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        steps: int | None = None,
+        strengths: Sequence[float] | None = None,
+        after_step: Callable[[], None] = lambda: None,
     ) -> Tensor:
-        """A batch of images in [0, 1], `[B, 3, H, W]`, each with its own prompt and seed."""
+        """A batch of images in [0, 1], `[B, 3, H, W]`, each with its own prompt, seed and strength.
+
+        Args:
+            strengths: in [0, 1]; by default 1, the whole effect.
+            after_step: called after each step of the sampler; what it raises stops the work.
+
+        Raises:
+            UserError: a strength outside [0, 1].
+        """
+        strengths = strengths or [1.0] * len(images)
+        for strength in strengths:
+            if not 0 <= strength <= 1:
+                raise UserError("", "strength", f"is {strength}", "give a number from 0 to 1")
         source = self.backbone.encode_image(images)
         condition = Condition(self.backbone.encode_prompt(prompts, [images]), source)
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         with self.roles.use(STUDENT):
-            denoiser = Denoiser(self.backbone, condition)
+            denoiser = Dial(self.backbone, condition, strengths, after_step)
             noise, num_steps = noise_like(source, generators), steps or self.recipe.steps
             latents = sample_few_steps(denoiser, noise, num_steps, generators, self.recipe.shift)
         return self.backbone.decode(latents)
@@ -80,7 +138,18 @@ def edit(
     effects: str | Sequence[str],
     seed: int = 0,
     steps: int | None = None,
+    strength: float = 1.0,
 ) -> Photo:
     """Edit one photo with a collection's adapter; for many photos make one `Editor`."""
     names = [effects] if isinstance(effects, str) else effects
-    return Editor.load(collection).edit(photo, names, seed, steps)
+    return Editor.load(collection).edit(photo, names, seed, steps, strength)
+
+
+def strength_strip(
+    editor: Editor, photo: Photo, effect: str, seed: int = 0, steps: int | None = None
+) -> list[Photo]:
+    """A photo under an effect at the strengths of `STRIP`, made as one batch; working size."""
+    count = len(STRIP)
+    images = editor.fit(photo).expand(count, -1, -1, -1)
+    made = editor.sample(images, [editor.prompt([effect])] * count, [seed] * count, steps, STRIP)
+    return to_photos(made)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from collectionlora.adapters.alpha import PEFT_CONFIG, PEFT_FILE
 from collectionlora.adapters.formats import read_header
+from collectionlora.backbones import NANO
 from collectionlora.collection import MANIFEST
 from collectionlora.errors import UserError
 from collectionlora.files import write_text
@@ -14,11 +15,11 @@ from collectionlora.files import write_text
 HEADER = """\
 # A collection: many effect LoRAs to be distilled into one. All paths are relative to this folder.
 
-base: {base}                # nano is embedded
+base: {base}    # {what}
 effects:
 """
 EFFECT = """\
-  - name: {name}
+  - name: {name}    # lower-case letters, digits and hyphens; what `edit --effect` is given
     teacher: teachers/{teacher}    # the effect's LoRA, or made by `teach` from pairs/{name}/
     teacher_prompt: {prompt}    # what this LoRA was trained with
     photos: photos/{name}       # about 20 photos, no edited ones needed
@@ -28,7 +29,7 @@ FOOTER = """\
 general:                        # keeps the base's ordinary abilities
   photos: photos/general        # unlabelled photos
   prompts: general.txt          # one ordinary edit instruction a line
-# settings:                     # what differs from the defaults, for example
+# settings:                     # what differs from the base's recommendations, for example
 #   distill:
 #     student_updates: 1000
 """
@@ -68,4 +69,11 @@ def create(folder: Path, base: str, loras: Sequence[Path]) -> None:
         EFFECT.format(name=name, prompt=json.dumps(prompt, ensure_ascii=False), teacher=teachers[name])
         for name, prompt in entries.items()
     )
-    write_text(folder / MANIFEST, HEADER.format(base=base) + effects + FOOTER)
+    write_text(folder / MANIFEST, HEADER.format(base=base, what=describe_base(base)) + effects + FOOTER)
+
+
+def describe_base(base: str) -> str:
+    """What kind of base it is, in the words of the manifest."""
+    if base == NANO:
+        return "embedded in this package, for 64 x 64 pixels; or a diffusers editing model"
+    return "a folder, or owner/name of the hub; @revision behind the name pins it"

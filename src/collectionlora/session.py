@@ -4,10 +4,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from collectionlora import __version__
+from collectionlora import __version__, processes
 from collectionlora.adapters.formats import read_lora
 from collectionlora.adapters.recipe import Recipe, write_adapter
 from collectionlora.adapters.roles import STUDENT, TEACHER, Roles, TeacherLibrary, critic_role, target_weights
+from collectionlora.adapters.sharding import shard_base
 from collectionlora.backbones import load_backbone, recommended_settings
 from collectionlora.backbones.base import Backbone
 from collectionlora.collection import MANIFEST, Collection
@@ -78,8 +79,9 @@ class Session:
             ranks |= {critic_role(n): settings.critic.rank for n in settings.distill.rollout_steps}
         self.roles = build_roles(self.backbone, ranks, settings.distill.seed, settings)
         self.teachers = TeacherLibrary(self.roles, {name: file.weights for name, file in files.items()})
-        writer = PromptWriter(collection, self.backbone, settings)
-        self.prompts = {e.name: writer.write(e).student_prompt for e in collection.effects}
+        with processes.main_first():
+            writer = PromptWriter(collection, self.backbone, settings)
+            self.prompts = {e.name: writer.write(e).student_prompt for e in collection.effects}
 
     def make_targets(self, progress: Progress) -> Streams:
         """All data of the collection, from the cache where it is there."""
@@ -94,11 +96,16 @@ class Session:
             effect_ratio=distill.effect_ratio,
             route_every=distill.route_every,
             asymmetric_prompts=distill.asymmetric_prompts,
+            rank=processes.rank(),
+            same_stream=self.settings.model.sharding == "fsdp",
         )
 
     def distillation(self, progress: Progress) -> Distillation:
         """The run itself, at its first step."""
         streams = self.make_targets(progress)
+        if self.settings.model.sharding == "fsdp":
+            # Only now: making targets is shared by files, so processes run different forwards.
+            shard_base(self.roles)
         return Distillation(self.backbone, self.roles, self.teachers, streams, self.settings)
 
     def recipe_prompts(self) -> dict[str, str]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from collectionlora.backbones.base import Condition, Prompt
 
 # Separate the uses of one (seed, step, rank), so that they are independent of each other.
-ROUTE, BATCH, NOISE, FAVOUR = 0, 1, 2, 4
+ROUTE, BATCH, NOISE, LENGTH, FAVOUR = range(5)
 
 
 def generator_for(seed: int, step: int, rank: int, use: int, part: int = 0) -> np.random.Generator:
@@ -36,6 +36,7 @@ def route(
     effect_ratio: float = 0.5,
     route_every: int = 1,
     part: int = 0,
+    same_stream: bool = False,
 ) -> int | None:
     """The effect (0 .. num_effects - 1) of this step, or None for the general stream.
 
@@ -43,9 +44,13 @@ def route(
         effect_ratio: probability of the effect stream, the paper's p_switch; 1 leaves no general stream.
         route_every: steps for which one decision is kept.
         part: tells apart several routed batches of one step.
+        same_stream: rank 0's choice of stream is everyone's; effects still differ.
     """
     rng = generator_for(seed, step // route_every, rank, ROUTE, part)
-    if rng.random() >= effect_ratio:
+    choice = rng.random()
+    if same_stream:
+        choice = generator_for(seed, step // route_every, 0, ROUTE, part).random()
+    if choice >= effect_ratio:
         return None
     return int(rng.integers(num_effects))
 
@@ -82,7 +87,10 @@ class GeneralData:
 
 @dataclass(frozen=True)
 class Batch:
-    """One routed batch; `effect` is None in the general stream. The critic reads the student's condition."""
+    """A batch of one stream or, mixed, of all; the critic reads the student's condition.
+
+    `effect` is None in the general stream, and in a mixed batch, which no single teacher can answer.
+    """
 
     effect: str | None
     target: Tensor
@@ -97,6 +105,8 @@ class Streams:
     Args:
         asymmetric_prompts: the student and critic read `student_prompt` (method section 2b); otherwise the
             teacher's prompt, the ablation.
+        same_stream: all processes take the effect stream, or all the general one, so that they run the same
+            forwards: a sharded base needs it.
     """
 
     def __init__(
@@ -110,11 +120,12 @@ class Streams:
         route_every: int = 1,
         asymmetric_prompts: bool = True,
         rank: int = 0,
+        same_stream: bool = False,
     ):
         self.effects, self.general = list(effects), general
         self.seed, self.batch_size, self.rank = seed, batch_size, rank
         self.effect_ratio, self.route_every = effect_ratio, route_every
-        self.asymmetric_prompts = asymmetric_prompts
+        self.asymmetric_prompts, self.same_stream = asymmetric_prompts, same_stream
         self.favoured: set[int] = set()
         self.favoured_ratio = 0.0
 
@@ -132,20 +143,39 @@ class Streams:
         group = [i for i in range(len(self.effects)) if (i in self.favoured) == chosen]
         return group[int(rng.integers(len(group)))]
 
+    def _route(self, step: int, part: int) -> int | None:
+        effects, ratio = len(self.effects), self.effect_ratio
+        index = route(self.seed, step, self.rank, effects, ratio, self.route_every, part, self.same_stream)
+        return index if index is None or not self.favoured else self._favoured(step, part)
+
+    def effect_at(self, step: int) -> str | None:
+        """The effect that the student learns at a step, or None for the general stream."""
+        index = self._route(step, part=0)
+        return None if index is None else self.effects[index].name
+
     def batch(self, step: int, part: int = 0) -> Batch:
         """Batch `part` of a step: a pure function of (seed, step, part, rank)."""
-        index = route(
-            self.seed, step, self.rank, len(self.effects), self.effect_ratio, self.route_every, part
-        )
-        if index is not None and self.favoured:
-            index = self._favoured(step, part)
-        rng = generator_for(self.seed, step, self.rank, BATCH, part)
-        return self._general(rng) if index is None else self._effect(self.effects[index], rng)
+        return self._draw(self._route(step, part), step, part, self.batch_size)
 
-    def _effect(self, data: EffectData, rng: np.random.Generator) -> Batch:
+    def mixed_batch(self, step: int) -> Batch:
+        """A batch whose samples are each routed by themselves, for losses that ask no teacher."""
+        parts = [self._draw(self._route(step, part), step, part, 1) for part in range(self.batch_size)]
+        return Batch(
+            effect=None,
+            target=torch.cat([part.target for part in parts]),
+            teacher=Condition.cat([part.teacher for part in parts]),
+            student=Condition.cat([part.student for part in parts]),
+            uncond=Condition.cat([part.uncond for part in parts]),
+        )
+
+    def _draw(self, index: int | None, step: int, part: int, size: int) -> Batch:
+        rng = generator_for(self.seed, step, self.rank, BATCH, part)
+        return self._general(rng, size) if index is None else self._effect(self.effects[index], rng, size)
+
+    def _effect(self, data: EffectData, rng: np.random.Generator, size: int) -> Batch:
         photos, samples = data.targets.shape[:2]
-        photo = torch.from_numpy(rng.integers(photos, size=self.batch_size))
-        sample = torch.from_numpy(rng.integers(samples, size=self.batch_size))
+        photo = torch.from_numpy(rng.integers(photos, size=size))
+        sample = torch.from_numpy(rng.integers(samples, size=size))
         teacher = Condition(data.teacher_prompt.of_photos(photo), data.sources[photo])
         student = teacher.with_prompt(data.student_prompt.of_photos(photo))
         return Batch(
@@ -156,11 +186,15 @@ class Streams:
             uncond=teacher.with_prompt(data.uncond.of_photos(photo)),
         )
 
-    def _general(self, rng: np.random.Generator) -> Batch:
-        index = torch.from_numpy(rng.integers(len(self.general.sources), size=self.batch_size))
+    def _general(self, rng: np.random.Generator, size: int) -> Batch:
+        index = torch.from_numpy(rng.integers(len(self.general.sources), size=size))
         condition = Condition(self.general.prompt.of_photos(index), self.general.sources[index])
         uncond = condition.with_prompt(self.general.uncond.of_photos(index))
         return Batch(None, self.general.targets[index], condition, condition, uncond)
+
+    def schedule_length(self, step: int, lengths: Sequence[int]) -> int:
+        """The student's schedule length at a step: one for all processes, for each length has its critic."""
+        return lengths[int(generator_for(self.seed, step, 0, LENGTH).integers(len(lengths)))]
 
     def generator(self, step: int) -> torch.Generator:
         """The noise of a step."""

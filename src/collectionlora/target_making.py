@@ -2,11 +2,13 @@
 
 First everything is encoded and the encoders are released, then the teachers are sampled. A cache file is
 named after everything it depends on (photos, teacher file, prompt, settings), so a change makes a new one and
-an interrupted run goes on with what is still missing.
+an interrupted run goes on with what is still missing. Several processes share the files, not the images of
+one: each file's noise is its own, so it is the same whoever makes it.
 """
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from collectionlora import processes
 from collectionlora.adapters.roles import TeacherLibrary
 from collectionlora.backbones.base import Backbone, Condition, Prompt
 from collectionlora.collection import Collection, Effect
@@ -84,10 +87,12 @@ class TargetMaker:
     def make(self, student_prompts: Mapping[str, str]) -> tuple[list[EffectData], GeneralData]:
         """All effects, and the general stream; `student_prompts` by effect."""
         effects = self.collection.effects
-        encoded = [self._encode_effect(effect, student_prompts[effect.name]) for effect in effects]
-        general = self._encode_general()
+        encoders = [partial(self._encode_effect, e, student_prompts[e.name]) for e in effects]
+        *encoded, general = processes.make_together([*encoders, self._encode_general])
         self.backbone.release_encoders()
-        return [self._effect(*both) for both in zip(effects, encoded, strict=True)], self._general(general)
+        samplers = [partial(self._effect, *both) for both in zip(effects, encoded, strict=True)]
+        *effect_data, general_data = processes.make_together([*samplers, partial(self._general, general)])
+        return effect_data, general_data
 
     def _encode_effect(self, effect: Effect, student_prompt: str) -> dict[str, Tensor]:
         photos = self.collection.photo_paths(effect)

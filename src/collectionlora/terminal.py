@@ -1,9 +1,12 @@
 """What a person sees in the terminal: progress, tables, results; on stderr, but for the JSON of a result."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -48,12 +51,28 @@ class ProgressLine:
         self.bar.update(task, completed=done, total=total, metrics=text, rate=rate)
 
 
-def say(as_json: bool, result: dict[str, Any], text: str) -> None:
-    """The result as JSON on stdout, or as text on stderr."""
+@contextmanager
+def joined_processes() -> Iterator[ProgressLine]:
+    """All processes of the launch, and their number said; only the main one shows progress and results."""
+    from collectionlora import processes
+
+    with processes.joined():
+        console.quiet = not processes.is_main()
+        number = processes.world_size()
+        console.print(f"{number} process{'es' if number > 1 else ''}")
+        with ProgressLine() as progress:
+            yield progress
+
+
+def say(as_json: bool, result: dict[str, Any], *shown: RenderableType) -> None:
+    """The result as JSON on stdout, or `shown`, texts and tables for people, on stderr."""
+    if console.quiet:
+        return
     if as_json:
         print(json.dumps(result, ensure_ascii=False))
-    else:
-        console.print(text, highlight=False)
+        return
+    for part in shown:
+        console.print(part, highlight=False, soft_wrap=isinstance(part, str))
 
 
 def methods_table(metrics: dict[str, Any]) -> Table:
@@ -65,6 +84,16 @@ def methods_table(metrics: dict[str, Any]) -> Table:
     for name, row in metrics["methods"].items():
         table.add_row(name, str(row["nfe"]), *(write_value(row.get(c.key), c) for c in columns))
     return table
+
+
+def next_after_demo(out: Path, effect: str) -> str:
+    """What to do with a finished demo, from a look to a collection of one's own."""
+    return f"""
+look      {out}/sheet.png, {out}/report.html
+edit      collectionlora edit {out}/collection --effect {effect} --photo YOURS.jpg --out edited.png
+click     collectionlora studio {out}/collection
+take out  collectionlora export {out}/collection --format diffusers --out {out}/lora
+your own  collectionlora init mine --base Qwen/Qwen-Image-Edit-2509 --from-loras YOUR.safetensors"""
 
 
 def describe_lora(effect: dict[str, Any]) -> str:
@@ -100,3 +129,39 @@ def prompt_table(result: dict[str, Any]) -> Table:
         cells = [escape(cell) for cell in (name, text, writer, result["teacher_prompts"][name])]
         table.add_row(*cells, *(f"{c:.2f}" for c in nearest))
     return table
+
+
+def plan_table(base: str, result: dict[str, Any]) -> Table:
+    """What each device holds, what is kept elsewhere, and which devices are large enough."""
+    table = Table("", "GiB", title=f"{base}: counted, not measured on a GPU")
+    rows = {
+        "base, {base_parameters:,} parameters": "base_bytes",
+        "LoRAs of all roles; the student's {lora_parameters:,} in {lora_modules} modules": "lora_bytes",
+        "gradients, moments, moving average": "optimizer_bytes",
+        "activations and workspace": "activation_bytes",
+        "blocks gathered": "gathered_bytes",
+        "each device": "total_bytes_per_device",
+        "while prompts are encoded": "encoding_bytes",
+        "each device, with three bases as in the reference": "reference_layout_bytes",
+        "host: teachers": "teacher_library_bytes",
+        "disk: cache": "cache_bytes",
+        "disk: the adapter": "adapter_bytes",
+    }
+    for label, key in rows.items():
+        if result[key]:
+            table.add_row(label.format(**result), f"{result[key] / 2**30:,.2f}")
+    counts = "{forwards_per_student_update} and {backwards_per_student_update}"
+    table.add_row("forwards and backwards of a student update, each image", counts.format(**result))
+    table.add_row("fits", "\n".join(d for d, enough in result["fits"].items() if enough) or "none")
+    return table
+
+
+def advice_lines(result: dict[str, Any]) -> str:
+    """What to change, each line on top of those before."""
+    lines = []
+    for change in result["advice"]:
+        fitting = ", ".join(change["fits"]) or "none"
+        lines.append(
+            f"{change['change']}: {change['total_bytes_per_device'] / 2**30:.1f} GiB, fits {fitting}"
+        )
+    return "\n".join(lines)

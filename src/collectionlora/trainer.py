@@ -1,7 +1,9 @@
 """The loop around any training: steps, log, checkpoints, interruption and exact resume.
 
 It knows nothing of what is trained. A `Step` is a pure function of its tensors and the step's number, so
-loading the tensors and going on from the number repeats the uninterrupted run.
+loading the tensors and going on from the number repeats the uninterrupted run. With several processes
+all take every step and stop at the same one; the main process alone logs, reports and writes the checkpoint,
+which holds for all of them.
 """
 
 import json
@@ -16,6 +18,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from collectionlora import processes
 from collectionlora.checkpoint import latest_checkpoint, save_checkpoint
 from collectionlora.files import write_text
 
@@ -71,26 +74,45 @@ def train(step: Step, folder: Path, checkpoint_every: int, resume: bool, progres
     Raises:
         Interrupted: the user stopped it; the state is saved in `folder`.
     """
-    checkpoints, log = folder / "checkpoints", folder / LOG
+    checkpoints = folder / "checkpoints"
     found = latest_checkpoint(checkpoints) if resume else None
     first = 0
     if found:
         first, tensors = found
         step.load_tensors(tensors)
-    folder.mkdir(parents=True, exist_ok=True)
-    began = time.perf_counter() - _cut_log(log, first)
-    with stop_requested() as stop, log.open("a", encoding="utf-8") as lines:
+    with stop_requested() as stop, opened_log(folder / LOG, first) as write_log:
         for number in range(first, step.num_steps):
             metrics = step(number)
-            seconds = round(time.perf_counter() - began, 3)
-            lines.write(json.dumps({"step": number, "seconds": seconds, **metrics}) + "\n")
-            progress(number + 1, step.num_steps, metrics)
             last = number + 1 == step.num_steps
-            if stop() or last or (number + 1) % checkpoint_every == 0:
-                lines.flush()
+            stopping = processes.any_process(stop())
+            write_log(number, metrics)
+            # In every process: a preview of a sharded base takes all of them.
+            progress(number + 1, step.num_steps, metrics)
+            due = stopping or last or (number + 1) % checkpoint_every == 0
+            if due and processes.is_main():
                 save_checkpoint(checkpoints, number + 1, step.tensors())
-            if stop() and not last:
+            if stopping and not last:
+                processes.barrier()
                 raise Interrupted(f"stopped after step {number + 1} of {step.num_steps}")
+    processes.barrier()
+
+
+@contextmanager
+def opened_log(path: Path, first: int) -> Iterator[Callable[[int, dict[str, float]], None]]:
+    """A function for the main process that logs a step's metrics, after those of the steps before `first`."""
+    if not processes.is_main():
+        yield lambda _step, _metrics: None
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    began = time.perf_counter() - _cut_log(path, first)
+    # By lines, so that the log is as new as any checkpoint.
+    with path.open("a", encoding="utf-8", buffering=1) as lines:
+
+        def write(step: int, metrics: dict[str, float]) -> None:
+            seconds = round(time.perf_counter() - began, 3)
+            lines.write(json.dumps({"step": step, "seconds": seconds, **metrics}) + "\n")
+
+        yield write
 
 
 def _cut_log(log: Path, first: int) -> float:

@@ -1,7 +1,9 @@
 """The models behind the method; this file is the only place that knows their names."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from collectionlora.backbones.base import Backbone
@@ -25,10 +27,19 @@ def load_backbone(base: str, settings: ModelSettings) -> Backbone:
         return diffusers_class(base)[0](base, settings)
     from collectionlora.backbones.nano import NanoBackbone
 
+    check_nano_settings(settings)
+    return NanoBackbone.load()
+
+
+def check_nano_settings(settings: ModelSettings) -> None:
+    """Refuse what the nano base does not have.
+
+    Raises:
+        UserError: any setting that is not its default.
+    """
     if settings != ModelSettings():
         message = "are for large bases; the nano base is small, in float32"
         raise UserError(MANIFEST, "settings.model", message, "leave them out")
-    return NanoBackbone.load()
 
 
 def empty_network(base: str) -> tuple[nn.Module, tuple[str, ...]]:
@@ -45,6 +56,34 @@ def empty_network(base: str) -> tuple[nn.Module, tuple[str, ...]]:
     family = diffusers_class(base)[0]
     network = family.empty_network(base)
     return network, family.find_lora_targets(network)
+
+
+def backbone_without_weights(base: str, settings: ModelSettings, depths: Mapping[str, int]) -> Backbone:
+    """The backbone on the meta device; `depths` gives its stacks of blocks other numbers, see `block_stacks`.
+
+    Raises:
+        UserError: no such base, or settings that it does not have.
+    """
+    if base == NANO:
+        from collectionlora.backbones.nano import NanoBackbone
+
+        check_nano_settings(settings)
+        with torch.device("meta"):
+            return NanoBackbone()
+    family = diffusers_class(base)[0]
+    return family.without_weights(base, {**family.transformer_config(base), **depths}, settings)
+
+
+def block_stacks(base: str) -> dict[str, int]:
+    """Numbers of like blocks, by their names in the transformer's config; none for the shallow nano.
+
+    Raises:
+        UserError: no such base.
+    """
+    if base == NANO:
+        return {}
+    config = diffusers_class(base)[0].transformer_config(base)
+    return {name: config[name] for name in ("num_layers", "num_single_layers") if name in config}
 
 
 def recommended_settings(base: str) -> dict[str, dict[str, Any]]:

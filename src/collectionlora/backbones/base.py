@@ -81,6 +81,23 @@ class Condition:
         )
 
 
+@dataclass(frozen=True)
+class Shapes:
+    """What a base's network reads for one photo: latents (C, H, W), prompt (T, D), pooled vector's length."""
+
+    latents: tuple[int, int, int]
+    tokens: tuple[int, int]
+    pooled: int | None = None
+
+    def empty_condition(self, batch: int) -> Condition:
+        """A condition without values, on the meta device; every token is real."""
+        with torch.device("meta"):
+            pooled = None if self.pooled is None else torch.empty(batch, self.pooled)
+            tokens, source = torch.empty(batch, *self.tokens), torch.empty(batch, *self.latents)
+        # Backbones look at the mask's values: this one exists.
+        return Condition(Prompt(tokens, torch.ones(tokens.shape[:2], dtype=torch.bool), pooled), source)
+
+
 class Backbone(Protocol):
     """An instruction-editing flow-matching model, adapted once at the border.
 
@@ -121,6 +138,10 @@ class Backbone(Protocol):
 
     def release_encoders(self) -> None:
         """Free what only `encode_prompt`, `encode_image` and `decode` need; they load it again."""
+        ...
+
+    def shapes(self, resolution: int) -> Shapes:
+        """Shapes of what the network reads for a square photo and a text of common length."""
         ...
 
     def prepare(self, condition: Condition) -> Any:

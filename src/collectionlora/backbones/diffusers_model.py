@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
 
 from collectionlora.backbones.base import Backbone
+from collectionlora.backbones.known import find_known
 from collectionlora.backbones.quantization import quantize
 from collectionlora.collection import MANIFEST
 from collectionlora.config import ModelSettings
@@ -68,6 +69,8 @@ def read_pipeline_config(base: str) -> dict[str, Any]:
     Raises:
         UserError: it cannot be opened.
     """
+    if known := find_known(base):
+        return {"_class_name": known.pipeline}
     with opening(base):
         return DiffusionPipeline.load_config(**locate(base))
 
@@ -121,10 +124,30 @@ class DiffusersBackbone(Backbone):
     @classmethod
     def empty_network(cls, base: str) -> nn.Module:
         """The network without memory, on the meta device: its names and shapes."""
-        with opening(base):
-            config = cls.network_class.load_config(**locate(base), subfolder="transformer")
         with torch.device("meta"):
-            return cls.network_class.from_config(config)
+            return cls.network_class.from_config(cls.transformer_config(base))
+
+    @classmethod
+    def transformer_config(cls, base: str) -> dict[str, Any]:
+        """The transformer's `config.json`.
+
+        Raises:
+            UserError: it cannot be opened.
+        """
+        if known := find_known(base):
+            return known.transformer
+        with opening(base):
+            return cls.network_class.load_config(**locate(base), subfolder="transformer")
+
+    @classmethod
+    def without_weights(cls, base: str, config: dict[str, Any], settings: ModelSettings) -> Self:
+        """The model on the meta device, from its transformer's config: shapes without values."""
+        backbone = cls(base, settings)
+        backbone.device = torch.device("meta")
+        with backbone.device:
+            network = cls.network_class.from_config(config)
+        backbone.network = nn.Module.to(network, backbone.dtype)  # diffusers' own warns of weights to lose
+        return backbone
 
     @classmethod
     def find_lora_targets(cls, network: nn.Module) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from diffusers import AutoencoderKLFlux2, Flux2KleinPipeline, Flux2Pipeline, Flu
 from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu
 from torch import Tensor
 
-from collectionlora.backbones.base import Condition, Prompt
+from collectionlora.backbones.base import Condition, Prompt, Shapes
 from collectionlora.backbones.diffusers_model import LARGE, DiffusersBackbone
 
 
@@ -64,6 +64,10 @@ class Flux2(DiffusersBackbone):
     def _decode(self, latent: Tensor) -> Tensor:
         mean, std = self._scale()
         return self.vae.decode(F.pixel_shuffle(latent * std + mean, 2)).sample
+
+    def shapes(self, resolution: int) -> Shapes:
+        config, side = self.network.config, resolution // 16
+        return Shapes((config.in_channels, side, side), (512, config.joint_attention_dim))
 
     def prepare(self, condition: Condition) -> Flux2Condition:
         images = [condition.source, *condition.references]

@@ -8,7 +8,7 @@ import torch
 from diffusers import AutoencoderKL, FluxKontextPipeline, FluxTransformer2DModel
 from torch import Tensor
 
-from collectionlora.backbones.base import Condition, Prompt
+from collectionlora.backbones.base import Condition, Prompt, Shapes
 from collectionlora.backbones.diffusers_model import LARGE, DiffusersBackbone, pack, unpack
 
 
@@ -55,6 +55,11 @@ class FluxKontext(DiffusersBackbone):
     def _decode(self, latent: Tensor) -> Tensor:
         config = self.vae.config
         return self.vae.decode(latent / config.scaling_factor + config.shift_factor).sample
+
+    def shapes(self, resolution: int) -> Shapes:
+        config, side = self.network.config, resolution // 8
+        latents = config.in_channels // 4, side, side
+        return Shapes(latents, (512, config.joint_attention_dim), config.pooled_projection_dim)
 
     def prepare(self, condition: Condition) -> KontextCondition:
         if condition.references:

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from collectionlora.backbones.base import Condition, Prompt
+from collectionlora.backbones.base import Condition, Prompt, Shapes
 from collectionlora.backbones.nano_network import EncodedCondition, NanoConfig, NanoTransformer
 from collectionlora.files import write_tensors
 from collectionlora.flow import few_step_sigmas
@@ -29,12 +29,14 @@ WORD = re.compile(r"[^\W_]+|[^\w\s]|_")
 RECOMMENDED: dict[str, dict[str, Any]] = {
     "student": {"rank": 32, "learning_rate": 3e-4},
     "critic": {"rank": 32, "learning_rate": 1e-3},
-    "targets": {"steps": 40, "guidance_scale": 1.5, "samples": 4},
-    "teach": {"steps": 400, "rank": 8, "learning_rate": 2e-3, "batch_size": 8},
-    "match": {"updates": 1000, "learning_rate": 1e-3},
+    "targets": {"steps": 40, "guidance_scale": 1.25, "samples": 1, "general": 64},
+    "teach": {"steps": 500, "rank": 8, "learning_rate": 2e-3, "batch_size": 8},
+    "match": {"updates": 1500, "learning_rate": 2e-3, "loss": "flow"},
     "distill": {
-        "student_updates": 500,
+        "student_updates": 60,
         "batch_size": 8,
+        "effect_ratio": 0.75,
+        "decay_ratio": 0.6,
         "weight_decay": 0,
         "anchor_weight": 0,
         "rollout_steps": [8, 4],
@@ -133,6 +135,9 @@ class NanoBackbone:
 
     def release_encoders(self) -> None:
         """Nothing is large."""
+
+    def shapes(self, resolution: int) -> Shapes:
+        return Shapes((3, resolution, resolution), (MOST_WORDS, self.network.config.text_width))
 
     def prepare(self, condition: Condition) -> EncodedCondition:
         """Keys and values of the condition, the same for every noisy point and sigma."""

@@ -20,11 +20,12 @@ from diffusers.pipelines.qwenimage.pipeline_qwenimage_edit_plus import calculate
 from PIL import Image
 from torch import Tensor
 
-from collectionlora.backbones.base import Condition, Prompt
+from collectionlora.backbones.base import Condition, Prompt, Shapes
 from collectionlora.backbones.diffusers_model import LARGE, DiffusersBackbone, pack, unpack
 from collectionlora.data import to_photos
 from collectionlora.objectives import guided
 
+TEXT_TOKENS = 64  # of an instruction, for a plan
 UNCONDITIONAL = " "  # the negative prompt that the model card gives
 
 
@@ -88,6 +89,12 @@ class QwenImageEditPlus(DiffusersBackbone):
     def _decode(self, latent: Tensor) -> Tensor:
         mean, std = self._scale()
         return self.vae.decode(latent[:, :, None] * std + mean).sample[:, :, 0]
+
+    def shapes(self, resolution: int) -> Shapes:
+        config, side = self.network.config, resolution // 8
+        photo = round(self.settings.condition_resolution / 28) ** 2  # one token for 28 x 28 pixels
+        latents = config.in_channels // 4, side, side
+        return Shapes(latents, (photo + TEXT_TOKENS, config.joint_attention_dim))
 
     def prepare(self, condition: Condition) -> QwenCondition:
         prompt, images = condition.prompt, (condition.source, *condition.references)

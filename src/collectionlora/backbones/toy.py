@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from collectionlora.backbones.base import Condition, Prompt
+from collectionlora.backbones.base import Condition, Prompt, Shapes
 from collectionlora.flow import few_step_sigmas
 from collectionlora.objectives import guided
 
@@ -74,6 +74,9 @@ class ToyBackbone:
 
     def release_encoders(self) -> None:
         """Nothing is large."""
+
+    def shapes(self, resolution: int) -> Shapes:
+        return Shapes((2, 1, 1), (1, PROMPT_SIZE))
 
     def prepare(self, condition: Condition) -> Condition:
         return condition

@@ -1,6 +1,6 @@
 """The pictures that a benchmark shows: people look before they read."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,6 +68,23 @@ def contact_sheet(
             kind = Image.Resampling.NEAREST if photo.shape[0] <= cell else Image.Resampling.BOX
             picture = Image.fromarray(photo).resize((cell, cell), kind)
             sheet.paste(picture, (label_width + i * (cell + GAP), top))
+    return np.asarray(sheet)
+
+
+def labelled_grid(pictures: Mapping[str, Photo], columns: int = 4, width: int = 240) -> Photo:
+    """Pictures of one size, each over its label, in rows of `columns`, every one `width` wide."""
+    font = ImageFont.load_default(14)
+    rows, cells = -(-len(pictures) // columns), min(columns, len(pictures))
+    first = next(iter(pictures.values()))
+    height = round(first.shape[0] / first.shape[1] * width)
+    size = (2 * MARGIN + cells * (width + GAP) - GAP, MARGIN + rows * (height + HEADING + GAP))
+    sheet = Image.new("RGB", size, PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for index, (label, photo) in enumerate(pictures.items()):
+        left = MARGIN + index % columns * (width + GAP)
+        top = MARGIN + index // columns * (height + HEADING + GAP)
+        sheet.paste(Image.fromarray(photo).resize((width, height), Image.Resampling.LANCZOS), (left, top))
+        draw.text((left, top + height + 4), label, INK, font)
     return np.asarray(sheet)
 
 

@@ -6,8 +6,9 @@ so that an interrupted bench goes on and a changed adapter is judged anew.
 
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 from safetensors import safe_open
 
-from collectionlora import __version__
+from collectionlora import __version__, processes
 from collectionlora.adapters.recipe import adapter_path
 from collectionlora.adapters.roles import STUDENT, TEACHER
 from collectionlora.collection import Collection
@@ -126,30 +127,33 @@ def split_steps(name: str) -> tuple[str, int | None]:
     return (role, int(steps)) if role and steps.isdecimal() else (name, None)
 
 
+def draw(maker: MethodMaker, method: Method, name: str, kind: str, cases: Cases) -> tuple[list[Photo], float]:
+    """A method's pictures of one effect or of the ordinary edits, kept in a file, and the seconds of each."""
+    path = maker.collection.folder / "bench" / "pictures" / name
+    path /= f"{kind}-{maker.key(name, kind, cases)}.safetensors"
+    if not path.exists():
+        began = time.perf_counter()
+        made = make_edits(method, cases) if kind == GENERAL else make(method, kind, cases)
+        each = f"{(time.perf_counter() - began) / len(made):.5f}"
+        write_tensors(path, {"pictures": torch.from_numpy(np.stack(made))}, {"seconds": each})
+    with safe_open(path, framework="np") as file:
+        return list(file.get_tensor("pictures")), float(file.metadata()["seconds"])
+
+
 def make_pictures(
     maker: MethodMaker, names: Sequence[str], cases: Cases, progress: Progress
 ) -> tuple[dict[str, Method], Pictures, dict[str, float]]:
-    """The methods, their pictures from `bench/pictures` where they are there, and their seconds a picture."""
+    """The methods, their pictures and their seconds a picture; several processes share the effects."""
     methods: dict[str, Method] = {}
     pictures: Pictures = {}
     seconds: dict[str, float] = {}
     kinds = [*(e.name for e in maker.collection.effects), GENERAL]
-    for name in names:
+    for index, name in enumerate(names):
         method = methods[name] = maker.method(name)
-        pictures[name], spent = {}, []
-        for index, kind in enumerate(kinds):
-            path = maker.collection.folder / "bench" / "pictures" / name
-            path /= f"{kind}-{maker.key(name, kind, cases)}.safetensors"
-            if not path.exists():
-                began = time.perf_counter()
-                made = make_edits(method, cases) if kind == GENERAL else make(method, kind, cases)
-                each = f"{(time.perf_counter() - began) / len(made):.5f}"
-                write_tensors(path, {"pictures": torch.from_numpy(np.stack(made))}, {"seconds": each})
-            with safe_open(path, framework="np") as file:
-                pictures[name][kind] = list(file.get_tensor("pictures"))
-                spent.append(float(file.metadata()["seconds"]))
-            progress(f"pictures {name}", index + 1, len(kinds), {})
-        seconds[name] = float(np.median(spent))
+        drawn = processes.make_together([partial(draw, maker, method, name, kind, cases) for kind in kinds])
+        pictures[name] = {kind: made for kind, (made, _) in zip(kinds, drawn, strict=True)}
+        seconds[name] = float(np.median([each for _, each in drawn]))
+        progress("pictures", index + 1, len(names), {})
     return methods, pictures, seconds
 
 
@@ -177,21 +181,11 @@ def run_bench(
     for name in names:
         maker.key(name, GENERAL, cases)  # a wrong name is known before the work of the others is done
     methods, pictures, seconds = make_pictures(maker, names, cases, progress)
-    pairs = maker.references()
-    facts, meters = gather_meters(truths, heldout, pairs, settings)
-    judge = Judge(vlm, collection, cases, pairs) if vlm else None
-    if judge:
-        meters.append(judge.meter(progress))
-    else:
-        facts["skipped"]["judge"] = "no endpoint is given: --judge URL --judge-model M"
-    table = score(methods, pictures, cases, meters, TEACHER)
-    if judge:
-        repeated = judge.repeat(pictures, settings.bench.judged_twice, heldout.seeds[0])
-        facts["judge"] = {**judge.facts(), "judged_twice": repeated}
-    for name, row in table.items():
+    with processes.main_first():  # what it trains and asks, the others find
+        facts = measure(maker, methods, pictures, heldout, vlm, progress)
+    for name, row in facts["methods"].items():
         row["seconds_per_image"] = seconds[name]
     metrics = {
-        "methods": table,
         **facts,
         "photos": len(cases.photos),
         "effects": [e.name for e in collection.effects],
@@ -202,6 +196,30 @@ def run_bench(
         "settings": settings.model_dump(mode="json"),
     }
     return Result(metrics, show(cases, truths, pictures))
+
+
+def measure(
+    maker: MethodMaker,
+    methods: Mapping[str, Method],
+    pictures: Pictures,
+    heldout: Heldout,
+    vlm: Vlm | None,
+    progress: Progress,
+) -> dict[str, Any]:
+    """The `methods` of metrics.json and, beside them, the judges' own quality and what is skipped."""
+    settings, cases = maker.settings, maker.truths.cases
+    pairs = maker.references()
+    facts, meters = gather_meters(maker.truths, heldout, pairs, settings)
+    judge = Judge(vlm, maker.collection, cases, pairs) if vlm else None
+    if judge:
+        meters.append(judge.meter(progress))
+    else:
+        facts["skipped"]["judge"] = "no endpoint is given: --judge URL --judge-model M"
+    table = score(methods, pictures, cases, meters, TEACHER)
+    if judge:
+        repeated = judge.repeat(pictures, settings.bench.judged_twice, heldout.seeds[0])
+        facts["judge"] = {**judge.facts(), "judged_twice": repeated}
+    return {"methods": table, **facts}
 
 
 def versions(settings: BenchSettings) -> dict[str, str]:

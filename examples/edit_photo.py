@@ -1,0 +1,25 @@
+"""One photo under one effect, and the same from the photo to the whole effect in five strengths.
+
+    python examples/edit_photo.py COLLECTION PHOTO EFFECT OUT
+
+COLLECTION is a distilled collection's folder or its one file, for example demo/collection.
+"""
+
+import sys
+from pathlib import Path
+
+from collectionlora import Editor
+from collectionlora.data import read_photo, write_photo
+from collectionlora.editing import STRIP, strength_strip
+from collectionlora.effectbench.gallery import labelled_grid
+
+collection, photo, effect, out = sys.argv[1:]
+editor = Editor.load(collection)
+picture = read_photo(Path(photo))
+
+write_photo(Path(out) / f"{effect}.png", editor.edit(picture, [effect], seed=0))
+strip = strength_strip(editor, picture, effect)
+labels = [f"strength {strength:g}" for strength in STRIP]
+write_photo(
+    Path(out) / f"{effect}-strengths.png", labelled_grid(dict(zip(labels, strip, strict=True)), columns=5)
+)

@@ -1,0 +1,5 @@
+"""`python -m collectionlora`, for launchers that start a module."""
+
+from collectionlora.cli import main
+
+main()

@@ -1,0 +1,66 @@
+"""A collection as the studio shows it: pictures on request, previews, prompts, the report."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from collectionlora.adapters.recipe import adapter_path
+from collectionlora.collection import MANIFEST, Collection
+from collectionlora.data import Photo, read_photo, to_photos, write_photo
+from collectionlora.editing import Editor
+from collectionlora.effectbench.photographs import HELDOUT, load_photograph
+from collectionlora.studio.batching import Batcher, Job, Request
+from collectionlora.target_making import fingerprint
+
+PREVIEW_SEED = 0
+
+
+class Studio:
+    """One finished collection, ready to make pictures for many people at once.
+
+    Args:
+        place: the collection's folder, or the one file.
+        batch_size: pictures made at once, at most.
+    """
+
+    def __init__(self, place: Path, batch_size: int):
+        self.place, self.editor = place, Editor.load(place)
+        self.recipe = self.editor.recipe
+        self.effects = list(self.recipe.effects)
+        self.batcher = Batcher(self.editor, batch_size)
+
+    def submit(
+        self, photo: Photo, wanted: Sequence[Sequence[str]], steps: int, seed: int, strength: float
+    ) -> list[Job]:
+        """A photo under each of several (compositions of) effects, queued together."""
+        image = self.editor.fit(photo)
+        return self.batcher.submit(
+            [Request(image, self.editor.prompt(effects), seed, steps, strength) for effects in wanted]
+        )
+
+    def previews(self, progress: Callable[[str, int, int, dict[str, float]], None]) -> dict[str, Photo]:
+        """Each effect on the same photograph; kept in the collection's cache, made where it is missing."""
+        photo = load_photograph(HELDOUT[0])
+        key = fingerprint(adapter_path(self.place))
+        folder = self.place / "cache" / "previews" if self.place.is_dir() else None
+        paths = {name: folder / f"{name}-{key}.png" for name in self.effects} if folder else {}
+        found = {name: read_photo(path) for name, path in paths.items() if path.exists()}
+        missing = [name for name in self.effects if name not in found]
+        jobs = self.submit(photo, [[name] for name in missing], self.recipe.steps, PREVIEW_SEED, 1.0)
+        for index, (name, job) in enumerate(zip(missing, jobs, strict=True)):
+            found[name] = to_photos(job.picture())[0]
+            if paths:
+                write_photo(paths[name], found[name])
+            progress("previews", index + 1, len(missing), {})
+        return {name: found[name] for name in self.effects}
+
+    def prompts(self) -> list[tuple[str, str, str]]:
+        """Effect, what the student reads, and what its teacher was trained with (where the manifest is)."""
+        taught: dict[str, str] = {}
+        if (self.place / MANIFEST).is_file():
+            taught = {e.name: e.teacher_prompt for e in Collection.load(self.place).effects}
+        return [(name, text, taught.get(name, "")) for name, text in self.recipe.effects.items()]
+
+    def report(self) -> str | None:
+        """The page that `bench` wrote, if it did."""
+        path = self.place / "bench" / "report.html"
+        return path.read_text(encoding="utf-8") if path.is_file() else None

@@ -1,0 +1,43 @@
+"""Peak bytes of real tensors in two real steps, for `test_planning.py`: measure_step.py FOLDER SETTINGS."""
+
+import json
+import resource
+import sys
+
+import torch
+
+from collectionlora.adapters.roles import STUDENT, TEACHER, TeacherLibrary, critic_role
+from collectionlora.backbones.base import Prompt
+from collectionlora.backbones.qwen_image_edit import QwenImageEditPlus
+from collectionlora.config import resolve
+from collectionlora.distillation import Distillation
+from collectionlora.memory import MemoryTally
+from collectionlora.session import build_roles
+from collectionlora.streams import EffectData, GeneralData, Streams
+
+
+def measure(folder, settings):
+    """Bytes: the tallied peak, and by how much the process grew, with the allocator's and kernels' own."""
+    backbone = QwenImageEditPlus(folder, settings.model)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with MemoryTally() as tally:
+        backbone.network = QwenImageEditPlus.network_class.from_config(backbone.transformer_config(folder))
+        shapes = backbone.shapes(settings.data.resolution)
+        ranks = {STUDENT: settings.student.rank, TEACHER: settings.student.rank}
+        ranks |= {critic_role(n): settings.critic.rank for n in settings.distill.rollout_steps}
+        roles = build_roles(backbone, ranks, 0, settings)
+        prompt = Prompt(torch.randn(1, *shapes.tokens), torch.ones(1, shapes.tokens[0], dtype=torch.bool))
+        latents = torch.randn(1, *shapes.latents)
+        effect = EffectData("effect", latents, latents[None], prompt, prompt, prompt)
+        general = GeneralData(latents, prompt, latents, prompt)
+        streams = Streams([effect], general, seed=0, batch_size=1, effect_ratio=1)
+        # In a run the teachers wait in host memory: here an empty one, which adds nothing.
+        run = Distillation(backbone, roles, TeacherLibrary(roles, {"effect": {}}), streams, settings)
+        for step in range(2):
+            run(step)
+    return max(tally.peaks), 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    print(*measure(sys.argv[1], resolve(json.loads(sys.argv[2]))))

@@ -1,0 +1,90 @@
+"""What the documentation says is there, and what it shows runs."""
+
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+from skimage import data
+from studio_server import write_collection
+
+from collectionlora.config import Settings, setting_names
+
+ROOT = Path(__file__).parents[1]
+SOURCE = "\n".join(path.read_text() for path in sorted((ROOT / "src").rglob("*.py")))
+QUICK = {
+    "data": {"resolution": 32},
+    "student": {"rank": 2},
+    "critic": {"rank": 2},
+    "targets": {"steps": 1, "samples": 1, "general": 2},
+    "teach": {"steps": 2, "rank": 2, "batch_size": 1},
+    "match": {"updates": 1},
+    "sampling": {"steps": 1},
+    "distill": {"student_updates": 1, "batch_size": 1, "student_update_every": 1, "rollout_steps": [1]},
+}
+
+
+def test_the_site_builds_and_every_link_and_anchor_is_there(tmp_path):
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "glossary" / "index.html").exists()
+
+
+def test_the_site_asks_no_other_machine():
+    assert yaml.safe_load((ROOT / "mkdocs.yml").read_text())["theme"]["font"] is False
+
+
+def quoted(page, pattern):
+    return re.findall(pattern, (ROOT / "docs" / page).read_text(), re.MULTILINE)
+
+
+def test_every_message_of_troubleshooting_is_one_that_the_program_gives():
+    for heading in quoted("troubleshooting.md", r"^### (`.*)$"):
+        for message in re.findall(r"`([^`]+)`", heading):
+            assert message in SOURCE, message
+
+
+def test_every_function_of_the_method_page_exists():
+    for name in quoted("method.md", r"`(?:[a-z]+\.)*([A-Za-z_0-9]+)` \|$"):
+        assert re.search(rf"(def|class) {name}\b", SOURCE), name
+
+
+PAGES = sorted(path.name for path in (ROOT / "docs").glob("*.md"))
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_files_that_a_page_names_exist(page):
+    for path in quoted(page, r"`((?:src|scripts|tests|examples)/[\w/]+\.\w+)`"):
+        assert (ROOT / path).exists(), path
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page != "method.md"])  # which names functions
+def test_the_settings_that_a_page_names_exist(page):
+    for name in quoted(page, rf"`((?:{'|'.join(Settings.model_fields)})\.[a-z_]+)[`:=]"):
+        assert name in setting_names() or name.endswith((".jsonl", ".py")), name
+
+
+def run_example(monkeypatch, name, *arguments):
+    monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+    runpy.run_path(str(ROOT / "examples" / name), run_name="__main__")
+
+
+def test_the_example_of_editing_runs(tmp_path, monkeypatch):
+    (tmp_path / "mine").mkdir()
+    collection = write_collection(tmp_path / "mine", steps=1)
+    Image.fromarray(data.astronaut()[::4, ::4]).save(tmp_path / "me.png")
+    run_example(monkeypatch, "edit_photo.py", collection, tmp_path / "me.png", "warm", tmp_path / "out")
+    assert Image.open(tmp_path / "out" / "warm.png").size == (128, 128)
+    assert Image.open(tmp_path / "out" / "warm-strengths.png").width > 5 * 240
+
+
+def test_the_example_of_an_effect_of_ones_own_runs(tmp_path, monkeypatch):
+    quick = [f"{section}.{name}={value}" for section, names in QUICK.items() for name, value in names.items()]
+    run_example(monkeypatch, "own_effect.py", tmp_path / "mine", *quick)
+    assert (tmp_path / "mine" / "collection.safetensors").exists()
+    assert (tmp_path / "mine" / "night-vision.png").exists()

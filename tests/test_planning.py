@@ -1,0 +1,137 @@
+"""A plan against real steps, against the counts of true configurations, and its words on the command line."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from collectionlora import planning
+from collectionlora.advising import advise
+from collectionlora.backbones import backbone_without_weights, recommended_settings
+from collectionlora.backbones.known import KNOWN
+from collectionlora.cli import app
+from collectionlora.config import resolve
+from collectionlora.errors import UserError
+from collectionlora.planning import Request, base_bytes, count_forwards, make_request, plan
+
+QWEN, KONTEXT = "Qwen/Qwen-Image-Edit-2509", "black-forest-labs/FLUX.1-Kontext-dev"
+SMALL = {
+    "model": {"condition_resolution": 56},
+    "data": {"resolution": 128},
+    "student": {"rank": 16},
+    "critic": {"rank": 16},
+    "distill": {"rollout_steps": [2], "student_update_every": 1, "anchor_weight": 1},
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The configuration of a Qwen transformer with 4 blocks and 33 M parameters, without weights."""
+    path = tmp_path_factory.mktemp("small")
+    sizes = {"num_layers": 4, "num_attention_heads": 8, "attention_head_dim": 64, "joint_attention_dim": 256}
+    config = {"_class_name": "QwenImageTransformer2DModel", **sizes, "axes_dims_rope": [16, 24, 24]}
+    (path / "transformer").mkdir()
+    (path / "transformer" / "config.json").write_text(json.dumps(config))
+    (path / "model_index.json").write_text(json.dumps({"_class_name": "QwenImageEditPlusPipeline"}))
+    return str(path)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_plan_is_the_peak_of_real_steps(folder, checkpointing):
+    layer = {"model": {**SMALL["model"], "gradient_checkpointing": checkpointing}}
+    settings = resolve(SMALL, layer)
+    script = Path(__file__).with_name("measure_step.py")
+    command = [sys.executable, script, folder, json.dumps({**SMALL, **layer})]
+    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    tallied, _ = map(int, out.split()[-2:])
+    planned = plan(Request(folder, 1, settings))["total_bytes_per_device"]
+    assert planned == pytest.approx(tallied, rel=0.15)
+
+
+@pytest.mark.parametrize(
+    ("base", "parameters", "modules", "lora"),
+    [(QWEN, 20_430_401_088, 840, 1_179_648_000), (KONTEXT, 11_901_408_320, 504, None)],
+)
+def test_true_configurations_are_counted_without_the_model(base, parameters, modules, lora, monkeypatch):
+    monkeypatch.setattr(planning, "activation_bytes", lambda request: 0)
+    result = plan(Request(base, 50, resolve(recommended_settings(base))))
+    assert result["base_parameters"] == parameters
+    assert result["base_bytes"] == 2 * parameters
+    assert result["lora_modules"] == modules
+    if lora:
+        assert result["lora_parameters"] == lora
+        assert result["adapter_bytes"] / 2**30 == pytest.approx(2.197, abs=1e-3)
+        assert result["lora_bytes"] == 3 * 4 * lora
+        assert result["optimizer_bytes"] == (3 + 3 + 1) * 4 * lora
+    assert base in KNOWN
+
+
+@pytest.mark.parametrize(("kind", "gigabytes"), [("int8", 20.5), ("nf4", 10.6)])
+def test_a_quantised_base_has_its_packed_size(kind, gigabytes):
+    settings = resolve(recommended_settings(QWEN), {"model": {"dtype": "bfloat16", "quantization": kind}})
+    backbone = backbone_without_weights(QWEN, settings.model, {})
+    size = base_bytes(backbone.network, backbone.lora_targets, settings)
+    assert size / 1e9 == pytest.approx(gigabytes, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("layer", "counts"),
+    [
+        ({"targets": {"guidance_scale": 5}}, (22, 8)),
+        ({"targets": {"guidance_scale": 1}}, (20, 8)),
+        ({"distill": {"target_weight": 0}}, (18, 7)),
+        ({"distill": {"anchor_weight": 0}, "targets": {"guidance_scale": 5}}, (21, 7)),
+    ],
+)
+def test_forwards_and_backwards_as_in_a_run(layer, counts):
+    assert count_forwards(resolve(layer)) == counts
+
+
+def test_deeper_networks_are_told_from_shallow_ones(folder, monkeypatch):
+    request = Request(folder, 1, resolve(SMALL))
+    told = planning.activation_bytes.__wrapped__(request)
+    monkeypatch.setattr(planning, "SHALLOW", 4)
+    assert planning.activation_bytes.__wrapped__(request) == told
+
+
+def test_devices_share_and_advice_leads_to_a_device_that_fits(folder, monkeypatch):
+    monkeypatch.setattr(planning, "activation_bytes", lambda request: 2**30)
+    settings = resolve(recommended_settings(QWEN))
+    alone = plan(Request(QWEN, 50, settings))
+    shared = plan(Request(QWEN, 50, settings, devices=8, sharding="fsdp"))
+    held = alone["base_bytes"] + alone["lora_bytes"] + alone["optimizer_bytes"]
+    rest = shared["activation_bytes"] + shared["gathered_bytes"]
+    assert shared["total_bytes_per_device"] == pytest.approx(held / 8 + rest, abs=1)
+    assert not alone["fits"]["A100/H100 80 GB"]
+    assert shared["fits"]["A100/H100 80 GB"]
+    changes = advise(Request(QWEN, 50, settings))
+    totals = [change["total_bytes_per_device"] for change in changes]
+    assert totals == sorted(totals, reverse=True)
+    assert changes[0]["change"] == "--set student.rank=64 --set critic.rank=64"
+    assert "RTX 4090 24 GB" in changes[-1]["fits"]
+
+
+def test_on_the_command_line():
+    result = CliRunner().invoke(app, ["plan", "--base", "nano", "--effects", "4", "--json"])
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found["base_parameters"] > 1e6
+    assert all(found["fits"].values())
+    assert found["advice"] == []
+
+
+def test_bad_requests_are_one_line(folder):
+    for arguments in ((None, None), (Path("folder"), "nano")):
+        with pytest.raises(UserError, match="folder or --base"):
+            make_request(*arguments, 1, 8, {}, sharding="ddp")
+    with pytest.raises(UserError, match="ddp or fsdp"):
+        make_request(None, "nano", 1, 8, {}, sharding="half")
+    with pytest.raises(UserError, match="too small"):
+        plan(Request("nano", 1, resolve(), devices=2, sharding="fsdp"))
+    with pytest.raises(UserError, match="multiple of 16"):
+        plan(Request(folder, 1, resolve(SMALL, {"data": {"resolution": 100}})))
+    with pytest.raises(UserError, match="cannot be opened"):
+        make_request(None, str(Path(folder) / "transformer"), 1, 8, {}, sharding="ddp")

@@ -1,0 +1,247 @@
+"""Two processes, started as users start them, give what one process gives that averages both gradients."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_pipelines
+import torch
+import yaml
+from safetensors.torch import load_file
+from two_processes import FADING, toy_run
+
+from collectionlora import api, demo, processes
+from collectionlora.adapters.formats import read_lora, write_lora
+from collectionlora.adapters.roles import target_weights
+from collectionlora.backbones import empty_network
+from collectionlora.checkpoint import latest_checkpoint
+from collectionlora.collection import Collection
+from collectionlora.data import write_photo
+from collectionlora.editing import Editor
+from collectionlora.effectbench.photographs import TRAIN, pool
+from collectionlora.errors import UserError
+from collectionlora.session import Session, resolve_settings
+
+HERE = Path(__file__).parent
+
+
+def torchrun(*arguments, processes=2):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", str(processes), *map(str, arguments)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done
+
+
+class TwoThreads:
+    """Two ranks in one process: a thread each, whose gradients meet in place of `average_gradients`."""
+
+    def __init__(self, monkeypatch):
+        self.meeting, self.given = threading.Barrier(2, timeout=60), {}
+        monkeypatch.setattr(processes, "average_gradients", self.average)
+
+    def average(self, parameters):
+        name = threading.current_thread().name
+        self.given[name] = [p.grad for p in parameters]
+        self.meeting.wait()
+        means = []
+        for one, other in zip(*(self.given[rank] for rank in sorted(self.given)), strict=True):
+            parts = [g for g in (one, other) if g is not None]
+            means.append(sum(parts) / 2 if parts else None)
+        self.meeting.wait()
+        for parameter, mean in zip(parameters, means, strict=True):
+            parameter.grad = mean
+
+    def run(self, runs):
+        def steps(run):
+            for step in range(run.num_steps):
+                run(step)
+
+        threads = [threading.Thread(target=steps, args=[run], name=str(i)) for i, run in enumerate(runs)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+
+def assert_close(found, expected, atol=1e-6):
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, atol=atol, rtol=1e-6, msg=name)
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    """The folder in which two processes trained, and were stopped and went on."""
+    folder = tmp_path_factory.mktemp("toy")
+    torchrun(HERE / "two_processes.py", folder, "whole", "stopped")
+    return folder
+
+
+@pytest.mark.parametrize(("name", "layers"), [("plain", ()), ("fading", FADING)])
+def test_two_processes_are_one_that_averages_their_gradients(toy, monkeypatch, name, layers):
+    runs = [toy_run(rank, *layers) for rank in (0, 1)]
+    routes = [[run.streams.batch(step).effect for run in runs] for step in range(runs[0].num_steps)]
+    assert any((one is None) != (other is None) for one, other in routes)
+    TwoThreads(monkeypatch).run(runs)
+    states = [load_file(toy / f"{name}-{rank}.safetensors") for rank in (0, 1)]
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+    assert_close(states[0], runs[0].tensors())
+    alone = toy_run(0, *layers)
+    monkeypatch.undo()
+    for step in range(alone.num_steps):
+        alone(step)
+    assert not torch.allclose(states[0]["student.0"], alone.tensors()["student.0"], atol=1e-5)
+
+
+def test_one_checkpoint_and_one_log_serve_all_processes(toy):
+    assert len((toy / "plain" / "log.jsonl").read_text().splitlines()) == 11
+    assert len(list((toy / "plain" / "checkpoints").iterdir())) == 2
+
+
+def test_a_signal_to_one_process_stops_all_at_one_step_and_they_resume(toy):
+    told = [(toy / f"interrupted-{rank}").read_text() for rank in (0, 1)]
+    assert told == ["stopped after step 6 of 11"] * 2
+    whole = load_file(toy / "plain-0.safetensors")
+    for rank in (0, 1):
+        resumed = load_file(toy / f"resumed-{rank}.safetensors")
+        assert all(torch.equal(resumed[key], whole[key]) for key in whole)
+
+
+def test_every_schedule_length_is_drawn_and_is_the_same_in_all_processes():
+    runs = [toy_run(rank) for rank in (0, 1)]
+    lengths = [[run.streams.schedule_length(step, (4, 2)) for step in range(20)] for run in runs]
+    assert lengths[0] == lengths[1]
+    assert set(lengths[0]) == {2, 4}
+
+
+@pytest.fixture(scope="module")
+def collections(tmp_path_factory):
+    """The same collection twice over a tiny Qwen: two processes distil the first, whole and sharded."""
+    folder = tmp_path_factory.mktemp("collections")
+    torch.manual_seed(0)
+    base = str(folder / "base")
+    tiny_pipelines.qwen_image_edit().save_pretrained(base)
+    shapes = {name: weight.shape for name, weight in target_weights(*empty_network(base)).items()}
+    generator = torch.Generator().manual_seed(0)
+    effects = []
+    for name in ("one", "other"):
+        weights = {
+            module: (
+                torch.randn(2, columns, generator=generator),
+                0.1 * torch.randn(rows, 2, generator=generator),
+            )
+            for module, (rows, columns) in shapes.items()
+        }
+        write_lora(folder / "first" / "teachers" / f"{name}.safetensors", weights, {})
+        teacher = {"teacher": f"teachers/{name}.safetensors", "teacher_prompt": f"{name} style"}
+        effects.append({"name": name, **teacher, "photos": "photos"})
+    rng = np.random.default_rng(0)
+    for index in range(3):
+        pixels = rng.integers(0, 256, (48, 48, 3), dtype=np.uint8)
+        write_photo(folder / "first" / "photos" / f"{index}.png", pixels)
+    (folder / "first" / "general.txt").write_text("blur\nbrighten the photo\n")
+    roles = {"student": {"rank": 2, "learning_rate": 1e-3}, "critic": {"rank": 2, "learning_rate": 1e-3}}
+    model = {"dtype": "float32", "condition_resolution": 64, "gradient_checkpointing": True}
+    settings = {
+        **roles,
+        "model": model,
+        "data": {"resolution": 32},
+        "targets": {"steps": 2, "guidance_scale": 2, "general": 3},
+        "match": {"updates": 1},
+        "distill": {"seed": 1, "student_updates": 5, "rollout_steps": [2, 1], "student_update_every": 2},
+    }
+    general = {"photos": "photos", "prompts": "general.txt"}
+    manifest = {"base": base, "effects": effects, "general": general, "settings": settings}
+    (folder / "first" / "collection.yaml").write_text(yaml.safe_dump(manifest))
+    shutil.copytree(folder / "first", folder / "second")
+    # Behind the dashes nothing is read as an abbreviated option of torchrun.
+    verb = ("-m", "--", "collectionlora", "distill", folder / "first")
+    outputs = [torchrun(*verb, "--json"), torchrun(*verb, "--run", "sharded", "--set", "model.sharding=fsdp")]
+    return folder / "first", folder / "second", outputs
+
+
+def test_shared_targets_are_those_of_one_process_bit_for_bit(collections):
+    first, second, _ = collections
+    api.targets(second)
+    names = [sorted(path.name for path in (folder / "cache").iterdir()) for folder in (first, second)]
+    assert names[0] == names[1]
+    assert len(names[0]) == 6
+    for name in names[0]:
+        assert (first / "cache" / name).read_bytes() == (second / "cache" / name).read_bytes()
+
+
+def test_the_main_process_alone_speaks_and_says_how_many_there_are(collections):
+    whole = collections[2][0]
+    assert whole.stdout.count("adapter") == 1
+    assert whole.stderr.count("2 processes") == 1
+
+
+# Gathered weights round differently in the last bit, and Adam magnifies that where a gradient is nearly zero;
+# a wrong gradient would show as a whole step, of 1e-3.
+@pytest.mark.parametrize(("run", "sharding", "atol"), [("default", "none", 1e-6), ("sharded", "fsdp", 1e-4)])
+def test_a_distilled_collection_is_that_of_one_process(collections, monkeypatch, run, sharding, atol):
+    first, second, _ = collections
+    api.targets(second)
+    settings = resolve_settings(Collection.load(second), {"model": {"sharding": sharding}})
+    monkeypatch.setattr("collectionlora.session.shard_base", lambda roles: None)
+    runs = []
+    for rank in (0, 1):
+        session = Session(Collection.load(second), settings, with_critics=True)
+        runs.append(session.distillation(lambda *_: None))
+        runs[rank].streams.rank = rank
+    batches = [[r.streams.batch(step).effect for r in runs] for step in range(runs[0].num_steps)]
+    assert any(one != other for one, other in batches)
+    TwoThreads(monkeypatch).run(runs)
+    step, state = latest_checkpoint(first / "runs" / run / "checkpoints")
+    assert step == 6
+    assert_close(state, runs[0].tensors(), atol)
+    made = read_lora(first / "runs" / run / "collection.safetensors").weights
+    expected = runs[0].student_weights()
+    assert made.keys() == expected.keys()
+    for module, pair in expected.items():
+        for found, tensor in zip(made[module], pair, strict=True):
+            # The file is in half precision.
+            torch.testing.assert_close(found, tensor, atol=atol, rtol=1e-3)
+
+
+def test_the_finished_adapter_edits(collections):
+    editor = Editor.load(collections[0])
+    assert editor.edit(np.zeros((40, 50, 3), np.uint8), ["one"], steps=1).shape == (40, 50, 3)
+
+
+def test_a_launch_that_is_not_one_says_so(collections, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="WORLD_SIZE"):
+        api.targets(collections[1])
+    monkeypatch.delenv("WORLD_SIZE")
+    with pytest.raises(UserError, match="several processes"):
+        api.distill(collections[1], overrides={"model": {"sharding": "fsdp"}})
+
+
+def test_a_bench_of_two_processes_is_that_of_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(demo, "PHOTOS", 2)
+    monkeypatch.setattr(demo, "GENERAL_PHOTOS", 2)
+    teachers = {name: demo.shipped_teachers()[name] for name in ("thermal", "x-ray")}
+    folder = demo.build_collection(tmp_path / "mine", teachers, pool(TRAIN), seed=0).folder
+    settings = {"targets": {"steps": 2, "general": 2}, "student": {"rank": 2}, "critic": {"rank": 2}}
+    quick = {"match": {"updates": 1}, "distill": {"student_updates": 0, "batch_size": 1}}
+    api.distill(folder, overrides={**settings, **quick, "log": {"tracker": "none"}})
+
+    arguments = ["--crops", "2", "--set", "targets.steps=2", "--set", "student.rank=2"]
+    torchrun("-m", "--", "collectionlora", "bench", folder, *arguments)
+    together = json.loads((folder / "bench" / "metrics.json").read_text())
+    shutil.rmtree(folder / "bench" / "pictures")
+    api.bench(folder, crops=2, overrides={"targets": {"steps": 2}, "student": {"rank": 2}})
+    alone = json.loads((folder / "bench" / "metrics.json").read_text())
+    assert list(together["methods"]) == ["source", "teacher", "student"]
+    for name, row in alone["methods"].items():
+        for key in ("psnr", "ssim", "concept_accuracy", "general_psnr"):
+            assert together["methods"][name][key] == pytest.approx(row[key], abs=1e-3), (name, key)

@@ -1,0 +1,247 @@
+"""The studio: requests of many people in one batch, its API, and what it keeps to itself."""
+
+import json
+import runpy
+import threading
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+import torch
+from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
+from PIL import Image
+from studio_server import EFFECTS, PASSWORD, REPORT, USER, serve, write_collection
+
+from collectionlora.cli import app
+from collectionlora.data import read_photo
+from collectionlora.editing import Editor
+from collectionlora.errors import UserError
+from collectionlora.studio.batching import Batcher, Cancelled, Request
+from collectionlora.studio.command import is_local, read_accounts
+
+WAIT = 120
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("studio") / "mine"
+    folder.mkdir()
+    return write_collection(folder)
+
+
+@pytest.fixture(scope="module")
+def photo(folder):
+    path = folder.parent / "photo.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)).save(path)
+    return path
+
+
+class Counted(Editor):
+    """Remembers the sizes of its batches, and waits for a signal before each step."""
+
+    def __init__(self, editor):
+        super().__init__(editor.backbone, editor.roles, editor.recipe)
+        self.batches, self.gate = [], threading.Event()
+        self.gate.set()
+
+    def sample(self, images, prompts, seeds, steps, strengths, after_step):
+        self.batches.append(len(images))
+
+        def wait():
+            assert self.gate.wait(WAIT)
+            after_step()
+
+        return super().sample(images, prompts, seeds, steps, strengths, wait)
+
+
+@pytest.fixture(scope="module")
+def loaded(folder):
+    return Editor.load(folder)
+
+
+@pytest.fixture
+def editor(loaded):
+    return Counted(loaded)
+
+
+def request_of(editor, name, steps=2, seed=1, strength=1.0, side=64):
+    image = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(seed))
+    return Request(image, editor.prompt([name]), seed, steps, strength)
+
+
+def test_requests_of_different_effects_run_as_one_batch_and_equal_single_ones(editor):
+    requests = [request_of(editor, name, seed=i) for i, name in enumerate(EFFECTS)]
+    requests.append(request_of(editor, "warm", strength=0.5))
+    together = [job.picture() for job in Batcher(editor, 8).submit(requests)]
+    assert editor.batches == [4]
+    for request, picture in zip(requests, together, strict=True):
+        [job] = Batcher(editor, 8).submit([request])
+        torch.testing.assert_close(job.picture(), picture, atol=1e-4, rtol=0)
+
+
+def test_what_does_not_fit_together_waits_for_its_own_batch(editor):
+    requests = [request_of(editor, "warm", steps) for steps in (1, 2, 1)]
+    requests += [request_of(editor, "warm", 1, side=32), request_of(editor, "green", 1)]
+    jobs = Batcher(editor, 2).submit(requests)
+    assert [job.picture().shape[-1] for job in jobs] == [64, 64, 64, 32, 64]
+    assert sorted(editor.batches) == [1, 1, 1, 2]
+
+
+def test_a_cancelled_batch_stops_between_two_steps_and_the_next_request_is_served(editor):
+    editor.gate.clear()
+    batcher = Batcher(editor, 8)
+    jobs = batcher.submit([request_of(editor, name, steps=50) for name in ("warm", "green")])
+    for job in jobs:
+        job.cancel()
+        with pytest.raises(Cancelled):
+            job.picture()
+    editor.gate.set()
+    [job] = batcher.submit([request_of(editor, "warm")])
+    assert list(job.steps()) == [1, 2]
+
+
+def test_one_who_cancels_does_not_stop_the_others_of_the_batch(editor):
+    editor.gate.clear()
+    first, second = Batcher(editor, 8).submit([request_of(editor, n) for n in ("warm", "green")])
+    first.cancel()
+    editor.gate.set()
+    assert second.picture().shape == (1, 3, 64, 64)
+
+
+def test_a_fault_reaches_the_one_who_asked_and_the_thread_lives_on(editor):
+    batcher = Batcher(editor, 8)
+    [bad] = batcher.submit([request_of(editor, "warm", side=63)])
+    with pytest.raises(RuntimeError):
+        bad.picture()
+    [good] = batcher.submit([request_of(editor, "warm")])
+    assert good.picture().shape == (1, 3, 64, 64)
+
+
+@pytest.fixture(scope="module")
+def address(folder):
+    with serve(folder) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def client(address, tmp_path_factory):
+    downloads = tmp_path_factory.mktemp("downloads")
+    return Client(address, auth=(USER, PASSWORD), download_files=str(downloads), verbose=False)
+
+
+def test_the_endpoints_have_names(client):
+    named = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
+    assert set(named) == {"/edit", "/sheet", "/cancel", "/effects"}
+    assert client.predict(api_name="/effects") == EFFECTS
+
+
+def test_the_api_makes_the_picture_that_python_makes(client, loaded, photo):
+    arguments = [handle_file(photo), "warm", "green", 4, 7, 0.5]
+    (before, after), status = client.predict(*arguments, api_name="/edit")
+    expected = loaded.edit(read_photo(photo), ["warm", "green"], seed=7, steps=4, strength=0.5)
+    assert status == "done"
+    assert np.array_equal(np.asarray(Image.open(before)), read_photo(photo))
+    assert np.abs(np.asarray(Image.open(after)).astype(int) - expected).max() <= 1
+
+
+def test_requests_at_the_same_time_are_all_answered(client, photo):
+    jobs = [client.submit(handle_file(photo), n, "nothing", 2, 1, 1, api_name="/edit") for n in EFFECTS]
+    after = [np.asarray(Image.open(job.result(timeout=WAIT)[0][1])) for job in jobs]
+    assert not np.array_equal(after[0], after[1])
+    assert not np.array_equal(after[1], after[2])
+
+
+def test_the_example_client_gets_every_effect(address, photo, tmp_path, monkeypatch):
+    example = Path(__file__).parents[1] / "examples" / "studio_client.py"
+    monkeypatch.setattr("sys.argv", ["", address, str(photo), str(tmp_path), USER, PASSWORD])
+    runpy.run_path(str(example), run_name="__main__")
+    assert {path.stem for path in tmp_path.iterdir()} == set(EFFECTS)
+
+
+def test_the_sheet_shows_every_effect_of_one_photo(client, photo):
+    sheet, pictures, _ = client.predict(handle_file(photo), 1, 0, 1, api_name="/sheet")
+    assert [entry["caption"] for entry in pictures] == list(EFFECTS)
+    assert Image.open(sheet).width > 3 * 240
+
+
+@pytest.mark.parametrize(
+    ("size", "content", "words"),
+    [
+        (None, b"no image at all", "cannot be read as an image"),
+        ((2000, 1001), None, "has 2000 x 1001 pixels; keep it under 2,000,000 pixels"),
+    ],
+)
+def test_a_bad_photo_is_refused_in_words(client, tmp_path, size, content, words):
+    path = tmp_path / "bad.png"
+    if size:
+        Image.new("RGB", size).save(path)
+    else:
+        path.write_bytes(content)
+    with pytest.raises(AppError, match=words) as error:
+        client.predict(handle_file(path), "warm", "nothing", 1, 0, 1, api_name="/edit")
+    assert "gradio" not in str(error.value)  # where the server keeps uploads is its own matter
+
+
+def test_no_photo_is_refused_in_words(client):
+    with pytest.raises(AppError, match="drop one first"):
+        client.predict(None, "warm", "nothing", 1, 0, 1, api_name="/edit")
+
+
+@pytest.fixture(scope="module")
+def visitor(address):
+    """A logged-in visitor who speaks HTTP."""
+    with httpx.Client(base_url=address) as visitor:
+        login = {"username": USER, "password": PASSWORD}
+        assert visitor.post("/login", data=login).status_code == 200
+        yield visitor
+
+
+def test_without_a_password_nothing_is_served(address):
+    assert httpx.get(f"{address}/config").status_code == 401
+    assert httpx.post(f"{address}/login", data={"username": USER, "password": "no"}).status_code == 400
+    assert REPORT[:30] not in httpx.get(address).text
+
+
+def test_too_large_an_upload_is_refused(visitor):
+    response = visitor.post("/gradio_api/upload", files={"files": ("big.png", b"0" * 3_100_000)})
+    assert response.status_code == 413
+
+
+def test_no_file_outside_is_readable(visitor, folder, client):
+    for path in ("/etc/hostname", folder / "collection.safetensors", folder.parent / "accounts", __file__):
+        for form in (str(path), f"../../../../..{path}"):
+            assert visitor.get(f"/gradio_api/file={form}").status_code in (403, 404)
+    stolen = {"path": str(folder.parent / "accounts"), "meta": {"_type": "gradio.FileData"}}
+    with pytest.raises(AppError) as error:
+        client.predict(stolen, "warm", "nothing", 1, 0, 1, api_name="/edit")
+    assert PASSWORD not in str(error.value)
+
+
+def test_the_report_is_shown_in_a_frame_that_runs_nothing(visitor):
+    page = json.dumps(visitor.get("/config").json())
+    assert "Report of the tests" in page
+    assert 'iframe class=\\"report\\" sandbox' in page
+
+
+def test_other_machines_need_a_password(folder, monkeypatch):
+    monkeypatch.delenv("COLLECTIONLORA_AUTH", raising=False)
+    assert [is_local(host) for host in ("127.0.0.1", "::1", "localhost")] == [True] * 3
+    for host in ("0.0.0.0", "::", "example.org"):
+        with pytest.raises(UserError, match="without a password; give --auth FILE"):
+            app(["studio", str(folder), "--host", host])
+
+
+def test_accounts_come_from_a_file_or_the_environment(tmp_path, monkeypatch):
+    path = tmp_path / "accounts"
+    path.write_text("ada:love:lace\n\nbob:x\n")
+    assert read_accounts(path) == [("ada", "love:lace"), ("bob", "x")]
+    monkeypatch.setenv("COLLECTIONLORA_AUTH", "eve:y")
+    assert read_accounts(None) == [("eve", "y")]
+    path.write_text("onlysecret\n")
+    with pytest.raises(UserError, match="not USER:PASSWORD") as error:
+        read_accounts(path)
+    assert "onlysecret" not in str(error.value)
+    with pytest.raises(UserError, match="--auth"):
+        read_accounts(tmp_path / "absent")

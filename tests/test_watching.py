@@ -1,0 +1,134 @@
+"""What people watch of a run: it is there, it is right, and the run does not notice it."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from collectionlora import api
+from collectionlora import demo as demo_module
+from collectionlora.adapters.formats import write_lora
+from collectionlora.adapters.roles import STUDENT, Roles
+from collectionlora.backbones.nano import NanoBackbone
+from collectionlora.checkpoint import latest_checkpoint
+from collectionlora.config import SettingsError
+from collectionlora.effectbench.photographs import TRAIN, pool
+from collectionlora.errors import UserError
+from collectionlora.session import Session, resolve_settings
+from collectionlora.streams import EffectData
+from collectionlora.watching import curves, teacher_distance
+
+SMALL = {
+    "data": {"resolution": 32},
+    "student": {"rank": 2},
+    "critic": {"rank": 2},
+    "targets": {"steps": 1, "samples": 1, "general": 2, "guidance_scale": 1},
+    "match": {"updates": 4, "loss": "velocity"},
+    "sampling": {"steps": 2},
+    "distill": {
+        "student_updates": 2,
+        "batch_size": 1,
+        "student_update_every": 1,
+        "rollout_steps": [2],
+        "checkpoint_every": 2,
+    },
+}
+
+
+@pytest.fixture
+def collection(tmp_path, monkeypatch):
+    backbone = NanoBackbone.load()
+    roles = Roles(backbone.network, backbone.lora_targets, {STUDENT: 2})
+    teachers = {}
+    for name in ("sepia", "technicolor"):
+        for parameter in roles.parameters(STUDENT):
+            parameter.data.normal_(std=0.05)
+        teachers[name] = tmp_path / f"{name}.safetensors"
+        write_lora(teachers[name], roles.weights(STUDENT), {})
+    monkeypatch.setattr(demo_module, "PHOTOS", 2)
+    monkeypatch.setattr(demo_module, "GENERAL_PHOTOS", 2)
+    return demo_module.build_collection(tmp_path / "mine", teachers, pool(TRAIN), seed=0)
+
+
+def curves_of(run):
+    """Steps by name of everything that a TensorBoard folder shows."""
+    events = EventAccumulator(str(run / "tensorboard"))
+    events.Reload()
+    return {tag: [event.step for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+def test_a_watched_run_equals_an_unwatched_one_and_shows_what_it_did(collection):
+    run = Session(collection, resolve_settings(collection, SMALL), with_critics=True).distillation(
+        lambda *_: None
+    )
+    for step in range(run.num_steps):
+        run(step)
+    api.distill(collection, overrides={**SMALL, "log": {"preview_every": 1}})
+    folder = collection.folder / "runs" / "default"
+    step, tensors = latest_checkpoint(folder / "checkpoints")
+    assert step == 6
+    assert all(torch.equal(tensors[name], tensor) for name, tensor in run.tensors().items())
+
+    shown = curves_of(folder)
+    assert shown["loss/match"] == [0, 1, 2, 3]
+    assert shown["loss/backward"] == shown["grad_norm/critic"] == [4, 5]
+    assert shown["grad_norm/student"] == shown["distance/sepia"] == list(range(6))
+    by_stream = shown.get("stream/effect/match", []) + shown.get("stream/general/match", [])
+    assert sorted(by_stream) == [0, 1, 2, 3]
+    for effect in ("sepia", "technicolor"):
+        taken = [s for s in range(6) if run.streams.batch(s).effect == effect]
+        losses = shown.get(f"effect/{effect}/match", []) + shown.get(f"effect/{effect}/backward", [])
+        assert losses == taken
+    previews = sorted(path.name for path in (folder / "previews").iterdir())
+    assert previews == [f"step-{n:08d}.png" for n in range(1, 7)]
+    picture = np.asarray(Image.open(folder / "previews" / previews[-1]))
+    assert picture.std() > 20
+
+
+def test_a_mixed_warm_start_has_a_stream_of_its_own(collection):
+    layer = {**SMALL, "match": {"updates": 4, "loss": "flow"}, "log": {"preview_every": 100}}
+    api.distill(collection, overrides=layer)
+    shown = curves_of(collection.folder / "runs" / "default")
+    assert shown["stream/mixed/match"] == shown["loss/match"] == [0, 1, 2, 3]
+    assert not any(name.startswith("effect/") and name.endswith("/match") for name in shown)
+
+
+def test_a_run_that_was_killed_shows_each_step_once(collection):
+    def die(what, done, _total, _metrics):
+        if what == "distill" and done == 3:
+            raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError, match="killed"):
+        api.distill(collection, overrides=SMALL, progress=die)
+    api.distill(collection, overrides=SMALL, resume=True)
+    assert curves_of(collection.folder / "runs" / "default")["grad_norm/student"] == list(range(6))
+
+
+def test_no_tracker_leaves_previews_alone(collection):
+    api.distill(collection, overrides={**SMALL, "log": {"tracker": "none"}})
+    folder = collection.folder / "runs" / "default"
+    assert not (folder / "tensorboard").exists()
+    assert len(list((folder / "previews").iterdir())) == 1
+
+
+def test_a_tracker_that_is_not_there_is_named(collection):
+    with pytest.raises(UserError, match=r"aim is not installed; pip install aim, or --set log\.tracker=none"):
+        api.distill(collection, overrides={**SMALL, "log": {"tracker": "aim"}})
+    with pytest.raises((UserError, SettingsError), match=r"log\.tracker"):
+        api.distill(collection, overrides={**SMALL, "log": {"tracker": "excel"}})
+
+
+def test_metrics_go_under_their_stream_and_effect():
+    metrics = {"backward": 1.0, "critic_grad_norm": 2.0}
+    assert curves(metrics, "general", None) == {
+        "loss/backward": 1.0, "stream/general/backward": 1.0, "grad_norm/critic": 2.0
+    }  # fmt: skip
+    assert curves(metrics, "effect", "sepia")["effect/sepia/backward"] == 1.0
+
+
+def test_the_distance_is_nought_at_a_teachers_picture_and_one_at_the_photo():
+    sources, targets = torch.randn(3, 1, 4, 4), torch.randn(3, 2, 1, 4, 4)
+    data = EffectData("any", sources, targets, None, None, None)
+    assert teacher_distance(targets[:2, 1], data) == pytest.approx(0)
+    assert teacher_distance(sources[:2], data) == pytest.approx(1)

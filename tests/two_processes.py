@@ -1,0 +1,78 @@
+"""What each of the processes of `test_processes.py` runs: `torchrun two_processes.py WHAT FOLDER`."""
+
+import os
+import signal
+import sys
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from collectionlora import processes
+from collectionlora.effectbench.toy_world import ToyWorld, toy_settings
+from collectionlora.files import write_tensors
+from collectionlora.trainer import Interrupted, train
+
+TRAINED = (
+    {"targets": {"guidance_scale": 2}, "match": {"updates": 3}},
+    {"distill": {"student_updates": 8, "batch_size": 8, "rollout_steps": [4, 2], "student_update_every": 2}},
+)
+# Late in this run the general stream has no loss, while the effect stream has one.
+FADING = ({"distill": {"backward_weight": 0, "critic_samples": "simulated"}},)
+
+
+@cache
+def toy_world():
+    return ToyWorld(num_effects=2, base_steps=3, teacher_steps=3)
+
+
+def toy_run(rank, *layers):
+    """One process' part of a run in the toy world."""
+    run = toy_world().distillation(toy_settings(*TRAINED, *layers))
+    run.streams.rank = rank
+    return run
+
+
+def write_state(run, path):
+    write_tensors(path, run.tensors(), {})
+
+
+def quiet(*_):
+    pass
+
+
+def whole(folder):
+    for name, layers in (("plain", ()), ("fading", FADING)):
+        run = toy_run(processes.rank(), *layers)
+        train(run, folder / name, 4, False, quiet)
+        write_state(run, folder / f"{name}-{processes.rank()}.safetensors")
+
+
+def stopped(folder):
+    """SIGTERM reaches the second process alone, during its sixth step."""
+    run = toy_run(processes.rank())
+    plain = type(run).__call__
+
+    class Stopped(type(run)):
+        def __call__(self, step):
+            if step == 5 and processes.rank() == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return plain(self, step)
+
+    run.__class__ = Stopped
+    try:
+        train(run, folder / "cut", 4, False, quiet)
+    except Interrupted as interrupted:
+        (folder / f"interrupted-{processes.rank()}").write_text(str(interrupted))
+    again = toy_run(processes.rank())
+    train(again, folder / "cut", 4, True, quiet)
+    write_state(again, folder / f"resumed-{processes.rank()}.safetensors")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    with processes.joined():
+        assert processes.world_size() == 2
+        for what in sys.argv[2:]:
+            globals()[what](Path(sys.argv[1]))
