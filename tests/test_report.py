@@ -48,6 +48,17 @@ def result():
         "photos": 4,
         "seeds": [0, 1],
         "seconds": 12.3,
+        "judge": {
+            "model": "some-judge",
+            "judged_twice": {"pictures": 9, "bad_case_agreement": 0.75, "identity_difference": 0.5},
+        },
+        "gate": {
+            "baseline": "before.json",
+            "passed": False,
+            "worst_effect": "sepia",
+            "worst_loss": 2.0,
+            "margin": 1.0,
+        },
         "skipped": {"dreamsim": "its weights are <pickles>"},
         "settings": {"note": "</pre><script>alert(1)</script>"},
         "versions": {"torch": "2"},
@@ -75,7 +86,8 @@ def test_a_page_needs_nothing_but_itself(result, tmp_path):
     assert page.count("<script>") == 1
     assert page.count("<polyline") == 1
     assert "<b>dreamsim</b>: its weights are &lt;pickles&gt;" in page
-    assert "student" in page
+    assert "about 9 pictures, it agreed with itself on 75%" in page
+    assert "<b>The gate failed</b>: against before.json, sepia" in page
     assert "1.5 MB" in page
 
 

@@ -192,7 +192,7 @@ def run_bench(
         "seeds": list(heldout.seeds),
         "cases": fingerprint(*(photo.tobytes() for photo in cases.photos), cases.seeds),
         "seconds": time.perf_counter() - began,
-        "versions": versions(),
+        "versions": versions(settings.bench),
         "settings": settings.model_dump(mode="json"),
     }
     return Result(metrics, show(cases, truths, pictures))
@@ -222,7 +222,8 @@ def measure(
     return {"methods": table, **facts}
 
 
-def versions() -> dict[str, str]:
+def versions(settings: BenchSettings) -> dict[str, str]:
     """What the numbers depend on."""
-    packages = {name: metadata.version(name) for name in ("torch", "peft", "numpy", "piq")}
+    models = ("transformers",) if settings.clip or settings.dino else ()
+    packages = {name: metadata.version(name) for name in ("torch", "peft", "numpy", "piq", *models)}
     return {"collectionlora": __version__, "python": platform.python_version(), **packages}
