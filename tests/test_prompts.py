@@ -364,8 +364,13 @@ def test_an_interruption_keeps_what_is_answered(run, ask, server, folder):
         time.sleep(1)
         return "too late"
 
+    # A test run in the background of a shell inherits that Ctrl-C is ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     server.replies = ["a drawing", interrupt, "glow"]
-    code, out, err = run("--vlm", f"http://{server.host}/v1", "--model", MODEL)
+    try:
+        code, out, err = run("--vlm", f"http://{server.host}/v1", "--model", MODEL)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert (code, out) == (130, "")
     assert "run the same command again" in err
     assert list(kept(folder)) == ["sketch"]
