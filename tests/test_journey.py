@@ -6,13 +6,12 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from random_loras import write_random_loras
 
 from collectionlora import api
 from collectionlora import demo as demo_module
-from collectionlora.adapters.formats import read_lora, write_lora
+from collectionlora.adapters.formats import read_lora
 from collectionlora.adapters.recipe import read_adapter
-from collectionlora.adapters.roles import STUDENT, Roles
-from collectionlora.backbones.nano import NanoBackbone
 from collectionlora.cli import app
 from collectionlora.collection import Collection
 from collectionlora.config import SettingsError
@@ -188,14 +187,7 @@ def test_a_pair_without_its_partner_is_named(folder):
 
 
 def test_demo_ends_with_table_sheet_and_report(tmp_path, monkeypatch, capsys):
-    backbone = NanoBackbone.load()
-    roles = Roles(backbone.network, backbone.lora_targets, {STUDENT: 2})
-    teachers = {}
-    for name in ("sepia", "technicolor"):
-        for parameter in roles.parameters(STUDENT):
-            parameter.data.normal_(std=0.05)
-        teachers[name] = tmp_path / f"{name}.safetensors"
-        write_lora(teachers[name], roles.weights(STUDENT), {})
+    teachers = write_random_loras(tmp_path, ("sepia", "technicolor"))
     monkeypatch.setattr(demo_module, "shipped_teachers", lambda: teachers)
     for constant, value in (("PHOTOS", 3), ("GENERAL_PHOTOS", 2), ("JUDGED", 2), ("CLASSIFIER_STEPS", 2)):
         monkeypatch.setattr(demo_module, constant, value)

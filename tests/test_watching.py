@@ -6,13 +6,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from random_loras import write_random_loras
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from collectionlora import api
 from collectionlora import demo as demo_module
-from collectionlora.adapters.formats import write_lora
-from collectionlora.adapters.roles import STUDENT, Roles
-from collectionlora.backbones.nano import NanoBackbone
 from collectionlora.checkpoint import latest_checkpoint
 from collectionlora.config import SettingsError
 from collectionlora.effectbench.photographs import TRAIN, pool
@@ -40,14 +38,7 @@ SMALL = {
 
 @pytest.fixture
 def collection(tmp_path, monkeypatch):
-    backbone = NanoBackbone.load()
-    roles = Roles(backbone.network, backbone.lora_targets, {STUDENT: 2})
-    teachers = {}
-    for name in ("sepia", "technicolor"):
-        for parameter in roles.parameters(STUDENT):
-            parameter.data.normal_(std=0.05)
-        teachers[name] = tmp_path / f"{name}.safetensors"
-        write_lora(teachers[name], roles.weights(STUDENT), {})
+    teachers = write_random_loras(tmp_path, ("sepia", "technicolor"))
     monkeypatch.setattr(demo_module, "PHOTOS", 2)
     monkeypatch.setattr(demo_module, "GENERAL_PHOTOS", 2)
     return demo_module.build_collection(tmp_path / "mine", teachers, pool(TRAIN), seed=0)

@@ -3,7 +3,19 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collectionlora.api import Editor, add, bench, distill, edit, export, plan, remove, targets, teach
+    from collectionlora.api import (
+        Editor,
+        add,
+        bench,
+        distill,
+        edit,
+        export,
+        plan,
+        prompts,
+        remove,
+        targets,
+        teach,
+    )
     from collectionlora.collection import Collection
 
 __version__ = "0.1.0"
@@ -16,6 +28,7 @@ __all__ = [
     "edit",
     "export",
     "plan",
+    "prompts",
     "remove",
     "targets",
     "teach",

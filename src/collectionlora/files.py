@@ -5,10 +5,15 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from safetensors.torch import save_file
 from torch import Tensor
+
+from collectionlora.errors import UserError
+
+Model = TypeVar("Model", bound=BaseModel)
 
 
 @contextmanager
@@ -34,6 +39,22 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def read_models(path: Path, kind: type[Model], mend: str) -> dict[str, Model]:
+    """What `write_json` wrote of several models by name; none if there is no file.
+
+    Raises:
+        UserError: the file is damaged; `mend` says what to do then.
+    """
+    if not path.exists():
+        return {}
+    try:
+        return TypeAdapter(dict[str, kind]).validate_json(path.read_bytes())  # type: ignore[valid-type]
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise UserError(path, field, first["msg"], mend) from None
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:

@@ -8,15 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from safetensors.torch import load_file
 
 from collectionlora.backbones.base import Backbone
 from collectionlora.collection import Collection, Effect
 from collectionlora.config import Settings
 from collectionlora.data import Photo, read_photo, to_photos
-from collectionlora.errors import UserError
-from collectionlora.files import write_json
+from collectionlora.files import read_models, write_json
 from collectionlora.prompting import add_trigger
 from collectionlora.rewriting import request, rewrite
 from collectionlora.target_making import cache_path, effect_key, fingerprint
@@ -133,14 +132,7 @@ def read_kept(path: Path) -> dict[str, StudentPrompt]:
     Raises:
         UserError: the file is damaged.
     """
-    if not path.exists():
-        return {}
-    try:
-        return TypeAdapter(dict[str, StudentPrompt]).validate_json(path.read_bytes())
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise UserError(path, field, first["msg"], "remove the file: it is written anew") from None
+    return read_models(path, StudentPrompt, "remove the file: it is written anew")
 
 
 def find_pairs(

@@ -4,8 +4,9 @@ A model is a folder or a name on the hub; only safetensors are read and no code 
 the only one of the benchmark that knows transformers.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,20 +19,26 @@ from collectionlora.errors import UserError
 from collectionlora.target_making import chunks
 
 
-class ImageEncoder(Protocol):
-    """A model that embeds pictures."""
+class ImageEncoder(ABC):
+    """A model that embeds pictures, which its processor prepares."""
 
+    processor: Any
+
+    @abstractmethod
+    def embed(self, **pixels: Tensor) -> Tensor:
+        """What the processor made of some pictures to vectors `[N, D]` of any length."""
+
+    @torch.no_grad()
     def images(self, photos: Sequence[Photo]) -> Tensor:
         """Unit vectors `[N, D]`."""
-        ...
+        parts = []
+        for part in chunks(len(photos)):
+            pictures = [Image.fromarray(photo) for photo in photos[part]]
+            parts.append(self.embed(**self.processor(images=pictures, return_tensors="pt")))
+        return F.normalize(torch.cat(parts), dim=1)
 
 
-def in_parts(embed: Callable[[Sequence[Photo]], Tensor], photos: Sequence[Photo]) -> Tensor:
-    """`embed` over parts of the photos, each result of unit length."""
-    return F.normalize(torch.cat([embed(photos[part]) for part in chunks(len(photos))]), dim=1)
-
-
-class Clip:
+class Clip(ImageEncoder):
     """Pictures and texts in one space, as CLIP's own projections put them there.
 
     Raises:
@@ -46,15 +53,8 @@ class Clip:
         except (OSError, ValueError) as error:
             raise _explain("bench.clip", name, error) from None
 
-    @torch.no_grad()
-    def images(self, photos: Sequence[Photo]) -> Tensor:
-        """Unit vectors `[N, D]`."""
-
-        def embed(part: Sequence[Photo]) -> Tensor:
-            pixels = self.processor(images=[Image.fromarray(p) for p in part], return_tensors="pt")
-            return self.model.get_image_features(**pixels).pooler_output
-
-        return in_parts(embed, photos)
+    def embed(self, **pixels: Tensor) -> Tensor:
+        return self.model.get_image_features(**pixels).pooler_output
 
     @torch.no_grad()
     def texts(self, texts: Sequence[str]) -> Tensor:
@@ -66,7 +66,7 @@ class Clip:
         return F.normalize(self.model.get_text_features(**tokens).pooler_output, dim=1)
 
 
-class Dino:
+class Dino(ImageEncoder):
     """Pictures as the class token of DINOv2's last layer.
 
     Raises:
@@ -80,15 +80,8 @@ class Dino:
         except (OSError, ValueError) as error:
             raise _explain("bench.dino", name, error) from None
 
-    @torch.no_grad()
-    def images(self, photos: Sequence[Photo]) -> Tensor:
-        """Unit vectors `[N, D]`."""
-
-        def embed(part: Sequence[Photo]) -> Tensor:
-            pixels = self.processor(images=[Image.fromarray(p) for p in part], return_tensors="pt")
-            return self.model(**pixels).last_hidden_state[:, 0]
-
-        return in_parts(embed, photos)
+    def embed(self, **pixels: Tensor) -> Tensor:
+        return self.model(**pixels).last_hidden_state[:, 0]
 
 
 def _explain(field: str, name: str, error: Exception) -> UserError:

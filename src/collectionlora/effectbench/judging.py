@@ -8,18 +8,16 @@ the pictures, under the fingerprint of all that was asked with: nothing is asked
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-from pydantic import BaseModel, Field, StrictBool, TypeAdapter, ValidationError
+from pydantic import BaseModel, Field, StrictBool, ValidationError
 
 from collectionlora.collection import Collection, Effect
 from collectionlora.data import Photo
 from collectionlora.effectbench.bench import GENERAL, Cases, Pictures
 from collectionlora.effectbench.scoring import Measured, Meter
-from collectionlora.errors import UserError
-from collectionlora.files import write_json
+from collectionlora.files import read_models, write_json
 from collectionlora.target_making import fingerprint
 from collectionlora.vlm import Vlm, plain
 
@@ -85,21 +83,6 @@ def read_verdict(answer: str) -> Verdict | None:
         return None
 
 
-def read_answers(path: Path) -> dict[str, Answered]:
-    """The kept answers by request.
-
-    Raises:
-        UserError: the file is damaged.
-    """
-    if not path.exists():
-        return {}
-    try:
-        return TypeAdapter(dict[str, Answered]).validate_json(path.read_bytes())
-    except ValidationError as error:
-        mend = "remove the file: its pictures are judged anew"
-        raise UserError(path, "", error.errors()[0]["msg"], mend) from None
-
-
 class Judge:
     """Asks about pictures of a collection, and keeps the answers under `bench/pictures`.
 
@@ -128,7 +111,7 @@ class Judge:
             model, text, side, turn, *(p.shape for p in images), *(p.tobytes() for p in images)
         )
         path = self.collection.folder / "bench" / "pictures" / method / f"{effect}.answers.json"
-        kept = read_answers(path)
+        kept = read_models(path, Answered, "remove the file: its pictures are judged anew")
         if request not in kept:
             kept[request] = self._ask(images, text)
             write_json(path, {key: answered.model_dump() for key, answered in kept.items()})

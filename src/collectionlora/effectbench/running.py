@@ -21,7 +21,7 @@ from collectionlora import __version__, processes
 from collectionlora.adapters.recipe import adapter_path
 from collectionlora.adapters.roles import STUDENT, TEACHER
 from collectionlora.collection import Collection
-from collectionlora.config import BenchSettings, Settings, VlmSettings
+from collectionlora.config import BenchSettings, LogSettings, Settings, VlmSettings
 from collectionlora.data import Photo
 from collectionlora.editing import Editor
 from collectionlora.effectbench.baselines import BASELINES, Baselines, Progress
@@ -99,7 +99,8 @@ class MethodMaker:
         """The fingerprint of all that a method's pictures of an effect depend on."""
         shown = [photo.tobytes() for photo in cases.photos]
         shown += [edit.source.tobytes() + edit.instruction.encode() for edit in cases.edits]
-        drawing = self.settings.model_copy(update={"bench": BenchSettings(), "vlm": VlmSettings()})
+        others = {"bench": BenchSettings(), "log": LogSettings(), "vlm": VlmSettings()}
+        drawing = self.settings.model_copy(update=others)
         parts: list[Any] = [drawing, cases.seeds, *shown]
         if split_steps(name)[0] == TEACHER and effect != GENERAL:
             chosen = self.collection.effect(effect)
