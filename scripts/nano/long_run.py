@@ -11,7 +11,9 @@ DIR/collection/runs/distilled/collection.safetensors.
 """
 
 import argparse
+import itertools
 import json
+import statistics
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -43,10 +45,15 @@ def unseen_photographs(data: Path) -> dict[str, Photo]:
 
 
 def matching_overrides(log: Path, settings: Settings) -> dict[str, Any]:
-    """Settings of a run that matches teachers for as many seconds as the run of `log` took in all."""
-    seconds = [json.loads(line)["seconds"] for line in log.read_text().splitlines()]
-    matching = settings.match.updates
-    updates = round(seconds[-1] / (seconds[matching - 1] / matching))
+    """Settings of a run that matches teachers for as long as the run of `log` would take undisturbed.
+
+    Medians of seconds for each step: a run that was paused or shared its machine gives the same.
+    """
+    ends = [json.loads(line)["seconds"] for line in log.read_text().splitlines()]
+    seconds = [end - start for start, end in itertools.pairwise([0.0, *ends])]
+    matching, distilling = seconds[: settings.match.updates], seconds[settings.match.updates :]
+    ratio = statistics.median(distilling) / statistics.median(matching)
+    updates = len(matching) + round(len(distilling) * ratio)
     return {"match": {"updates": updates}, "distill": {"student_updates": 0}}
 
 
