@@ -1,3 +1,5 @@
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch import nn
@@ -120,3 +122,33 @@ def test_a_padded_role_can_still_learn_in_its_new_rows(roles):
         roles.network(torch.randn(5, 4)).square().mean().backward()
     _, b = (p for p in roles.parameters(STUDENT)[:2])
     assert b.grad[:, 1:].abs().sum() > 0
+
+
+@torch.no_grad()
+def test_a_frozen_role_is_the_same_role_fused_and_leaves_the_base_bit_equal(roles):
+    x = torch.randn(5, 4)
+    base = [p.clone() for p in roles.network.parameters()]
+    with roles.use(STUDENT):
+        expected = roles.network(x)
+    roles.fuse = True
+    with roles.frozen(STUDENT):
+        assert not torch.equal(roles.network.first.weight, base[0])
+        torch.testing.assert_close(roles.network(x), expected)
+    with pytest.raises(ZeroDivisionError), roles.frozen(CRITIC):
+        1 / 0  # noqa: B018
+    assert all(torch.equal(a, b) for a, b in zip(roles.network.parameters(), base, strict=True))
+
+
+def test_a_role_frozen_between_forward_and_backward_changes_no_gradient(roles):
+    x = torch.randn(5, 4)
+
+    def gradients(between):
+        with roles.use(STUDENT):
+            loss = roles.network(x).square().sum()
+        with torch.no_grad(), between:
+            roles.network(x)
+        return torch.autograd.grad(loss, roles.parameters(STUDENT))
+
+    expected = gradients(nullcontext())
+    roles.fuse = True
+    assert all(torch.equal(a, b) for a, b in zip(gradients(roles.frozen(CRITIC)), expected, strict=True))

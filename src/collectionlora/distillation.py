@@ -86,16 +86,23 @@ class Distillation:
         match = self.settings.match
         return step < match.updates and match.loss == "flow"
 
+    def batch(self, step: int) -> Batch:
+        """What a step learns from."""
+        draw = self.streams.mixed_batch if self.mixes(step) else self.streams.batch
+        match = self.settings.match
+        return draw(step, size=match.batch_size if step < match.updates else None)
+
     def __call__(self, step: int) -> dict[str, float]:
         """Take one step and return its losses and gradient norms by name."""
-        batch = self.streams.mixed_batch(step) if self.mixes(step) else self.streams.batch(step)
-        generator = self.streams.generator(step)
+        batch, generator = self.batch(step), self.streams.generator(step)
         match_updates = self.settings.match.updates
         if step < match_updates:
             return self.match_teacher(batch, generator, progress=step / match_updates)
         if step == match_updates:
             for critic in self.critics:
                 self.roles.load(critic, self.roles.weights(STUDENT))
+            # Moments of the matching loss, whose gradients are smaller, would make the first steps too long.
+            self.optimizers[STUDENT] = self._optimizer(STUDENT, self.settings.student)
         progress = (step - match_updates) / self.settings.distill.student_updates
         return self.distill(step, batch, generator, progress)
 
@@ -145,7 +152,7 @@ class Distillation:
         stop = num_steps - 1
         if self.settings.distill.critic_samples == "simulated":
             stop = int(torch.randint(num_steps, (), generator=generator))
-        with self.roles.use(STUDENT):
+        with self.roles.frozen(STUDENT):
             denoiser = Denoiser(self.backbone, batch.student)
             states = rollout(denoiser, noise_like(batch.target, generator), sigmas, stop, generator)
             return Simulation(sigmas, states, denoiser.x0(states[-1], float(sigmas[stop])))
@@ -221,7 +228,7 @@ class Distillation:
         sigma = self._shift(u)
         with torch.no_grad():
             x_sigma = add_noise(x0, noise_like(x0, generator), sigma)
-            with self.roles.use(critic):
+            with self.roles.frozen(critic):
                 x0_critic = Denoiser(self.backbone, batch.student).x0(x_sigma, sigma)
             with self.teachers.use(batch.effect):
                 x0_teacher = self._teacher(batch).x0(x_sigma, sigma)

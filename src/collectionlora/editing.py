@@ -58,7 +58,8 @@ class Editor:
         path = adapter_path(Path(collection))
         lora, recipe = read_adapter(path)
         backbone = load_backbone(recipe.base, recipe.model)
-        roles = Roles(backbone.network, backbone.lora_targets, {STUDENT: lora.rank})
+        ranks = {STUDENT: lora.rank}
+        roles = Roles(backbone.network, backbone.lora_targets, ranks, fuse=backbone.fuses_lora)
         try:
             roles.load(STUDENT, lora.weights)
         except ValueError as error:
@@ -125,7 +126,7 @@ class Editor:
         source = self.backbone.encode_image(images)
         condition = Condition(self.backbone.encode_prompt(prompts, [images]), source)
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        with self.roles.use(STUDENT):
+        with self.roles.frozen(STUDENT):
             denoiser = Dial(self.backbone, condition, strengths, after_step)
             noise, num_steps = noise_like(source, generators), steps or self.recipe.steps
             latents = sample_few_steps(denoiser, noise, num_steps, generators, self.recipe.shift)

@@ -50,7 +50,8 @@ def check_resolution(collection: Collection, backbone: Backbone, settings: Setti
 
 def build_roles(backbone: Backbone, ranks: Mapping[str, int], seed: int, settings: Settings) -> Roles:
     """LoRA roles over a base; under gradient checkpointing each block is recomputed in its forward's role."""
-    roles = Roles(backbone.network, backbone.lora_targets, ranks, seed)
+    fuse = backbone.fuses_lora and settings.model.sharding == "none"
+    roles = Roles(backbone.network, backbone.lora_targets, ranks, seed, fuse)
     if settings.model.gradient_checkpointing:
         backbone.network.enable_gradient_checkpointing(roles.checkpoint)
     return roles

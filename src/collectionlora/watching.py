@@ -132,7 +132,7 @@ class Watch:
         aop = run.settings.distill.asymmetric_prompts
         prompt = (data.student_prompt if aop else data.teacher_prompt).of_photos(index)
         generator = torch.Generator().manual_seed(SEED)
-        with run.roles.use(STUDENT):
+        with run.roles.frozen(STUDENT):
             denoiser = Denoiser(run.backbone, Condition(prompt, sources))
             sampling = run.settings.sampling
             noise = noise_like(sources, generator)

@@ -51,9 +51,17 @@ class Roles:
         targets: names (suffixes) of the modules that carry LoRA, as peft's `target_modules`.
         ranks: rank of each role, for example `{"student": 32, "critic-8": 32, "teacher": 16}`.
         seed: of the LoRA initialisation (A random, B zero, so that every role starts as the base).
+        fuse: let `frozen` add the LoRA into the weights, for a base small enough to hold them twice.
     """
 
-    def __init__(self, network: nn.Module, targets: Sequence[str], ranks: Mapping[str, int], seed: int = 0):
+    def __init__(
+        self,
+        network: nn.Module,
+        targets: Sequence[str],
+        ranks: Mapping[str, int],
+        seed: int = 0,
+        fuse: bool = False,
+    ):
         self.network = network.requires_grad_(False)
         self._active: list[str] = []
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
@@ -71,7 +79,7 @@ class Roles:
                 # Master weights: over a bfloat16 base too, small updates must not be rounded away.
                 parameter.data = parameter.data.float()
                 parameter.requires_grad_(name != TEACHER)
-        self.ranks = dict(ranks)
+        self.ranks, self.fuse = dict(ranks), fuse
 
     @contextmanager
     def use(self, role: str | None) -> Iterator[None]:
@@ -82,6 +90,27 @@ class Roles:
             yield
         finally:
             self._active[:] = before
+
+    @contextmanager
+    def frozen(self, role: str | None) -> Iterator[None]:
+        """`use` for forwards that need no gradient; fused, they cost as much as the bare base's.
+
+        The base's own weights are put back untouched: subtracting what was added would round.
+        """
+        if role is BASE or not self.fuse:
+            with self.use(role):
+                yield
+            return
+        weights = [cast(nn.Parameter, layer.get_base_layer().weight) for layer in self.layers.values()]
+        kept = [weight.data for weight in weights]
+        try:
+            for weight, layer in zip(weights, self.layers.values(), strict=True):
+                weight.data = weight.data + cast(Tensor, layer.get_delta_weight(role))
+            with self.use(BASE):
+                yield
+        finally:
+            for weight, own in zip(weights, kept, strict=True):
+                weight.data = own
 
     def checkpoint(self, module: nn.Module | Callable[..., Any], *args: Any) -> Any:
         """Gradient checkpointing whose recomputation runs in the role that was active in the forward."""
@@ -177,9 +206,9 @@ class TeacherLibrary:
 
     @contextmanager
     def use(self, effect: str | None) -> Iterator[None]:
-        """Run the network as the teacher of `effect`; `None` is the bare base (general stream)."""
+        """Run the network, without gradient, as the teacher of `effect`; `None` is the bare base."""
         if effect is not None and effect != self._loaded:
             self.roles.load(TEACHER, self.teachers[effect])
             self._loaded = effect
-        with self.roles.use(BASE if effect is None else TEACHER):
+        with self.roles.frozen(BASE if effect is None else TEACHER):
             yield

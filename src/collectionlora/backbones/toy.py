@@ -56,7 +56,7 @@ class ToyBackbone:
     """The toy network behind the `Backbone` protocol."""
 
     lora_targets: tuple[str, ...] = ("stem", "blocks.0", "blocks.1", "blocks.2", "blocks.3", "head")
-    side_multiple, prompts_see_photos = 1, False
+    side_multiple, prompts_see_photos, fuses_lora = 1, False, False
 
     def __init__(self, seed: int = 0):
         with torch.random.fork_rng(devices=[]):
