@@ -92,6 +92,7 @@ class MatchSettings(Section):
 
     updates: int = Field(0, ge=0)
     learning_rate: float = Field(3e-4, gt=0)
+    batch_size: int | None = Field(None, ge=1, description="by default as distill.batch_size")
     loss: Literal["velocity", "flow"] = Field(
         "velocity",
         description="follow the teacher's velocity, or flow matching on samples of all teachers at once",

@@ -29,8 +29,8 @@ from collectionlora.trainer import LOG
 
 RUN = "demo"
 FIRST = ("pencil-sketch", "neon-edges", "thermal", "duotone")  # what a demo of 4 effects shows; one is random
-PHOTOS, GENERAL_PHOTOS, JUDGED = 72, 64, 24
-CLASSIFIER_STEPS = 400
+PHOTOS, GENERAL_PHOTOS, JUDGED = 64, 48, 24
+CLASSIFIER_STEPS = 600
 
 Progress = Callable[[str, int, int, dict[str, float]], None]
 

@@ -153,13 +153,14 @@ class Streams:
         index = self._route(step, part=0)
         return None if index is None else self.effects[index].name
 
-    def batch(self, step: int, part: int = 0) -> Batch:
-        """Batch `part` of a step: a pure function of (seed, step, part, rank)."""
-        return self._draw(self._route(step, part), step, part, self.batch_size)
+    def batch(self, step: int, part: int = 0, size: int | None = None) -> Batch:
+        """Batch `part` of a step: a pure function of (seed, step, part, rank); by default of `batch_size`."""
+        return self._draw(self._route(step, part), step, part, size or self.batch_size)
 
-    def mixed_batch(self, step: int) -> Batch:
+    def mixed_batch(self, step: int, size: int | None = None) -> Batch:
         """A batch whose samples are each routed by themselves, for losses that ask no teacher."""
-        parts = [self._draw(self._route(step, part), step, part, 1) for part in range(self.batch_size)]
+        size = size or self.batch_size
+        parts = [self._draw(self._route(step, part), step, part, 1) for part in range(size)]
         return Batch(
             effect=None,
             target=torch.cat([part.target for part in parts]),

@@ -27,13 +27,13 @@ MOST_WORDS = 48
 WORD = re.compile(r"[^\W_]+|[^\w\s]|_")
 # A small network on few pixels learns at far higher rates than the paper's 20 B model, and from batches.
 RECOMMENDED: dict[str, dict[str, Any]] = {
-    "student": {"rank": 32, "learning_rate": 3e-4},
+    "student": {"rank": 32, "learning_rate": 1e-4},
     "critic": {"rank": 32, "learning_rate": 1e-3},
-    "targets": {"steps": 40, "guidance_scale": 1.25, "samples": 1, "general": 64},
+    "targets": {"steps": 40, "guidance_scale": 1.25, "samples": 1, "general": 48},
     "teach": {"steps": 500, "rank": 8, "learning_rate": 2e-3, "batch_size": 8},
-    "match": {"updates": 700, "learning_rate": 2e-3, "loss": "flow"},
+    "match": {"updates": 1300, "learning_rate": 2e-3, "batch_size": 4, "loss": "flow"},
     "distill": {
-        "student_updates": 40,
+        "student_updates": 12,
         "batch_size": 8,
         "effect_ratio": 0.75,
         "decay_ratio": 0.6,
@@ -90,7 +90,7 @@ class NanoBackbone:
         *("img_mlp.net.0.proj", "img_mlp.net.2", "txt_in", "pooled_in.0", "pooled_in.2"),
         *("pixel_in", "pixel_mod.0", "pixel_mod.1", "pixel_mod.2", "pixel_mix.0", "pixel_mix.1", "proj_out"),
     )
-    side_multiple, prompts_see_photos = 8, False
+    side_multiple, prompts_see_photos, fuses_lora = 8, False, True
 
     def __init__(self, config: NanoConfig | None = None):
         config = config or NanoConfig()
