@@ -210,7 +210,7 @@ def distill(
 
 @app.command()
 def edit(
-    collection: Annotated[Path, typer.Argument(help="the folder, or the one file")],
+    collection: Annotated[Path, typer.Argument(help="the folder, the one file, or nano: what ships")],
     effect: Annotated[str, typer.Option(help="the effect to apply")],
     photo: Annotated[Path, typer.Option(help="a photo, or a folder of photos")],
     out: Annotated[Path, typer.Option(help="where to write: a file, or a folder for a folder")],

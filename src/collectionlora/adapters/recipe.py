@@ -11,6 +11,7 @@ from collectionlora.config import ModelSettings
 from collectionlora.errors import UserError
 
 KEY = "collectionlora"
+SHIPPED = Path(__file__).parents[1] / "weights" / RESULT
 
 
 class Recipe(BaseModel):
@@ -28,13 +29,13 @@ class Recipe(BaseModel):
 
 
 def adapter_path(collection: Path) -> Path:
-    """The finished adapter of a collection folder, or the file itself.
+    """The finished adapter of a collection folder, or the file itself; `nano` is the one that ships.
 
     Raises:
         UserError: the collection is not distilled yet.
     """
     if not collection.is_dir():
-        return collection
+        return SHIPPED if collection == Path("nano") and not collection.exists() else collection
     path = collection / RESULT
     if not path.exists():
         mend = f"run: collectionlora distill {collection}"

@@ -16,7 +16,7 @@ MEGA = 1_000_000
 
 
 def studio(
-    collection: Annotated[Path, typer.Argument(help="the collection's folder, or the one file")],
+    collection: Annotated[Path, typer.Argument(help="the collection's folder, the one file, or nano: what ships")],
     host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one")] = 7860,
     auth: Annotated[
