@@ -100,6 +100,7 @@ class DiffusersBackbone(Backbone):
     # Every linear layer under these names carries LoRA.
     lora_roots: ClassVar[tuple[str, ...]]
     prompts_see_photos = False
+    reads_references: ClassVar[bool] = False  # several images, not the photo alone
     side_multiple = 16
 
     def __init__(self, base: str, settings: ModelSettings):
