@@ -73,6 +73,16 @@ def test_forwards_and_backwards_of_one_student_update(world):
     assert len(with_graph) == 8
 
 
+def test_verifying_the_roles_costs_less_than_a_step_and_changes_nothing(world):
+    run = world.distillation(toy_settings(COLD, GUIDED))
+    before = {name: tensor.clone() for name, tensor in run.tensors().items()}
+    recorder = Recorder(run)
+    run.verify()
+    # The base; each of three roles, and the student once more: a backward each.
+    assert recorder.forwards(4) == 1 + 4
+    assert all(torch.equal(tensor, before[name]) for name, tensor in run.tensors().items())
+
+
 @pytest.mark.parametrize(
     ("off", "name"),
     [("target_weight", "target"), ("anchor_weight", "anchor"), ("backward_weight", "backward")],

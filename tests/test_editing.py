@@ -75,6 +75,16 @@ def test_seed_effect_and_composition_decide_the_picture(adapter):
     assert editor.prompt(["alpha", "beta"]) == f"apply {EFFECTS['alpha']}, then {EFFECTS['beta']}"
 
 
+def test_an_effect_of_the_photo_alone_refuses_references(adapter, tmp_path):
+    picture().save(tmp_path / "in.png")
+    arguments = ["edit", adapter, "--effect", "alpha", "--photo", tmp_path / "in.png"]
+    extra = ["--out", tmp_path / "out.png", "--reference", tmp_path / "in.png"]
+    assert run([*arguments, *extra]) == 2
+    assert not (tmp_path / "out.png").exists()
+    with pytest.raises(UserError, match="taught with 0 reference images, 1 are given; leave out --reference"):
+        Editor.load(adapter).edit(np.asarray(picture()), ["alpha"], references=[np.asarray(picture())])
+
+
 def test_strength_goes_from_the_photo_to_the_whole_effect(adapter):
     editor, photo = Editor.load(adapter), np.asarray(picture())
     fitted = editor.fit(photo)

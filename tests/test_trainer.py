@@ -7,6 +7,7 @@ import torch
 from collectionlora.adapters.roles import STUDENT
 from collectionlora.checkpoint import latest_checkpoint, save_checkpoint
 from collectionlora.effectbench.toy_world import ToyWorld, toy_settings
+from collectionlora.errors import UserError
 from collectionlora.trainer import Interrupted, train
 
 SETTINGS = ({"match": {"updates": 3}}, {"distill": {"student_updates": 4, "batch_size": 16}})
@@ -60,6 +61,15 @@ def test_a_stopped_run_resumes_bit_identically(world, tmp_path, stop_after):
     assert seconds == sorted(seconds)
 
 
+def test_a_run_whose_roles_are_broken_does_not_start(world, tmp_path):
+    run = run_of(world)
+    for layer in run.roles.layers.values():
+        layer._active_adapter = [STUDENT]
+    with pytest.raises(UserError, match="bare base reads a LoRA"):
+        train(run, tmp_path, 2, False, quiet)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_damaged_checkpoint_is_passed_over(tmp_path):
     save_checkpoint(tmp_path, 5, {"a": torch.ones(3)})
     save_checkpoint(tmp_path, 9, {"a": torch.zeros(3)})
@@ -82,6 +92,7 @@ def test_the_finished_lora_is_the_moving_average(world):
     for step in range(run.num_steps):
         run(step)
     weights = run.student_weights()
+    assert not any(average.requires_grad for average in run.ema)  # else every update would stay in memory
     live = run.roles.weights(STUDENT)
     assert weights.keys() == live.keys()
     assert any(not torch.equal(weights[m][1], live[m][1]) for m in weights)

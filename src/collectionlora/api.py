@@ -1,6 +1,6 @@
 """The verbs as functions: what the command line calls, and what `import collectionlora` offers."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,18 @@ from collectionlora.errors import UserError
 from collectionlora.exporting import export
 from collectionlora.files import write_json
 from collectionlora.planning import plan
+from collectionlora.progress import Progress, ignore
 from collectionlora.prompt_writing import PromptWriter
 from collectionlora.prompting import cosine_table
-from collectionlora.session import Session, build_roles, check_resolution, effect_names, resolve_settings
-from collectionlora.target_making import encode_for_photos, read_images
+from collectionlora.session import (
+    Session,
+    build_roles,
+    check_references,
+    check_resolution,
+    effect_names,
+    resolve_settings,
+)
+from collectionlora.target_making import encode_for_photos, read_images, read_references
 from collectionlora.teaching import Teaching
 from collectionlora.trainer import train
 from collectionlora.vlm import Endpoint, Vlm
@@ -47,11 +55,6 @@ __all__ = [
 ]
 
 CLASSIFIER_STEPS = 800
-Progress = Callable[[str, int, int, dict[str, float]], None]  # (what, done, in all, metrics)
-
-
-def ignore(_what: str, _done: int, _total: int, _metrics: dict[str, float]) -> None:
-    """No progress shown."""
 
 
 def open_collection(collection: Collection | Path | str) -> Collection:
@@ -75,6 +78,7 @@ def teach(
     settings = resolve_settings(collection, overrides or {})
     backbone = load_backbone(collection.manifest.base, settings.model)
     check_resolution(collection, backbone, settings)
+    check_references(collection, settings)
     roles = build_roles(backbone, {STUDENT: settings.teach.rank}, settings.teach.seed, settings)
     fresh = roles.weights(STUDENT)
     written = []
@@ -82,10 +86,12 @@ def teach(
         effect = collection.effect(name)
         roles.load(STUDENT, fresh)
         sources, answers = read_pairs(collection, effect, settings)
-        prompt = encode_for_photos(backbone, [effect.teacher_prompt] * len(sources), sources)
+        shown = read_references(collection, effect, backbone, settings)
+        prompt = encode_for_photos(backbone, [effect.teacher_prompt] * len(sources), sources, shown)
+        references = [backbone.encode_image(image) for image in shown]
         x, y = backbone.encode_image(sources), backbone.encode_image(answers)
         backbone.release_encoders()
-        teaching = Teaching(backbone, roles, x, y, prompt, settings)
+        teaching = Teaching(backbone, roles, x, y, prompt, settings, references)
 
         def report(done: int, total: int, metrics: dict[str, float], name: str = name) -> None:
             progress(name, done, total, metrics)
@@ -160,7 +166,7 @@ def targets(
     """
     collection = open_collection(collection)
     session = Session(collection, resolve_settings(collection, overrides or {}), with_critics=False)
-    streams = session.make_targets(lambda what, done, total: progress(what, done, total, {}))
+    streams = session.make_targets(progress)
     counts = {data.name: data.targets[:, :, 0, 0, 0].numel() for data in streams.effects}
     return counts | {"general": len(streams.general.targets)}
 
@@ -183,9 +189,7 @@ def distill(
     settings = resolve_settings(collection, overrides or {})
     folder = collection.folder / "runs" / run
     session = Session(collection, settings, with_critics=True)
-    distillation = session.distillation(
-        lambda what, done, total: progress(f"targets {what}", done, total, {})
-    )
+    distillation = session.distillation(progress)
     if processes.is_main():
         write_json(folder / "settings.json", settings.model_dump(mode="json"))
     with Watch(distillation, folder) as watch:
@@ -195,9 +199,8 @@ def distill(
             progress("distill", done, total, metrics)
 
         train(distillation, folder, settings.distill.checkpoint_every, resume, report)
-    if processes.is_main():
-        session.write_result(distillation, folder / collection.result.name)
-        session.write_result(distillation, collection.result)
+    for path in (folder / collection.result.name, collection.result):
+        session.write_result(distillation, path)
     processes.barrier()
     return collection.result
 

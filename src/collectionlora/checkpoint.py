@@ -1,4 +1,7 @@
-"""Checkpoints of a run: safetensors with the step in the header, written whole, the last few kept."""
+"""Checkpoints of a run: safetensors with the step in the header, written whole, the last few kept.
+
+Files hold whole tensors, whoever held which shard of them, so that any number of processes can go on.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.optim import Optimizer
 
+from collectionlora import processes
 from collectionlora.files import write_tensors
 
 KEPT = 2
@@ -22,19 +26,31 @@ def optimizer_tensors(name: str, optimizer: Optimizer) -> dict[str, Tensor]:
 
 
 def load_optimizer(name: str, optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Put back what `optimizer_tensors` took."""
+    """Put back what `optimizer_tensors` took, whole; moments are sharded as their parameters are."""
+    parameters = optimizer.param_groups[0]["params"]
     state: dict[int, dict[str, Tensor]] = {}
     for path, tensor in tensors.items():
         if path.startswith(f"{name}."):
             index, key = path.removeprefix(f"{name}.").split(".")
-            state.setdefault(int(index), {})[key] = tensor
+            moment = tensor if key == "step" else processes.shard_like(tensor, parameters[int(index)])
+            state.setdefault(int(index), {})[key] = moment
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
 def save_checkpoint(folder: Path, step: int, tensors: Mapping[str, Tensor]) -> None:
-    """Write `folder/step-00000042.safetensors`, the state BEFORE that step; drop all but the last ones."""
-    write_tensors(folder / f"step-{step:08d}.safetensors", tensors, {"step": str(step)})
+    """Write `folder/step-00000042.safetensors`, the state BEFORE that step; drop all but the last ones.
+
+    All processes call it, the main one writes; no device holds more than one gathered tensor at a time.
+    """
+    gathered = {}
+    for name, tensor in tensors.items():
+        whole = processes.whole(tensor)
+        if processes.is_main():
+            gathered[name] = whole.cpu()
+    if not processes.is_main():
+        return
+    write_tensors(folder / f"step-{step:08d}.safetensors", gathered, {"step": str(step)})
     for old in sorted(folder.glob("step-*.safetensors"))[:-KEPT]:
         old.unlink()
 

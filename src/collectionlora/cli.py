@@ -155,7 +155,10 @@ def plan(
     teacher_rank: Annotated[int | None, typer.Option(min=1, help="of the effects; default: --rank")] = None,
     photos: Annotated[int, typer.Option(min=1, help="of each effect")] = 20,
     devices: Annotated[int, typer.Option(min=1, help="how many GPUs")] = 1,
-    sharding: Annotated[str, typer.Option(help="ddp: each holds all; fsdp: each its share")] = "ddp",
+    sharding: Annotated[
+        str | None,
+        typer.Option(help="ddp: each holds all; fsdp: each its share; default: model.sharding"),
+    ] = None,
     overrides: Set = None,
     as_json: Json = False,
 ) -> None:
@@ -218,6 +221,9 @@ def edit(
     steps: Annotated[int | None, typer.Option(min=1, help="default: what the adapter was made for")] = None,
     seed: int = 0,
     strength: Annotated[float, typer.Option(min=0, max=1, help="0 is the photo, 1 the whole effect")] = 1.0,
+    reference: Annotated[
+        list[Path] | None, typer.Option(help="a reference image, for each that the effect was taught with")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Edit one photo, or all photos of a folder.
@@ -229,15 +235,17 @@ def edit(
     from collectionlora.editing import Editor
 
     effects = [effect, *(then or [])]
+    references = [read_photo(path) for path in reference or []]
     editor = Editor.load(collection)
-    editor.prompt(effects)
+    editor.prompt(effects, len(references))
     if photo.is_dir():
         pairs = [(p, out / p.relative_to(photo).with_suffix(".png")) for p in list_photos(photo)]
     else:
         pairs = [(photo, out)]
     with ProgressLine() as progress:
         for index, (source, destination) in enumerate(pairs):
-            write_photo(destination, editor.edit(read_photo(source), effects, seed, steps, strength))
+            made = editor.edit(read_photo(source), effects, seed, steps, strength, references)
+            write_photo(destination, made)
             progress("edit", index + 1, len(pairs), {})
     written = [str(destination) for _, destination in pairs]
     say(as_json, {"images": written}, "\n".join(f"wrote {path}" for path in written))

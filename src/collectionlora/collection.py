@@ -27,6 +27,7 @@ class Effect(Entry):
     teacher: str
     teacher_prompt: str = Field(min_length=1, max_length=2000)
     photos: str
+    references: tuple[str, ...] = ()  # images that are shown beside every photo
     student_prompt: str | None = Field(None, min_length=1, max_length=2000)
     criteria: str | None = None
     truth: str | None = None  # for `bench`: a procedural effect, a folder of true images, or "none"
@@ -142,6 +143,9 @@ class Collection:
 
     def photo_paths(self, effect: Effect) -> list[Path]:
         return list_photos(self.path(effect.photos, f"effects.{effect.name}.photos"))
+
+    def reference_paths(self, effect: Effect) -> list[Path]:
+        return [self.path(file, f"effects.{effect.name}.references") for file in effect.references]
 
     def pairs_folder(self, effect: Effect) -> Path:
         return self.folder / "pairs" / effect.name

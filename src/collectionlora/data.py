@@ -70,6 +70,12 @@ def resize(photo: Photo, size: tuple[int, int]) -> Photo:
     return np.asarray(Image.fromarray(photo).resize((size[1], size[0]), Image.Resampling.LANCZOS))
 
 
+def fit(photo: Photo, resolution: int, multiple: int) -> Tensor:
+    """A photo as a network takes it: an image in [0, 1] of its `working_size`, `[1, 3, height, width]`."""
+    height, width = photo.shape[:2]
+    return to_images([resize(photo, working_size(height, width, resolution, multiple))])
+
+
 def to_images(photos: Sequence[Photo]) -> Tensor:
     """Photos of one size to images in [0, 1], `[B, 3, H, W]`."""
     return torch.from_numpy(np.stack(photos)).permute(0, 3, 1, 2).float() / 255

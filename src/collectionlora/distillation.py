@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.utils import clip_grad_norm_
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import AdamW
 
 from collectionlora import processes
@@ -67,14 +67,20 @@ class Distillation:
     ):
         self.backbone, self.roles, self.teachers, self.streams = backbone, roles, teachers, streams
         self.settings = settings
+        # Of whole tensors torch itself chooses whether to take many at once; of shards it never would.
+        self.foreach = True if settings.model.sharding == "fsdp" else None
         self.critics = [critic_role(n) for n in settings.distill.rollout_steps]
         self.optimizers = {STUDENT: self._optimizer(STUDENT, settings.student)}
         self.optimizers |= {critic: self._optimizer(critic, settings.critic) for critic in self.critics}
         self.ema = [p.detach().clone() for p in roles.parameters(STUDENT)]
 
     def _optimizer(self, role: str, settings: RoleSettings) -> AdamW:
-        weight_decay = self.settings.distill.weight_decay
-        return AdamW(self.roles.parameters(role), lr=settings.learning_rate, weight_decay=weight_decay)
+        return AdamW(
+            self.roles.parameters(role),
+            lr=settings.learning_rate,
+            weight_decay=self.settings.distill.weight_decay,
+            foreach=self.foreach,
+        )
 
     @property
     def num_steps(self) -> int:
@@ -91,6 +97,16 @@ class Distillation:
         draw = self.streams.mixed_batch if self.mixes(step) else self.streams.batch
         match = self.settings.match
         return draw(step, size=match.batch_size if step < match.updates else None)
+
+    def verify(self) -> None:
+        """Prove on the first batch that no role leaks into another; costs less than a step, changes nothing.
+
+        Raises:
+            UserError: switching roles does not work with the installed versions.
+        """
+        batch = self.streams.batch(0)
+        noise = noise_like(batch.target, self.streams.generator(0))
+        self.roles.verify(lambda: Denoiser(self.backbone, batch.student).velocity(noise, 1.0))
 
     def __call__(self, step: int) -> dict[str, float]:
         """Take one step and return its losses and gradient norms by name."""
@@ -120,7 +136,9 @@ class Distillation:
                 velocity_teacher = self._teacher(batch).velocity(x_sigma, sigma)
             loss = velocity_matching_loss(velocity, velocity_teacher)
         norm = self._update(STUDENT, loss, self.settings.match.learning_rate, progress)
-        torch._foreach_copy_(self.ema, list[Tensor](self.roles.parameters(STUDENT)))
+        with torch.no_grad():
+            for average, parameter in zip(self.ema, self.roles.parameters(STUDENT), strict=True):
+                average.copy_(parameter)
         return {"match": loss.item(), "student_grad_norm": norm}
 
     def distill(
@@ -185,7 +203,8 @@ class Distillation:
             [batch.target.new_zeros(()), *(weights[n] * loss for n, loss in losses.items())]
         ).sum()
         norm = self._update(STUDENT, total, self.settings.student.learning_rate, progress)
-        torch._foreach_lerp_(self.ema, list[Tensor](self.roles.parameters(STUDENT)), 1 - distill.ema)
+        with torch.no_grad():
+            torch._foreach_lerp_(self.ema, list[Tensor](self.roles.parameters(STUDENT)), 1 - distill.ema)
         return {name: loss.item() for name, loss in losses.items()} | {"student_grad_norm": norm}
 
     def student_on_policy(self, batch: Batch, simulation: Simulation, generator: torch.Generator) -> Tensor:
@@ -248,7 +267,7 @@ class Distillation:
         return {"critic": loss.item(), "critic_grad_norm": norm}
 
     def tensors(self) -> dict[str, Tensor]:
-        """Roles, moving average and optimizer states: all that a resume needs."""
+        """Roles, moving average and optimizer states: all that a resume needs, sharded as it is held."""
         tensors = {f"ema.{i}": tensor for i, tensor in enumerate(self.ema)}
         for role, optimizer in self.optimizers.items():
             parameters = self.roles.parameters(role)
@@ -258,17 +277,19 @@ class Distillation:
 
     @torch.no_grad()
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Go back to what `tensors` returned."""
-        for i, average in enumerate(self.ema):
-            average.copy_(tensors[f"ema.{i}"])
+        """Go back to what `tensors` returned, given whole."""
+        held = {f"ema.{i}": average for i, average in enumerate(self.ema)}
+        for role in self.optimizers:
+            held |= {f"{role}.{i}": p for i, p in enumerate(self.roles.parameters(role))}
+        for name, tensor in held.items():
+            tensor.copy_(processes.shard_like(tensors[name], tensor))
         for role, optimizer in self.optimizers.items():
-            for i, parameter in enumerate(self.roles.parameters(role)):
-                parameter.copy_(tensors[f"{role}.{i}"])
             load_optimizer(f"{role}.optimizer", optimizer, tensors)
 
     def student_weights(self) -> LoraWeights:
-        """The finished LoRA: the student's moving average."""
-        pairs = zip(self.ema[0::2], self.ema[1::2], strict=True)
+        """The finished LoRA: the student's moving average, whole; all processes must call it."""
+        average = [processes.whole(tensor) for tensor in self.ema]
+        pairs = zip(average[0::2], average[1::2], strict=True)
         return dict(zip(self.roles.layers, pairs, strict=True))
 
     def _update(self, role: str, loss: Tensor, learning_rate: float, progress: float) -> float:
@@ -284,7 +305,9 @@ class Distillation:
             loss.backward()
         parameters = self.roles.parameters(role)
         processes.average_gradients(parameters)
-        norm = clip_grad_norm_(parameters, distill.max_grad_norm)
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        norm = processes.whole(get_total_norm(gradients, foreach=self.foreach))
+        clip_grads_with_norm_(parameters, distill.max_grad_norm, norm, foreach=self.foreach)
         optimizer.step()
         return norm.item()
 

@@ -5,7 +5,7 @@ effect with probability `add.new_ratio` and replays a kept one otherwise; the ge
 """
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,10 @@ from collectionlora.config import Settings, changed
 from collectionlora.errors import UserError
 from collectionlora.files import write_text, written_whole
 from collectionlora.manifest_editing import add_effect, drop_effects
+from collectionlora.progress import Progress
 from collectionlora.session import Session, resolve_settings
 from collectionlora.target_making import fingerprint
 from collectionlora.trainer import train
-
-Progress = Callable[[str, int, int, dict[str, float]], None]  # (what, done, in all, metrics)
 
 
 def backup_path(collection: Collection) -> Path:
@@ -81,7 +80,7 @@ def add(
     updates = {"match": {"updates": settings.add.match_updates}}
     settings = changed(settings, **updates, distill={"student_updates": settings.add.student_updates})
     session = start_session(collection.only(chosen), settings, path, lora, recipe)
-    run = session.distillation(lambda what, done, total: progress(f"targets {what}", done, total, {}))
+    run = session.distillation(progress)
     run.streams.favour(names, settings.add.new_ratio)
     folder = collection.folder / "runs" / f"add-{fingerprint(path, settings, chosen)}"
 
@@ -147,6 +146,8 @@ def remove(collection: Collection, names: Sequence[str]) -> list[str]:
     Collection.parse(collection.folder, text)
     if lora and recipe:
         fewer = {name: prompt for name, prompt in held.items() if name not in names}
-        write_adapter(path, lora.weights, recipe.model_copy(update={"effects": fewer}))
+        references = {name: count for name, count in recipe.references.items() if name in fewer}
+        update = {"effects": fewer, "references": references}
+        write_adapter(path, lora.weights, recipe.model_copy(update=update))
     write_text(place, text)
     return left

@@ -24,6 +24,7 @@ EFFECT = """\
     teacher_prompt: {prompt}    # what this LoRA was trained with
     photos: photos/{name}       # about 20 photos, no edited ones needed
     # student_prompt: written by `prompts` unless you give one here
+    # references: [look.png]    # shown beside every photo, where the base reads several images
 """
 FOOTER = """\
 general:                        # keeps the base's ordinary abilities

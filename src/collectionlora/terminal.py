@@ -141,6 +141,7 @@ def plan_table(base: str, result: dict[str, Any]) -> Table:
         "activations and workspace": "activation_bytes",
         "blocks gathered": "gathered_bytes",
         "each device": "total_bytes_per_device",
+        "before it is sharded: base and LoRAs": "start_bytes",
         "while prompts are encoded": "encoding_bytes",
         "each device, with three bases as in the reference": "reference_layout_bytes",
         "host: teachers": "teacher_library_bytes",

@@ -31,6 +31,10 @@ class Step(Protocol):
     @property
     def num_steps(self) -> int: ...
 
+    def verify(self) -> None:
+        """Refuse to start if the step would train the wrong thing; cheaper than a step."""
+        ...
+
     def __call__(self, step: int) -> dict[str, float]:
         """Take one step; returns what to log by name."""
         ...
@@ -46,7 +50,7 @@ class Interrupted(Exception):
     """The user stopped a run; its state is saved."""
 
 
-Progress = Callable[[int, int, dict[str, float]], None]  # (steps done, steps in all, metrics)
+StepProgress = Callable[[int, int, dict[str, float]], None]  # (steps done, steps in all, metrics)
 
 
 @contextmanager
@@ -68,12 +72,14 @@ def stop_requested() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
-def train(step: Step, folder: Path, checkpoint_every: int, resume: bool, progress: Progress) -> None:
+def train(step: Step, folder: Path, checkpoint_every: int, resume: bool, progress: StepProgress) -> None:
     """Take all steps of a run, from its newest checkpoint if `resume`.
 
     Raises:
         Interrupted: the user stopped it; the state is saved in `folder`.
+        UserError: the step proves to be broken, before anything is written.
     """
+    step.verify()
     checkpoints = folder / "checkpoints"
     found = latest_checkpoint(checkpoints) if resume else None
     first = 0
@@ -89,7 +95,7 @@ def train(step: Step, folder: Path, checkpoint_every: int, resume: bool, progres
             # In every process: a preview of a sharded base takes all of them.
             progress(number + 1, step.num_steps, metrics)
             due = stopping or last or (number + 1) % checkpoint_every == 0
-            if due and processes.is_main():
+            if due:
                 save_checkpoint(checkpoints, number + 1, step.tensors())
             if stopping and not last:
                 processes.barrier()

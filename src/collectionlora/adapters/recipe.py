@@ -14,7 +14,10 @@ KEY = "collectionlora"
 
 
 class Recipe(BaseModel):
-    """Base and how it is held, sampling, and the student prompt of each effect by name."""
+    """Base and how it is held, sampling, and the student prompt of each effect by name.
+
+    `references` says how many reference images an effect was taught beside the photo, where it is not 0.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -24,6 +27,7 @@ class Recipe(BaseModel):
     shift: float
     resolution: int
     effects: dict[str, str]
+    references: dict[str, int] = {}
     version: str
 
 

@@ -86,6 +86,15 @@ def block_stacks(base: str) -> dict[str, int]:
     return {name: config[name] for name in ("num_layers", "num_single_layers") if name in config}
 
 
+def reads_references(base: str) -> bool:
+    """Whether a base reads reference images beside the photo.
+
+    Raises:
+        UserError: no such base.
+    """
+    return base != NANO and diffusers_class(base)[0].reads_references
+
+
 def recommended_settings(base: str) -> dict[str, dict[str, Any]]:
     """Settings in which a base differs from the paper's recipe; they lie under the manifest's own.
 

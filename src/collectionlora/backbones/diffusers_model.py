@@ -101,6 +101,7 @@ class DiffusersBackbone(Backbone):
     lora_roots: ClassVar[tuple[str, ...]]
     prompts_see_photos = False
     fuses_lora = False
+    reads_references: ClassVar[bool] = False  # several images, not the photo alone
     side_multiple = 16
 
     def __init__(self, base: str, settings: ModelSettings):

@@ -24,7 +24,7 @@ from collectionlora.collection import Collection
 from collectionlora.config import BenchSettings, LogSettings, Settings, VlmSettings
 from collectionlora.data import Photo
 from collectionlora.editing import Editor
-from collectionlora.effectbench.baselines import BASELINES, Baselines, Progress
+from collectionlora.effectbench.baselines import BASELINES, Baselines
 from collectionlora.effectbench.bench import (
     GENERAL,
     Cases,
@@ -42,6 +42,7 @@ from collectionlora.effectbench.scoring import score
 from collectionlora.effectbench.truths import Truths
 from collectionlora.errors import UserError
 from collectionlora.files import write_tensors
+from collectionlora.progress import Progress
 from collectionlora.prompt_writing import find_pairs
 from collectionlora.session import Session
 from collectionlora.target_making import fingerprint
@@ -80,7 +81,7 @@ class MethodMaker:
             return replace(method, num_bytes=sum(path.stat().st_size for path in files))
         path = self.adapter(name)
         editor = Editor.load(path)
-        method = student_method(editor, steps or editor.recipe.steps, role)
+        method = student_method(editor, steps or editor.recipe.steps, self.session.references, role)
         return replace(method, num_bytes=path.stat().st_size)
 
     def adapter(self, name: str) -> Path:
@@ -101,7 +102,8 @@ class MethodMaker:
         shown += [edit.source.tobytes() + edit.instruction.encode() for edit in cases.edits]
         others = {"bench": BenchSettings(), "log": LogSettings(), "vlm": VlmSettings()}
         drawing = self.settings.model_copy(update=others)
-        parts: list[Any] = [drawing, cases.seeds, *shown]
+        references = [path for e in self.collection.effects for path in self.collection.reference_paths(e)]
+        parts: list[Any] = [drawing, cases.seeds, *shown, *references]
         if split_steps(name)[0] == TEACHER and effect != GENERAL:
             chosen = self.collection.effect(effect)
             return fingerprint(self.collection.teacher_path(chosen), chosen.teacher_prompt, *parts)

@@ -25,7 +25,8 @@ class Studio:
     def __init__(self, place: Path, batch_size: int):
         self.place, self.editor = place, Editor.load(place)
         self.recipe = self.editor.recipe
-        self.effects = list(self.recipe.effects)
+        # Those with reference images are for `edit`: the page has no place to give them.
+        self.effects = [name for name in self.recipe.effects if name not in self.recipe.references]
         self.batcher = Batcher(self.editor, batch_size)
 
     def submit(
