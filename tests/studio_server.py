@@ -12,7 +12,7 @@ from collectionlora.adapters.recipe import Recipe, write_adapter
 from collectionlora.adapters.roles import STUDENT, Roles
 from collectionlora.backbones.nano import NanoBackbone
 
-USER, PASSWORD = "ada", "lovelace:1"
+USER, PASSWORD = "ada", "lovelace:1"  # pragma: allowlist secret
 EFFECTS = {
     "green": "<green_bodogi> tint the photo green",
     "warm": "<warm_nuvaka> make the photo warmer",
