@@ -16,7 +16,7 @@ FLOORS = [
     {"target_making", "prompt_writing", "distillation", "teaching", "trainer", "editing", "exporting"},
     {
         *("session", "checking", "manifest_template", "manifest_editing", "growing", "effectbench"),
-        *("planning", "advising", "watching"),
+        *("planning", "advising", "watching", "inputs"),
     },
     {"api", "studio", "terminal"},
     {"demo"},

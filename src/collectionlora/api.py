@@ -1,6 +1,7 @@
 """The verbs as functions: what the command line calls, and what `import collectionlora` offers."""
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from collectionlora.effectbench.running import DEFAULT_METHODS, run_bench
 from collectionlora.errors import UserError
 from collectionlora.exporting import export
 from collectionlora.files import write_json
+from collectionlora.inputs import distillation_inputs, record_inputs
 from collectionlora.planning import plan
 from collectionlora.progress import Progress, ignore
 from collectionlora.prompt_writing import PromptWriter
@@ -97,6 +99,7 @@ def teach(
             progress(name, done, total, metrics)
 
         folder = collection.folder / "runs" / f"teach-{name}"
+        record_inputs(folder, collection, chain.from_iterable(collection.pair_paths(effect)))
         train(teaching, folder, settings.distill.checkpoint_every, resume, report)
         path = collection.teacher_path(effect)
         write_lora(path, teaching.weights(), {"teacher_prompt": effect.teacher_prompt})
@@ -192,6 +195,7 @@ def distill(
     distillation = session.distillation(progress)
     if processes.is_main():
         write_json(folder / "settings.json", settings.model_dump(mode="json"))
+        record_inputs(folder, collection, distillation_inputs(collection))
     with Watch(distillation, folder) as watch:
 
         def report(done: int, total: int, metrics: dict[str, float]) -> None:

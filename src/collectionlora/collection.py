@@ -13,6 +13,7 @@ from collectionlora.errors import UserError
 
 MANIFEST = "collection.yaml"
 RESULT = "collection.safetensors"
+NAME = r"^[a-z0-9]+(-[a-z0-9]+)*$"  # of an effect; files are named after it
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
 
@@ -23,7 +24,7 @@ class Entry(BaseModel):
 class Effect(Entry):
     """One effect of the manifest; paths are relative to the collection's folder."""
 
-    name: str = Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$", max_length=64)
+    name: str = Field(pattern=NAME, max_length=64)
     teacher: str
     teacher_prompt: str = Field(min_length=1, max_length=2000)
     photos: str

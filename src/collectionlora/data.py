@@ -13,6 +13,8 @@ from collectionlora.errors import UserError
 from collectionlora.files import written_whole
 
 MOST_PIXELS = 200_000_000
+# Whatever the name of a file says. Pillow reads more, some by programs that it starts (EPS: Ghostscript).
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 Photo = NDArray[np.uint8]  # [H, W, 3]
 
 
@@ -23,7 +25,7 @@ def read_photo(path: Path, most_pixels: int = MOST_PIXELS) -> Photo:
         UserError: missing, not an image, damaged, or too large.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             if image.width * image.height > most_pixels:
                 size = f"{image.width} x {image.height}"
                 raise UserError(path, "", f"has {size} pixels", f"keep it under {most_pixels:,} pixels")

@@ -12,7 +12,7 @@ for several schedule lengths has one critic for each: one critic for all sees th
 then drift apart under a mixture that still looks right.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -45,6 +45,15 @@ class Simulation:
     sigmas: Tensor
     states: list[Tensor]
     image: Tensor
+
+
+@dataclass(frozen=True)
+class Judges:
+    """Critic (in its `role`) and teacher on one batch: their conditions are read once for all losses."""
+
+    role: str
+    critic: Denoiser
+    teacher: Denoiser
 
 
 class Distillation:
@@ -135,7 +144,7 @@ class Distillation:
             with torch.no_grad(), self.teachers.use(batch.effect):
                 velocity_teacher = self._teacher(batch).velocity(x_sigma, sigma)
             loss = velocity_matching_loss(velocity, velocity_teacher)
-        norm = self._update(STUDENT, loss, self.settings.match.learning_rate, progress)
+        norm = self._update(STUDENT, [loss], self.settings.match.learning_rate, progress)
         with torch.no_grad():
             for average, parameter in zip(self.ema, self.roles.parameters(STUDENT), strict=True):
                 average.copy_(parameter)
@@ -178,34 +187,41 @@ class Distillation:
     def update_student(
         self, batch: Batch, simulation: Simulation, critic: str, generator: torch.Generator, progress: float
     ) -> dict[str, float]:
-        """One student update by the coarse-to-fine objective; a weight of 0 saves that loss's forwards."""
-        distill = self.settings.distill
-        weights = {"backward": distill.backward_weight.at(progress)}
-        if batch.effect is not None:
-            weights["target"] = distill.target_weight.at(progress)
-            weights["anchor"] = distill.anchor_weight.at(progress)
+        """One student update by the coarse-to-fine objective.
 
-        losses = {}
-        if weights["backward"] > 0:
+        The gradient of each loss is taken before the next one is made, so that one graph lives at a time.
+        """
+        losses: dict[str, float] = {}
+
+        def weighted() -> Iterator[Tensor]:
+            for name, weight, loss in self.student_losses(batch, simulation, critic, generator, progress):
+                losses[name] = loss.item()
+                yield weight * loss
+
+        norm = self._update(STUDENT, weighted(), self.settings.student.learning_rate, progress)
+        with torch.no_grad():
+            parameters = list[Tensor](self.roles.parameters(STUDENT))
+            torch._foreach_lerp_(self.ema, parameters, 1 - self.settings.distill.ema)
+        return losses | {"student_grad_norm": norm}
+
+    def student_losses(
+        self, batch: Batch, simulation: Simulation, critic: str, generator: torch.Generator, progress: float
+    ) -> Iterator[tuple[str, float, Tensor]]:
+        """Name, weight and value of each loss of the objective; a weight of 0 saves that loss's forwards."""
+        distill = self.settings.distill
+        judges = self._judges(batch, critic)
+        if (weight := distill.backward_weight.at(progress)) > 0:
             x0 = self.student_on_policy(batch, simulation, generator)
             u = self._draw_uniform(len(x0), generator)
-            losses["backward"] = self.distribution_matching(x0, batch, critic, u, generator)
-        if batch.effect is not None:
-            u = self._draw_uniform(len(batch.target), generator, lowest=0.5)
-            if weights["target"] > 0:
-                x0 = self.student_on_target(batch, simulation.sigmas, generator)
-                losses["target"] = self.distribution_matching(x0, batch, critic, u, generator)
-            if weights["anchor"] > 0:
-                losses["anchor"] = self.anchor(batch, u, generator)
-
-        # Without a loss here the total is a constant: another process may have one, and this one joins it.
-        total = torch.stack(
-            [batch.target.new_zeros(()), *(weights[n] * loss for n, loss in losses.items())]
-        ).sum()
-        norm = self._update(STUDENT, total, self.settings.student.learning_rate, progress)
-        with torch.no_grad():
-            torch._foreach_lerp_(self.ema, list[Tensor](self.roles.parameters(STUDENT)), 1 - distill.ema)
-        return {name: loss.item() for name, loss in losses.items()} | {"student_grad_norm": norm}
+            yield "backward", weight, self.distribution_matching(x0, batch, judges, u, generator)
+        if batch.effect is None:
+            return
+        u = self._draw_uniform(len(batch.target), generator, lowest=0.5)
+        if (weight := distill.target_weight.at(progress)) > 0:
+            x0 = self.student_on_target(batch, simulation.sigmas, generator)
+            yield "target", weight, self.distribution_matching(x0, batch, judges, u, generator)
+        if (weight := distill.anchor_weight.at(progress)) > 0:
+            yield "anchor", weight, self.anchor(batch, u, generator)
 
     def student_on_policy(self, batch: Batch, simulation: Simulation, generator: torch.Generator) -> Tensor:
         """L_BS's image: the student's x0 at a random step of its own trajectory; gradient in that step."""
@@ -241,16 +257,16 @@ class Distillation:
         return flow_matching_loss(velocity, batch.target, noise)
 
     def distribution_matching(
-        self, x0: Tensor, batch: Batch, critic: str, u: Tensor, generator: torch.Generator
+        self, x0: Tensor, batch: Batch, judges: Judges, u: Tensor, generator: torch.Generator
     ) -> Tensor:
         """DMD loss of student images `x0`, renoised to `shift(u)`; teacher and critic without gradient."""
         sigma = self._shift(u)
         with torch.no_grad():
             x_sigma = add_noise(x0, noise_like(x0, generator), sigma)
-            with self.roles.frozen(critic):
-                x0_critic = Denoiser(self.backbone, batch.student).x0(x_sigma, sigma)
+            with self.roles.frozen(judges.role):
+                x0_critic = judges.critic.x0(x_sigma, sigma)
             with self.teachers.use(batch.effect):
-                x0_teacher = self._teacher(batch).x0(x_sigma, sigma)
+                x0_teacher = judges.teacher.x0(x_sigma, sigma)
         return dmd_loss(x0, x0_critic, x0_teacher)
 
     def update_critic(
@@ -263,7 +279,7 @@ class Distillation:
             denoiser = Denoiser(self.backbone, batch.student)
             velocity = denoiser.velocity(add_noise(image, noise, sigma), sigma)
         loss = flow_matching_loss(velocity, image, noise)
-        norm = self._update(critic, loss, self.settings.critic.learning_rate, progress)
+        norm = self._update(critic, [loss], self.settings.critic.learning_rate, progress)
         return {"critic": loss.item(), "critic_grad_norm": norm}
 
     def tensors(self) -> dict[str, Tensor]:
@@ -292,17 +308,18 @@ class Distillation:
         pairs = zip(average[0::2], average[1::2], strict=True)
         return dict(zip(self.roles.layers, pairs, strict=True))
 
-    def _update(self, role: str, loss: Tensor, learning_rate: float, progress: float) -> float:
-        """Backward, average over processes, clip, one optimizer step of one role.
+    def _update(self, role: str, losses: Iterable[Tensor], learning_rate: float, progress: float) -> float:
+        """Add up gradients, average them over processes, clip, one optimizer step of one role.
 
-        The rate falls over the phase's last share.
+        Without any loss here another process may have one, and this one joins it. The rate falls over the
+        phase's last share.
         """
         distill, optimizer = self.settings.distill, self.optimizers[role]
         remaining = (1 - progress) / distill.decay_ratio if distill.decay_ratio else 1.0
         optimizer.param_groups[0]["lr"] = learning_rate * min(1.0, remaining)
         optimizer.zero_grad()
-        if loss.requires_grad:
-            loss.backward()
+        for loss in losses:
+            self._backward(loss)
         parameters = self.roles.parameters(role)
         processes.average_gradients(parameters)
         gradients = [p.grad for p in parameters if p.grad is not None]
@@ -310,6 +327,16 @@ class Distillation:
         clip_grads_with_norm_(parameters, distill.max_grad_norm, norm, foreach=self.foreach)
         optimizer.step()
         return norm.item()
+
+    def _backward(self, loss: Tensor) -> None:
+        loss.backward()
+
+    @torch.no_grad()
+    def _judges(self, batch: Batch, critic: str) -> Judges:
+        with self.roles.frozen(critic):
+            denoiser = Denoiser(self.backbone, batch.student)
+        with self.teachers.use(batch.effect):
+            return Judges(critic, denoiser, self._teacher(batch))
 
     def _teacher(self, batch: Batch) -> Denoiser:
         guidance_scale = self.settings.targets.guidance_scale

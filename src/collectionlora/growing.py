@@ -17,6 +17,7 @@ from collectionlora.collection import MANIFEST, Collection
 from collectionlora.config import Settings, changed
 from collectionlora.errors import UserError
 from collectionlora.files import write_text, written_whole
+from collectionlora.inputs import distillation_inputs, record_inputs
 from collectionlora.manifest_editing import add_effect, drop_effects
 from collectionlora.progress import Progress
 from collectionlora.session import Session, resolve_settings
@@ -83,6 +84,7 @@ def add(
     run = session.distillation(progress)
     run.streams.favour(names, settings.add.new_ratio)
     folder = collection.folder / "runs" / f"add-{fingerprint(path, settings, chosen)}"
+    record_inputs(folder, collection, [path, *distillation_inputs(collection.only(chosen))])
 
     def report(done: int, total: int, metrics: dict[str, float]) -> None:
         progress("add", done, total, metrics)

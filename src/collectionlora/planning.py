@@ -155,13 +155,13 @@ def gathered_bytes(network: nn.Module, weights: int, gradient: int) -> int:
 
 
 class TalliedRun(Distillation):
-    """A run in which each update is a phase of a tally."""
+    """A run in which each backward is a phase of a tally."""
 
     tally: MemoryTally
 
-    def _update(self, role: str, loss: Tensor, learning_rate: float, progress: float) -> float:
+    def _backward(self, loss: Tensor) -> None:
         self.tally.begin_phase()
-        return super()._update(role, loss, learning_rate, progress)
+        super()._backward(loss)
 
 
 def empty_run(request: Request, backbone: Backbone, tally: MemoryTally) -> tuple[TalliedRun, Batch]:

@@ -36,7 +36,11 @@ def fingerprint(*parts: Any) -> str:
     """A short hash of values, and of the contents of files."""
     digest = hashlib.sha256()
     for part in parts:
-        digest.update(part.read_bytes() if isinstance(part, Path) else repr(part).encode())
+        if isinstance(part, Path):
+            with part.open("rb") as file:  # a teacher may be larger than what memory is left
+                hashlib.file_digest(file, lambda: digest)
+        else:
+            digest.update(repr(part).encode())
         digest.update(b"\0")
     return digest.hexdigest()[:16]
 

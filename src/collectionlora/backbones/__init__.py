@@ -1,6 +1,7 @@
 """The models behind the method; this file is the only place that knows their names."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,6 +30,21 @@ def load_backbone(base: str, settings: ModelSettings) -> Backbone:
 
     check_nano_settings(settings)
     return NanoBackbone.load()
+
+
+def base_files(base: str) -> tuple[Path, list[Path]]:
+    """The folder that a base is read from, and the files in it.
+
+    Raises:
+        UserError: no such base, or it is not on this machine yet.
+    """
+    if base == NANO:
+        from collectionlora.backbones.nano import WEIGHTS
+
+        return WEIGHTS.parent, [WEIGHTS]
+    from collectionlora.backbones.diffusers_model import model_files
+
+    return model_files(base)
 
 
 def check_nano_settings(settings: ModelSettings) -> None:
@@ -129,7 +145,7 @@ def diffusers_class(base: str) -> tuple[type["DiffusersBackbone"], dict[str, Any
         "Flux2KleinPipeline": flux2.Flux2Klein,
     }
     pipeline_config = diffusers_model.read_pipeline_config(base)
-    name = pipeline_config.get("_class_name")
+    name = str(pipeline_config.get("_class_name"))  # a custom pipeline's is a pair, and never loaded
     if name not in families:
         mend = f"use nano or a pipeline of {', '.join(families)}"
         raise UserError(MANIFEST, "base", f"{base!r} is a {name}, which is not supported", mend)

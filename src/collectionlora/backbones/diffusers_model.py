@@ -20,6 +20,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
+from huggingface_hub import snapshot_download
 from torch import Tensor, nn
 
 from collectionlora.backbones.base import Backbone
@@ -73,6 +74,21 @@ def read_pipeline_config(base: str) -> dict[str, Any]:
         return {"_class_name": known.pipeline}
     with opening(base):
         return DiffusionPipeline.load_config(**locate(base))
+
+
+def model_files(base: str) -> tuple[Path, list[Path]]:
+    """A model's folder on this machine, for one of the hub that of its commit, and the files in it.
+
+    Raises:
+        UserError: it is not on this machine.
+    """
+    folder, where = Path(base), locate(base)
+    if not folder.is_dir():
+        name = where.pop("pretrained_model_name_or_path")
+        with opening(base):
+            folder = Path(snapshot_download(name, **where, local_files_only=True))
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    return folder, [path for path in files if not any(p[0] == "." for p in path.relative_to(folder).parts)]
 
 
 def pack(latents: Tensor) -> Tensor:

@@ -37,6 +37,9 @@ def studio(
     # Gradio calls home for these unless told otherwise, and it reads them when it is imported.
     os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
     try:
+        from starlette.middleware import Middleware
+
+        from collectionlora.studio.guard import SameSite
         from collectionlora.studio.page import STYLE, build_page
     except ImportError as error:
         mend = "install it: pip install 'collectionlora[studio]'"
@@ -59,6 +62,7 @@ def studio(
             ssr_mode=False,
             footer_links=["api"],
             prevent_thread_lock=True,
+            app_kwargs={"middleware": [Middleware(SameSite, local_only=not accounts)]},
         )
     except OSError as error:
         raise UserError("", "--port", f"cannot listen on {host}:{port} ({error})", "try --port 0") from None
