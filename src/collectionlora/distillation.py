@@ -86,6 +86,13 @@ class Distillation:
         match = self.settings.match
         return step < match.updates and match.loss == "flow"
 
+    def describe(self, step: int) -> str:
+        """The stream of a step, and its effect if it learns a single one."""
+        if self.mixes(step):
+            return "all streams mixed"
+        effect = self.streams.effect_at(step)
+        return "general stream" if effect is None else f"effect stream, effect {effect}"
+
     def __call__(self, step: int) -> dict[str, float]:
         """Take one step and return its losses and gradient norms by name."""
         batch = self.streams.mixed_batch(step) if self.mixes(step) else self.streams.batch(step)

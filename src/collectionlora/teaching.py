@@ -21,12 +21,14 @@ class Teaching:
     """One effect's training run; a step is a pure function of the LoRA and the step's number.
 
     Args:
+        effect: its name.
         sources, targets: the pairs' latents, `[N, C, H, W]`.
         prompt: the teacher prompt, a batch of 1, or of N where the base reads it together with the photo.
     """
 
     def __init__(
         self,
+        effect: str,
         backbone: Backbone,
         roles: Roles,
         sources: Tensor,
@@ -34,7 +36,7 @@ class Teaching:
         prompt: Prompt,
         settings: Settings,
     ):
-        self.backbone, self.roles, self.settings = backbone, roles, settings
+        self.effect, self.backbone, self.roles, self.settings = effect, backbone, roles, settings
         self.sources, self.targets, self.prompt = sources, targets, prompt
         self.parameters = roles.parameters(STUDENT)
         self.optimizer = AdamW(self.parameters, lr=settings.teach.learning_rate, weight_decay=0.0)
@@ -42,6 +44,10 @@ class Teaching:
     @property
     def num_steps(self) -> int:
         return self.settings.teach.steps
+
+    def describe(self, step: int) -> str:
+        """All steps learn from the same pairs."""
+        return f"image pairs, effect {self.effect}"
 
     def __call__(self, step: int) -> dict[str, float]:
         teach = self.settings.teach

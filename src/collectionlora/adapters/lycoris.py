@@ -48,6 +48,8 @@ def rebuild(parts: Parts) -> Rebuilt:
             return loha(parts)
         if rest in lokr_layouts() and (not core or (core == {"lokr_t2"} and "lokr_w2_a" in rest)):
             return lokr(parts)
+    except torch.linalg.LinAlgError:
+        raise ValueError("holds values too large to be decomposed") from None
     except RuntimeError:  # torch's word for shapes that cannot be multiplied
         raise ValueError(f"holds shapes that do not fit together, {shapes}") from None
     if rest & LORA:

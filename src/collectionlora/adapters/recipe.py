@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from collectionlora.adapters.formats import LoraFile, read_lora, write_lora
 from collectionlora.adapters.roles import LoraWeights
@@ -20,10 +20,10 @@ class Recipe(BaseModel):
 
     base: str
     model: ModelSettings = ModelSettings()
-    steps: int
-    shift: float
-    resolution: int
-    effects: dict[str, str]
+    steps: int = Field(ge=1)
+    shift: float = Field(gt=0, allow_inf_nan=False)
+    resolution: int = Field(ge=8)
+    effects: dict[str, str] = Field(min_length=1)
     version: str
 
 
