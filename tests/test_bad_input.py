@@ -508,7 +508,8 @@ ARGUMENTS = {
     "an unknown method": (nothing, ["bench", "{}", "--methods", "best"], "'best' is no method; choose from"),
     "no earlier metrics": (nothing, ["bench", "{}", "--baseline", "{}/none.json"], "none.json: --baseline: "),
     "earlier metrics that are a list": (
-        raw("list.json", "[1]"), ["bench", "{}", "--baseline", "{}/list.json"], "list.json: --baseline: cannot",
+        raw("list.json", "[1]"), ["bench", "{}", "--baseline", "{}/list.json"],
+        "list.json: --baseline: cannot be read",
     ),
     "an open studio": (
         nothing, ["studio", "{}", "--host", "0.0.0.0"],

@@ -16,7 +16,7 @@ from collectionlora.collection import Collection
 from collectionlora.config import SettingsError, parse_overrides, resolve
 from collectionlora.errors import UserError
 
-QUICK = settings(max_examples=150, deadline=None, derandomize=True, database=None)
+QUICK = settings(max_examples=100, deadline=None, derandomize=True, database=None)
 PLACE = Path("mine")
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20) | st.dates()
 KEYS = ["base", "effects", "general", "settings", "name", "teacher", "teacher_prompt", "photos", "prompts"]
@@ -162,4 +162,4 @@ def test_damaged_files_are_read_whole_or_refused(tmp_path):
     counts, faults = fuzz(tmp_path, seed=0, most=800)
     assert not faults, [told for told, _ in faults]
     assert counts["refused"] > 400
-    assert counts["read"] > 20
+    assert counts["read"] >= 10

@@ -7,6 +7,7 @@ mend it (one line), 1 a fault of ours (traceback), 130 interrupted with the stat
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -295,6 +296,8 @@ def main() -> None:
     """The entry point: mendable faults are one line and exit code 2."""
     # peft imports it where it is installed, and it then tells every user of a CPU about a kernel of its own.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    # Pillow warns of photos that `read_photo` reads all the same, or refuses in its own words.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     run: Callable[[], None] = app
     try:
         run()
