@@ -51,7 +51,7 @@ def good_files():
 
 def mutate(content, rng):
     """One or a few kinds of damage."""
-    for _ in range(int(rng.integers(1, 4))):
+    for _ in range(int(rng.integers(1, 3))):
         content = DAMAGES[int(rng.integers(len(DAMAGES)))](content, rng)
     return content
 

@@ -121,7 +121,7 @@ class Life:
 def run_to_end(arguments, told, cold=False):
     """The seconds of an undisturbed run, which must succeed."""
     began = time.perf_counter()
-    code = Life(arguments, told, cold).wait(120)
+    code = Life(arguments, told, cold).wait(300)
     assert code == 0, told.read_text()
     return time.perf_counter() - began
 
@@ -154,7 +154,7 @@ def kill_until_done(arguments, folder, told, start, kills, rng, cold=False):
             moment, code = f"{after:.2f} s after its start", life.wait(after)
         else:
             wanted = num_lines(log) + int(rng.integers(1, 3))
-            code = life.wait(60, until=lambda wanted=wanted: num_lines(log) >= wanted)
+            code = life.wait(300, until=lambda wanted=wanted: num_lines(log) >= wanted)
             moment = f"{1000 * jitter:.0f} ms after the log's line {wanted}"
             code = life.wait(jitter)
         assert code is None, f"ended with {code} before it was killed: {told.read_text()}"

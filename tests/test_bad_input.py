@@ -271,6 +271,12 @@ LORAS = {
         lora(lambda tensors, _: {**tensors, "transformer.a.bias": torch.ones(2)}),
         *("transformer.a.bias", "replaces a weight, a bias or a norm", "without"),
     ),
+    "a DoRA magnitude that is one number": (
+        lora(
+            lambda tensors, down: {**tensors, down.replace("lora_A.weight", "dora_scale"): torch.tensor(1.0)}
+        ),
+        *("dora_scale", "is a magnitude []", SAME_BASE),
+    ),
     "an alpha of two numbers": (lora(with_alpha(torch.ones(2))), "alpha", "has shape [2]", "one number"),
     "an alpha without end": (
         lora(

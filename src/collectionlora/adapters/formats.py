@@ -190,7 +190,7 @@ def decompose(
         message = "is a DoRA magnitude, which means nothing without the base's weights"
         raise UserError(path, key, message, "merge it into a plain LoRA, or train a plain LoRA")
     # PEFT's are always of the outputs; LyCORIS says by the shape, [out, 1] or [1, in].
-    by_output = key.endswith("vector") or len(magnitude) == len(weight)
+    by_output = key.endswith("vector") or magnitude.shape[:1] == weight.shape[:1]
     if magnitude.numel() != weight.shape[0 if by_output else 1]:
         message = f"is a magnitude {list(magnitude.shape)} for a weight {list(weight.shape)}"
         raise UserError(path, key, message, "give a LoRA of this base")

@@ -71,11 +71,10 @@ def tucker(core: Tensor, rows: Tensor, columns: Tensor) -> Pair:
 def lora(parts: Parts) -> Rebuilt:
     """up @ down, or LoCon's up, mid, down."""
     down, up = parts["down"], parts["up"]
-    if "mid" in parts:
-        return Rebuilt("LoRA", tucker(parts["mid"], up, down), len(down))
-    if len(down) != up.shape[1]:
-        raise ValueError(f"its ranks {len(down)} and {up.shape[1]} differ")
-    return Rebuilt("LoRA", (down, up), len(down))
+    pair = tucker(parts["mid"], up, down) if "mid" in parts else (down, up)
+    if len(pair[0]) != up.shape[1]:
+        raise ValueError(f"its ranks {len(pair[0])} and {up.shape[1]} differ")
+    return Rebuilt("LoRA", pair, len(down))
 
 
 def loha(parts: Parts) -> Rebuilt:
