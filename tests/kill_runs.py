@@ -32,7 +32,7 @@ SETTINGS = {
     "match": {"updates": 3},
     "sampling": {"steps": 2},
     "distill": {
-        **{"student_updates": 12, "batch_size": 1, "student_update_every": 1, "rollout_steps": [2, 1]},
+        **{"student_updates": 15, "batch_size": 1, "student_update_every": 1, "rollout_steps": [2, 1]},
         "checkpoint_every": 1,
     },
     "log": {"tracker": "none", "preview_every": 100},
@@ -151,7 +151,10 @@ def kill_until_done(arguments, folder, told, start, kills, rng, cold=False):
     for number in range(1, kills + 1):
         life, after, jitter = Life(arguments, told, cold), rng.uniform(0, start), rng.uniform(0, 0.05)
         if rng.random() < 0.5:
-            moment, code = f"{after:.2f} s after its start", life.wait(after)
+            # Where the machine is faster than it was when `start` was measured, two steps are enough.
+            most = num_lines(log) + 2
+            code = life.wait(after, until=lambda most=most: num_lines(log) >= most)
+            moment = f"within {after:.2f} s of its start"
         else:
             wanted = num_lines(log) + int(rng.integers(1, 3))
             code = life.wait(300, until=lambda wanted=wanted: num_lines(log) >= wanted)

@@ -50,7 +50,7 @@ class Whole:
 @pytest.fixture(scope="module", params=["forked", pytest.param("cold", marks=pytest.mark.slow)])
 def undisturbed(request, copy):
     cold = request.param == "cold"
-    options, kills = (["--set", "distill.student_updates=37"], 20) if cold else ([], 6)
+    options, kills = (["--set", "distill.student_updates=43"], 20) if cold else ([], 6)
     folder = copy()
     told = folder.parent / "told"
     run_to_end(["--version"], told, cold)  # wakes the server
