@@ -1,6 +1,9 @@
 import json
 import os
 import signal
+import socket
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -203,3 +206,16 @@ def test_the_finished_lora_is_the_moving_average(world):
     assert any(not torch.equal(weights[m][1], live[m][1]) for m in weights)
     run.roles.load(STUDENT, weights)
     assert all(torch.equal(p, e) for p, e in zip(run.roles.parameters(STUDENT), run.ema, strict=True))
+
+
+def test_what_a_killed_process_left_half_written_is_removed_and_no_other(tmp_path):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    host = socket.gethostname()
+    abandoned = tmp_path / f".step-00000004.safetensors.{host}.{gone.pid}.partial"
+    alive = tmp_path / f".other.json.{host}.{os.getpid()}.partial"
+    elsewhere = tmp_path / f".other.json.elsewhere.{gone.pid}.partial"
+    for path in (abandoned, alive, elsewhere):
+        path.write_text("half")
+    save_checkpoint(tmp_path, 5, 9, {"a": torch.ones(1)}, keep=3)
+    assert [path.exists() for path in (abandoned, alive, elsewhere)] == [False, True, True]

@@ -35,7 +35,7 @@ def written_whole(path: Path) -> Iterator[Path]:
     partial = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(path)
+        _remove_abandoned(path.parent)
         try:
             yield partial
             # safetensors makes files that only their owner reads; follow the user's umask as others do.
@@ -62,14 +62,12 @@ def put_on_disk(path: Path) -> None:
         os.close(descriptor)
 
 
-def _remove_abandoned(path: Path) -> None:
-    """Remove what processes of this machine that were killed had begun to write for `path`."""
-    start = f".{path.name}.{socket.gethostname()}."
-    for partial in path.parent.iterdir():
-        if partial.name.startswith(start) and partial.name.endswith(".partial"):
-            process = partial.name.removeprefix(start).removesuffix(".partial")
-            if process.isdecimal() and not _lives(int(process)):
-                partial.unlink(missing_ok=True)
+def _remove_abandoned(folder: Path) -> None:
+    """Remove what processes of this machine that were killed had begun to write in a folder."""
+    for partial in folder.glob(".*.partial"):
+        name, _, process = partial.name.removesuffix(".partial").rpartition(".")
+        if name.endswith(f".{socket.gethostname()}") and process.isdecimal() and not _lives(int(process)):
+            partial.unlink(missing_ok=True)
 
 
 def _lives(process: int) -> bool:
