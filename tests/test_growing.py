@@ -19,10 +19,9 @@ from collectionlora.collection import Collection
 from collectionlora.data import write_photo
 from collectionlora.effectbench import bench
 from collectionlora.effectbench.gate import Gate
-from collectionlora.errors import UserError
+from collectionlora.errors import Interrupted, UserError
 from collectionlora.manifest_editing import add_effect, drop_effects
 from collectionlora.streams import EffectData, Streams
-from collectionlora.trainer import Interrupted
 
 SHORT = {"add": {"match_updates": 1, "student_updates": 1}}
 MANIFEST = """\

@@ -7,10 +7,21 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "collectionlora"
 FLOORS = [
-    {"errors", "files", "processes", "progress", "flow", "config", "effects", "collection", "memory"},
+    {
+        "errors",
+        "yaml_reading",
+        "files",
+        "processes",
+        "progress",
+        "flow",
+        "config",
+        "effects",
+        "collection",
+        "memory",
+    },
     {"objectives", "adapters", "prompting", "data", "vlm", "rewriting"},
     {"backbones"},
-    {"checkpoint", "sampling", "streams", "workflows"},
+    {"checkpoint", "run_folder", "sampling", "streams", "workflows"},
     {"families"},
     {"model_card"},
     {"target_making", "prompt_writing", "distillation", "teaching", "trainer", "editing", "exporting"},

@@ -15,9 +15,10 @@ from collectionlora import api, processes
 from collectionlora.adapters.roles import STUDENT, TEACHER
 from collectionlora.collection import Collection
 from collectionlora.effectbench.toy_world import ToyWorld, toy_settings
+from collectionlora.errors import Interrupted
 from collectionlora.files import write_tensors
 from collectionlora.session import Session, resolve_settings
-from collectionlora.trainer import Interrupted, train
+from collectionlora.trainer import train
 
 TRAINED = (
     {"targets": {"guidance_scale": 2}, "match": {"updates": 3}},

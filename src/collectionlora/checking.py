@@ -30,7 +30,8 @@ def check_collection(folder: Path) -> dict[str, Any]:
         try:
             return work()
         except UserError as error:
-            problems.append(error)
+            if str(error) not in map(str, problems):  # effects may share photos
+                problems.append(error)
             return None
 
     effects = []

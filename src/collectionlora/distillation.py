@@ -107,6 +107,13 @@ class Distillation:
         match = self.settings.match
         return draw(step, size=match.batch_size if step < match.updates else None)
 
+    def describe(self, step: int) -> str:
+        """The stream of a step, and its effect if it learns a single one."""
+        if self.mixes(step):
+            return "all streams mixed"
+        effect = self.streams.effect_at(step)
+        return "general stream" if effect is None else f"effect stream, effect {effect}"
+
     def verify(self) -> None:
         """Prove on the first batch that no role leaks into another; costs less than a step, changes nothing.
 

@@ -1,22 +1,17 @@
 """What a run was made from: `inputs.json` in its folder, the SHA-256 of every file that it reads."""
 
-import hashlib
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 
 from collectionlora import __version__
 from collectionlora.backbones import base_files
-from collectionlora.collection import MANIFEST, Collection
-from collectionlora.files import write_json
+from collectionlora.collection import MANIFEST, Collection, Effect
+from collectionlora.files import sha256, write_json
 from collectionlora.prompt_writing import PROMPTS
 
 INPUTS = "inputs.json"
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def hashes(folder: Path, paths: Iterable[Path]) -> dict[str, str]:
@@ -28,6 +23,15 @@ def hashes(folder: Path, paths: Iterable[Path]) -> dict[str, str]:
     return {name.as_posix(): digest for name, digest in zip(names, found, strict=True)}
 
 
+def teaching_inputs(collection: Collection, effect: Effect) -> list[Path]:
+    """What the training of an effect LoRA reads of a collection, beside the manifest.
+
+    Raises:
+        UserError: image pairs are missing or do not match.
+    """
+    return [*chain.from_iterable(collection.pair_paths(effect)), *collection.reference_paths(effect)]
+
+
 def distillation_inputs(collection: Collection) -> list[Path]:
     """What a distillation reads of a collection, beside the manifest.
 
@@ -37,6 +41,7 @@ def distillation_inputs(collection: Collection) -> list[Path]:
     paths = [collection.folder / collection.manifest.general.prompts, *collection.general_photo_paths()]
     for effect in collection.effects:
         paths += [collection.teacher_path(effect), *collection.photo_paths(effect)]
+        paths += collection.reference_paths(effect)
     written = collection.folder / PROMPTS
     return [*paths, written] if written.exists() else paths
 

@@ -19,6 +19,7 @@ from collectionlora.distillation import Distillation
 from collectionlora.errors import UserError
 from collectionlora.progress import Progress
 from collectionlora.prompt_writing import PromptWriter
+from collectionlora.run_folder import run_facts
 from collectionlora.streams import Streams
 from collectionlora.target_making import TargetMaker, read_references
 
@@ -114,6 +115,7 @@ class Session:
         """All data of the collection, from the cache where it is there."""
         maker = TargetMaker(self.collection, self.backbone, self.teachers, self.settings, progress)
         effects, general = maker.make(self.prompts)
+        self.data = {f"cache.{name}": key for name, key in maker.used.items()}
         distill = self.settings.distill
         return Streams(
             effects,
@@ -134,6 +136,11 @@ class Session:
             # Only now: making targets is shared by files, so processes run different forwards.
             shard(self.roles)
         return Distillation(self.backbone, self.roles, self.teachers, streams, self.settings)
+
+    def facts(self) -> dict[str, Any]:
+        """All that the result of `distillation`, which was called before, depends on."""
+        sections = ("model", "data", "student", "critic", "sampling", "targets", "match", "distill")
+        return run_facts(self.settings, sections, effects=list(self.prompts), **self.data)
 
     def recipe_prompts(self) -> dict[str, str]:
         """What a user of the student writes for each effect."""

@@ -20,10 +20,11 @@ from torch import Tensor
 from collectionlora import processes
 from collectionlora.adapters.roles import TeacherLibrary
 from collectionlora.backbones.base import Backbone, Condition, Prompt, beside
-from collectionlora.collection import Collection, Effect
+from collectionlora.collection import MANIFEST, Collection, Effect
 from collectionlora.config import Settings
 from collectionlora.data import crop_square, fit, read_photo, to_images
-from collectionlora.files import write_tensors
+from collectionlora.errors import UserError
+from collectionlora.files import read_tensors, write_tensors
 from collectionlora.progress import Progress
 from collectionlora.sampling import Denoiser, sample_many_steps
 from collectionlora.streams import EffectData, GeneralData
@@ -104,6 +105,7 @@ class TargetMaker:
     ):
         self.collection, self.backbone, self.teachers = collection, backbone, teachers
         self.settings, self.progress = settings, progress
+        self.used: dict[str, str] = {}  # fingerprints by name of all that was made or found
 
     def make(self, student_prompts: Mapping[str, str]) -> tuple[list[EffectData], GeneralData]:
         """All effects, and the general stream; `student_prompts` by effect."""
@@ -190,10 +192,14 @@ class TargetMaker:
         return GeneralData(sources, prompt, self._cached("general", key, make)["targets"], uncond)
 
     def _cached(self, name: str, key: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        self.used[name] = key
         path = cache_path(self.collection, name, key)
-        if not path.exists():
+        found = read_tensors(path)
+        if found is None:
             write_tensors(path, make(), {})
-        return load_file(path)
+            # What was made may be laid out otherwise in memory, and then sums round otherwise.
+            return load_file(path)
+        return found[0]
 
     def _sample(self, what: str, condition: Condition, uncond: Prompt, seed: int) -> Tensor:
         total = len(condition.source)
@@ -205,7 +211,11 @@ class TargetMaker:
             denoiser = Denoiser(self.backbone, some, some.with_prompt(uncond[part]), targets.guidance_scale)
             done.append(sample_many_steps(denoiser, noise[part], targets.steps))
             self.progress(what, min(part.stop, total), total, {})
-        return torch.cat(done)
+        samples = torch.cat(done)
+        if not torch.isfinite(samples).all():
+            message, mend = "samples that are not finite", "lower targets.guidance_scale or mend the teacher"
+            raise UserError(self.collection.folder / MANIFEST, what, f"the teacher makes {message}", mend)
+        return samples
 
 
 def chunks(total: int) -> Iterator[slice]:

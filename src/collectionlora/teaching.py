@@ -21,6 +21,7 @@ class Teaching:
     """One effect's training run; a step is a pure function of the LoRA and the step's number.
 
     Args:
+        effect: its name.
         sources, targets: the pairs' latents, `[N, C, H, W]`.
         prompt: the teacher prompt, a batch of 1, or of N where the base reads it together with the photo.
         references: latents of the reference images beside every photo, each `[1, C, height, width]`.
@@ -28,6 +29,7 @@ class Teaching:
 
     def __init__(
         self,
+        effect: str,
         backbone: Backbone,
         roles: Roles,
         sources: Tensor,
@@ -36,7 +38,7 @@ class Teaching:
         settings: Settings,
         references: Sequence[Tensor] = (),
     ):
-        self.backbone, self.roles, self.settings = backbone, roles, settings
+        self.effect, self.backbone, self.roles, self.settings = effect, backbone, roles, settings
         self.sources, self.targets, self.prompt = sources, targets, prompt
         self.references = references
         self.parameters = roles.parameters(STUDENT)
@@ -55,6 +57,10 @@ class Teaching:
         condition = self._condition(torch.tensor([0]))
         noise = noise_like(self.sources[:1], torch_generator_for(self.settings.teach.seed, 0, 0))
         self.roles.verify(lambda: Denoiser(self.backbone, condition).velocity(noise, 1.0))
+
+    def describe(self, step: int) -> str:
+        """All steps learn from the same pairs."""
+        return f"image pairs, effect {self.effect}"
 
     def __call__(self, step: int) -> dict[str, float]:
         teach = self.settings.teach

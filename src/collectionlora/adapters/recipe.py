@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
 
 from collectionlora.adapters.formats import LoraFile, read_lora, write_lora
 from collectionlora.adapters.roles import LoraWeights
@@ -27,10 +27,10 @@ class Recipe(BaseModel):
     base: str
     model: ModelSettings = ModelSettings()
     steps: int = Field(ge=1, le=1000)
-    shift: float = Field(gt=0, le=1000)
+    shift: float = Field(gt=0, le=1000, allow_inf_nan=False)
     resolution: int = Field(ge=8, le=8192)
     effects: dict[EffectName, str] = Field(min_length=1)
-    references: dict[str, int] = {}
+    references: dict[EffectName, NonNegativeInt] = {}
     version: str
 
 

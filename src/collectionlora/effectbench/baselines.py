@@ -7,11 +7,12 @@ updates.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
 
+from collectionlora import processes
 from collectionlora.adapters.merging import MERGES, add, merge
 from collectionlora.adapters.roles import LoraWeights
 from collectionlora.backbones.base import encode_condition
@@ -19,6 +20,7 @@ from collectionlora.collection import Collection
 from collectionlora.config import Settings, changed
 from collectionlora.effectbench.bench import GENERAL, Method
 from collectionlora.progress import Progress
+from collectionlora.run_folder import begin, held
 from collectionlora.sampling import Denoiser, noise_like, sample_few_steps
 from collectionlora.session import Session
 from collectionlora.trainer import train
@@ -30,10 +32,14 @@ BASELINES = (STACK, FLOW_MATCHING, *MERGE_METHODS)
 
 def train_baseline(collection: Collection, settings: Settings, name: str, progress: Progress) -> LoraWeights:
     """The student of a run under other settings, kept in `bench/NAME`; resumes."""
-    session = Session(collection, settings, with_critics=True)
-    run = session.distillation(progress)
-    folder, every = collection.folder / "bench" / name, settings.distill.checkpoint_every
-    train(run, folder, every, True, lambda *state: progress(name, *state))
+    folder, distill = collection.folder / "bench" / name, settings.distill
+    with held(folder):
+        session = Session(collection, settings, with_critics=True)
+        run = session.distillation(progress)
+        with processes.main_first():
+            resume = begin(folder, session.facts(), True)
+        report = partial(progress, name)
+        train(run, folder, distill.checkpoint_every, resume, report, distill.keep_checkpoints)
     return run.student_weights()
 
 

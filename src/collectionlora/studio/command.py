@@ -2,6 +2,7 @@
 
 import ipaddress
 import os
+import socket
 import threading
 from pathlib import Path
 from typing import Annotated
@@ -46,6 +47,7 @@ def studio(
         raise UserError("", "studio", f"needs gradio ({error})", mend) from None
     from collectionlora.studio.pictures import Studio
 
+    check_port(host, port)
     made = Studio(collection, batch_size)
     with ProgressLine() as progress:
         previews = made.previews(progress)
@@ -71,6 +73,19 @@ def studio(
         threading.Event().wait()
     except KeyboardInterrupt:
         page.close(verbose=False)
+
+
+def check_port(host: str, port: int) -> None:
+    """Look that nobody listens there, before a model is loaded.
+
+    Raises:
+        UserError: another program has the port, or the address is not this machine's.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        socket.create_server((host, port), family=family).close()
+    except OSError as error:
+        raise UserError("", "--port", f"cannot listen on {host}:{port} ({error})", "try --port 0") from None
 
 
 def is_local(host: str) -> bool:
