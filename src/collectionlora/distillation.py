@@ -30,6 +30,7 @@ from collectionlora.objectives import dmd_loss, flow_matching_loss, velocity_mat
 from collectionlora.sampling import Denoiser, noise_like, rollout
 from collectionlora.streams import Batch, Streams
 
+MIXED = "mixed"
 # Target simulation starts from the student's steps at or below this noise level: the last 5 of 8.
 HIGHEST_TARGET_SIGMA = 5 / 6 + 1e-4
 
@@ -96,23 +97,19 @@ class Distillation:
         """Steps of the whole run: the warm start's updates, then the student's."""
         return self.settings.match.updates + self.settings.distill.student_updates
 
-    def mixes(self, step: int) -> bool:
-        """Whether a step learns from all streams at once: the warm start where it asks no teacher."""
+    def stream_at(self, step: int) -> tuple[str, str | None]:
+        """The stream of a step and its effect; a warm start that asks no teacher mixes all streams."""
         match = self.settings.match
-        return step < match.updates and match.loss == "flow"
+        if step < match.updates and match.loss == "flow":
+            return MIXED, None
+        effect = self.streams.effect_at(step)
+        return "general" if effect is None else "effect", effect
 
     def batch(self, step: int) -> Batch:
         """What a step learns from."""
-        draw = self.streams.mixed_batch if self.mixes(step) else self.streams.batch
+        draw = self.streams.mixed_batch if self.stream_at(step)[0] == MIXED else self.streams.batch
         match = self.settings.match
         return draw(step, size=match.batch_size if step < match.updates else None)
-
-    def describe(self, step: int) -> str:
-        """The stream of a step, and its effect if it learns a single one."""
-        if self.mixes(step):
-            return "all streams mixed"
-        effect = self.streams.effect_at(step)
-        return "general stream" if effect is None else f"effect stream, effect {effect}"
 
     def verify(self) -> None:
         """Prove on the first batch that no role leaks into another; costs less than a step, changes nothing.

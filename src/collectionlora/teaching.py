@@ -58,9 +58,9 @@ class Teaching:
         noise = noise_like(self.sources[:1], torch_generator_for(self.settings.teach.seed, 0, 0))
         self.roles.verify(lambda: Denoiser(self.backbone, condition).velocity(noise, 1.0))
 
-    def describe(self, step: int) -> str:
+    def stream_at(self, step: int) -> tuple[str, str]:
         """All steps learn from the same pairs."""
-        return f"image pairs, effect {self.effect}"
+        return "pairs", self.effect
 
     def __call__(self, step: int) -> dict[str, float]:
         teach = self.settings.teach

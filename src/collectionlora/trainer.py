@@ -43,8 +43,8 @@ class Step(Protocol):
         """Take one step; returns what to log by name."""
         ...
 
-    def describe(self, step: int) -> str:
-        """What a step learns from, in words: its stream and its effect."""
+    def stream_at(self, step: int) -> tuple[str, str | None]:
+        """What a step learns from: the name of its stream, and the effect if it is a single one."""
         ...
 
     def tensors(self) -> dict[str, Tensor]:
@@ -147,7 +147,9 @@ def check_finite(step: Step, number: int, metrics: Mapping[str, float], folder: 
     """
     for name, value in metrics.items():
         if not math.isfinite(value):
-            message = f"is {value} at step {number + 1} of {step.num_steps} ({step.describe(number)})"
+            stream, effect = step.stream_at(number)
+            where = f"{stream} stream, effect {effect}" if effect else f"{stream} stream"
+            message = f"is {value} at step {number + 1} of {step.num_steps} ({where})"
             mend = "resume with a smaller learning rate, or look at what this step learns from"
             raise UserError(folder, name, message, f"the last good checkpoint is kept: {mend}")
 

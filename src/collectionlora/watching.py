@@ -100,10 +100,7 @@ class Watch:
             done: steps taken.
             metrics: what the last one returned.
         """
-        mixed = self.run.mixes(done - 1)
-        effect = None if mixed else self.run.streams.effect_at(done - 1)
-        stream = "mixed" if mixed else "general" if effect is None else "effect"
-        values = curves(metrics, stream, effect)
+        values = curves(metrics, *self.run.stream_at(done - 1))
         if done % self.settings.preview_every == 0 or done == self.run.num_steps:
             values |= self.preview(done)
         self.tracker.log(values, done - 1)
