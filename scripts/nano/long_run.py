@@ -4,15 +4,17 @@
 
 Two processes of one thread are faster than one of two; `python scripts/nano/long_run.py` works as well.
 
-Runs the method over all shipped teachers; then, as a control of equal time, teacher matching alone (no
-critic) for as many seconds; then judges source, teachers in their many steps, undistilled
-teachers in few, and both students; writes sheet.png, report.html and metrics.json into DIR. The adapter is
+Runs the method over all shipped teachers: the warm start, which is also kept and judged by itself, then from
+there the distillation; then, as a control of equal time, teacher matching alone (no critic) for as long as
+both. Judges source, teachers in their many steps, undistilled teachers in few, and the three students; writes
+sheet.png, report.html and metrics.json into DIR. The adapter is
 DIR/collection/runs/distilled/collection.safetensors.
 """
 
 import argparse
 import itertools
 import json
+import shutil
 import statistics
 from collections.abc import Mapping
 from pathlib import Path
@@ -34,8 +36,16 @@ from collectionlora.session import resolve_settings
 from collectionlora.terminal import joined_processes
 from collectionlora.trainer import LOG
 
-DISTILLED, CONTROL = "distilled", "matching"  # names of the runs
+WARM, DISTILLED, CONTROL = "warm", "distilled", "matching"  # names of the runs
 STEPS = (8, 4, 2, 1)
+NUM_GENERAL = 128
+# Beside nano's own settings, which are a demo's: the warm start of an hour on two cores, checkpoints by time.
+LONG: dict[str, dict[str, Any]] = {
+    "student": {"learning_rate": 5e-5},
+    "targets": {"general": NUM_GENERAL},
+    "match": {"updates": 3500},
+    "distill": {"student_updates": 40, "checkpoint_every": 250},
+}
 
 
 def unseen_photographs(data: Path) -> dict[str, Photo]:
@@ -57,15 +67,25 @@ def matching_overrides(log: Path, settings: Settings) -> dict[str, Any]:
     return {"match": {"updates": updates}, "distill": {"student_updates": 0}}
 
 
-def train_both(
-    collection: Collection, overrides: Mapping[str, Mapping[str, Any]], settings: Settings, progress: Any
-) -> None:
-    """The method, then its control."""
+Layer = Mapping[str, Mapping[str, Any]]
+
+
+def over(layer: Layer, changes: Layer) -> dict[str, dict[str, Any]]:
+    """Settings with those of `changes` in their place."""
+    return {name: {**layer.get(name, {}), **changes.get(name, {})} for name in {**layer, **changes}}
+
+
+def train_all(collection: Collection, overrides: Layer, settings: Settings, progress: Any) -> None:
+    """The warm start, the distillation from its last state, and the control."""
+    runs = collection.folder / "runs"
+    warm = over(overrides, {"distill": {"student_updates": 0}})
+    distill(collection, WARM, warm, resume=True, progress=progress)
+    with processes.main_first():
+        if not (runs / DISTILLED).exists():
+            shutil.copytree(runs / WARM, runs / DISTILLED)
     distill(collection, DISTILLED, overrides, resume=True, progress=progress)
-    log = collection.folder / "runs" / DISTILLED / LOG
-    matching = matching_overrides(log, settings)
-    control = {section: {**overrides.get(section, {}), **values} for section, values in matching.items()}
-    distill(collection, CONTROL, {**overrides, **control}, resume=True, progress=progress)
+    control = over(overrides, matching_overrides(runs / DISTILLED / LOG, settings))
+    distill(collection, CONTROL, control, resume=True, progress=progress)
 
 
 def main() -> None:
@@ -74,23 +94,23 @@ def main() -> None:
     )
     parser.add_argument("--data", type=Path, required=True, help="folder made by photographs.py")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--judged", type=int, default=32, help="photos for each effect")
+    parser.add_argument("--judged", type=int, default=24, help="photos for each effect")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--set", dest="overrides", action="append", default=[])
     args = parser.parse_args()
-    overrides = parse_overrides([f"distill.seed={args.seed}", *args.overrides])
+    overrides = over(LONG, parse_overrides([f"distill.seed={args.seed}", *args.overrides]))
     folder = args.out / "collection"
     photographs = load_photographs(args.data / "photographs" / "train")
     with joined_processes() as progress:
         with processes.main_first():
             if not (folder / MANIFEST).exists():
-                build_collection(folder, shipped_teachers(), photographs, args.seed)
+                build_collection(folder, shipped_teachers(), photographs, args.seed, NUM_GENERAL)
         collection = Collection.load(folder)
         settings = resolve_settings(collection, overrides)
-        train_both(collection, overrides, settings, progress)
+        train_all(collection, overrides, settings, progress)
         methods = ["source", TEACHER, *(f"{TEACHER}-{n}" for n in STEPS)]
-        methods += [f"{run}-{n}" for run in (DISTILLED, CONTROL) for n in STEPS]
-        heldout = Heldout(unseen_photographs(args.data), photographs, args.judged, [args.seed], 2000)
+        methods += [f"{run}-{n}" for run in (WARM, DISTILLED, CONTROL) for n in STEPS]
+        heldout = Heldout(unseen_photographs(args.data), photographs, args.judged, [args.seed], 1500)
         result = run_bench(collection, settings, methods, heldout, progress)
         if processes.is_main():
             logs = {run: folder / "runs" / run / LOG for run in (DISTILLED, CONTROL)}

@@ -42,11 +42,15 @@ def shipped_teachers() -> dict[str, Path]:
 
 
 def build_collection(
-    folder: Path, teachers: Mapping[str, Path], photographs: PhotoPool, seed: int
+    folder: Path,
+    teachers: Mapping[str, Path],
+    photographs: PhotoPool,
+    seed: int,
+    num_general: int = GENERAL_PHOTOS,
 ) -> Collection:
     """A collection of effect LoRAs by effect name, over crops of photographs."""
     rng = np.random.default_rng(seed)
-    for sub, count in (("photos/effects", PHOTOS), ("photos/general", GENERAL_PHOTOS)):
+    for sub, count in (("photos/effects", PHOTOS), ("photos/general", num_general)):
         for index in range(count):
             write_photo(folder / sub / f"{index:03d}.png", photographs.crop(rng))
     (folder / "teachers").mkdir(parents=True, exist_ok=True)

@@ -4,7 +4,8 @@ Without a launcher there is one process, and everything here does nothing. Choic
 
 - Data parallelism is one call between backward and clipping, `average_gradients`. `DistributedDataParallel`
   hooks into a module's forward; here roles share one network, a backward may cover several forwards or none,
-  and only the LoRA of one role has gradients. They are reduced in place: no bucket doubles their memory.
+  and only the LoRA of one role has gradients. They are reduced in buckets: a message costs more than what
+  it carries where LoRAs are small, and a single bucket would double the memory of large ones.
 - What is sharded is a `DTensor`, of which every process holds a share. `whole` and `shard_like` lead out of
   shards and back; both leave plain tensors alone, so that their callers need not know.
 - Small facts (a stop, a barrier) are exchanged on the CPU, whatever the device.
@@ -26,6 +27,7 @@ from collectionlora.errors import UserError
 T = TypeVar("T")
 # One process may make targets while the others wait; the launcher itself notices one that died.
 PATIENCE = timedelta(days=1)
+BUCKET = 2**23  # gradients reduced at once, in elements
 
 
 def requested() -> int:
@@ -150,6 +152,21 @@ def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             gradients.append(parameter.grad)
-    for reduction in [dist.all_reduce(gradient, async_op=True) for gradient in gradients]:
-        reduction.wait()
-    torch._foreach_div_(gradients, world_size())
+    for bucket in _buckets(gradients):
+        flat = torch.cat([gradient.flatten() for gradient in bucket])
+        dist.all_reduce(flat)
+        parts = flat.div_(world_size()).split([gradient.numel() for gradient in bucket])
+        for gradient, part in zip(bucket, parts, strict=True):
+            gradient.copy_(part.view_as(gradient))
+
+
+def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Neighbours of at most `BUCKET` elements together; a larger tensor is alone."""
+    bucket: list[Tensor] = []
+    for tensor in tensors:
+        if bucket and sum(t.numel() for t in bucket) + tensor.numel() > BUCKET:
+            yield bucket
+            bucket = []
+        bucket.append(tensor)
+    if bucket:
+        yield bucket
