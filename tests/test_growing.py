@@ -102,7 +102,7 @@ def test_effects_leave_and_enter_a_manifest_as_text(tmp_path):
     entry = {"name": "three", "teacher": "t: x", "teacher_prompt": "é, [so]: yes", "photos": "p"}
     grown = Collection.parse(tmp_path, add_effect(tmp_path, entry))
     assert [e.name for e in grown.effects] == ["one", "two", "three"]
-    assert grown.effect("three").model_dump(exclude_none=True) == entry
+    assert grown.effect("three").model_dump(exclude_defaults=True) == entry
     assert add_effect(tmp_path, entry).count("#") == MANIFEST.count("#")
 
 

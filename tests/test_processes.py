@@ -27,6 +27,7 @@ from collectionlora.editing import Editor
 from collectionlora.effectbench.photographs import TRAIN, pool
 from collectionlora.errors import UserError
 from collectionlora.session import Session, resolve_settings
+from collectionlora.trainer import KEEP
 
 HERE = Path(__file__).parent
 
@@ -151,7 +152,9 @@ def test_two_processes_are_one_that_averages_their_gradients(toy, monkeypatch, n
 
 def test_one_checkpoint_and_one_log_serve_all_processes(toy):
     assert len((toy / "plain" / "log.jsonl").read_text().splitlines()) == 11
-    assert len(list((toy / "plain" / "checkpoints").iterdir())) == 2
+    kept = {path.name for path in (toy / "plain" / "checkpoints").iterdir()}
+    assert len(kept) == 2 * KEEP
+    assert {"step-00000011.safetensors", "step-00000011.json"} <= kept
 
 
 def test_a_signal_to_one_process_stops_all_at_one_step_and_they_resume(toy):

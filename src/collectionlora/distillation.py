@@ -85,12 +85,8 @@ class Distillation:
         self.ema = [p.detach().clone() for p in roles.parameters(STUDENT)]
 
     def _optimizer(self, role: str, settings: RoleSettings) -> AdamW:
-        return AdamW(
-            self.roles.parameters(role),
-            lr=settings.learning_rate,
-            weight_decay=self.settings.distill.weight_decay,
-            foreach=self.foreach,
-        )
+        parameters, decay = self.roles.parameters(role), self.settings.distill.weight_decay
+        return AdamW(parameters, settings.learning_rate, weight_decay=decay, foreach=self.foreach)
 
     @property
     def num_steps(self) -> int:

@@ -187,6 +187,9 @@ class Roles:
         Raises:
             UserError: switching does not work with the installed peft and torch.
         """
+        for role in self.ranks:
+            for parameter in self.parameters(role):
+                parameter.grad = None  # of an earlier training over the same roles
         with self.use(BASE):
             if forward().requires_grad:
                 raise _broken("the bare base reads a LoRA")
