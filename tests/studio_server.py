@@ -12,7 +12,7 @@ from collectionlora.adapters.recipe import Recipe, write_adapter
 from collectionlora.adapters.roles import STUDENT, Roles
 from collectionlora.backbones.nano import NanoBackbone
 
-USER, PASSWORD = "ada", "lovelace:1"
+USER, PASSWORD = "ada", "lovelace:1"  # pragma: allowlist secret
 EFFECTS = {
     "green": "<green_bodogi> tint the photo green",
     "warm": "<warm_nuvaka> make the photo warmer",
@@ -38,13 +38,13 @@ def write_collection(folder, steps=MANY_STEPS):
 
 
 @contextmanager
-def serve(folder):
+def serve(folder, password=True):
     """The address of a studio that runs until the block ends."""
     accounts = folder.parent / "accounts"
     accounts.write_text(f"{USER}:{PASSWORD}\n")
     command = [sys.executable, "-c", "from collectionlora.cli import main; main()", "studio", str(folder)]
-    command += ["--port", "0", "--auth", str(accounts), "--max-megapixels", str(MAX_MEGAPIXELS)]
-    command += ["--max-upload", "3"]
+    command += ["--port", "0", "--max-megapixels", str(MAX_MEGAPIXELS)]
+    command += ["--max-upload", "3", *(["--auth", str(accounts)] if password else [])]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GRADIO_TEMP_DIR": str(folder.parent / "gradio")}
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
     try:

@@ -271,7 +271,7 @@ def test_roles_over_one_base(name, folders, tmp_path):
     x = torch.randn_like(cond.source)
     before = velocity(backbone, cond, x, 0.5)
     roles = three_roles(backbone)
-    roles.verify(lambda: velocity(backbone, cond, x, 0.5))
+    roles.verify(lambda: Denoiser(backbone, cond).velocity(x, 0.5))
     assert torch.equal(velocity(backbone, cond, x, 0.5), before)
 
     found = gradients(backbone, roles, cond, x, backward_in=CRITIC)
@@ -414,6 +414,10 @@ def test_a_collection_over_a_real_base_from_pairs_to_an_edited_photo(name, folde
             write_photo(tmp_path / sub / f"{index}.png", photo(seed=index))
     (tmp_path / "general.txt").write_text("blur\nbrighten the photo\n")
     effect = {"name": "warm", "teacher": "teachers/warm.safetensors", "teacher_prompt": "make it warm"}
+    shown = [photo((32, 96), seed=9)] if name in SEVERAL else []
+    for image in shown:
+        write_photo(tmp_path / "look.png", image)
+        effect["references"] = ["look.png"]
     settings = {
         "model": {"dtype": "float32", "condition_resolution": 64},
         "data": {"resolution": 32},
@@ -434,8 +438,15 @@ def test_a_collection_over_a_real_base_from_pairs_to_an_edited_photo(name, folde
     api.teach(tmp_path)
     assert check_collection(tmp_path)["ok"]
     api.distill(tmp_path)
-    made = api.edit(tmp_path, photo((50, 70)), "warm", steps=2)
+    made = api.edit(tmp_path, photo((50, 70)), "warm", steps=2, references=shown)
     assert made.shape == (50, 70, 3)
+    if shown:
+        another = api.edit(tmp_path, photo((50, 70)), "warm", steps=2, references=[photo((32, 96), seed=3)])
+        assert not np.array_equal(another, made)
+    with pytest.raises(
+        UserError, match=f"taught with {len(shown)} reference images, {1 - len(shown)} are given"
+    ):
+        api.edit(tmp_path, photo(), "warm", references=[photo()] * (1 - len(shown)))
 
     # A second run reads everything from the cache: no encoder is loaded.
     session = Session(Collection.load(tmp_path), resolve_settings(Collection.load(tmp_path), {}), False)
@@ -444,6 +455,34 @@ def test_a_collection_over_a_real_base_from_pairs_to_an_edited_photo(name, folde
     prompts = 2 if session.backbone.prompts_see_photos else 1
     data = streams.effects[0]
     assert {len(p) for p in (data.teacher_prompt, data.student_prompt, data.uncond)} == {prompts}
+    for reference in data.references:
+        assert reference.shape[0] == 1
+        assert reference.shape[-1] > reference.shape[-2]  # in its own shape, not cropped as photos are
+    read = [
+        condition.references for condition in vars(streams.batch(0)).values() if hasattr(condition, "source")
+    ]
+    assert [len(references) for references in read] == [len(shown)] * 3
 
     with pytest.raises(UserError, match="multiple of 16"):
         api.distill(tmp_path, overrides={"data": {"resolution": 40}})
+
+
+@pytest.mark.parametrize(
+    ("name", "match", "field", "message"),
+    [
+        (NANO, {}, "effects.warm.references", "the photo alone"),
+        ("flux_kontext", {}, "effects.warm.references", "the photo alone"),
+        ("flux2", {"updates": 1, "loss": "flow"}, "settings.match.loss", "mixes effects"),
+    ],
+)
+def test_references_that_cannot_be_read_are_found_by_check(name, match, field, message, folders, tmp_path):
+    effect = {"name": "warm", "teacher": "warm.safetensors", "teacher_prompt": "warm", "photos": "photos"}
+    manifest = {
+        "base": NANO if name == NANO else str(folders[name]),
+        "effects": [{**effect, "references": ["look.png"]}],
+        "general": {"photos": "photos", "prompts": "general.txt"},
+        "settings": {"match": match},
+    }
+    (tmp_path / "collection.yaml").write_text(yaml.safe_dump(manifest))
+    problems = {problem["field"]: problem["message"] for problem in check_collection(tmp_path)["problems"]}
+    assert message in problems[field]

@@ -1,3 +1,5 @@
+from contextlib import suppress
+
 import numpy as np
 import pytest
 import torch
@@ -93,3 +95,76 @@ def test_images_and_photos_are_inverse():
 def test_crops_and_sizes():
     assert crop_square(PIXELS, 8).shape == (8, 8, 3)
     assert resize(PIXELS, (7, 9)).shape == (7, 9, 3)
+
+
+def test_cmyk_keeps_its_colours(tmp_path):
+    red = np.zeros((8, 8, 3), np.uint8)
+    red[..., 0] = 255
+    Image.fromarray(red).convert("CMYK").save(tmp_path / "a.jpg", quality=95)
+    with Image.open(tmp_path / "a.jpg") as stored:
+        assert stored.mode == "CMYK"
+    assert np.abs(read_photo(tmp_path / "a.jpg").astype(int) - red).max() <= 4
+
+
+def test_a_palette_with_a_transparent_colour_is_laid_over_white(tmp_path):
+    image = Image.fromarray(np.array([[0, 1], [1, 0]], np.uint8), "P")
+    image.putpalette([10, 20, 30, 200, 100, 50])
+    image.save(tmp_path / "a.png", transparency=1)
+    assert read_photo(tmp_path / "a.png").tolist() == [[[10, 20, 30], [255] * 3], [[255] * 3, [10, 20, 30]]]
+
+
+@pytest.mark.parametrize("name", ["a.webp", "a.png", "a.tif"])
+def test_of_an_animation_or_of_many_pages_the_first_is_read(tmp_path, name):
+    frames = [Image.fromarray(np.full((6, 8, 3), level, np.uint8)) for level in (200, 100, 0)]
+    options = {"lossless": True} if name == "a.webp" else {}
+    frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:], **options)
+    with Image.open(tmp_path / name) as stored:
+        assert stored.n_frames == 3
+    assert np.array_equal(read_photo(tmp_path / name), np.full((6, 8, 3), 200))
+
+
+def test_sixteen_bits_of_a_dark_photo_stay_dark(tmp_path):
+    """200 of 65,535 is nearly black, though it would fit into 8 bits."""
+    Image.fromarray(np.full((4, 4), 200, np.uint16)).save(tmp_path / "a.png")
+    assert read_photo(tmp_path / "a.png").max() == 0
+
+
+def test_an_ending_does_not_decide_what_a_photo_is(tmp_path):
+    Image.fromarray(PIXELS).save(tmp_path / "real.png")
+    (tmp_path / "real.png").rename(tmp_path / "a.jpg")
+    assert np.array_equal(read_photo(tmp_path / "a.jpg"), PIXELS)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_of_a_camera_ends_upright(tmp_path, orientation):
+    turn = [
+        *(lambda x: x, lambda x: x[:, ::-1], lambda x: x[::-1, ::-1], lambda x: x[::-1]),
+        *(lambda x: x.swapaxes(0, 1), lambda x: np.rot90(x), lambda x: np.rot90(x.swapaxes(0, 1), 2)),
+        lambda x: np.rot90(x, -1),
+    ][orientation - 1]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = Image.fromarray(np.ascontiguousarray(turn(PIXELS)))
+    stored.save(tmp_path / "a.png", exif=exif)
+    assert np.array_equal(read_photo(tmp_path / "a.png"), PIXELS)
+
+
+@pytest.mark.parametrize("kind", ["png", "jpg", "webp", "tif"])
+def test_any_damage_to_a_photo_is_a_photo_or_refused(tmp_path, kind):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(PIXELS).save(tmp_path / f"whole.{kind}", exif=exif)
+    whole, path, rng = (
+        (tmp_path / f"whole.{kind}").read_bytes(),
+        tmp_path / f"a.{kind}",
+        np.random.default_rng(0),
+    )
+    for _ in range(80):
+        damaged = bytearray(whole)
+        for _ in range(int(rng.integers(1, 9))):
+            damaged[int(rng.integers(min(len(damaged), 400)))] = int(rng.integers(256))
+        path.write_bytes(damaged[: int(rng.integers(1, len(damaged) + 1)) if rng.random() < 0.3 else None])
+        with suppress(UserError):
+            photo = read_photo(path, most_pixels=1_000_000)
+            assert photo.ndim == 3
+            assert photo.dtype == np.uint8

@@ -73,6 +73,16 @@ def test_forwards_and_backwards_of_one_student_update(world):
     assert len(with_graph) == 8
 
 
+def test_verifying_the_roles_costs_less_than_a_step_and_changes_nothing(world):
+    run = world.distillation(toy_settings(COLD, GUIDED))
+    before = {name: tensor.clone() for name, tensor in run.tensors().items()}
+    recorder = Recorder(run)
+    run.verify()
+    # The base; each of three roles, and the student once more: a backward each.
+    assert recorder.forwards(4) == 1 + 4
+    assert all(torch.equal(tensor, before[name]) for name, tensor in run.tensors().items())
+
+
 @pytest.mark.parametrize(
     ("off", "name"),
     [("target_weight", "target"), ("anchor_weight", "anchor"), ("backward_weight", "backward")],
@@ -84,6 +94,44 @@ def test_each_loss_can_be_switched_off_and_then_costs_nothing(world, off, name):
     assert name in whole(0)
     assert name not in part(0)
     assert recorders[1].forwards(4) < recorders[0].forwards(4)
+
+
+def test_a_condition_is_read_once_where_its_reader_does_not_change(world):
+    run = world.distillation(toy_settings(COLD, GUIDED))
+    read, plain = [], run.backbone.prepare
+    run.backbone.prepare = lambda condition: read.append(condition) or plain(condition)
+    run(0)
+    # rollout, student three times, critic and teacher for both matchings, the critic's five updates.
+    assert len(read) == 1 + 3 + 1 + 1 + 5
+
+
+def test_gradients_taken_loss_by_loss_are_those_of_the_sum(world):
+    unclipped = {"distill": {"max_grad_norm": 1e9}}
+
+    def gradients(together):
+        run = world.distillation(toy_settings(COLD, GUIDED, unclipped))
+        batch, generator = run.streams.batch(0), run.streams.generator(0)
+        simulation = run.simulate_backward(batch, 8, generator)
+        losses = run.student_losses(batch, simulation, CRITIC, generator, 0.0)
+        if together:
+            torch.stack([weight * loss for _, weight, loss in losses]).sum().backward()
+        else:
+            run._update(STUDENT, (weight * loss for _, weight, loss in losses), 0.0, 0.0)
+        return [p.grad for p in run.roles.parameters(STUDENT)]
+
+    for one, several in zip(gradients(True), gradients(False), strict=True):
+        torch.testing.assert_close(several, one)
+
+
+def test_the_graph_of_a_loss_is_gone_before_the_next_is_made(world):
+    run = world.distillation(toy_settings(COLD, GUIDED))
+    batch, generator = run.streams.batch(0), run.streams.generator(0)
+    simulation = run.simulate_backward(batch, 8, generator)
+    order, plain = [], run._backward
+    recorder = Recorder(run)
+    run._backward = lambda loss: (plain(loss), order.append(len(recorder.calls)))
+    run.update_student(batch, simulation, CRITIC, generator, 0.0)
+    assert order == [3, 6, 7]
 
 
 def test_a_student_update_moves_the_student_alone_and_a_critic_update_the_critic(world):

@@ -75,6 +75,16 @@ def test_seed_effect_and_composition_decide_the_picture(adapter):
     assert editor.prompt(["alpha", "beta"]) == f"apply {EFFECTS['alpha']}, then {EFFECTS['beta']}"
 
 
+def test_an_effect_of_the_photo_alone_refuses_references(adapter, tmp_path):
+    picture().save(tmp_path / "in.png")
+    arguments = ["edit", adapter, "--effect", "alpha", "--photo", tmp_path / "in.png"]
+    extra = ["--out", tmp_path / "out.png", "--reference", tmp_path / "in.png"]
+    assert run([*arguments, *extra]) == 2
+    assert not (tmp_path / "out.png").exists()
+    with pytest.raises(UserError, match="taught with 0 reference images, 1 are given; leave out --reference"):
+        Editor.load(adapter).edit(np.asarray(picture()), ["alpha"], references=[np.asarray(picture())])
+
+
 def test_strength_goes_from_the_photo_to_the_whole_effect(adapter):
     editor, photo = Editor.load(adapter), np.asarray(picture())
     fitted = editor.fit(photo)
@@ -138,3 +148,11 @@ def test_a_plain_folder_or_file_is_refused_with_the_mend(tmp_path):
     (tmp_path / "x.safetensors").write_bytes(b"no")
     with pytest.raises(UserError, match="not a safetensors file"):
         Editor.load(tmp_path / "x.safetensors")
+
+
+def test_nano_is_the_collection_that_ships():
+    editor = Editor.load("nano")
+    assert len(editor.recipe.effects) == 12
+    photo = np.tile(np.linspace(0, 255, 64, dtype=np.uint8)[:, None, None], (1, 64, 3))
+    hot = editor.edit(photo, ["thermal"])
+    assert np.abs(hot.astype(int) - photo).mean() > 30

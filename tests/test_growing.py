@@ -19,10 +19,9 @@ from collectionlora.collection import Collection
 from collectionlora.data import write_photo
 from collectionlora.effectbench import bench
 from collectionlora.effectbench.gate import Gate
-from collectionlora.errors import UserError
+from collectionlora.errors import Interrupted, UserError
 from collectionlora.manifest_editing import add_effect, drop_effects
 from collectionlora.streams import EffectData, Streams
-from collectionlora.trainer import Interrupted
 
 SHORT = {"add": {"match_updates": 1, "student_updates": 1}}
 MANIFEST = """\
@@ -103,7 +102,7 @@ def test_effects_leave_and_enter_a_manifest_as_text(tmp_path):
     entry = {"name": "three", "teacher": "t: x", "teacher_prompt": "é, [so]: yes", "photos": "p"}
     grown = Collection.parse(tmp_path, add_effect(tmp_path, entry))
     assert [e.name for e in grown.effects] == ["one", "two", "three"]
-    assert grown.effect("three").model_dump(exclude_none=True) == entry
+    assert grown.effect("three").model_dump(exclude_defaults=True) == entry
     assert add_effect(tmp_path, entry).count("#") == MANIFEST.count("#")
 
 

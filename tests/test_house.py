@@ -7,16 +7,27 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "collectionlora"
 FLOORS = [
-    {"errors", "files", "processes", "flow", "config", "effects", "collection", "memory"},
+    {
+        "errors",
+        "yaml_reading",
+        "files",
+        "processes",
+        "progress",
+        "flow",
+        "config",
+        "effects",
+        "collection",
+        "memory",
+    },
     {"objectives", "adapters", "prompting", "data", "vlm", "rewriting"},
     {"backbones"},
-    {"checkpoint", "sampling", "streams", "workflows"},
+    {"checkpoint", "run_folder", "sampling", "streams", "workflows"},
     {"families"},
     {"model_card"},
     {"target_making", "prompt_writing", "distillation", "teaching", "trainer", "editing", "exporting"},
     {
         *("session", "checking", "manifest_template", "manifest_editing", "growing", "effectbench"),
-        *("planning", "advising", "watching"),
+        *("planning", "advising", "watching", "inputs"),
     },
     {"api", "studio", "terminal"},
     {"demo"},

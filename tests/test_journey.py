@@ -118,6 +118,12 @@ def test_from_pairs_to_one_file(folder, capsys, tmp_path):
     assert ["match" in entry for entry in log] == [True, True, False, False]
     saved = json.loads((folder / "runs" / "default" / "settings.json").read_text())
     assert saved["distill"]["student_updates"] == 2
+    teacher = "teachers/sepia.safetensors"
+    for run in ("default", "teach-sepia"):
+        read = json.loads((folder / "runs" / run / "inputs.json").read_text())["files"]
+        assert (teacher in read) == (run == "default")
+        assert {"collection.yaml", "pairs/sepia/source/0.png"} <= set(read)
+    assert "pairs/sepia/target/0.png" in read
 
     photo = folder / "photos" / "general" / "one.png"
     code, result = call(

@@ -103,6 +103,7 @@ def test_the_empty_prompt_is_all_masked(backbone):
 def test_every_lora_target_carries_a_gradient(backbone):
     fresh = NanoBackbone()
     fresh.modules.load_state_dict(backbone.modules.state_dict())
+    fresh.modules.requires_grad_(False)
     roles = Roles(fresh.network, fresh.lora_targets, {STUDENT: 2, critic_role(8): 2, TEACHER: 2})
     for parameter in roles.parameters(STUDENT):
         parameter.data += 0.01 * torch.randn_like(parameter)

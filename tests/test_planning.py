@@ -104,14 +104,33 @@ def test_devices_share_and_advice_leads_to_a_device_that_fits(folder, monkeypatc
     shared = plan(Request(QWEN, 50, settings, devices=8, sharding="fsdp"))
     held = alone["base_bytes"] + alone["lora_bytes"] + alone["optimizer_bytes"]
     rest = shared["activation_bytes"] + shared["gathered_bytes"]
-    assert shared["total_bytes_per_device"] == pytest.approx(held / 8 + rest, abs=1)
+    slot = alone["lora_bytes"] / 3  # whole on each device
+    assert shared["total_bytes_per_device"] == pytest.approx((held - slot) / 8 + slot + rest, abs=1)
+    # Two of 60 blocks with student and critic, and a block's gradient twice.
+    block = (alone["base_bytes"] + 2 * slot) / 60
+    assert 2 * block < shared["gathered_bytes"] < 2 * (block + slot / 60)
     assert not alone["fits"]["A100/H100 80 GB"]
     assert shared["fits"]["A100/H100 80 GB"]
+    # A step would fit, but what is sharded was whole.
+    assert shared["total_bytes_per_device"] < 30e9
+    assert shared["start_bytes"] == alone["base_bytes"] + alone["lora_bytes"]
+    assert not shared["fits"]["L40S/A6000 48 GB"]
     changes = advise(Request(QWEN, 50, settings))
     totals = [change["total_bytes_per_device"] for change in changes]
     assert totals == sorted(totals, reverse=True)
     assert changes[0]["change"] == "--set student.rank=64 --set critic.rank=64"
     assert "RTX 4090 24 GB" in changes[-1]["fits"]
+
+
+def test_the_sharding_of_a_plan_is_that_of_the_settings(monkeypatch):
+    monkeypatch.setattr(planning, "activation_bytes", lambda request: 2**30)
+    layer = {"model": {"sharding": "fsdp"}}
+    request = make_request(None, QWEN, 50, 128, layer, devices=2)
+    assert request.sharding == "fsdp"
+    assert plan(request)["gathered_bytes"] > 0
+    assert not any("quantization" in change["change"] for change in advise(request))
+    assert make_request(None, QWEN, 50, 128, layer, sharding="ddp").sharding == "ddp"
+    assert make_request(None, QWEN, 50, 128, {}).sharding == "ddp"
 
 
 def test_on_the_command_line():

@@ -27,6 +27,7 @@ from collectionlora.editing import Editor
 from collectionlora.effectbench.photographs import TRAIN, pool
 from collectionlora.errors import UserError
 from collectionlora.session import Session, resolve_settings
+from collectionlora.trainer import KEEP
 
 HERE = Path(__file__).parent
 
@@ -59,9 +60,9 @@ class TwoThreads:
         for parameter, mean in zip(parameters, means, strict=True):
             parameter.grad = mean
 
-    def run(self, runs):
+    def run(self, runs, first=0):
         def steps(run):
-            for step in range(run.num_steps):
+            for step in range(first, run.num_steps):
                 run(step)
 
         threads = [threading.Thread(target=steps, args=[run], name=str(i)) for i, run in enumerate(runs)]
@@ -77,12 +78,60 @@ def assert_close(found, expected, atol=1e-6):
         torch.testing.assert_close(found[name], tensor, atol=atol, rtol=1e-6, msg=name)
 
 
+def write_collection(folder, base):
+    """Two effects over a tiny Qwen."""
+    torch.manual_seed(0)
+    tiny_pipelines.qwen_image_edit().save_pretrained(base)
+    shapes = {name: weight.shape for name, weight in target_weights(*empty_network(base)).items()}
+    generator = torch.Generator().manual_seed(0)
+    effects = []
+    for name in ("one", "other"):
+        weights = {
+            module: (
+                torch.randn(2, columns, generator=generator),
+                0.1 * torch.randn(rows, 2, generator=generator),
+            )
+            for module, (rows, columns) in shapes.items()
+        }
+        write_lora(folder / "teachers" / f"{name}.safetensors", weights, {})
+        teacher = {"teacher": f"teachers/{name}.safetensors", "teacher_prompt": f"{name} style"}
+        effects.append({"name": name, **teacher, "photos": "photos"})
+    rng = np.random.default_rng(0)
+    for index in range(3):
+        pixels = rng.integers(0, 256, (48, 48, 3), dtype=np.uint8)
+        write_photo(folder / "photos" / f"{index}.png", pixels)
+    (folder / "general.txt").write_text("blur\nbrighten the photo\n")
+    roles = {"student": {"rank": 2, "learning_rate": 1e-3}, "critic": {"rank": 2, "learning_rate": 1e-3}}
+    model = {"dtype": "float32", "condition_resolution": 64, "gradient_checkpointing": True}
+    settings = {
+        **roles,
+        "model": model,
+        "data": {"resolution": 32},
+        "targets": {"steps": 2, "guidance_scale": 2, "general": 3},
+        "match": {"updates": 1},
+        "distill": {"seed": 1, "student_updates": 5, "rollout_steps": [2, 1], "student_update_every": 2},
+    }
+    general = {"photos": "photos", "prompts": "general.txt"}
+    manifest = {"base": base, "effects": effects, "general": general, "settings": settings}
+    (folder / "collection.yaml").write_text(yaml.safe_dump(manifest))
+
+
 @pytest.fixture(scope="module")
-def toy(tmp_path_factory):
+def launched(tmp_path_factory):
+    """A folder after all launches but the benchmark's, few because each costs seconds, and the outputs."""
+    folder = tmp_path_factory.mktemp("launched")
+    write_collection(folder / "first", base=str(folder / "base"))
+    shutil.copytree(folder / "first", folder / "second")
+    # Behind the dashes nothing is read as an abbreviated option of torchrun.
+    said = torchrun("-m", "--", "collectionlora", "distill", folder / "first", "--json")
+    torchrun(HERE / "two_processes.py", folder, "whole", "stopped", "sharded")
+    return folder, said
+
+
+@pytest.fixture(scope="module")
+def toy(launched):
     """The folder in which two processes trained, and were stopped and went on."""
-    folder = tmp_path_factory.mktemp("toy")
-    torchrun(HERE / "two_processes.py", folder, "whole", "stopped")
-    return folder
+    return launched[0]
 
 
 @pytest.mark.parametrize(("name", "layers"), [("plain", ()), ("fading", FADING)])
@@ -103,7 +152,9 @@ def test_two_processes_are_one_that_averages_their_gradients(toy, monkeypatch, n
 
 def test_one_checkpoint_and_one_log_serve_all_processes(toy):
     assert len((toy / "plain" / "log.jsonl").read_text().splitlines()) == 11
-    assert len(list((toy / "plain" / "checkpoints").iterdir())) == 2
+    kept = {path.name for path in (toy / "plain" / "checkpoints").iterdir()}
+    assert len(kept) == 2 * KEEP
+    assert {"step-00000011.safetensors", "step-00000011.json"} <= kept
 
 
 def test_a_signal_to_one_process_stops_all_at_one_step_and_they_resume(toy):
@@ -123,53 +174,14 @@ def test_every_schedule_length_is_drawn_and_is_the_same_in_all_processes():
 
 
 @pytest.fixture(scope="module")
-def collections(tmp_path_factory):
-    """The same collection twice over a tiny Qwen: two processes distil the first, whole and sharded."""
-    folder = tmp_path_factory.mktemp("collections")
-    torch.manual_seed(0)
-    base = str(folder / "base")
-    tiny_pipelines.qwen_image_edit().save_pretrained(base)
-    shapes = {name: weight.shape for name, weight in target_weights(*empty_network(base)).items()}
-    generator = torch.Generator().manual_seed(0)
-    effects = []
-    for name in ("one", "other"):
-        weights = {
-            module: (
-                torch.randn(2, columns, generator=generator),
-                0.1 * torch.randn(rows, 2, generator=generator),
-            )
-            for module, (rows, columns) in shapes.items()
-        }
-        write_lora(folder / "first" / "teachers" / f"{name}.safetensors", weights, {})
-        teacher = {"teacher": f"teachers/{name}.safetensors", "teacher_prompt": f"{name} style"}
-        effects.append({"name": name, **teacher, "photos": "photos"})
-    rng = np.random.default_rng(0)
-    for index in range(3):
-        pixels = rng.integers(0, 256, (48, 48, 3), dtype=np.uint8)
-        write_photo(folder / "first" / "photos" / f"{index}.png", pixels)
-    (folder / "first" / "general.txt").write_text("blur\nbrighten the photo\n")
-    roles = {"student": {"rank": 2, "learning_rate": 1e-3}, "critic": {"rank": 2, "learning_rate": 1e-3}}
-    model = {"dtype": "float32", "condition_resolution": 64, "gradient_checkpointing": True}
-    settings = {
-        **roles,
-        "model": model,
-        "data": {"resolution": 32},
-        "targets": {"steps": 2, "guidance_scale": 2, "general": 3},
-        "match": {"updates": 1},
-        "distill": {"seed": 1, "student_updates": 5, "rollout_steps": [2, 1], "student_update_every": 2},
-    }
-    general = {"photos": "photos", "prompts": "general.txt"}
-    manifest = {"base": base, "effects": effects, "general": general, "settings": settings}
-    (folder / "first" / "collection.yaml").write_text(yaml.safe_dump(manifest))
-    shutil.copytree(folder / "first", folder / "second")
-    # Behind the dashes nothing is read as an abbreviated option of torchrun.
-    verb = ("-m", "--", "collectionlora", "distill", folder / "first")
-    outputs = [torchrun(*verb, "--json"), torchrun(*verb, "--run", "sharded", "--set", "model.sharding=fsdp")]
-    return folder / "first", folder / "second", outputs
+def collections(launched):
+    """The same collection twice over a tiny Qwen: two processes distilled the first, whole and sharded."""
+    folder, _ = launched
+    return folder / "first", folder / "second"
 
 
 def test_shared_targets_are_those_of_one_process_bit_for_bit(collections):
-    first, second, _ = collections
+    first, second = collections
     api.targets(second)
     names = [sorted(path.name for path in (folder / "cache").iterdir()) for folder in (first, second)]
     assert names[0] == names[1]
@@ -178,25 +190,31 @@ def test_shared_targets_are_those_of_one_process_bit_for_bit(collections):
         assert (first / "cache" / name).read_bytes() == (second / "cache" / name).read_bytes()
 
 
-def test_the_main_process_alone_speaks_and_says_how_many_there_are(collections):
-    whole = collections[2][0]
+def test_the_main_process_alone_speaks_and_says_how_many_there_are(launched):
+    whole = launched[1]
     assert whole.stdout.count("adapter") == 1
     assert whole.stderr.count("2 processes") == 1
+
+
+def two_whole_runs(folder, settings, monkeypatch):
+    """Both ranks' runs in this process, sharded nowhere."""
+    monkeypatch.setattr("collectionlora.session.shard", lambda roles: None)
+    runs = []
+    for rank in (0, 1):
+        session = Session(Collection.load(folder), settings, with_critics=True)
+        runs.append(session.distillation(lambda *_: None))
+        runs[rank].streams.rank = rank
+    return runs
 
 
 # Gathered weights round differently in the last bit, and Adam magnifies that where a gradient is nearly zero;
 # a wrong gradient would show as a whole step, of 1e-3.
 @pytest.mark.parametrize(("run", "sharding", "atol"), [("default", "none", 1e-6), ("sharded", "fsdp", 1e-4)])
 def test_a_distilled_collection_is_that_of_one_process(collections, monkeypatch, run, sharding, atol):
-    first, second, _ = collections
+    first, second = collections
     api.targets(second)
     settings = resolve_settings(Collection.load(second), {"model": {"sharding": sharding}})
-    monkeypatch.setattr("collectionlora.session.shard_base", lambda roles: None)
-    runs = []
-    for rank in (0, 1):
-        session = Session(Collection.load(second), settings, with_critics=True)
-        runs.append(session.distillation(lambda *_: None))
-        runs[rank].streams.rank = rank
+    runs = two_whole_runs(second, settings, monkeypatch)
     batches = [[r.streams.batch(step).effect for r in runs] for step in range(runs[0].num_steps)]
     assert any(one != other for one, other in batches)
     TwoThreads(monkeypatch).run(runs)
@@ -210,6 +228,30 @@ def test_a_distilled_collection_is_that_of_one_process(collections, monkeypatch,
         for found, tensor in zip(made[module], pair, strict=True):
             # The file is in half precision.
             torch.testing.assert_close(found, tensor, atol=atol, rtol=1e-3)
+
+
+def test_each_process_holds_its_share_and_a_teacher_of_its_own(collections):
+    numbers = [json.loads((collections[0] / "runs" / f"held-{rank}.json").read_text()) for rank in (0, 1)]
+    for part, (own, whole) in numbers[0].items():
+        other = numbers[1][part][0]
+        if part == "teacher":
+            assert own == other == whole
+        else:
+            assert own + other == whole
+            assert max(own, other) < 0.55 * whole, part
+
+
+def test_a_sharded_run_goes_on_from_its_checkpoint_in_shards_and_without(collections, monkeypatch):
+    first, second = collections
+    checkpoints = [first / "runs" / name / "checkpoints" for name in ("sharded", "resumed")]
+    (_, whole), (_, resumed) = map(latest_checkpoint, checkpoints)
+    assert all(torch.equal(resumed[name], whole[name]) for name in whole)
+    settings = resolve_settings(Collection.load(second), {"model": {"sharding": "fsdp"}})
+    runs = two_whole_runs(second, settings, monkeypatch)
+    for run in runs:
+        run.load_tensors(load_file(checkpoints[0] / "step-00000003.safetensors"))
+    TwoThreads(monkeypatch).run(runs, first=3)
+    assert_close(whole, runs[0].tensors(), atol=1e-4)
 
 
 def test_the_finished_adapter_edits(collections):

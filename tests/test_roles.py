@@ -1,10 +1,13 @@
 from contextlib import nullcontext
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from collectionlora.adapters.roles import STUDENT, TEACHER, Roles, TeacherLibrary, critic_role
+from collectionlora.errors import UserError
 
 CRITIC = critic_role(8)
 
@@ -49,19 +52,48 @@ def test_every_role_starts_as_the_base_and_the_empty_role_is_bit_equal():
             assert torch.equal(network(x), before)
 
 
-def test_verify_accepts_the_installed_peft_and_leaves_all_weights(roles):
+def test_verify_accepts_the_installed_versions_and_leaves_no_trace(roles):
     x = torch.randn(5, 4)
     before = [p.clone() for role in roles.ranks for p in roles.parameters(role)]
     roles.verify(lambda: roles.network(x))
+    roles.verify(lambda: roles.network(x, roles.checkpoint))
     after = [p for role in roles.ranks for p in roles.parameters(role)]
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    assert all(p.grad is None for p in after)
+    assert not any(p.requires_grad for p in roles.parameters(TEACHER))
 
 
 def test_verify_refuses_a_switch_that_does_nothing(roles):
     for layer in roles.layers.values():
         layer._active_adapter = []
-    with pytest.raises(RuntimeError, match="constraints"):
+    with pytest.raises(UserError, match="its own LoRA"):
         roles.verify(lambda: roles.network(torch.ones(1, 4)))
+
+
+def test_verify_refuses_a_role_that_another_leaks_into(roles):
+    x = torch.randn(5, 4)
+    roles.layers["second"]._active_adapter = [STUDENT]
+    with pytest.raises(UserError, match="bare base"):
+        roles.verify(lambda: roles.network(x))
+    # A switch that turns gradients off before the backward, as peft's own does.
+    roles.layers["second"]._active_adapter = roles._active
+    for parameter in roles.parameters(CRITIC):
+        parameter.requires_grad_(False)
+    with pytest.raises(UserError, match="critic-8 does not depend"):
+        roles.verify(lambda: roles.network(x))
+
+
+@pytest.mark.parametrize("rank", [4, 2])
+def test_verify_refuses_blocks_that_are_recomputed_in_another_role(rank):
+    torch.manual_seed(0)
+    roles = Roles(Network(), ["first", "second"], {STUDENT: 4, CRITIC: rank})
+    x = torch.randn(5, 4)
+    for parameter in roles.parameters(STUDENT):
+        torch.nn.init.normal_(parameter)
+    roles.verify(lambda: roles.network(x, roles.checkpoint))
+    unaware = partial(checkpoint, use_reentrant=False)
+    with pytest.raises(UserError, match=r"blocks of student are recomputed as .*constraints\.txt"):
+        roles.verify(lambda: roles.network(x, unaware))
 
 
 @pytest.mark.parametrize(("active", "idle"), [(STUDENT, CRITIC), (CRITIC, STUDENT)])

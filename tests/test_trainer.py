@@ -1,5 +1,9 @@
 import json
+import os
 import signal
+import socket
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -7,7 +11,9 @@ import torch
 from collectionlora.adapters.roles import STUDENT
 from collectionlora.checkpoint import latest_checkpoint, save_checkpoint
 from collectionlora.effectbench.toy_world import ToyWorld, toy_settings
-from collectionlora.trainer import Interrupted, train
+from collectionlora.errors import Interrupted, UserError
+from collectionlora.run_folder import begin, held
+from collectionlora.trainer import train
 
 SETTINGS = ({"match": {"updates": 3}}, {"distill": {"student_updates": 4, "batch_size": 16}})
 
@@ -60,21 +66,143 @@ def test_a_stopped_run_resumes_bit_identically(world, tmp_path, stop_after):
     assert seconds == sorted(seconds)
 
 
-def test_a_damaged_checkpoint_is_passed_over(tmp_path):
-    save_checkpoint(tmp_path, 5, {"a": torch.ones(3)})
-    save_checkpoint(tmp_path, 9, {"a": torch.zeros(3)})
-    newest = tmp_path / "step-00000009.safetensors"
-    newest.write_bytes(newest.read_bytes()[:-7])
+def test_a_run_whose_roles_are_broken_does_not_start(world, tmp_path):
+    run = run_of(world)
+    for layer in run.roles.layers.values():
+        layer._active_adapter = [STUDENT]
+    with pytest.raises(UserError, match="bare base reads a LoRA"):
+        train(run, tmp_path, 2, False, quiet)
+    assert list(tmp_path.iterdir()) == []
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def flip_last(path):
+    whole = bytearray(path.read_bytes())
+    whole[-1] ^= 1
+    path.write_bytes(whole)
+
+
+@pytest.mark.parametrize(
+    ("kind", "damage"),
+    [
+        ("safetensors", cut),
+        ("safetensors", empty),
+        ("safetensors", flip_last),
+        ("json", cut),
+        ("json", empty),
+    ],
+)
+def test_a_damaged_checkpoint_is_passed_over_with_a_message(tmp_path, caplog, kind, damage):
+    save_checkpoint(tmp_path, 5, 9, {"a": torch.ones(3)}, keep=3)
+    save_checkpoint(tmp_path, 9, 9, {"a": torch.zeros(3)}, keep=3)
+    damage(tmp_path / f"step-00000009.{kind}")
     step, tensors = latest_checkpoint(tmp_path)
     assert step == 5
     assert torch.equal(tensors["a"], torch.ones(3))
+    assert len(caplog.messages) == 1
+    assert "step-00000009.safetensors: is damaged" in caplog.messages[0]
+
+
+def test_a_checkpoint_whose_json_was_not_written_yet_is_whole(tmp_path):
+    save_checkpoint(tmp_path, 5, 9, {"a": torch.ones(3)}, keep=3)
+    (tmp_path / "step-00000005.json").unlink()
+    assert latest_checkpoint(tmp_path)[0] == 5
 
 
 def test_only_the_last_checkpoints_are_kept(tmp_path):
     for step in range(5):
-        save_checkpoint(tmp_path, step, {"a": torch.ones(1)})
-    assert len(list(tmp_path.iterdir())) == 2
+        save_checkpoint(tmp_path, step, 9, {"a": torch.ones(1)}, keep=3)
+    assert len(list(tmp_path.iterdir())) == 6
     assert latest_checkpoint(tmp_path)[0] == 4
+
+
+def test_what_lies_after_a_damaged_checkpoint_does_not_push_out_good_ones(tmp_path):
+    for step in (4, 5, 6):
+        save_checkpoint(tmp_path, step, 9, {"a": torch.ones(1)}, keep=1)
+    cut(tmp_path / "step-00000006.safetensors")
+    save_checkpoint(tmp_path, 3, 9, {"a": torch.zeros(1)}, keep=1)
+    assert latest_checkpoint(tmp_path)[0] == 3
+
+
+class Diverging:
+    """Wraps a run: its losses are no numbers from one step on, and so are its weights."""
+
+    def __init__(self, run, at):
+        self.run, self.at = run, at
+
+    def __getattr__(self, name):
+        return getattr(self.run, name)
+
+    def __call__(self, step):
+        if step == self.at:
+            with torch.no_grad():
+                self.run.roles.parameters(STUDENT)[0].fill_(float("nan"))
+        return self.run(step)
+
+
+def test_numbers_that_are_none_stop_the_run_and_the_last_good_checkpoint_stays(world, tmp_path):
+    run = Diverging(run_of(world), at=4)
+    with pytest.raises(UserError) as stopped:
+        train(run, tmp_path, 2, False, quiet)
+    said = str(stopped.value)
+    assert "is nan at step 5 of 7" in said
+    effect = run.streams.effect_at(4)
+    assert ("(general stream)" if effect is None else f"(effect stream, effect {effect})") in said
+    step, tensors = latest_checkpoint(tmp_path / "checkpoints")
+    assert step == 4
+    assert all(tensor.isfinite().all() for tensor in tensors.values())
+
+
+def test_a_checkpoint_of_another_run_is_named(world, tmp_path):
+    train(run_of(world), tmp_path, 2, False, quiet)
+    other = world.distillation(toy_settings(*SETTINGS, {"student": {"rank": 3}, "critic": {"rank": 3}}))
+    with pytest.raises(UserError, match=r"step-00000007.safetensors: ema.0: is .*, this run needs .*; give"):
+        train(other, tmp_path, 2, True, quiet)
+
+
+@pytest.mark.parametrize("line", ['{"step": 3, "sec', "\0\0\0", "[]", '{"seconds": 1}', "\ufffd"])
+def test_a_log_that_ends_in_rubbish_goes_on(world, tmp_path, line):
+    train(run_of(world), tmp_path, 3, False, quiet)
+    lines = (tmp_path / "log.jsonl").read_text().splitlines()
+    (tmp_path / "log.jsonl").write_text("\n".join([*lines[:3], line]))
+    for path in (tmp_path / "checkpoints").glob("step-00000007.*"):
+        path.unlink()
+    train(run_of(world), tmp_path, 3, True, quiet)
+    steps = [json.loads(entry)["step"] for entry in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert steps == [0, 1, 2, *range(6, 7)]
+
+
+def test_one_process_holds_a_folder_and_death_frees_it(tmp_path):
+    with (
+        held(tmp_path),
+        pytest.raises(UserError, match=f"held by process {os.getpid()} on .* since 20"),
+        held(tmp_path),
+    ):
+        pass
+    with held(tmp_path):
+        pass
+
+
+def test_a_run_begun_otherwise_starts_again_unless_told_to_go_on(tmp_path, caplog):
+    folder = tmp_path / "checkpoints"
+    assert begin(tmp_path, {"rank": 2, "rate": 0.1}, resume=True)
+    save_checkpoint(folder, 5, 9, {"a": torch.ones(1)}, keep=3)
+    assert begin(tmp_path, {"rank": 2, "rate": 0.1}, resume=True)
+    assert not caplog.messages
+    assert begin(tmp_path, {"rank": 2, "rate": 0.2}, resume=True, anyway=True)
+    assert "rate was 0.1 and is 0.2; the run goes on" in caplog.messages[-1]
+    assert latest_checkpoint(folder)[0] == 5
+    assert not begin(tmp_path, {"rank": 2, "rate": 0.2}, resume=True)
+    assert "rate was 0.1 and is 0.2; the run starts again" in caplog.messages[-1]
+    assert latest_checkpoint(folder) is None
+    assert begin(tmp_path, {"rank": 2, "rate": 0.2}, resume=True)
 
 
 def test_the_finished_lora_is_the_moving_average(world):
@@ -82,8 +210,22 @@ def test_the_finished_lora_is_the_moving_average(world):
     for step in range(run.num_steps):
         run(step)
     weights = run.student_weights()
+    assert not any(average.requires_grad for average in run.ema)  # else every update would stay in memory
     live = run.roles.weights(STUDENT)
     assert weights.keys() == live.keys()
     assert any(not torch.equal(weights[m][1], live[m][1]) for m in weights)
     run.roles.load(STUDENT, weights)
     assert all(torch.equal(p, e) for p, e in zip(run.roles.parameters(STUDENT), run.ema, strict=True))
+
+
+def test_what_a_killed_process_left_half_written_is_removed_and_no_other(tmp_path):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    host = socket.gethostname()
+    abandoned = tmp_path / f".step-00000004.safetensors.{host}.{gone.pid}.partial"
+    alive = tmp_path / f".other.json.{host}.{os.getpid()}.partial"
+    elsewhere = tmp_path / f".other.json.elsewhere.{gone.pid}.partial"
+    for path in (abandoned, alive, elsewhere):
+        path.write_text("half")
+    save_checkpoint(tmp_path, 5, 9, {"a": torch.ones(1)}, keep=3)
+    assert [path.exists() for path in (abandoned, alive, elsewhere)] == [False, True, True]

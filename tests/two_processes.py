@@ -1,17 +1,24 @@
-"""What each of the processes of `test_processes.py` runs: `torchrun two_processes.py WHAT FOLDER`."""
+"""What each of the processes of `test_processes.py` runs: `torchrun two_processes.py FOLDER WHAT ...`."""
 
+import json
 import os
+import shutil
 import signal
 import sys
 from functools import cache
 from pathlib import Path
 
 import torch
+from torch.distributed.tensor import DTensor
 
-from collectionlora import processes
+from collectionlora import api, processes
+from collectionlora.adapters.roles import STUDENT, TEACHER
+from collectionlora.collection import Collection
 from collectionlora.effectbench.toy_world import ToyWorld, toy_settings
+from collectionlora.errors import Interrupted
 from collectionlora.files import write_tensors
-from collectionlora.trainer import Interrupted, train
+from collectionlora.session import Session, resolve_settings
+from collectionlora.trainer import train
 
 TRAINED = (
     {"targets": {"guidance_scale": 2}, "match": {"updates": 3}},
@@ -67,6 +74,39 @@ def stopped(folder):
     again = toy_run(processes.rank())
     train(again, folder / "cut", 4, True, quiet)
     write_state(again, folder / f"resumed-{processes.rank()}.safetensors")
+
+
+def held(tensors):
+    """Numbers that this process holds, and that there are."""
+    local = [t.to_local() if isinstance(t, DTensor) else t for t in tensors]
+    return [sum(t.numel() for t in some) for some in (local, tensors)]
+
+
+def sharded(folder):
+    """A run in shards, and the same again from its middle; what this process holds of it."""
+    folder = folder / "first"
+    overrides = {"model": {"sharding": "fsdp"}, "distill": {"checkpoint_every": 3}}
+    api.distill(folder, "sharded", overrides)
+    runs = folder / "runs"
+    if processes.is_main():
+        shutil.copytree(runs / "sharded", runs / "resumed")
+        (runs / "resumed" / "checkpoints" / "step-00000006.safetensors").unlink()
+    processes.barrier()
+    collection = Collection.load(folder)
+    settings = resolve_settings(collection, overrides)
+    run = Session(collection, settings, with_critics=True).distillation(quiet)
+    train(run, runs / "resumed", 3, True, quiet)
+    moments = [m for o in run.optimizers.values() for s in o.state.values() for m in s.values() if m.ndim]
+    parts = {
+        "base": [p for name, p in run.backbone.network.named_parameters() if "lora_" not in name],
+        "student": run.roles.parameters(STUDENT),
+        "critic": run.roles.parameters(run.critics[0]),
+        "teacher": run.roles.parameters(TEACHER),
+        "moments": moments,
+        "average": run.ema,
+    }
+    numbers = {name: held(tensors) for name, tensors in parts.items()}
+    (runs / f"held-{processes.rank()}.json").write_text(json.dumps(numbers))
 
 
 if __name__ == "__main__":

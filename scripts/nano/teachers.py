@@ -75,7 +75,7 @@ def train(name: str, args: Any) -> dict[str, Any]:
     )
     sources, targets = (backbone.encode_image(to_images(side)) for side in (photos, answers))
     prompt = backbone.encode_prompt([effect.teacher_prompt])
-    teaching = Teaching(backbone, roles, sources, targets, prompt, settings)
+    teaching = Teaching(name, backbone, roles, sources, targets, prompt, settings)
     began = time.perf_counter()
     losses = [teaching(step)["loss"] for step in range(teaching.num_steps)]
     seconds = time.perf_counter() - began

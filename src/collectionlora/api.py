@@ -1,6 +1,8 @@
 """The verbs as functions: what the command line calls, and what `import collectionlora` offers."""
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +24,21 @@ from collectionlora.effectbench.running import DEFAULT_METHODS, run_bench
 from collectionlora.errors import UserError
 from collectionlora.exporting import export
 from collectionlora.files import write_json
+from collectionlora.inputs import distillation_inputs, record_inputs, teaching_inputs
 from collectionlora.planning import plan
+from collectionlora.progress import Progress, ignore
 from collectionlora.prompt_writing import PromptWriter
 from collectionlora.prompting import cosine_table
-from collectionlora.session import Session, build_roles, check_resolution, effect_names, resolve_settings
-from collectionlora.target_making import encode_for_photos, read_images
+from collectionlora.run_folder import begin, held, refuse_unfinished, run_facts
+from collectionlora.session import (
+    Session,
+    build_roles,
+    check_references,
+    check_resolution,
+    effect_names,
+    resolve_settings,
+)
+from collectionlora.target_making import encode_for_photos, fingerprint, read_images, read_references
 from collectionlora.teaching import Teaching
 from collectionlora.trainer import train
 from collectionlora.vlm import Endpoint, Vlm
@@ -47,11 +59,6 @@ __all__ = [
 ]
 
 CLASSIFIER_STEPS = 800
-Progress = Callable[[str, int, int, dict[str, float]], None]  # (what, done, in all, metrics)
-
-
-def ignore(_what: str, _done: int, _total: int, _metrics: dict[str, float]) -> None:
-    """No progress shown."""
 
 
 def open_collection(collection: Collection | Path | str) -> Collection:
@@ -75,25 +82,30 @@ def teach(
     settings = resolve_settings(collection, overrides or {})
     backbone = load_backbone(collection.manifest.base, settings.model)
     check_resolution(collection, backbone, settings)
+    check_references(collection, settings)
     roles = build_roles(backbone, {STUDENT: settings.teach.rank}, settings.teach.seed, settings)
     fresh = roles.weights(STUDENT)
     written = []
     for name in effect_names(collection, names):
-        effect = collection.effect(name)
-        roles.load(STUDENT, fresh)
+        effect, folder = collection.effect(name), collection.folder / "runs" / f"teach-{name}"
         sources, answers = read_pairs(collection, effect, settings)
-        prompt = encode_for_photos(backbone, [effect.teacher_prompt] * len(sources), sources)
-        x, y = backbone.encode_image(sources), backbone.encode_image(answers)
-        backbone.release_encoders()
-        teaching = Teaching(backbone, roles, x, y, prompt, settings)
-
-        def report(done: int, total: int, metrics: dict[str, float], name: str = name) -> None:
-            progress(name, done, total, metrics)
-
-        folder = collection.folder / "runs" / f"teach-{name}"
-        train(teaching, folder, settings.distill.checkpoint_every, resume, report)
-        path = collection.teacher_path(effect)
-        write_lora(path, teaching.weights(), {"teacher_prompt": effect.teacher_prompt})
+        shown = read_references(collection, effect, backbone, settings)
+        seen = teaching_inputs(collection, effect)
+        with held(folder):
+            roles.load(STUDENT, fresh)
+            prompt = encode_for_photos(backbone, [effect.teacher_prompt] * len(sources), sources, shown)
+            references = [backbone.encode_image(image) for image in shown]
+            x, y = backbone.encode_image(sources), backbone.encode_image(answers)
+            backbone.release_encoders()
+            teaching = Teaching(name, backbone, roles, x, y, prompt, settings, references)
+            facts = {"base": collection.manifest.base, "teacher_prompt": effect.teacher_prompt}
+            facts |= run_facts(settings, ("model", "data", "sampling", "teach"), pairs=fingerprint(*seen))
+            goes_on, distill = begin(folder, facts, resume), settings.distill
+            record_inputs(folder, collection, seen)
+            report = partial(progress, name)
+            train(teaching, folder, distill.checkpoint_every, goes_on, report, distill.keep_checkpoints)
+            path = collection.teacher_path(effect)
+            write_lora(path, teaching.weights(), {"teacher_prompt": effect.teacher_prompt})
         written.append(path)
     return written
 
@@ -159,8 +171,10 @@ def targets(
     Several processes share the work.
     """
     collection = open_collection(collection)
-    session = Session(collection, resolve_settings(collection, overrides or {}), with_critics=False)
-    streams = session.make_targets(lambda what, done, total: progress(what, done, total, {}))
+    settings = resolve_settings(collection, overrides or {})
+    collection.check_files()
+    session = Session(collection, settings, with_critics=False)
+    streams = session.make_targets(progress)
     counts = {data.name: data.targets[:, :, 0, 0, 0].numel() for data in streams.effects}
     return counts | {"general": len(streams.general.targets)}
 
@@ -176,30 +190,45 @@ def distill(
     """The method over a collection; returns the finished adapter. Several processes train data-parallel.
 
     Raises:
-        UserError: bad input.
+        UserError: bad input, a run that another process holds, or one that is unfinished, without `resume`.
         Interrupted: stopped by the user; call again with `resume=True` to go on.
     """
     collection = open_collection(collection)
     settings = resolve_settings(collection, overrides or {})
-    folder = collection.folder / "runs" / run
-    session = Session(collection, settings, with_critics=True)
-    distillation = session.distillation(
-        lambda what, done, total: progress(f"targets {what}", done, total, {})
-    )
-    if processes.is_main():
-        write_json(folder / "settings.json", settings.model_dump(mode="json"))
-    with Watch(distillation, folder) as watch:
+    folder = run_path(collection, run)
+    collection.check_files()
+    with held(folder):
+        if not resume:
+            refuse_unfinished(folder)
+        session = Session(collection, settings, with_critics=True)
+        distillation = session.distillation(progress)
+        begin(folder, session.facts(), resume, anyway=True)
+        if processes.is_main():
+            write_json(folder / "settings.json", settings.model_dump(mode="json"))
+            record_inputs(folder, collection, distillation_inputs(collection))
+        with Watch(distillation, folder) as watch:
 
-        def report(done: int, total: int, metrics: dict[str, float]) -> None:
-            watch(done, metrics)
-            progress("distill", done, total, metrics)
+            def report(done: int, total: int, metrics: dict[str, float]) -> None:
+                watch(done, metrics)
+                progress("distill", done, total, metrics)
 
-        train(distillation, folder, settings.distill.checkpoint_every, resume, report)
-    if processes.is_main():
-        session.write_result(distillation, folder / collection.result.name)
-        session.write_result(distillation, collection.result)
-    processes.barrier()
+            every, keep = settings.distill.checkpoint_every, settings.distill.keep_checkpoints
+            train(distillation, folder, every, resume, report, keep)
+        for path in (folder / collection.result.name, collection.result):
+            session.write_result(distillation, path)
+        processes.barrier()
     return collection.result
+
+
+def run_path(collection: Collection, run: str) -> Path:
+    """Where a run of a name is kept.
+
+    Raises:
+        UserError: the name is that of no folder below `runs`.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", run):
+        raise UserError("", "--run", f"{run!r} cannot name a folder", "use letters, digits, . _ and -")
+    return collection.folder / "runs" / run
 
 
 def bench(

@@ -13,7 +13,7 @@ from collectionlora.collection import Collection
 from collectionlora.data import read_photo
 from collectionlora.errors import UserError
 from collectionlora.prompt_writing import PROMPTS, read_kept
-from collectionlora.session import resolve_settings
+from collectionlora.session import check_references, resolve_settings
 
 T = TypeVar("T")
 
@@ -30,19 +30,21 @@ def check_collection(folder: Path) -> dict[str, Any]:
         try:
             return work()
         except UserError as error:
-            problems.append(error)
+            if str(error) not in map(str, problems):  # effects may share photos
+                problems.append(error)
             return None
 
     effects = []
     collection = attempt(lambda: Collection.load(folder))
     if collection is not None:
-        attempt(lambda: resolve_settings(collection, {}))
+        attempt(lambda: check_references(collection, resolve_settings(collection, {})))
         attempt(collection.general_prompts)
         attempt(lambda: read_kept(collection.folder / PROMPTS))
         photos = set(attempt(collection.general_photo_paths) or [])
         base = attempt(lambda: base_weights(collection.manifest.base))
         for effect in collection.effects:
             photos |= set(attempt(lambda e=effect: collection.photo_paths(e)) or [])  # type: ignore[misc]
+            photos |= set(attempt(lambda e=effect: collection.reference_paths(e)) or [])  # type: ignore[misc]
             path = attempt(lambda e=effect: collection.teacher_path(e))  # type: ignore[misc]
             if base is None or path is None:
                 continue

@@ -7,6 +7,7 @@ mend it (one line), 1 a fault of ours (traceback), 130 interrupted with the stat
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -17,12 +18,11 @@ from collectionlora import __version__
 from collectionlora.cli_growth import add, bench, remove
 from collectionlora.cli_options import Folder, Json, Names, Set, VlmKey, VlmTokens, with_token_cap
 from collectionlora.config import SettingsError, parse_overrides
-from collectionlora.errors import UserError
+from collectionlora.errors import Interrupted, UserError, mendable, one_line
 from collectionlora.studio.command import studio
 from collectionlora.terminal import (
     ProgressLine,
     advice_lines,
-    console,
     describe_lora,
     joined_processes,
     methods_table,
@@ -30,6 +30,7 @@ from collectionlora.terminal import (
     plan_table,
     prompt_table,
     say,
+    tell,
 )
 
 app = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, help=__doc__)
@@ -71,7 +72,7 @@ def init(
     from collectionlora.manifest_template import create
 
     create(folder, base, from_loras or [])
-    console.print(f"made {folder}; next: edit {folder}/collection.yaml, then collectionlora check {folder}")
+    tell(f"made {folder}; next: edit {folder}/collection.yaml, then collectionlora check {folder}")
 
 
 @app.command()
@@ -83,7 +84,7 @@ def check(folder: Folder, as_json: Json = False) -> None:
     from collectionlora.checking import check_collection
 
     result = check_collection(folder)
-    lines = [f"error: {p['file']}: {p['field']}: {p['message']}; {p['mend']}" for p in result["problems"]]
+    lines = [f"error: {UserError(**problem)}" for problem in result["problems"]]
     lines += [describe_lora(effect) for effect in result["effects"]]
     say(as_json, result, "\n".join([*lines, "ready" if result["ok"] else "not ready"]))
     if not result["ok"]:
@@ -122,12 +123,8 @@ def prompts(
     from collectionlora.vlm import Endpoint
 
     layer = with_token_cap(parse_overrides(overrides or []), max_tokens_total)
-    try:
-        with ProgressLine() as progress:
-            result = api.prompts(folder, Endpoint.of(vlm, model, api_key_env), layer, progress)
-    except KeyboardInterrupt:
-        console.print("interrupted; what is answered is kept: run the same command again to go on")
-        raise typer.Exit(130) from None
+    with ProgressLine() as progress:
+        result = api.prompts(folder, Endpoint.of(vlm, model, api_key_env), layer, progress)
     say(as_json, result, prompt_table(result))
 
 
@@ -155,7 +152,10 @@ def plan(
     teacher_rank: Annotated[int | None, typer.Option(min=1, help="of the effects; default: --rank")] = None,
     photos: Annotated[int, typer.Option(min=1, help="of each effect")] = 20,
     devices: Annotated[int, typer.Option(min=1, help="how many GPUs")] = 1,
-    sharding: Annotated[str, typer.Option(help="ddp: each holds all; fsdp: each its share")] = "ddp",
+    sharding: Annotated[
+        str | None,
+        typer.Option(help="ddp: each holds all; fsdp: each its share; default: model.sharding"),
+    ] = None,
     overrides: Set = None,
     as_json: Json = False,
 ) -> None:
@@ -195,13 +195,12 @@ def distill(
     Example: collectionlora distill my-collection --set distill.student_updates=1000
     """
     from collectionlora import api
-    from collectionlora.trainer import Interrupted
 
     try:
         with joined_processes() as progress:
             path = api.distill(folder, run, parse_overrides(overrides or []), resume, progress)
     except Interrupted as stopped:
-        console.print(f"{stopped}; go on with: collectionlora distill {folder} --run {run} --resume")
+        tell(f"{stopped}; go on with: collectionlora distill {folder} --run {run} --resume")
         raise typer.Exit(130) from None
     say(
         as_json, {"adapter": str(path)}, f"wrote {path}; next: collectionlora edit {folder} --effect NAME ..."
@@ -218,6 +217,9 @@ def edit(
     steps: Annotated[int | None, typer.Option(min=1, help="default: what the adapter was made for")] = None,
     seed: int = 0,
     strength: Annotated[float, typer.Option(min=0, max=1, help="0 is the photo, 1 the whole effect")] = 1.0,
+    reference: Annotated[
+        list[Path] | None, typer.Option(help="a reference image, for each that the effect was taught with")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Edit one photo, or all photos of a folder.
@@ -225,19 +227,22 @@ def edit(
     Example: collectionlora edit my-collection --effect neon-edges --photo me.jpg --out me-neon.png
     """
     from collectionlora.collection import list_photos
-    from collectionlora.data import read_photo, write_photo
+    from collectionlora.data import photo_format, read_photo, write_photo
     from collectionlora.editing import Editor
 
     effects = [effect, *(then or [])]
-    editor = Editor.load(collection)
-    editor.prompt(effects)
+    references = [read_photo(path) for path in reference or []]
     if photo.is_dir():
         pairs = [(p, out / p.relative_to(photo).with_suffix(".png")) for p in list_photos(photo)]
     else:
+        photo_format(out)
         pairs = [(photo, out)]
+    editor = Editor.load(collection)
+    editor.prompt(effects, len(references))
     with ProgressLine() as progress:
         for index, (source, destination) in enumerate(pairs):
-            write_photo(destination, editor.edit(read_photo(source), effects, seed, steps, strength))
+            made = editor.edit(read_photo(source), effects, seed, steps, strength, references)
+            write_photo(destination, made)
             progress("edit", index + 1, len(pairs), {})
     written = [str(destination) for _, destination in pairs]
     say(as_json, {"images": written}, "\n".join(f"wrote {path}" for path in written))
@@ -299,9 +304,20 @@ def main() -> None:
     """The entry point: mendable faults are one line and exit code 2."""
     # peft imports it where it is installed, and it then tells every user of a CPU about a kernel of its own.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    # Pillow warns of photos that `read_photo` reads all the same, or refuses in its own words.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     run: Callable[[], None] = app
     try:
         run()
     except (UserError, SettingsError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(str(error))}", file=sys.stderr)
+        sys.exit(2)
+    except Interrupted as stopped:
+        print(f"{stopped}; the same command goes on", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        fault = mendable(error)
+        if fault is None:
+            raise
+        print(f"error: {fault}", file=sys.stderr)
         sys.exit(2)

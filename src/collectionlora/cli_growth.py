@@ -7,7 +7,7 @@ import typer
 
 from collectionlora.cli_options import Folder, Json, Set, SomeNames, VlmKey, VlmTokens, with_token_cap
 from collectionlora.config import parse_overrides
-from collectionlora.terminal import ProgressLine, console, joined_processes, methods_table, say
+from collectionlora.terminal import ProgressLine, joined_processes, methods_table, say, tell
 
 
 def bench(
@@ -82,14 +82,14 @@ def add(
     Example: collectionlora add my-collection neon-edges --teacher neon.safetensors
     """
     from collectionlora import api
-    from collectionlora.trainer import Interrupted
+    from collectionlora.errors import Interrupted
 
     try:
         with ProgressLine() as progress:
             path = api.add(folder, names, teacher, teacher_prompt, parse_overrides(overrides or []), progress)
     except Interrupted as stopped:
         command = f"collectionlora add {folder} {' '.join(names)}"
-        console.print(f"{stopped}; go on with the same settings, without --teacher: {command}")
+        tell(f"{stopped}; go on with the same settings, without --teacher: {command}")
         raise typer.Exit(130) from None
     text = f"wrote {path}; next: collectionlora bench {folder} --baseline EARLIER.json"
     say(as_json, {"adapter": str(path)}, text)

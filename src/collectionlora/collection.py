@@ -1,19 +1,40 @@
 """A collection: the folder that a user brings, its manifest, and what can be wrong with it."""
 
 import difflib
+import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from collectionlora.errors import UserError
+from collectionlora.errors import UserError, shown
+from collectionlora.yaml_reading import read_yaml
 
 MANIFEST = "collection.yaml"
 RESULT = "collection.safetensors"
+NAME = r"^[a-z0-9]+(-[a-z0-9]+)*$"  # of an effect; files are named after it
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+LONGEST_PROMPT = 2000  # characters
+TRIGGER = re.compile(r"<[^<>\s]+>")
+
+
+def refuse_control(text: str) -> str:
+    """The text, if a prompt can hold it: any script and emoji, tabs and line ends, nothing else invisible.
+
+    Raises:
+        ValueError: it holds a control character.
+    """
+    for character in text:
+        if unicodedata.category(character) == "Cc" and character not in "\t\n\r":
+            raise ValueError(f"holds the control character U+{ord(character):04X}")
+    return text
+
+
+Prompt = Annotated[str, Field(min_length=1, max_length=LONGEST_PROMPT), AfterValidator(refuse_control)]
+Place = Annotated[str, Field(min_length=1, max_length=1000), AfterValidator(refuse_control)]
 
 
 class Entry(BaseModel):
@@ -23,11 +44,12 @@ class Entry(BaseModel):
 class Effect(Entry):
     """One effect of the manifest; paths are relative to the collection's folder."""
 
-    name: str = Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$", max_length=64)
-    teacher: str
-    teacher_prompt: str = Field(min_length=1, max_length=2000)
-    photos: str
-    student_prompt: str | None = Field(None, min_length=1, max_length=2000)
+    name: str = Field(pattern=NAME, max_length=64)
+    teacher: Place
+    teacher_prompt: Prompt
+    photos: Place
+    references: tuple[Place, ...] = ()  # images that are shown beside every photo
+    student_prompt: Prompt | None = None
     criteria: str | None = None
     truth: str | None = None  # for `bench`: a procedural effect, a folder of true images, or "none"
 
@@ -35,12 +57,12 @@ class Effect(Entry):
 class General(Entry):
     """The general stream: unlabelled photos, and a file with one instruction a line."""
 
-    photos: str
-    prompts: str
+    photos: Place
+    prompts: Place
 
 
 class Manifest(Entry):
-    base: str = "nano"
+    base: Place = "nano"
     effects: tuple[Effect, ...] = Field(min_length=1)
     general: General
     settings: dict[str, dict[str, Any]] = {}
@@ -69,6 +91,10 @@ class Collection:
             raise UserError(path, "", "is missing", f"make one: collectionlora init {folder}") from None
         except UnicodeDecodeError as error:
             raise UserError(path, "", f"is not valid YAML ({error})", "mend the syntax") from None
+        except OSError as error:
+            raise UserError(
+                path, "", f"cannot be read ({error.strerror})", "put a readable file there"
+            ) from None
 
     @classmethod
     def parse(cls, folder: Path, text: str) -> "Collection":
@@ -79,14 +105,13 @@ class Collection:
         """
         path = folder / MANIFEST
         try:
-            document = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            reason = " ".join(str(error).split())
-            raise UserError(path, "", f"is not valid YAML ({reason})", "mend the syntax") from None
+            document = read_yaml(text)
+        except ValueError as error:
+            raise UserError(path, "", f"is not valid YAML ({error})", "mend the syntax") from None
         if not isinstance(document, dict):
             raise UserError(path, "", "is not a mapping", "start it with base:, effects: and general:")
         try:
-            manifest = Manifest(**document)
+            manifest = Manifest.model_validate(document)
         except ValidationError as error:
             raise _explain(path, error) from None
         collection = cls(folder, manifest)
@@ -101,7 +126,12 @@ class Collection:
         prompts = Counter(e.student_prompt for e in self.effects if e.student_prompt)
         for prompt, count in prompts.items():
             if count > 1:
-                message = f"two effects share the student prompt {prompt!r}"
+                message = f"two effects share the student prompt {shown(prompt)}"
+                raise UserError(path, "student_prompt", message, "give each effect its own trigger")
+        found = [match[0] for prompt in prompts if (match := TRIGGER.match(prompt))]
+        for trigger, count in Counter(found).items():
+            if count > 1:
+                message = f"two effects share the trigger {trigger}"
                 raise UserError(path, "student_prompt", message, "give each effect its own trigger")
 
     @property
@@ -129,10 +159,18 @@ class Collection:
         """A path of the manifest inside the folder.
 
         Raises:
-            UserError: it leaves the folder.
+            UserError: it leaves the folder, or the system cannot follow it.
         """
         path = self.folder / relative
-        if not path.resolve().is_relative_to(self.folder.resolve()):
+        try:
+            inside = path.resolve().is_relative_to(self.folder.resolve())
+            path.is_dir()
+        except (OSError, RuntimeError) as error:  # a loop is a RuntimeError in older versions of Python
+            message = (
+                f"{shown(relative)} is no path ({error.strerror if isinstance(error, OSError) else error})"
+            )
+            raise UserError(self.folder / MANIFEST, field, message, "mend the path or the link") from None
+        if not inside:
             mend = "copy it into the collection"
             raise UserError(self.folder / MANIFEST, field, f"{relative} lies outside the folder", mend)
         return path
@@ -143,6 +181,9 @@ class Collection:
     def photo_paths(self, effect: Effect) -> list[Path]:
         return list_photos(self.path(effect.photos, f"effects.{effect.name}.photos"))
 
+    def reference_paths(self, effect: Effect) -> list[Path]:
+        return [self.path(file, f"effects.{effect.name}.references") for file in effect.references]
+
     def pairs_folder(self, effect: Effect) -> Path:
         return self.folder / "pairs" / effect.name
 
@@ -150,12 +191,10 @@ class Collection:
         """The image pairs of an effect, source and target, matched by file name and in its order.
 
         Raises:
-            UserError: there are none, or a file has no partner.
+            UserError: there are none, a file has no partner, or two have one name.
         """
         folder = self.pairs_folder(effect)
-        sources, targets = (
-            {path.stem: path for path in list_photos(folder / side)} for side in ("source", "target")
-        )
+        sources, targets = (by_stem(list_photos(folder / side)) for side in ("source", "target"))
         alone = sorted(sources.keys() ^ targets.keys())
         if alone:
             raise UserError(folder, alone[0], "is in source/ or target/ alone", "give both files one name")
@@ -168,17 +207,39 @@ class Collection:
         """The instructions of the general stream, blank lines left out.
 
         Raises:
-            UserError: the file is missing or empty.
+            UserError: the file is missing or empty, or a line cannot be a prompt.
         """
         path = self.path(self.manifest.general.prompts, "general.prompts")
         try:
-            lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+            lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n")]
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(path, "general.prompts", str(error), "give a text file") from None
+        for number, line in enumerate(lines, 1):
+            if len(line) > LONGEST_PROMPT:
+                message, mend = f"has {len(line):,} characters", f"keep it under {LONGEST_PROMPT:,}"
+                raise UserError(path, f"line {number}", message, mend)
+            try:
+                refuse_control(line)
+            except ValueError as error:
+                raise UserError(path, f"line {number}", str(error), "remove it") from None
         prompts = [line for line in lines if line]
         if not prompts:
             raise UserError(path, "general.prompts", "is empty", "write one instruction a line")
         return prompts
+
+    def check_files(self) -> None:
+        """Look that everything the manifest names is there; opens nothing but the instructions.
+
+        Raises:
+            UserError: the first thing that is missing, empty or outside the folder.
+        """
+        for effect in self.effects:
+            for path in (self.teacher_path(effect), *self.reference_paths(effect)):
+                if not path.is_file():
+                    raise UserError(path, "", "there is no such file", "put it there or mend the path")
+            self.photo_paths(effect)
+        self.general_photo_paths()
+        self.general_prompts()
 
     @property
     def result(self) -> Path:
@@ -201,7 +262,23 @@ def list_photos(folder: Path) -> list[Path]:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    return (path for path in folder.rglob("*") if path.is_file())
+    # A link that leads nowhere is no file; whoever reads it says so, where a filter would lose a photo.
+    return (path for path in folder.rglob("*") if path.is_symlink() or path.is_file())
+
+
+def by_stem(paths: Sequence[Path]) -> dict[str, Path]:
+    """Files by their names without endings.
+
+    Raises:
+        UserError: two have one name.
+    """
+    found: dict[str, Path] = {}
+    for path in paths:
+        if path.stem in found:
+            other = found[path.stem].name
+            raise UserError(path, "", f"has the name of {other}, but for its ending or folder", "rename one")
+        found[path.stem] = path
+    return found
 
 
 def _explain(path: Path, error: ValidationError) -> UserError:
@@ -213,4 +290,5 @@ def _explain(path: Path, error: ValidationError) -> UserError:
         return UserError(path, field, "no such key", f"did you mean {nearest}?")
     if first["type"] == "missing":
         return UserError(path, field, "is missing", "add it")
-    return UserError(path, field, first["msg"], f"it is {first['input']!r} now")
+    message = first["msg"].removeprefix("Value error, ")
+    return UserError(path, field, message, f"it is {shown(first['input'])} now")

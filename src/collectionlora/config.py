@@ -6,16 +6,18 @@ them, and the resolved settings are saved with every run.
 
 import difflib
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from collectionlora.errors import shown
+from collectionlora.yaml_reading import read_yaml
 
 
 class Section(BaseModel):
     """A frozen group of settings that refuses unknown names."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Schedule(Section):
@@ -84,7 +86,7 @@ class TeachSettings(Section):
     rank: int = Field(16, ge=1)
     learning_rate: float = Field(1e-4, gt=0)
     batch_size: int = Field(8, ge=1)
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**63)
 
 
 class MatchSettings(Section):
@@ -105,10 +107,11 @@ class DistillSettings(Section):
     batch_size: int = Field(1, ge=1)
     effect_ratio: float = Field(0.5, ge=0, le=1, description="p_switch; 1 switches PDSR off")
     route_every: int = Field(1, ge=1, description="steps that keep one routing decision")
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**63)
     checkpoint_every: int = Field(500, ge=1, description="steps between checkpoints")
+    keep_checkpoints: int = Field(3, ge=1, description="how many of them stay")
     asymmetric_prompts: bool = Field(True, description="AOP; off, the student reads the teacher's prompt")
-    rollout_steps: tuple[int, ...] = Field(
+    rollout_steps: tuple[Annotated[int, Field(ge=1)], ...] = Field(
         (8,), min_length=1, description="schedule lengths the student learns; one is drawn for each step"
     )
     critic_samples: Literal["final", "simulated"] = Field(
@@ -260,7 +263,8 @@ def _explain(error: ValidationError) -> SettingsError:
         names = setting_names() + list(Settings.model_fields)
         nearest = difflib.get_close_matches(field, names, n=1, cutoff=0.0)[0]
         return SettingsError(field, "no such setting", f"did you mean {nearest}?")
-    return SettingsError(field, first["msg"].removeprefix("Value error, "), f"it is {first['input']!r} now")
+    message = first["msg"].removeprefix("Value error, ")
+    return SettingsError(field, message, f"it is {shown(first['input'])} now")
 
 
 def parse_overrides(assignments: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -276,7 +280,7 @@ def parse_overrides(assignments: Sequence[str]) -> dict[str, dict[str, Any]]:
         if not equals or not dot:
             raise SettingsError(assignment, "not an assignment", "write --set section.name=value")
         try:
-            layer.setdefault(section, {})[name] = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise SettingsError(path, f"cannot read the value {text!r}", "write a YAML value") from None
+            layer.setdefault(section, {})[name] = read_yaml(text)
+        except ValueError:
+            raise SettingsError(path, f"cannot read the value {shown(text)}", "write a YAML value") from None
     return layer

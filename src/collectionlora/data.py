@@ -13,6 +13,8 @@ from collectionlora.errors import UserError
 from collectionlora.files import written_whole
 
 MOST_PIXELS = 200_000_000
+# Whatever the name of a file says. Pillow reads more, some by programs that it starts (EPS: Ghostscript).
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 Photo = NDArray[np.uint8]  # [H, W, 3]
 
 
@@ -23,8 +25,8 @@ def read_photo(path: Path, most_pixels: int = MOST_PIXELS) -> Photo:
         UserError: missing, not an image, damaged, or too large.
     """
     try:
-        with Image.open(path) as image:
-            if image.width * image.height > most_pixels:
+        with Image.open(path, formats=FORMATS) as image:
+            if not 0 < image.width * image.height <= most_pixels:
                 size = f"{image.width} x {image.height}"
                 raise UserError(path, "", f"has {size} pixels", f"keep it under {most_pixels:,} pixels")
             upright = ImageOps.exif_transpose(image)
@@ -36,14 +38,19 @@ def read_photo(path: Path, most_pixels: int = MOST_PIXELS) -> Photo:
         raise UserError(
             path, "", "cannot be read as an image (unknown format)", "replace or remove it"
         ) from None
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(path, "", f"cannot be read as an image ({error})", "replace or remove it") from None
+    except UserError:
+        raise
+    # Pillow's decoders let out whatever damaged bytes make them do: struct.error, IndexError, EOFError, ...
+    except Exception as error:
+        reason = f"cannot be read as an image ({error or type(error).__name__})"
+        raise UserError(path, "", reason, "replace or remove it") from None
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
-        values = np.asarray(image, dtype=np.float32)
-        scale = 255 / 65535 if values.max(initial=0) > 255 else 1.0
+        values = np.nan_to_num(np.asarray(image, dtype=np.float32))
+        # "I;16" is 16 bits however dark; "I" and "F" do not say what their white is.
+        scale = 255 / 65535 if image.mode.startswith("I;16") or values.max() > 255 else 1.0
         return Image.fromarray((values * scale).clip(0, 255).astype(np.uint8)).convert("RGB")
     if "A" in image.getbands() or "transparency" in image.info:
         layered = image.convert("RGBA")
@@ -70,6 +77,12 @@ def resize(photo: Photo, size: tuple[int, int]) -> Photo:
     return np.asarray(Image.fromarray(photo).resize((size[1], size[0]), Image.Resampling.LANCZOS))
 
 
+def fit(photo: Photo, resolution: int, multiple: int) -> Tensor:
+    """A photo as a network takes it: an image in [0, 1] of its `working_size`, `[1, 3, height, width]`."""
+    height, width = photo.shape[:2]
+    return to_images([resize(photo, working_size(height, width, resolution, multiple))])
+
+
 def to_images(photos: Sequence[Photo]) -> Tensor:
     """Photos of one size to images in [0, 1], `[B, 3, H, W]`."""
     return torch.from_numpy(np.stack(photos)).permute(0, 3, 1, 2).float() / 255
@@ -81,8 +94,8 @@ def to_photos(images: Tensor) -> list[Photo]:
     return list(levels)
 
 
-def write_photo(path: Path, photo: Photo) -> None:
-    """Write a photo in the format of the path's suffix, whole or not at all.
+def photo_format(path: Path) -> str:
+    """The format that a path's suffix stands for, in Pillow's words.
 
     Raises:
         UserError: a suffix that is no image format.
@@ -90,5 +103,15 @@ def write_photo(path: Path, photo: Photo) -> None:
     kind = Image.registered_extensions().get(path.suffix.lower())
     if kind is None or kind not in Image.SAVE:
         raise UserError(path, "", f"{path.suffix!r} is no image format", "end the name in .png or .jpg")
+    return kind
+
+
+def write_photo(path: Path, photo: Photo) -> None:
+    """Write a photo in the format of the path's suffix, whole or not at all.
+
+    Raises:
+        UserError: a suffix that is no image format, or it cannot be written.
+    """
+    kind = photo_format(path)
     with written_whole(path) as partial:
         Image.fromarray(photo).save(partial, format=kind)

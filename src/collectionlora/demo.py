@@ -2,7 +2,7 @@
 
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from collectionlora.effects.crops import PhotoPool
 from collectionlora.effects.ordinary import general_instructions
 from collectionlora.errors import UserError
 from collectionlora.files import write_text
+from collectionlora.progress import Progress
 from collectionlora.session import resolve_settings
 from collectionlora.trainer import LOG
 
@@ -31,8 +32,6 @@ RUN = "demo"
 FIRST = ("pencil-sketch", "neon-edges", "thermal", "duotone")  # what a demo of 4 effects shows; one is random
 PHOTOS, GENERAL_PHOTOS, JUDGED = 64, 48, 24
 CLASSIFIER_STEPS = 600
-
-Progress = Callable[[str, int, int, dict[str, float]], None]
 
 
 def shipped_teachers() -> dict[str, Path]:

@@ -12,12 +12,12 @@ for several schedule lengths has one critic for each: one critic for all sees th
 then drift apart under a mixture that still looks right.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.utils import clip_grad_norm_
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import AdamW
 
 from collectionlora import processes
@@ -30,6 +30,7 @@ from collectionlora.objectives import dmd_loss, flow_matching_loss, velocity_mat
 from collectionlora.sampling import Denoiser, noise_like, rollout
 from collectionlora.streams import Batch, Streams
 
+MIXED = "mixed"
 # Target simulation starts from the student's steps at or below this noise level: the last 5 of 8.
 HIGHEST_TARGET_SIGMA = 5 / 6 + 1e-4
 
@@ -45,6 +46,15 @@ class Simulation:
     sigmas: Tensor
     states: list[Tensor]
     image: Tensor
+
+
+@dataclass(frozen=True)
+class Judges:
+    """Critic (in its `role`) and teacher on one batch: their conditions are read once for all losses."""
+
+    role: str
+    critic: Denoiser
+    teacher: Denoiser
 
 
 class Distillation:
@@ -67,30 +77,45 @@ class Distillation:
     ):
         self.backbone, self.roles, self.teachers, self.streams = backbone, roles, teachers, streams
         self.settings = settings
+        # Of whole tensors torch itself chooses whether to take many at once; of shards it never would.
+        self.foreach = True if settings.model.sharding == "fsdp" else None
         self.critics = [critic_role(n) for n in settings.distill.rollout_steps]
         self.optimizers = {STUDENT: self._optimizer(STUDENT, settings.student)}
         self.optimizers |= {critic: self._optimizer(critic, settings.critic) for critic in self.critics}
         self.ema = [p.detach().clone() for p in roles.parameters(STUDENT)]
 
     def _optimizer(self, role: str, settings: RoleSettings) -> AdamW:
-        weight_decay = self.settings.distill.weight_decay
-        return AdamW(self.roles.parameters(role), lr=settings.learning_rate, weight_decay=weight_decay)
+        parameters, decay = self.roles.parameters(role), self.settings.distill.weight_decay
+        return AdamW(parameters, settings.learning_rate, weight_decay=decay, foreach=self.foreach)
 
     @property
     def num_steps(self) -> int:
         """Steps of the whole run: the warm start's updates, then the student's."""
         return self.settings.match.updates + self.settings.distill.student_updates
 
-    def mixes(self, step: int) -> bool:
-        """Whether a step learns from all streams at once: the warm start where it asks no teacher."""
+    def stream_at(self, step: int) -> tuple[str, str | None]:
+        """The stream of a step and its effect; a warm start that asks no teacher mixes all streams."""
         match = self.settings.match
-        return step < match.updates and match.loss == "flow"
+        if step < match.updates and match.loss == "flow":
+            return MIXED, None
+        effect = self.streams.effect_at(step)
+        return "general" if effect is None else "effect", effect
 
     def batch(self, step: int) -> Batch:
         """What a step learns from."""
-        draw = self.streams.mixed_batch if self.mixes(step) else self.streams.batch
+        draw = self.streams.mixed_batch if self.stream_at(step)[0] == MIXED else self.streams.batch
         match = self.settings.match
         return draw(step, size=match.batch_size if step < match.updates else None)
+
+    def verify(self) -> None:
+        """Prove on the first batch that no role leaks into another; costs less than a step, changes nothing.
+
+        Raises:
+            UserError: switching roles does not work with the installed versions.
+        """
+        batch = self.streams.batch(0)
+        noise = noise_like(batch.target, self.streams.generator(0))
+        self.roles.verify(lambda: Denoiser(self.backbone, batch.student).velocity(noise, 1.0))
 
     def __call__(self, step: int) -> dict[str, float]:
         """Take one step and return its losses and gradient norms by name."""
@@ -119,8 +144,10 @@ class Distillation:
             with torch.no_grad(), self.teachers.use(batch.effect):
                 velocity_teacher = self._teacher(batch).velocity(x_sigma, sigma)
             loss = velocity_matching_loss(velocity, velocity_teacher)
-        norm = self._update(STUDENT, loss, self.settings.match.learning_rate, progress)
-        torch._foreach_copy_(self.ema, list[Tensor](self.roles.parameters(STUDENT)))
+        norm = self._update(STUDENT, [loss], self.settings.match.learning_rate, progress)
+        with torch.no_grad():
+            for average, parameter in zip(self.ema, self.roles.parameters(STUDENT), strict=True):
+                average.copy_(parameter)
         return {"match": loss.item(), "student_grad_norm": norm}
 
     def distill(
@@ -160,33 +187,41 @@ class Distillation:
     def update_student(
         self, batch: Batch, simulation: Simulation, critic: str, generator: torch.Generator, progress: float
     ) -> dict[str, float]:
-        """One student update by the coarse-to-fine objective; a weight of 0 saves that loss's forwards."""
-        distill = self.settings.distill
-        weights = {"backward": distill.backward_weight.at(progress)}
-        if batch.effect is not None:
-            weights["target"] = distill.target_weight.at(progress)
-            weights["anchor"] = distill.anchor_weight.at(progress)
+        """One student update by the coarse-to-fine objective.
 
-        losses = {}
-        if weights["backward"] > 0:
+        The gradient of each loss is taken before the next one is made, so that one graph lives at a time.
+        """
+        losses: dict[str, float] = {}
+
+        def weighted() -> Iterator[Tensor]:
+            for name, weight, loss in self.student_losses(batch, simulation, critic, generator, progress):
+                losses[name] = loss.item()
+                yield weight * loss
+
+        norm = self._update(STUDENT, weighted(), self.settings.student.learning_rate, progress)
+        with torch.no_grad():
+            parameters = list[Tensor](self.roles.parameters(STUDENT))
+            torch._foreach_lerp_(self.ema, parameters, 1 - self.settings.distill.ema)
+        return losses | {"student_grad_norm": norm}
+
+    def student_losses(
+        self, batch: Batch, simulation: Simulation, critic: str, generator: torch.Generator, progress: float
+    ) -> Iterator[tuple[str, float, Tensor]]:
+        """Name, weight and value of each loss of the objective; a weight of 0 saves that loss's forwards."""
+        distill = self.settings.distill
+        judges = self._judges(batch, critic)
+        if (weight := distill.backward_weight.at(progress)) > 0:
             x0 = self.student_on_policy(batch, simulation, generator)
             u = self._draw_uniform(len(x0), generator)
-            losses["backward"] = self.distribution_matching(x0, batch, critic, u, generator)
-        if batch.effect is not None:
-            u = self._draw_uniform(len(batch.target), generator, lowest=0.5)
-            if weights["target"] > 0:
-                x0 = self.student_on_target(batch, simulation.sigmas, generator)
-                losses["target"] = self.distribution_matching(x0, batch, critic, u, generator)
-            if weights["anchor"] > 0:
-                losses["anchor"] = self.anchor(batch, u, generator)
-
-        # Without a loss here the total is a constant: another process may have one, and this one joins it.
-        total = torch.stack(
-            [batch.target.new_zeros(()), *(weights[n] * loss for n, loss in losses.items())]
-        ).sum()
-        norm = self._update(STUDENT, total, self.settings.student.learning_rate, progress)
-        torch._foreach_lerp_(self.ema, list[Tensor](self.roles.parameters(STUDENT)), 1 - distill.ema)
-        return {name: loss.item() for name, loss in losses.items()} | {"student_grad_norm": norm}
+            yield "backward", weight, self.distribution_matching(x0, batch, judges, u, generator)
+        if batch.effect is None:
+            return
+        u = self._draw_uniform(len(batch.target), generator, lowest=0.5)
+        if (weight := distill.target_weight.at(progress)) > 0:
+            x0 = self.student_on_target(batch, simulation.sigmas, generator)
+            yield "target", weight, self.distribution_matching(x0, batch, judges, u, generator)
+        if (weight := distill.anchor_weight.at(progress)) > 0:
+            yield "anchor", weight, self.anchor(batch, u, generator)
 
     def student_on_policy(self, batch: Batch, simulation: Simulation, generator: torch.Generator) -> Tensor:
         """L_BS's image: the student's x0 at a random step of its own trajectory; gradient in that step."""
@@ -222,16 +257,16 @@ class Distillation:
         return flow_matching_loss(velocity, batch.target, noise)
 
     def distribution_matching(
-        self, x0: Tensor, batch: Batch, critic: str, u: Tensor, generator: torch.Generator
+        self, x0: Tensor, batch: Batch, judges: Judges, u: Tensor, generator: torch.Generator
     ) -> Tensor:
         """DMD loss of student images `x0`, renoised to `shift(u)`; teacher and critic without gradient."""
         sigma = self._shift(u)
         with torch.no_grad():
             x_sigma = add_noise(x0, noise_like(x0, generator), sigma)
-            with self.roles.frozen(critic):
-                x0_critic = Denoiser(self.backbone, batch.student).x0(x_sigma, sigma)
+            with self.roles.frozen(judges.role):
+                x0_critic = judges.critic.x0(x_sigma, sigma)
             with self.teachers.use(batch.effect):
-                x0_teacher = self._teacher(batch).x0(x_sigma, sigma)
+                x0_teacher = judges.teacher.x0(x_sigma, sigma)
         return dmd_loss(x0, x0_critic, x0_teacher)
 
     def update_critic(
@@ -244,11 +279,11 @@ class Distillation:
             denoiser = Denoiser(self.backbone, batch.student)
             velocity = denoiser.velocity(add_noise(image, noise, sigma), sigma)
         loss = flow_matching_loss(velocity, image, noise)
-        norm = self._update(critic, loss, self.settings.critic.learning_rate, progress)
+        norm = self._update(critic, [loss], self.settings.critic.learning_rate, progress)
         return {"critic": loss.item(), "critic_grad_norm": norm}
 
     def tensors(self) -> dict[str, Tensor]:
-        """Roles, moving average and optimizer states: all that a resume needs."""
+        """Roles, moving average and optimizer states: all that a resume needs, sharded as it is held."""
         tensors = {f"ema.{i}": tensor for i, tensor in enumerate(self.ema)}
         for role, optimizer in self.optimizers.items():
             parameters = self.roles.parameters(role)
@@ -258,35 +293,50 @@ class Distillation:
 
     @torch.no_grad()
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Go back to what `tensors` returned."""
-        for i, average in enumerate(self.ema):
-            average.copy_(tensors[f"ema.{i}"])
+        """Go back to what `tensors` returned, given whole."""
+        held = {f"ema.{i}": average for i, average in enumerate(self.ema)}
+        for role in self.optimizers:
+            held |= {f"{role}.{i}": p for i, p in enumerate(self.roles.parameters(role))}
+        for name, tensor in held.items():
+            tensor.copy_(processes.shard_like(tensors[name], tensor))
         for role, optimizer in self.optimizers.items():
-            for i, parameter in enumerate(self.roles.parameters(role)):
-                parameter.copy_(tensors[f"{role}.{i}"])
             load_optimizer(f"{role}.optimizer", optimizer, tensors)
 
     def student_weights(self) -> LoraWeights:
-        """The finished LoRA: the student's moving average."""
-        pairs = zip(self.ema[0::2], self.ema[1::2], strict=True)
+        """The finished LoRA: the student's moving average, whole; all processes must call it."""
+        average = [processes.whole(tensor) for tensor in self.ema]
+        pairs = zip(average[0::2], average[1::2], strict=True)
         return dict(zip(self.roles.layers, pairs, strict=True))
 
-    def _update(self, role: str, loss: Tensor, learning_rate: float, progress: float) -> float:
-        """Backward, average over processes, clip, one optimizer step of one role.
+    def _update(self, role: str, losses: Iterable[Tensor], learning_rate: float, progress: float) -> float:
+        """Add up gradients, average them over processes, clip, one optimizer step of one role.
 
-        The rate falls over the phase's last share.
+        Without any loss here another process may have one, and this one joins it. The rate falls over the
+        phase's last share.
         """
         distill, optimizer = self.settings.distill, self.optimizers[role]
         remaining = (1 - progress) / distill.decay_ratio if distill.decay_ratio else 1.0
         optimizer.param_groups[0]["lr"] = learning_rate * min(1.0, remaining)
         optimizer.zero_grad()
-        if loss.requires_grad:
-            loss.backward()
+        for loss in losses:
+            self._backward(loss)
         parameters = self.roles.parameters(role)
         processes.average_gradients(parameters)
-        norm = clip_grad_norm_(parameters, distill.max_grad_norm)
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        norm = processes.whole(get_total_norm(gradients, foreach=self.foreach))
+        clip_grads_with_norm_(parameters, distill.max_grad_norm, norm, foreach=self.foreach)
         optimizer.step()
         return norm.item()
+
+    def _backward(self, loss: Tensor) -> None:
+        loss.backward()
+
+    @torch.no_grad()
+    def _judges(self, batch: Batch, critic: str) -> Judges:
+        with self.roles.frozen(critic):
+            denoiser = Denoiser(self.backbone, batch.student)
+        with self.teachers.use(batch.effect):
+            return Judges(critic, denoiser, self._teacher(batch))
 
     def _teacher(self, batch: Batch) -> Denoiser:
         guidance_scale = self.settings.targets.guidance_scale

@@ -9,8 +9,8 @@ from torch import Tensor
 from collectionlora.adapters.recipe import Recipe, adapter_path, read_adapter
 from collectionlora.adapters.roles import STUDENT, Roles
 from collectionlora.backbones import load_backbone
-from collectionlora.backbones.base import Backbone, Condition
-from collectionlora.data import Photo, resize, to_images, to_photos, working_size
+from collectionlora.backbones.base import Backbone, Condition, encode_condition
+from collectionlora.data import Photo, fit, resize, to_photos
 from collectionlora.errors import UserError
 from collectionlora.prompting import compose
 from collectionlora.sampling import Denoiser, noise_like, sample_few_steps
@@ -66,23 +66,31 @@ class Editor:
             raise UserError(path, "", str(error), f"use an adapter of the base {recipe.base}") from None
         return cls(backbone, roles, recipe)
 
-    def prompt(self, effects: Sequence[str]) -> str:
+    def prompt(self, effects: Sequence[str], references: int = 0) -> str:
         """The student prompt of one effect, or of several applied one after the other.
 
+        Args:
+            references: how many reference images are given.
+
         Raises:
-            UserError: an effect that this adapter does not hold.
+            UserError: an effect that this adapter does not hold, or another number of reference images than
+                the effects were taught with.
         """
         for name in effects:
             if name not in self.recipe.effects:
                 known = ", ".join(self.recipe.effects)
                 raise UserError("", "effect", f"{name!r} is not in this collection", f"choose from {known}")
+        taught = sum(self.recipe.references.get(name, 0) for name in effects)
+        if references != taught:
+            names = " and ".join(effects)
+            message = f"{names} was taught with {taught} reference images, {references} are given"
+            mend = "give --reference FILE for each" if taught else "leave out --reference"
+            raise UserError("", "references", message, mend)
         return compose([self.recipe.effects[name] for name in effects])
 
     def fit(self, photo: Photo) -> Tensor:
         """A photo `[H, W, 3]` as the network takes it: an image in [0, 1], `[1, 3, height, width]`."""
-        height, width = photo.shape[:2]
-        size = working_size(height, width, self.recipe.resolution, self.backbone.side_multiple)
-        return to_images([resize(photo, size)])
+        return fit(photo, self.recipe.resolution, self.backbone.side_multiple)
 
     def edit(
         self,
@@ -91,13 +99,19 @@ class Editor:
         seed: int = 0,
         steps: int | None = None,
         strength: float = 1.0,
+        references: Sequence[Photo] = (),
     ) -> Photo:
         """One photo `[H, W, 3]` under an effect or several; the result has the photo's size.
 
         Args:
             strength: 0 is the photo, 1 the whole effect.
+            references: the reference images that the effects were taught with, or others in their place.
+
+        Raises:
+            UserError: an effect or a number of references that this adapter does not hold.
         """
-        image = self.sample(self.fit(photo), [self.prompt(effects)], [seed], steps, [strength])
+        prompt, shown = self.prompt(effects, len(references)), [self.fit(image) for image in references]
+        image = self.sample(self.fit(photo), [prompt], [seed], steps, [strength], references=shown)
         return resize(to_photos(image)[0], photo.shape[:2])
 
     @torch.no_grad()
@@ -109,12 +123,14 @@ class Editor:
         steps: int | None = None,
         strengths: Sequence[float] | None = None,
         after_step: Callable[[], None] = lambda: None,
+        references: Sequence[Tensor] = (),
     ) -> Tensor:
         """A batch of images in [0, 1], `[B, 3, H, W]`, each with its own prompt, seed and strength.
 
         Args:
             strengths: in [0, 1]; by default 1, the whole effect.
             after_step: called after each step of the sampler; what it raises stops the work.
+            references: images shown beside every photo, each `[1, 3, height, width]` in [0, 1].
 
         Raises:
             UserError: a strength outside [0, 1].
@@ -123,12 +139,11 @@ class Editor:
         for strength in strengths:
             if not 0 <= strength <= 1:
                 raise UserError("", "strength", f"is {strength}", "give a number from 0 to 1")
-        source = self.backbone.encode_image(images)
-        condition = Condition(self.backbone.encode_prompt(prompts, [images]), source)
+        condition = encode_condition(self.backbone, prompts, images, references)
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         with self.roles.frozen(STUDENT):
             denoiser = Dial(self.backbone, condition, strengths, after_step)
-            noise, num_steps = noise_like(source, generators), steps or self.recipe.steps
+            noise, num_steps = noise_like(condition.source, generators), steps or self.recipe.steps
             latents = sample_few_steps(denoiser, noise, num_steps, generators, self.recipe.shift)
         return self.backbone.decode(latents)
 
@@ -140,10 +155,11 @@ def edit(
     seed: int = 0,
     steps: int | None = None,
     strength: float = 1.0,
+    references: Sequence[Photo] = (),
 ) -> Photo:
     """Edit one photo with a collection's adapter; for many photos make one `Editor`."""
     names = [effects] if isinstance(effects, str) else effects
-    return Editor.load(collection).edit(photo, names, seed, steps, strength)
+    return Editor.load(collection).edit(photo, names, seed, steps, strength, references)
 
 
 def strength_strip(

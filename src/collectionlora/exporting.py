@@ -1,6 +1,5 @@
 """A finished adapter for use elsewhere: diffusers, PEFT or ComfyUI, with what its users need beside it."""
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -18,7 +17,7 @@ from collectionlora.backbones import NANO
 from collectionlora.collection import PHOTO_SUFFIXES
 from collectionlora.errors import UserError
 from collectionlora.families import find_family
-from collectionlora.files import write_json, write_tensors, write_text, written_whole
+from collectionlora.files import copy_whole, write_json, write_tensors, write_text
 from collectionlora.model_card import Card, Reduction
 
 KEYS = {
@@ -78,8 +77,7 @@ def export(
         previews={effect: f"images/{path.name}" for effect, path in images.items()},
     )
     for path in images.values():
-        with written_whole(out / "images" / path.name) as partial:
-            shutil.copyfile(path, partial)
+        copy_whole(path, out / "images" / path.name)
     files = [*card.previews.values(), *write_files(card, weights, out)]
     size = lora.rank if rank is None else rank
     return {

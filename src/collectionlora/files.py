@@ -1,35 +1,95 @@
-"""Files that are whole or absent: everything is written aside and renamed."""
+"""Files that are whole or absent: everything is written aside, put on the disk, and renamed.
 
+What is made from other things (a cache, pictures) and found damaged is made again, and it is said.
+"""
+
+import hashlib
 import json
+import logging
 import os
+import re
+import shutil
+import socket
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from collectionlora.errors import UserError
+from collectionlora.errors import UserError, cannot_write
 
 Model = TypeVar("Model", bound=BaseModel)
+log = logging.getLogger(__name__)
 
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it becomes `path`, on failure it is removed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    """Yield a temporary path beside `path`; on success it becomes `path`, on failure it is removed.
+
+    Raises:
+        UserError: the disk is full, the folder is read-only, or the like.
+    """
+    partial = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.partial")
     try:
-        yield partial
-        # safetensors makes files that only their owner reads; follow the user's umask as others do.
-        umask = os.umask(0)
-        os.umask(umask)
-        partial.chmod(0o666 & ~umask)
-        partial.replace(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(path.parent)
+        try:
+            yield partial
+            # safetensors makes files that only their owner reads; follow the user's umask as others do.
+            umask = os.umask(0)
+            os.umask(umask)
+            partial.chmod(0o666 & ~umask)
+            # Otherwise a loss of power can leave the new name with nothing behind it.
+            put_on_disk(partial)
+            partial.replace(path)
+            with suppress(OSError):  # some network file systems cannot
+                put_on_disk(path.parent)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise cannot_write(path, error) from None
+
+
+def put_on_disk(path: Path) -> None:
+    """Wait until a file, or a folder's list of names, survives a loss of power."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
     finally:
-        partial.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Remove what processes of this machine that were killed had begun to write in a folder."""
+    for partial in folder.glob(".*.partial"):
+        name, _, process = partial.name.removesuffix(".partial").rpartition(".")
+        if name.endswith(f".{socket.gethostname()}") and process.isdecimal() and not _lives(int(process)):
+            partial.unlink(missing_ok=True)
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file's bytes, of whatever size, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def copy_whole(source: Path, path: Path) -> None:
+    with written_whole(path) as partial:
+        shutil.copyfile(source, partial)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -39,6 +99,15 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """What `write_json` wrote of a mapping; None if there is no file or it is damaged."""
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
 
 
 def read_models(path: Path, kind: type[Model], mend: str) -> dict[str, Model]:
@@ -61,9 +130,31 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     """A safetensors file with a header; the same content gives the same bytes."""
     whole = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
     with written_whole(path) as partial:
-        save_file(whole, partial, dict(metadata))
+        try:
+            save_file(whole, partial, dict(metadata))
+        except SafetensorError as error:
+            raise _as_os_error(error) from None
         if metadata:
             _sort_metadata(partial)
+
+
+def _as_os_error(error: SafetensorError) -> OSError:
+    """safetensors gives the system's errors as text."""
+    number = re.search(r"os error (\d+)", str(error))
+    return OSError(int(number[1]), os.strerror(int(number[1]))) if number else OSError(str(error))
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]] | None:
+    """Tensors and header of a file that can be made again; None if there is none, or it is damaged."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return tensors, file.metadata() or {}
+    except FileNotFoundError:
+        return None
+    except (SafetensorError, OSError, ValueError) as error:
+        log.warning("%s: is damaged (%s); it is made again", path, error)
+        return None
 
 
 def _sort_metadata(path: Path) -> None:

@@ -4,8 +4,8 @@
 effect with probability `add.new_ratio` and replays a kept one otherwise; the general stream stays as it is.
 """
 
-import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,14 @@ from collectionlora.backbones import empty_network
 from collectionlora.collection import MANIFEST, Collection
 from collectionlora.config import Settings, changed
 from collectionlora.errors import UserError
-from collectionlora.files import write_text, written_whole
+from collectionlora.files import copy_whole, write_text
+from collectionlora.inputs import distillation_inputs, record_inputs
 from collectionlora.manifest_editing import add_effect, drop_effects
+from collectionlora.progress import Progress
+from collectionlora.run_folder import begin, held
 from collectionlora.session import Session, resolve_settings
 from collectionlora.target_making import fingerprint
 from collectionlora.trainer import train
-
-Progress = Callable[[str, int, int, dict[str, float]], None]  # (what, done, in all, metrics)
 
 
 def backup_path(collection: Collection) -> Path:
@@ -49,8 +50,7 @@ def enter_teacher(collection: Collection, name: str, teacher: Path, teacher_prom
     text = add_effect(collection.folder, {**entry, "photos": f"photos/{name}"})
     grown = Collection.parse(collection.folder, text)
     grown.photo_paths(grown.effect(name))
-    with written_whole(grown.teacher_path(grown.effect(name))) as partial:
-        shutil.copyfile(teacher, partial)
+    copy_whole(teacher, grown.teacher_path(grown.effect(name)))
     write_text(place, text)
     return grown
 
@@ -80,21 +80,22 @@ def add(
     settings = resolve_settings(collection, overrides)
     updates = {"match": {"updates": settings.add.match_updates}}
     settings = changed(settings, **updates, distill={"student_updates": settings.add.student_updates})
-    session = start_session(collection.only(chosen), settings, path, lora, recipe)
-    run = session.distillation(lambda what, done, total: progress(f"targets {what}", done, total, {}))
-    run.streams.favour(names, settings.add.new_ratio)
+    grown, distill = collection.only(chosen), settings.distill
     folder = collection.folder / "runs" / f"add-{fingerprint(path, settings, chosen)}"
-
-    def report(done: int, total: int, metrics: dict[str, float]) -> None:
-        progress("add", done, total, metrics)
-
-    train(run, folder, settings.distill.checkpoint_every, True, report)
-    session.write_result(run, folder / path.name)
-    backup = backup_path(collection)
-    if not backup.exists():  # of several additions without a passed gate the oldest stays
-        with written_whole(backup) as partial:
-            shutil.copyfile(path, partial)
-    session.write_result(run, path)
+    grown.check_files()
+    with held(folder):
+        session = start_session(grown, settings, path, lora, recipe)
+        run = session.distillation(progress)
+        run.streams.favour(names, settings.add.new_ratio)
+        resume = begin(folder, session.facts(), True)
+        record_inputs(folder, collection, [path, *distillation_inputs(grown)])
+        report = partial(progress, "add")
+        train(run, folder, distill.checkpoint_every, resume, report, distill.keep_checkpoints)
+        session.write_result(run, folder / path.name)
+        backup = backup_path(collection)
+        if not backup.exists():  # of several additions without a passed gate the oldest stays
+            copy_whole(path, backup)
+        session.write_result(run, path)
     return path
 
 
@@ -147,6 +148,8 @@ def remove(collection: Collection, names: Sequence[str]) -> list[str]:
     Collection.parse(collection.folder, text)
     if lora and recipe:
         fewer = {name: prompt for name, prompt in held.items() if name not in names}
-        write_adapter(path, lora.weights, recipe.model_copy(update={"effects": fewer}))
+        references = {name: count for name, count in recipe.references.items() if name in fewer}
+        update = {"effects": fewer, "references": references}
+        write_adapter(path, lora.weights, recipe.model_copy(update=update))
     write_text(place, text)
     return left

@@ -1,16 +1,15 @@
 """What `init` writes: a folder and a manifest that explains itself."""
 
 import json
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 from collectionlora.adapters.alpha import PEFT_CONFIG, PEFT_FILE
 from collectionlora.adapters.formats import read_header
 from collectionlora.backbones import NANO
-from collectionlora.collection import MANIFEST
+from collectionlora.collection import MANIFEST, Collection
 from collectionlora.errors import UserError
-from collectionlora.files import write_text
+from collectionlora.files import copy_whole, write_text
 
 HEADER = """\
 # A collection: many effect LoRAs to be distilled into one. All paths are relative to this folder.
@@ -24,6 +23,7 @@ EFFECT = """\
     teacher_prompt: {prompt}    # what this LoRA was trained with
     photos: photos/{name}       # about 20 photos, no edited ones needed
     # student_prompt: written by `prompts` unless you give one here
+    # references: [look.png]    # shown beside every photo, where the base reads several images
 """
 FOOTER = """\
 general:                        # keeps the base's ordinary abilities
@@ -40,7 +40,7 @@ def create(folder: Path, base: str, loras: Sequence[Path]) -> None:
     """Make a collection folder; nothing is written if anything is wrong.
 
     Raises:
-        UserError: a manifest is there already, or a LoRA file cannot be read.
+        UserError: a manifest is there already, a LoRA file cannot be read, or its prompt is none.
     """
     if (folder / MANIFEST).exists():
         raise UserError(folder / MANIFEST, "", "exists already", "edit it, or choose another folder")
@@ -48,28 +48,36 @@ def create(folder: Path, base: str, loras: Sequence[Path]) -> None:
     for path in loras:
         # PEFT calls every adapter the same; its folder has the name, and a file beside it has alpha.
         title = path.resolve().parent.name if path.name == PEFT_FILE else path.stem
-        name = "-".join("".join(c if c.isalnum() else " " for c in title.lower()).split()) or "effect"
+        name = (
+            "-".join("".join(c if c.isascii() and c.isalnum() else " " for c in title.lower()).split())
+            or "effect"
+        )
         if name in found:
             raise UserError(path, "", f"two files give the effect name {name}", "rename one of them")
         found[name] = read_header(path).get("teacher_prompt", f"apply the {name} effect"), path
     entries = {name: prompt for name, (prompt, _) in found.items()} or {"my-effect": "apply my effect"}
     teachers = {name: f"{name}.safetensors" for name in entries}
-    for sub in ("teachers", "pairs", "photos/general", *(f"photos/{name}" for name in entries)):
-        (folder / sub).mkdir(parents=True, exist_ok=True)
-    for name, (_, path) in found.items():
-        beside = path.with_name(PEFT_CONFIG)
-        if path.name == PEFT_FILE and beside.exists():
-            teachers[name] = f"{name}/{PEFT_FILE}"
-            (folder / "teachers" / name).mkdir(exist_ok=True)
-            shutil.copyfile(beside, folder / "teachers" / name / PEFT_CONFIG)
-        shutil.copyfile(path, folder / "teachers" / teachers[name])
-    if not (folder / "general.txt").exists():
-        write_text(folder / "general.txt", GENERAL)
+    beside = {
+        name: path.with_name(PEFT_CONFIG)
+        for name, (_, path) in found.items()
+        if path.name == PEFT_FILE and path.with_name(PEFT_CONFIG).exists()
+    }
+    teachers |= {name: f"{name}/{PEFT_FILE}" for name in beside}
     effects = "".join(
         EFFECT.format(name=name, prompt=json.dumps(prompt, ensure_ascii=False), teacher=teachers[name])
         for name, prompt in entries.items()
     )
-    write_text(folder / MANIFEST, HEADER.format(base=base, what=describe_base(base)) + effects + FOOTER)
+    manifest = HEADER.format(base=base, what=describe_base(base)) + effects + FOOTER
+    Collection.parse(folder, manifest)
+    for sub in ("teachers", "pairs", "photos/general", *(f"photos/{name}" for name in entries)):
+        (folder / sub).mkdir(parents=True, exist_ok=True)
+    for name, (_, path) in found.items():
+        if name in beside:
+            copy_whole(beside[name], folder / "teachers" / name / PEFT_CONFIG)
+        copy_whole(path, folder / "teachers" / teachers[name])
+    if not (folder / "general.txt").exists():
+        write_text(folder / "general.txt", GENERAL)
+    write_text(folder / MANIFEST, manifest)
 
 
 def describe_base(base: str) -> str:

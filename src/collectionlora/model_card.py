@@ -159,10 +159,10 @@ class Card:
 
     def _body(self) -> str:
         cell = str.maketrans({"|": r"\|", "\n": " "})
-        rows = [
-            f"| {name} | `{self.triggers[name].translate(cell)}` | `{prompt.translate(cell)}` |"
-            for name, prompt in self.recipe.effects.items()
-        ]
+        rows = []
+        for name, prompt in self.recipe.effects.items():
+            trigger, written = (text.translate(cell) for text in (self.triggers[name], prompt))
+            rows.append(f"| {name}{self._beside(name)} | `{trigger}` | `{written}` |")
         images = [f"\n![{name}]({path})" for name, path in self.previews.items()]
         use = NANO_USE if self.recipe.base == NANO else USES[self.format]
         return BODY.substitute(
@@ -178,15 +178,20 @@ class Card:
             reduction=f"\n## Rank\n\nBy singular values, {self.reduction}.\n" if self.reduction else "",
         )
 
+    def _beside(self, effect: str) -> str:
+        count = self.recipe.references.get(effect, 0)
+        return f", {count} reference image{'s' if count > 1 else ''}" if count else ""
+
     def example(self) -> str:
-        """A script that edits one photo without collectionlora."""
+        """A script that edits one photo without collectionlora; for effects that need the photo alone."""
+        alone = {name: p for name, p in self.recipe.effects.items() if name not in self.recipe.references}
         base, _, revision = self.recipe.base.partition("@")
         return EXAMPLE.substitute(
             base=repr(base),
             revision=repr(revision or None),
             steps=self.recipe.steps,
             resolution=self.recipe.resolution,
-            prompts=json.dumps(self.recipe.effects, indent=4, ensure_ascii=False),
+            prompts=json.dumps(alone, indent=4, ensure_ascii=False),
             call=self.family.call.format(guidance=self.recipe.model.embedded_guidance),
         )
 

@@ -21,7 +21,7 @@ from collectionlora.backbones import backbone_without_weights, block_stacks, rec
 from collectionlora.backbones.base import Backbone
 from collectionlora.backbones.known import find_known
 from collectionlora.collection import Collection
-from collectionlora.config import Settings, resolve
+from collectionlora.config import Settings, changed, resolve
 from collectionlora.distillation import Distillation, Simulation
 from collectionlora.errors import UserError
 from collectionlora.flow import few_step_sigmas
@@ -52,6 +52,7 @@ class Request:
     Attributes:
         photos: of each effect.
         teacher_rank: the largest rank of the effects' LoRAs.
+        references: the most reference images of an effect.
         sharding: what each of several devices holds: all (`ddp`), or its share (`fsdp`).
     """
 
@@ -60,6 +61,7 @@ class Request:
     settings: Settings
     photos: int = 20
     teacher_rank: int | None = None
+    references: int = 0
     devices: int = 1
     sharding: str = "ddp"
 
@@ -80,25 +82,34 @@ def make_request(
     effects: int | None,
     rank: int | None,
     overrides: Mapping[str, Mapping[str, Any]],
+    sharding: str | None = None,
     **rest: Any,
 ) -> Request:
     """A request from a collection's folder, or from a base alone; `rest` as in `Request`.
+
+    Args:
+        sharding: by default what `model.sharding` says.
 
     Raises:
         UserError: neither or both are given, no such collection or base, or an unknown sharding.
     """
     if (folder is None) == (base is None):
         raise UserError("plan", "", "needs a folder or --base, and not both", "leave one out")
-    if rest["sharding"] not in ("ddp", "fsdp"):
-        raise UserError("--sharding", rest["sharding"], "is no sharding", "write ddp or fsdp")
+    if sharding not in (None, "ddp", "fsdp"):
+        raise UserError("--sharding", sharding, "is no sharding", "write ddp or fsdp")
     ranks = {"student": {"rank": rank}, "critic": {"rank": rank}} if rank else {}
     layer = {name: {**ranks.get(name, {}), **overrides.get(name, {})} for name in {*ranks, *overrides}}
     if folder is not None:
         collection = Collection.load(folder)
         settings = resolve_settings(collection, layer)
-        return Request(collection.manifest.base, effects or len(collection.effects), settings, **rest)
-    assert base is not None
-    return Request(base, effects or 50, resolve(recommended_settings(base), layer), **rest)
+        rest["references"] = max(len(e.references) for e in collection.effects)
+        base, effects = collection.manifest.base, effects or len(collection.effects)
+    else:
+        assert base is not None
+        settings = resolve(recommended_settings(base), layer)
+    sharding = sharding or ("fsdp" if settings.model.sharding == "fsdp" else "ddp")
+    settings = changed(settings, model={"sharding": "none"})  # said once, in the request
+    return Request(base, effects or 50, settings, sharding=sharding, **rest)
 
 
 def count_forwards(settings: Settings) -> tuple[int, int]:
@@ -129,20 +140,28 @@ def base_bytes(network: nn.Module, targets: tuple[str, ...], settings: Settings)
     return round(total)
 
 
-def largest_block(network: nn.Module) -> int:
-    """Parameters of the largest block, which sharding gathers as one."""
+def gathered_bytes(network: nn.Module, weights: int, gradient: int) -> int:
+    """What sharding makes whole at a time, in bytes.
+
+    The running block and the next one; in backward a block's gradient twice, as it comes and as it is sent.
+
+    Args:
+        weights: bytes of all that is gathered: base, student and critics.
+        gradient: bytes of the largest role's.
+    """
     stacks = (m for m in network.children() if isinstance(m, nn.ModuleList))
-    return max(sum(p.numel() for p in block.parameters()) for stack in stacks for block in stack)
+    largest = max(sum(p.numel() for p in block.parameters()) for stack in stacks for block in stack)
+    return 2 * round((weights + gradient) * largest / sum(p.numel() for p in network.parameters()))
 
 
 class TalliedRun(Distillation):
-    """A run in which each update is a phase of a tally."""
+    """A run in which each backward is a phase of a tally."""
 
     tally: MemoryTally
 
-    def _update(self, role: str, loss: Tensor, learning_rate: float, progress: float) -> float:
+    def _backward(self, loss: Tensor) -> None:
         self.tally.begin_phase()
-        return super()._update(role, loss, learning_rate, progress)
+        super()._backward(loss)
 
 
 def empty_run(request: Request, backbone: Backbone, tally: MemoryTally) -> tuple[TalliedRun, Batch]:
@@ -150,7 +169,8 @@ def empty_run(request: Request, backbone: Backbone, tally: MemoryTally) -> tuple
     settings = request.settings
     with torch.device("meta"):
         roles = build_roles(backbone, request.ranks(), 0, settings)
-        condition = backbone.shapes(settings.data.resolution).empty_condition(settings.distill.batch_size)
+        shapes = backbone.shapes(settings.data.resolution)
+        condition = shapes.empty_condition(settings.distill.batch_size, request.references)
         teachers = TeacherLibrary(roles, {"effect": roles.weights(TEACHER)})
         batch = Batch("effect", torch.empty_like(condition.source), condition, condition, condition)
     run = TalliedRun(backbone, roles, teachers, cast(Streams, None), settings)
@@ -259,20 +279,19 @@ def plan(request: Request, step: Request | None = None) -> dict[str, Any]:
     trained = sum(size for role, size in loras.items() if role != TEACHER)
     optimizer = 3 * trained + loras[STUDENT]  # gradients, two moments; the student's moving average
     base = base_bytes(network, targets, settings)
-    held = base + sum(loras.values()) + optimizer
+    devices = request.devices if request.sharding == "fsdp" else 1
 
     # On a GPU, AdamW's lists hold the roots of one role's second moments, when the activations are gone.
-    roots = max(size for role, size in loras.items() if role != TEACHER)
-    activations = max(activation_bytes(step or step_of(request)), roots)
+    largest = max(size for role, size in loras.items() if role != TEACHER)
+    activations = max(activation_bytes(step or step_of(request)), largest // devices)
     if settings.model.quantization != "none":  # one layer at a time is unpacked
         activations += round(WHOLE_BYTES[settings.model.dtype] * max(w.numel() for w in weights))
-    gathered = 0
+    gathered = start = 0
     if request.sharding == "fsdp":
-        # The running block and the next one are whole, with every role's LoRA.
-        share = largest_block(network) / sum(p.numel() for p in network.parameters())
-        gathered = 2 * round(share * (base + sum(loras.values())))
-        held = -(-held // request.devices)
-    total = held + gathered + activations
+        gathered = gathered_bytes(network, base + trained, largest)
+        start = base + sum(loras.values())
+    shared = base + trained + optimizer  # all but the teacher slot
+    total = -(-shared // devices) + loras[TEACHER] + gathered + activations
     forwards, backwards = count_forwards(settings)
     known = find_known(request.base)
     encoders = known and round(known.encoder_parameters * WHOLE_BYTES[settings.model.dtype])
@@ -286,6 +305,7 @@ def plan(request: Request, step: Request | None = None) -> dict[str, Any]:
         "activation_bytes": activations,
         "gathered_bytes": gathered,
         "total_bytes_per_device": total,
+        "start_bytes": start,
         "encoding_bytes": encoders and base + sum(loras.values()) + encoders,
         "reference_layout_bytes": total + 2 * base,
         "forwards_per_student_update": forwards,
@@ -294,5 +314,5 @@ def plan(request: Request, step: Request | None = None) -> dict[str, Any]:
         "teacher_library_bytes": request.effects * loras[TEACHER],
         "cache_bytes": cache_bytes(request, backbone),
         "adapter_bytes": 2 * ranks[STUDENT] * ends,
-        "fits": {device: fits(total, device) for device in DEVICES},
+        "fits": {device: fits(max(total, start), device) for device in DEVICES},
     }

@@ -6,6 +6,8 @@ Without a launcher there is one process, and everything here does nothing. Choic
   hooks into a module's forward; here roles share one network, a backward may cover several forwards or none,
   and only the LoRA of one role has gradients. They are reduced in buckets: a message costs more than what
   it carries where LoRAs are small, and a single bucket would double the memory of large ones.
+- What is sharded is a `DTensor`, of which every process holds a share. `whole` and `shard_like` lead out of
+  shards and back; both leave plain tensors alone, so that their callers need not know.
 - Small facts (a stop, a barrier) are exchanged on the CPU, whatever the device.
 """
 
@@ -18,6 +20,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from collectionlora.errors import UserError
 
@@ -116,14 +119,30 @@ def make_together(makers: Sequence[Callable[[], Any]]) -> list[Any]:
     return [make() for make in makers]
 
 
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor in one piece; of a sharded one a copy, for which all processes must ask at once."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor, the same in all processes, sharded as `like` is; itself if that is not sharded."""
+    if not isinstance(like, DTensor):
+        return tensor
+    # Every process takes its share of its own copy: nothing is sent.
+    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+
+
 @torch.no_grad()
 def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
     """Replace every gradient by its mean over the processes; all must call it with the same parameters.
 
+    Of sharded parameters backward has averaged the gradients already.
+
     A process whose loss does not reach a parameter, or that has no loss at all, counts as zero. A gradient
     that no process has stays None, so that the optimizer passes over its parameter as in one process.
     """
-    if world_size() == 1:
+    parameters = [p for p in parameters if not isinstance(p, DTensor)]
+    if world_size() == 1 or not parameters:
         return
     present = torch.tensor([p.grad is not None for p in parameters], dtype=torch.int32)
     dist.all_reduce(present, dist.ReduceOp.MAX)

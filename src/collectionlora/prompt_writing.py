@@ -9,13 +9,12 @@ from pathlib import Path
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
-from safetensors.torch import load_file
 
 from collectionlora.backbones.base import Backbone
 from collectionlora.collection import Collection, Effect
 from collectionlora.config import Settings
 from collectionlora.data import Photo, read_photo, to_photos
-from collectionlora.files import read_models, write_json
+from collectionlora.files import read_models, read_tensors, write_json
 from collectionlora.prompting import add_trigger
 from collectionlora.rewriting import request, rewrite
 from collectionlora.target_making import cache_path, effect_key, fingerprint
@@ -150,11 +149,12 @@ def find_pairs(
         return None
     key = effect_key(collection, effect, settings)
     cached = cache_path(collection, effect.name, key)
-    if not cached.exists():
+    found = read_tensors(cached)
+    if found is None:
         return None
+    tensors = found[0]
 
     def read() -> list[Photo]:
-        tensors = load_file(cached)
         both = torch.stack([tensors["sources"], tensors["targets"][:, 0]], dim=1)[:NUM_PAIRS]
         with torch.no_grad():
             return to_photos(backbone.decode(both.flatten(0, 1)))

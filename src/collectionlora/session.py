@@ -4,20 +4,24 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from collectionlora import __version__, processes
 from collectionlora.adapters.formats import read_lora
 from collectionlora.adapters.recipe import Recipe, write_adapter
 from collectionlora.adapters.roles import STUDENT, TEACHER, Roles, TeacherLibrary, critic_role, target_weights
-from collectionlora.adapters.sharding import shard_base
-from collectionlora.backbones import load_backbone, recommended_settings
+from collectionlora.adapters.sharding import shard
+from collectionlora.backbones import load_backbone, reads_references, recommended_settings
 from collectionlora.backbones.base import Backbone
 from collectionlora.collection import MANIFEST, Collection
 from collectionlora.config import Settings, SettingsError, resolve
 from collectionlora.distillation import Distillation
 from collectionlora.errors import UserError
+from collectionlora.progress import Progress
 from collectionlora.prompt_writing import PromptWriter
+from collectionlora.run_folder import run_facts
 from collectionlora.streams import Streams
-from collectionlora.target_making import Progress, TargetMaker
+from collectionlora.target_making import TargetMaker, read_references
 
 
 def resolve_settings(collection: Collection, overrides: Mapping[str, Any]) -> Settings:
@@ -34,6 +38,23 @@ def resolve_settings(collection: Collection, overrides: Mapping[str, Any]) -> Se
         return resolve(*layers, overrides)
     except SettingsError as error:
         raise UserError(place, error.field, error.message, error.mend) from None
+
+
+def check_references(collection: Collection, settings: Settings) -> None:
+    """Refuse reference images where they cannot be read.
+
+    Raises:
+        UserError: the base reads one photo, or a warm start mixes effects in one batch.
+    """
+    place = collection.folder / MANIFEST
+    for effect in collection.effects:
+        if effect.references and not reads_references(collection.manifest.base):
+            message = f"the base {collection.manifest.base} reads the photo alone"
+            mend = "leave them out, or take Qwen-Image-Edit-2509, 2511 or FLUX.2"
+            raise UserError(place, f"effects.{effect.name}.references", message, mend)
+        if effect.references and settings.match.loss == "flow" and settings.match.updates:
+            message = f"flow mixes effects in a batch, and {effect.name} has references that others have not"
+            raise UserError(place, "settings.match.loss", message, "write velocity")
 
 
 def check_resolution(collection: Collection, backbone: Backbone, settings: Settings) -> None:
@@ -71,6 +92,7 @@ class Session:
         self.collection, self.settings = collection, settings
         self.backbone = load_backbone(collection.manifest.base, settings.model)
         check_resolution(collection, self.backbone, settings)
+        check_references(collection, settings)
         base = target_weights(self.backbone.network, self.backbone.lora_targets)
         files = {e.name: read_lora(collection.teacher_path(e), base) for e in collection.effects}
         ranks = {STUDENT: settings.student.rank, TEACHER: max(file.rank for file in files.values())}
@@ -84,10 +106,16 @@ class Session:
             writer = PromptWriter(collection, self.backbone, settings)
             self.prompts = {e.name: writer.write(e).student_prompt for e in collection.effects}
 
+    def references(self, effect: str) -> list[Tensor]:
+        """An effect's reference images, each `[1, 3, height, width]` in [0, 1]."""
+        chosen = self.collection.effect(effect)
+        return read_references(self.collection, chosen, self.backbone, self.settings)
+
     def make_targets(self, progress: Progress) -> Streams:
         """All data of the collection, from the cache where it is there."""
         maker = TargetMaker(self.collection, self.backbone, self.teachers, self.settings, progress)
         effects, general = maker.make(self.prompts)
+        self.data = {f"cache.{name}": key for name, key in maker.used.items()}
         distill = self.settings.distill
         return Streams(
             effects,
@@ -103,11 +131,16 @@ class Session:
 
     def distillation(self, progress: Progress) -> Distillation:
         """The run itself, at its first step."""
-        streams = self.make_targets(progress)
+        streams = self.make_targets(lambda what, *state: progress(f"targets {what}", *state))
         if self.settings.model.sharding == "fsdp":
             # Only now: making targets is shared by files, so processes run different forwards.
-            shard_base(self.roles)
+            shard(self.roles)
         return Distillation(self.backbone, self.roles, self.teachers, streams, self.settings)
+
+    def facts(self) -> dict[str, Any]:
+        """All that the result of `distillation`, which was called before, depends on."""
+        sections = ("model", "data", "student", "critic", "sampling", "targets", "match", "distill")
+        return run_facts(self.settings, sections, effects=list(self.prompts), **self.data)
 
     def recipe_prompts(self) -> dict[str, str]:
         """What a user of the student writes for each effect."""
@@ -115,7 +148,10 @@ class Session:
         return {e.name: self.prompts[e.name] if aop else e.teacher_prompt for e in self.collection.effects}
 
     def write_result(self, run: Distillation, path: Path) -> None:
-        """Write the student as one adapter that carries its recipe."""
+        """Write the student as one adapter that carries its recipe; all processes call it, one writes."""
+        weights = run.student_weights()
+        if not processes.is_main():
+            return
         recipe = Recipe(
             base=self.collection.manifest.base,
             model=self.settings.model,
@@ -123,9 +159,10 @@ class Session:
             shift=self.settings.sampling.shift,
             resolution=self.settings.data.resolution,
             effects=self.recipe_prompts(),
+            references={e.name: len(e.references) for e in self.collection.effects if e.references},
             version=__version__,
         )
-        write_adapter(path, run.student_weights(), recipe)
+        write_adapter(path, weights, recipe)
 
 
 def effect_names(collection: Collection, names: Sequence[str]) -> list[str]:

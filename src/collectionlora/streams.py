@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from collectionlora.backbones.base import Condition, Prompt
+from collectionlora.backbones.base import Condition, Prompt, beside
 
 # Separate the uses of one (seed, step, rank), so that they are independent of each other.
 ROUTE, BATCH, NOISE, LENGTH, FAVOUR = range(5)
@@ -60,7 +60,7 @@ class EffectData:
     """One effect, encoded: P photos and M teacher samples of each.
 
     `sources` `[P, C, H, W]`, `targets` `[P, M, C, H, W]`; a prompt has a batch of 1, or of P where the base
-    reads it together with the photo.
+    reads it together with the photo. `references` `[1, C, height, width]` are shown beside every photo.
     """
 
     name: str
@@ -69,6 +69,12 @@ class EffectData:
     teacher_prompt: Prompt
     student_prompt: Prompt
     uncond: Prompt
+    references: tuple[Tensor, ...] = ()
+
+    def condition(self, prompt: Prompt, photo: Tensor) -> Condition:
+        """What the network reads under one of the prompts, for the photos at `photo` `[B]`."""
+        references = beside(self.references, len(photo))
+        return Condition(prompt.of_photos(photo), self.sources[photo], references)
 
 
 @dataclass(frozen=True)
@@ -177,7 +183,7 @@ class Streams:
         photos, samples = data.targets.shape[:2]
         photo = torch.from_numpy(rng.integers(photos, size=size))
         sample = torch.from_numpy(rng.integers(samples, size=size))
-        teacher = Condition(data.teacher_prompt.of_photos(photo), data.sources[photo])
+        teacher = data.condition(data.teacher_prompt, photo)
         student = teacher.with_prompt(data.student_prompt.of_photos(photo))
         return Batch(
             effect=data.name,

@@ -19,24 +19,29 @@ from torch import Tensor
 
 from collectionlora import processes
 from collectionlora.adapters.roles import TeacherLibrary
-from collectionlora.backbones.base import Backbone, Condition, Prompt
-from collectionlora.collection import Collection, Effect
+from collectionlora.backbones.base import Backbone, Condition, Prompt, beside
+from collectionlora.collection import MANIFEST, Collection, Effect
 from collectionlora.config import Settings
-from collectionlora.data import crop_square, read_photo, to_images
-from collectionlora.files import write_tensors
+from collectionlora.data import crop_square, fit, read_photo, to_images
+from collectionlora.errors import UserError
+from collectionlora.files import read_tensors, write_tensors
+from collectionlora.progress import Progress
 from collectionlora.sampling import Denoiser, sample_many_steps
 from collectionlora.streams import EffectData, GeneralData
 
 CACHE = "cache"
 CHUNK = 16  # images sampled at a time
-Progress = Callable[[str, int, int], None]  # (what, images done, images in all)
 
 
 def fingerprint(*parts: Any) -> str:
     """A short hash of values, and of the contents of files."""
     digest = hashlib.sha256()
     for part in parts:
-        digest.update(part.read_bytes() if isinstance(part, Path) else repr(part).encode())
+        if isinstance(part, Path):
+            with part.open("rb") as file:  # a teacher may be larger than what memory is left
+                hashlib.file_digest(file, lambda: digest)
+        else:
+            digest.update(repr(part).encode())
         digest.update(b"\0")
     return digest.hexdigest()[:16]
 
@@ -45,6 +50,14 @@ def read_images(paths: Sequence[Path], settings: Settings) -> Tensor:
     """Photos as images of the training size in [0, 1], `[N, 3, side, side]`."""
     side = settings.data.resolution
     return to_images([crop_square(read_photo(path), side) for path in paths])
+
+
+def read_references(
+    collection: Collection, effect: Effect, backbone: Backbone, settings: Settings
+) -> list[Tensor]:
+    """An effect's reference images as the network takes them, each `[1, 3, height, width]` in [0, 1]."""
+    paths, side = collection.reference_paths(effect), settings.data.resolution
+    return [fit(read_photo(path), side, backbone.side_multiple) for path in paths]
 
 
 def cache_key(collection: Collection, settings: Settings, *parts: Any) -> str:
@@ -56,17 +69,26 @@ def cache_key(collection: Collection, settings: Settings, *parts: Any) -> str:
 def effect_key(collection: Collection, effect: Effect, settings: Settings) -> str:
     """The fingerprint of an effect's targets."""
     teacher, photos = collection.teacher_path(effect), collection.photo_paths(effect)
-    return cache_key(collection, settings, settings.targets, effect.teacher_prompt, teacher, *photos)
+    seen = photos + reference_parts(collection, effect)
+    return cache_key(collection, settings, settings.targets, effect.teacher_prompt, teacher, *seen)
+
+
+def reference_parts(collection: Collection, effect: Effect) -> list[Any]:
+    """What reference images add to a fingerprint; nothing where there are none."""
+    paths = collection.reference_paths(effect)
+    return ["references", *paths] if paths else []
 
 
 def cache_path(collection: Collection, name: str, key: str) -> Path:
     return collection.folder / CACHE / f"{name}-{key}.safetensors"
 
 
-def encode_for_photos(backbone: Backbone, texts: Sequence[str], images: Tensor) -> Prompt:
+def encode_for_photos(
+    backbone: Backbone, texts: Sequence[str], images: Tensor, references: Sequence[Tensor] = ()
+) -> Prompt:
     """The prompt of each image: one for all where all texts are the same and the base reads them alone."""
     if backbone.prompts_see_photos:
-        return backbone.encode_prompt(texts, [images])
+        return backbone.encode_prompt(texts, [images, *beside(references, len(images))])
     return backbone.encode_prompt(texts[:1] if len(set(texts)) == 1 else texts)
 
 
@@ -83,6 +105,7 @@ class TargetMaker:
     ):
         self.collection, self.backbone, self.teachers = collection, backbone, teachers
         self.settings, self.progress = settings, progress
+        self.used: dict[str, str] = {}  # fingerprints by name of all that was made or found
 
     def make(self, student_prompts: Mapping[str, str]) -> tuple[list[EffectData], GeneralData]:
         """All effects, and the general stream; `student_prompts` by effect."""
@@ -97,7 +120,8 @@ class TargetMaker:
     def _encode_effect(self, effect: Effect, student_prompt: str) -> dict[str, Tensor]:
         photos = self.collection.photo_paths(effect)
         texts = {"teacher": effect.teacher_prompt, "student": student_prompt, "uncond": ""}
-        return self._encode(effect.name, photos, {name: [text] * len(photos) for name, text in texts.items()})
+        for_each = {name: [text] * len(photos) for name, text in texts.items()}
+        return self._encode(effect.name, photos, for_each, effect)
 
     def _encode_general(self) -> dict[str, Tensor]:
         """Photos paired with instructions, both drawn."""
@@ -109,36 +133,48 @@ class TargetMaker:
         return self._encode("general", photos, {"prompt": texts, "uncond": [""] * count})
 
     def _encode(
-        self, what: str, photos: Sequence[Path], texts: Mapping[str, Sequence[str]]
+        self,
+        what: str,
+        photos: Sequence[Path],
+        texts: Mapping[str, Sequence[str]],
+        effect: Effect | None = None,
     ) -> dict[str, Tensor]:
-        """Latents `sources` of photos, and prompts by name, with one text for each photo."""
+        """Latents `sources` of photos, and prompts by name, with one text for each photo.
+
+        Of an effect also the latents `references.0`, `references.1` and so on.
+        """
+        collection, backbone = self.collection, self.backbone
 
         def make() -> dict[str, Tensor]:
             images = read_images(photos, self.settings)
-            tensors = {"sources": self.backbone.encode_image(images)}
+            shown = read_references(collection, effect, backbone, self.settings) if effect else []
+            tensors = {"sources": backbone.encode_image(images)}
+            tensors |= {f"references.{i}": backbone.encode_image(image) for i, image in enumerate(shown)}
             for name, written in texts.items():
-                tensors |= encode_for_photos(self.backbone, written, images).tensors(name)
-            self.progress(f"encode {what}", len(photos), len(photos))
+                tensors |= encode_for_photos(backbone, written, images, shown).tensors(name)
+            self.progress(f"encode {what}", len(photos), len(photos), {})
             return tensors
 
-        key = cache_key(self.collection, self.settings, texts, *photos)
+        seen = [*photos, *(reference_parts(collection, effect) if effect else [])]
+        key = cache_key(collection, self.settings, texts, *seen)
         return self._cached(f"{what}-encoded", key, make)
 
     def _effect(self, effect: Effect, encoded: Mapping[str, Tensor]) -> EffectData:
         sources, samples = encoded["sources"], self.settings.targets.samples
         teacher, student, uncond = (Prompt.from_tensors(n, encoded) for n in ("teacher", "student", "uncond"))
+        references = tuple(encoded[f"references.{i}"] for i in range(len(effect.references)))
         key = effect_key(self.collection, effect, self.settings)
 
         def make() -> dict[str, Tensor]:
             photo = torch.arange(len(sources)).repeat_interleave(samples)
-            condition = Condition(teacher.of_photos(photo), sources[photo])
+            condition = Condition(teacher.of_photos(photo), sources[photo], beside(references, len(photo)))
             with self.teachers.use(effect.name):
                 targets = self._sample(effect.name, condition, uncond.of_photos(photo), int(key, 16))
             # With the sources, so that this file alone holds image pairs.
             return {"sources": sources, "targets": targets.unflatten(0, (len(sources), samples))}
 
         targets = self._cached(effect.name, key, make)["targets"]
-        return EffectData(effect.name, sources, targets, teacher, student, uncond)
+        return EffectData(effect.name, sources, targets, teacher, student, uncond, references)
 
     def _general(self, encoded: Mapping[str, Tensor]) -> GeneralData:
         """With the bare base's answers, for the warm start."""
@@ -156,22 +192,30 @@ class TargetMaker:
         return GeneralData(sources, prompt, self._cached("general", key, make)["targets"], uncond)
 
     def _cached(self, name: str, key: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        self.used[name] = key
         path = cache_path(self.collection, name, key)
-        if not path.exists():
+        found = read_tensors(path)
+        if found is None:
             write_tensors(path, make(), {})
-        return load_file(path)
+            # What was made may be laid out otherwise in memory, and then sums round otherwise.
+            return load_file(path)
+        return found[0]
 
     def _sample(self, what: str, condition: Condition, uncond: Prompt, seed: int) -> Tensor:
         total = len(condition.source)
         noise = torch.randn(condition.source.shape, generator=torch.Generator().manual_seed(seed >> 1))
         done = []
         for part in chunks(total):
-            some = Condition(condition.prompt[part], condition.source[part])
+            some = condition[part]
             targets = self.settings.targets
             denoiser = Denoiser(self.backbone, some, some.with_prompt(uncond[part]), targets.guidance_scale)
             done.append(sample_many_steps(denoiser, noise[part], targets.steps))
-            self.progress(what, min(part.stop, total), total)
-        return torch.cat(done)
+            self.progress(what, min(part.stop, total), total, {})
+        samples = torch.cat(done)
+        if not torch.isfinite(samples).all():
+            message, mend = "samples that are not finite", "lower targets.guidance_scale or mend the teacher"
+            raise UserError(self.collection.folder / MANIFEST, what, f"the teacher makes {message}", mend)
+        return samples
 
 
 def chunks(total: int) -> Iterator[slice]:

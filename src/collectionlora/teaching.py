@@ -1,6 +1,6 @@
 """Train one effect LoRA from image pairs by flow matching: a teacher, where the user brings pairs."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -8,7 +8,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim import AdamW
 
 from collectionlora.adapters.roles import STUDENT, LoraWeights, Roles
-from collectionlora.backbones.base import Backbone, Condition, Prompt
+from collectionlora.backbones.base import Backbone, Condition, Prompt, beside
 from collectionlora.checkpoint import load_optimizer, optimizer_tensors
 from collectionlora.config import Settings
 from collectionlora.flow import add_noise, shift_sigma
@@ -21,21 +21,26 @@ class Teaching:
     """One effect's training run; a step is a pure function of the LoRA and the step's number.
 
     Args:
+        effect: its name.
         sources, targets: the pairs' latents, `[N, C, H, W]`.
         prompt: the teacher prompt, a batch of 1, or of N where the base reads it together with the photo.
+        references: latents of the reference images beside every photo, each `[1, C, height, width]`.
     """
 
     def __init__(
         self,
+        effect: str,
         backbone: Backbone,
         roles: Roles,
         sources: Tensor,
         targets: Tensor,
         prompt: Prompt,
         settings: Settings,
+        references: Sequence[Tensor] = (),
     ):
-        self.backbone, self.roles, self.settings = backbone, roles, settings
+        self.effect, self.backbone, self.roles, self.settings = effect, backbone, roles, settings
         self.sources, self.targets, self.prompt = sources, targets, prompt
+        self.references = references
         self.parameters = roles.parameters(STUDENT)
         self.optimizer = AdamW(self.parameters, lr=settings.teach.learning_rate, weight_decay=0.0)
 
@@ -43,13 +48,27 @@ class Teaching:
     def num_steps(self) -> int:
         return self.settings.teach.steps
 
+    def verify(self) -> None:
+        """Prove that switching between base and LoRA works; changes nothing.
+
+        Raises:
+            UserError: it does not with the installed versions.
+        """
+        condition = self._condition(torch.tensor([0]))
+        noise = noise_like(self.sources[:1], torch_generator_for(self.settings.teach.seed, 0, 0))
+        self.roles.verify(lambda: Denoiser(self.backbone, condition).velocity(noise, 1.0))
+
+    def stream_at(self, step: int) -> tuple[str, str]:
+        """All steps learn from the same pairs."""
+        return "pairs", self.effect
+
     def __call__(self, step: int) -> dict[str, float]:
         teach = self.settings.teach
         rng = generator_for(teach.seed, step, 0, BATCH)
         generator = torch_generator_for(teach.seed, step, 0)
         pair = torch.from_numpy(rng.integers(len(self.sources), size=teach.batch_size))
         x0 = self.targets[pair]
-        condition = Condition(self.prompt.of_photos(pair), self.sources[pair])
+        condition = self._condition(pair)
         noise = noise_like(x0, generator)
         sigma = shift_sigma(torch.rand(len(x0), generator=generator), self.settings.sampling.shift)
         with self.roles.use(STUDENT):
@@ -63,6 +82,10 @@ class Teaching:
         self.optimizer.param_groups[0]["lr"] = teach.learning_rate * min(1.0, remaining)
         self.optimizer.step()
         return {"loss": loss.item(), "grad_norm": norm.item()}
+
+    def _condition(self, pair: Tensor) -> Condition:
+        references = beside(self.references, len(pair))
+        return Condition(self.prompt.of_photos(pair), self.sources[pair], references)
 
     def tensors(self) -> dict[str, Tensor]:
         weights = {f"lora.{i}": p.detach() for i, p in enumerate(self.parameters)}

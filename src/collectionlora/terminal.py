@@ -38,8 +38,10 @@ class ProgressLine:
         self.bar.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.bar.stop()
+        if kind is KeyboardInterrupt:
+            tell("interrupted; what is done is kept: run the same command again to go on")
 
     def __call__(self, what: str, done: int, total: int, metrics: dict[str, float]) -> None:
         if what not in self.tasks:
@@ -64,6 +66,11 @@ def joined_processes() -> Iterator[ProgressLine]:
             yield progress
 
 
+def tell(text: str) -> None:
+    """A line for people that may hold a command or a path: as it is, however narrow the terminal."""
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
 def say(as_json: bool, result: dict[str, Any], *shown: RenderableType) -> None:
     """The result as JSON on stdout, or `shown`, texts and tables for people, on stderr."""
     if console.quiet:
@@ -72,7 +79,8 @@ def say(as_json: bool, result: dict[str, Any], *shown: RenderableType) -> None:
         print(json.dumps(result, ensure_ascii=False))
         return
     for part in shown:
-        console.print(part, highlight=False, soft_wrap=isinstance(part, str))
+        # File names may hold what rich would read as its own markup.
+        console.print(part, highlight=False, markup=False, soft_wrap=isinstance(part, str))
 
 
 def methods_table(metrics: dict[str, Any]) -> Table:
@@ -141,6 +149,7 @@ def plan_table(base: str, result: dict[str, Any]) -> Table:
         "activations and workspace": "activation_bytes",
         "blocks gathered": "gathered_bytes",
         "each device": "total_bytes_per_device",
+        "before it is sharded: base and LoRAs": "start_bytes",
         "while prompts are encoded": "encoding_bytes",
         "each device, with three bases as in the reference": "reference_layout_bytes",
         "host: teachers": "teacher_library_bytes",

@@ -3,10 +3,11 @@
 It knows nothing of what is trained. A `Step` is a pure function of its tensors and the step's number, so
 loading the tensors and going on from the number repeats the uninterrupted run. With several processes
 all take every step and stop at the same one; the main process alone logs, reports and writes the checkpoint,
-which holds for all of them.
+which holds for all of them. Whoever trains in a folder holds it (`run_folder.held`).
 """
 
 import json
+import math
 import signal
 import threading
 import time
@@ -19,10 +20,13 @@ from typing import Protocol
 from torch import Tensor
 
 from collectionlora import processes
-from collectionlora.checkpoint import latest_checkpoint, save_checkpoint
-from collectionlora.files import write_text
+from collectionlora.checkpoint import checkpoint_path, latest_checkpoint, save_checkpoint
+from collectionlora.errors import Interrupted, UserError
+from collectionlora.files import put_on_disk, write_text
+from collectionlora.run_folder import CHECKPOINTS, FACTS
 
 LOG = "log.jsonl"
+KEEP = 3
 
 
 class Step(Protocol):
@@ -31,8 +35,16 @@ class Step(Protocol):
     @property
     def num_steps(self) -> int: ...
 
+    def verify(self) -> None:
+        """Refuse to start if the step would train the wrong thing; cheaper than a step."""
+        ...
+
     def __call__(self, step: int) -> dict[str, float]:
         """Take one step; returns what to log by name."""
+        ...
+
+    def stream_at(self, step: int) -> tuple[str, str | None]:
+        """What a step learns from: the name of its stream, and the effect if it is a single one."""
         ...
 
     def tensors(self) -> dict[str, Tensor]:
@@ -42,11 +54,7 @@ class Step(Protocol):
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None: ...
 
 
-class Interrupted(Exception):
-    """The user stopped a run; its state is saved."""
-
-
-Progress = Callable[[int, int, dict[str, float]], None]  # (steps done, steps in all, metrics)
+StepProgress = Callable[[int, int, dict[str, float]], None]  # (steps done, steps in all, metrics)
 
 
 @contextmanager
@@ -68,33 +76,82 @@ def stop_requested() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
-def train(step: Step, folder: Path, checkpoint_every: int, resume: bool, progress: Progress) -> None:
-    """Take all steps of a run, from its newest checkpoint if `resume`.
+def train(
+    step: Step,
+    folder: Path,
+    checkpoint_every: int,
+    resume: bool,
+    progress: StepProgress,
+    keep: int = KEEP,
+) -> None:
+    """Take all steps of a run, from its newest whole checkpoint if `resume`.
+
+    Args:
+        keep: number of checkpoints that stay.
 
     Raises:
         Interrupted: the user stopped it; the state is saved in `folder`.
+        UserError: the step proves to be broken, before anything is written; a loss is not finite, a
+            checkpoint does not fit, or nothing can be written.
     """
-    checkpoints = folder / "checkpoints"
-    found = latest_checkpoint(checkpoints) if resume else None
-    first = 0
-    if found:
-        first, tensors = found
-        step.load_tensors(tensors)
+    step.verify()
+    checkpoints = folder / CHECKPOINTS
+    first = load_newest(step, checkpoints) if resume else 0
     with stop_requested() as stop, opened_log(folder / LOG, first) as write_log:
         for number in range(first, step.num_steps):
             metrics = step(number)
+            check_finite(step, number, metrics, folder)
             last = number + 1 == step.num_steps
             stopping = processes.any_process(stop())
             write_log(number, metrics)
             # In every process: a preview of a sharded base takes all of them.
             progress(number + 1, step.num_steps, metrics)
             due = stopping or last or (number + 1) % checkpoint_every == 0
-            if due and processes.is_main():
-                save_checkpoint(checkpoints, number + 1, step.tensors())
+            if due:
+                if processes.is_main():
+                    put_on_disk(folder / LOG)  # so that the log is never older than a checkpoint
+                save_checkpoint(checkpoints, number + 1, step.num_steps, step.tensors(), keep)
             if stopping and not last:
                 processes.barrier()
                 raise Interrupted(f"stopped after step {number + 1} of {step.num_steps}")
     processes.barrier()
+
+
+def load_newest(step: Step, checkpoints: Path) -> int:
+    """Put a run into the state of its newest whole checkpoint; returns the step that is next.
+
+    Shapes are those of whole tensors, on both sides: a shard has the shape of what it is a share of.
+
+    Raises:
+        UserError: the checkpoint has other tensors than the run.
+    """
+    found = latest_checkpoint(checkpoints)
+    if found is None:
+        return 0
+    first, tensors = found
+    for name, tensor in step.tensors().items():
+        held = list(tensors[name].shape) if name in tensors else "missing"
+        if held != list(tensor.shape):
+            message = f"is {held}, this run needs {list(tensor.shape)}"
+            mend = f"give the settings of {checkpoints.parent / FACTS}, or start a new run"
+            raise UserError(checkpoint_path(checkpoints, first), name, message, mend)
+    step.load_tensors(tensors)
+    return first
+
+
+def check_finite(step: Step, number: int, metrics: Mapping[str, float], folder: Path) -> None:
+    """Stop a run that has left the finite numbers, before its state is written anywhere.
+
+    Raises:
+        UserError: a metric is not finite; names the step, its stream and effect.
+    """
+    for name, value in metrics.items():
+        if not math.isfinite(value):
+            stream, effect = step.stream_at(number)
+            where = f"{stream} stream, effect {effect}" if effect else f"{stream} stream"
+            message = f"is {value} at step {number + 1} of {step.num_steps} ({where})"
+            mend = "resume with a smaller learning rate, or look at what this step learns from"
+            raise UserError(folder, name, message, f"the last good checkpoint is kept: {mend}")
 
 
 @contextmanager
@@ -105,7 +162,6 @@ def opened_log(path: Path, first: int) -> Iterator[Callable[[int, dict[str, floa
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter() - _cut_log(path, first)
-    # By lines, so that the log is as new as any checkpoint.
     with path.open("a", encoding="utf-8", buffering=1) as lines:
 
         def write(step: int, metrics: dict[str, float]) -> None:
@@ -117,11 +173,14 @@ def opened_log(path: Path, first: int) -> Iterator[Callable[[int, dict[str, floa
 
 def _cut_log(log: Path, first: int) -> float:
     """Forget lines of steps that will be taken again; the seconds of those that are kept."""
-    entries = []
-    if log.exists():
-        # A killed process leaves half a line at the end.
-        whole_lines = log.read_text().rpartition("\n")[0]
-        entries = [json.loads(line) for line in whole_lines.splitlines()]
-    kept = [entry for entry in entries if entry["step"] < first]
+    kept = []
+    for line in log.read_text(errors="replace").splitlines() if log.exists() else []:
+        try:
+            entry = json.loads(line)
+            if entry["step"] >= first:
+                break
+        except (ValueError, KeyError, TypeError):
+            break  # a process that was killed leaves half a line at the end
+        kept.append(entry)
     write_text(log, "".join(json.dumps(entry) + "\n" for entry in kept))
     return kept[-1]["seconds"] if kept else 0.0

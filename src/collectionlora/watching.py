@@ -19,7 +19,6 @@ from torch import Tensor
 
 from collectionlora import processes
 from collectionlora.adapters.roles import STUDENT
-from collectionlora.backbones.base import Condition
 from collectionlora.config import LogSettings
 from collectionlora.data import Photo, to_photos, write_photo
 from collectionlora.distillation import Distillation
@@ -101,10 +100,7 @@ class Watch:
             done: steps taken.
             metrics: what the last one returned.
         """
-        mixed = self.run.mixes(done - 1)
-        effect = None if mixed else self.run.streams.effect_at(done - 1)
-        stream = "mixed" if mixed else "general" if effect is None else "effect"
-        values = curves(metrics, stream, effect)
+        values = curves(metrics, *self.run.stream_at(done - 1))
         if done % self.settings.preview_every == 0 or done == self.run.num_steps:
             values |= self.preview(done)
         self.tracker.log(values, done - 1)
@@ -130,10 +126,10 @@ class Watch:
         run, sources = self.run, data.sources[:PHOTOS_SHOWN]
         index = torch.arange(len(sources))
         aop = run.settings.distill.asymmetric_prompts
-        prompt = (data.student_prompt if aop else data.teacher_prompt).of_photos(index)
+        condition = data.condition(data.student_prompt if aop else data.teacher_prompt, index)
         generator = torch.Generator().manual_seed(SEED)
         with run.roles.frozen(STUDENT):
-            denoiser = Denoiser(run.backbone, Condition(prompt, sources))
+            denoiser = Denoiser(run.backbone, condition)
             sampling = run.settings.sampling
             noise = noise_like(sources, generator)
             return sample_few_steps(denoiser, noise, sampling.steps, generator, sampling.shift)

@@ -1,6 +1,7 @@
 """The scale of a module, alpha / rank: from its own tensor, or from the configuration beside the tensors."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +11,12 @@ from peft.utils.other import get_pattern_key
 from torch import Tensor
 
 from collectionlora.adapters.lycoris import Rebuilt
-from collectionlora.errors import UserError
+from collectionlora.errors import UserError, shown
 
 DIFFUSERS_HEADER = "lora_adapter_metadata"
 PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 AGAIN = "export or train this LoRA again"
+MOST_STATED = 1_000_000  # a rank or an alpha beyond it is no such number
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq")  # initialisations of PEFT that move the base's weights
 
 
@@ -39,12 +41,16 @@ class AlphaHeader:
         beside = path.with_name(PEFT_CONFIG)
         text, place = metadata.get(DIFFUSERS_HEADER), DIFFUSERS_HEADER
         if text is None and path.name == PEFT_FILE and beside.exists():
-            text, place = beside.read_text(encoding="utf-8"), PEFT_CONFIG
+            place = PEFT_CONFIG
+            try:
+                text = beside.read_text(encoding="utf-8")
+            except (OSError, UnicodeDecodeError) as error:
+                raise UserError(beside, "", f"cannot be read ({error})", AGAIN) from None
         if text is None:
             return cls({})
         try:
             config = {key.removeprefix("transformer."): value for key, value in json.loads(text).items()}
-        except (json.JSONDecodeError, AttributeError):
+        except (ValueError, AttributeError, RecursionError):
             raise UserError(path, place, "is no JSON object", AGAIN) from None
         for name in config:
             if name.startswith("text_encoder"):
@@ -65,10 +71,16 @@ class AlphaHeader:
         """
         if not self.config:
             return None
-        rank, alpha = self._of(module, "r", "rank_pattern"), self._of(module, "lora_alpha", "alpha_pattern")
-        alpha = self._of(module, "alpha", "alpha_pattern") if alpha is None else alpha
-        if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, int | float):
-            raise UserError(path, self.place, f"states rank {rank} and alpha {alpha}", AGAIN)
+        try:
+            rank = self._of(module, "r", "rank_pattern")
+            alpha = self._of(module, "lora_alpha", "alpha_pattern")
+            alpha = self._of(module, "alpha", "alpha_pattern") if alpha is None else alpha
+        except (re.error, TypeError, AttributeError, RecursionError) as error:
+            raise UserError(path, self.place, f"states patterns that are none ({error})", AGAIN) from None
+        numbers = isinstance(rank, int) and isinstance(alpha, int | float)
+        if not numbers or not 1 <= rank <= MOST_STATED or not abs(alpha) <= MOST_STATED:
+            message = f"states rank {shown(rank)} and alpha {shown(alpha)}"
+            raise UserError(path, self.place, message, AGAIN)
         if built.rank and rank != built.rank:
             message = f"states rank {rank} for {module}, the tensors have {built.rank}"
             raise UserError(path, self.place, message, AGAIN)

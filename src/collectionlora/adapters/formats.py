@@ -103,10 +103,12 @@ def read_lora(path: Path, base: Mapping[str, Tensor] | None = None) -> LoraFile:
     parts: dict[str, dict[str, Tensor]] = {}
     prefixes, kinds = set(), set()
     for key, tensor in tensors.items():
+        spelled, part = split_key(path, key)
+        if not tensor.is_floating_point() and part != "alpha":
+            raise UserError(path, key, f"holds {str(tensor.dtype).removeprefix('torch.')} numbers", AGAIN)
         values = tensor.float()
         if not torch.isfinite(values).all():
             raise UserError(path, key, "holds values that are not finite", AGAIN)
-        spelled, part = split_key(path, key)
         prefix, module = names.resolve(path, spelled)
         if part in parts.setdefault(module, {}):
             raise UserError(path, key, f"holds {module} {part} for the second time", "remove one of them")
@@ -123,6 +125,8 @@ def read_lora(path: Path, base: Mapping[str, Tensor] | None = None) -> LoraFile:
         built, scale = read_module(path, module, found, header, weight)
         kinds.add(built.kind)
         a, b = built.pair
+        if not (torch.isfinite(a).all() and torch.isfinite(b).all()):
+            raise UserError(path, module, "overflows: its values or its alpha are too large", AGAIN)
         sizes = [len(w) for w in bases] or [len(b)]
         for piece, rows in zip(pieces, b.split(sizes), strict=True):
             if piece in weights:
@@ -186,11 +190,14 @@ def decompose(
         message = "is a DoRA magnitude, which means nothing without the base's weights"
         raise UserError(path, key, message, "merge it into a plain LoRA, or train a plain LoRA")
     # PEFT's are always of the outputs; LyCORIS says by the shape, [out, 1] or [1, in].
-    by_output = key.endswith("vector") or len(magnitude) == len(weight)
+    by_output = key.endswith("vector") or magnitude.shape[:1] == weight.shape[:1]
     if magnitude.numel() != weight.shape[0 if by_output else 1]:
         message = f"is a magnitude {list(magnitude.shape)} for a weight {list(weight.shape)}"
         raise UserError(path, key, message, "give a LoRA of this base")
-    decomposed, lost = dora(pair, magnitude, weight, by_output)
+    try:
+        decomposed, lost = dora(pair, magnitude, weight, by_output)
+    except torch.linalg.LinAlgError:
+        raise UserError(path, key, "makes values that are not finite", AGAIN) from None
     return fit(path, key, decomposed, weight), lost
 
 

@@ -48,6 +48,8 @@ def rebuild(parts: Parts) -> Rebuilt:
             return loha(parts)
         if rest in lokr_layouts() and (not core or (core == {"lokr_t2"} and "lokr_w2_a" in rest)):
             return lokr(parts)
+    except torch.linalg.LinAlgError:
+        raise ValueError("holds values too large to be decomposed") from None
     except RuntimeError:  # torch's word for shapes that cannot be multiplied
         raise ValueError(f"holds shapes that do not fit together, {shapes}") from None
     if rest & LORA:
@@ -69,11 +71,10 @@ def tucker(core: Tensor, rows: Tensor, columns: Tensor) -> Pair:
 def lora(parts: Parts) -> Rebuilt:
     """up @ down, or LoCon's up, mid, down."""
     down, up = parts["down"], parts["up"]
-    if "mid" in parts:
-        return Rebuilt("LoRA", tucker(parts["mid"], up, down), len(down))
-    if len(down) != up.shape[1]:
-        raise ValueError(f"its ranks {len(down)} and {up.shape[1]} differ")
-    return Rebuilt("LoRA", (down, up), len(down))
+    pair = tucker(parts["mid"], up, down) if "mid" in parts else (down, up)
+    if len(pair[0]) != up.shape[1]:
+        raise ValueError(f"its ranks {len(pair[0])} and {up.shape[1]} differ")
+    return Rebuilt("LoRA", pair, len(down))
 
 
 def loha(parts: Parts) -> Rebuilt:

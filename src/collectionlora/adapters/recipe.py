@@ -1,30 +1,37 @@
 """The recipe that a finished adapter carries in its own header: what is needed to use it, nothing else."""
 
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
 
 from collectionlora.adapters.formats import LoraFile, read_lora, write_lora
 from collectionlora.adapters.roles import LoraWeights
-from collectionlora.collection import RESULT
+from collectionlora.collection import NAME, RESULT
 from collectionlora.config import ModelSettings
 from collectionlora.errors import UserError
 
 KEY = "collectionlora"
 SHIPPED = Path(__file__).parents[1] / "weights" / RESULT
+EffectName = Annotated[str, Field(pattern=NAME, max_length=64)]
 
 
 class Recipe(BaseModel):
-    """Base and how it is held, sampling, and the student prompt of each effect by name."""
+    """Base and how it is held, sampling, and the student prompt of each effect by name.
+
+    `references` says how many reference images an effect was taught beside the photo, where it is not 0.
+    The file may be a stranger's: names become names of files, and numbers decide how long and how large.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     base: str
     model: ModelSettings = ModelSettings()
-    steps: int
-    shift: float
-    resolution: int
-    effects: dict[str, str]
+    steps: int = Field(ge=1, le=1000)
+    shift: float = Field(gt=0, le=1000, allow_inf_nan=False)
+    resolution: int = Field(ge=8, le=8192)
+    effects: dict[EffectName, str] = Field(min_length=1)
+    references: dict[EffectName, NonNegativeInt] = {}
     version: str
 
 

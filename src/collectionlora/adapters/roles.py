@@ -4,8 +4,8 @@ The paper calls them generator (student), fake score (critic) and real score (te
 
 - Switching roles costs nothing: all LoRA layers share one list object as their active adapters and the switch
   mutates that list. peft's own `set_adapter` toggles `requires_grad` and, called between a forward and its
-  backward, silently drops gradients. The shared list rests on a private attribute of peft, so
-  `Roles.verify` proves at start-up that switching works with the installed version.
+  backward, silently drops gradients. The shared list rests on a private attribute of peft, so every
+  training proves by `Roles.verify`, before its first step, that switching works with the installed version.
 - The teacher is a slot: effect LoRAs wait in memory, converted, and are copied into the slot's parameters.
   A module that an effect LoRA lacks becomes zero, a smaller rank is padded with zeros.
 - Under gradient checkpointing the recomputation must run in the role of the forward: `Roles.checkpoint`.
@@ -20,10 +20,16 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.nn.utils import get_total_norm
+from torch.utils.checkpoint import CheckpointError, checkpoint
+
+from collectionlora import processes
+from collectionlora.errors import UserError
 
 BASE = None
 STUDENT, TEACHER = "student", "teacher"
+# Relative error of gradients that are computed twice; of those in a wrong role it is about 1.
+MOST_ERROR = 0.1
 
 # module name -> (A [rank, in, ...], B [out, rank, ...]); the weight change is B @ A, the scale baked in.
 LoraWeights = dict[str, tuple[Tensor, Tensor]]
@@ -128,11 +134,11 @@ class Roles:
         return layer.lora_A[role].weight, layer.lora_B[role].weight
 
     def weights(self, role: str) -> LoraWeights:
-        """A detached copy of a role's LoRA, module by module."""
+        """A detached, whole copy of a role's LoRA, module by module."""
         copies = {}
         for name, layer in self.layers.items():
             a, b = self._pair(layer, role)
-            copies[name] = (a.detach().clone(), b.detach().clone())
+            copies[name] = (processes.whole(a.detach()).clone(), processes.whole(b.detach()).clone())
         return copies
 
     @torch.no_grad()
@@ -159,41 +165,82 @@ class Roles:
                     f"LoRA module {name} has shapes {tuple(new_a.shape)}, {tuple(new_b.shape)}; "
                     f"the {role} slot holds at most {tuple(a.shape)}, {tuple(b.shape)}"
                 )
-            a[:rank].copy_(new_a)
+            whole_a, whole_b = processes.whole(a), processes.whole(b)
             # Rows of A beyond the new rank keep their values, so that a padded role can still learn.
-            b.zero_()
-            b[:, :rank].copy_(new_b)
+            whole_a[:rank].copy_(new_a)
+            whole_b.zero_()
+            whole_b[:, :rank].copy_(new_b)
+            if whole_a is not a:
+                a.copy_(processes.shard_like(whole_a, a))
+                b.copy_(processes.shard_like(whole_b, b))
 
-    @torch.no_grad()
     def verify(self, forward: Callable[[], Tensor]) -> None:
-        """Prove that switching works with this version of peft: roles differ, the empty role is the base.
+        """Prove that a role's output and its gradients are its own; changes no weight and leaves no gradient.
+
+        Every role runs forward once, and backward while another is active, as in a step. The first does it
+        again with no other active: a block that is recomputed with another role's LoRA gives gradients of the
+        right shapes and wrong values, which nothing else would show.
 
         Args:
-            forward: runs the network once on any fixed input and returns its output.
+            forward: runs the network on any input, always the same, with gradient; returns its output.
 
         Raises:
-            RuntimeError: the installed peft no longer honours the shared list of active adapters.
+            UserError: switching does not work with the installed peft and torch.
         """
-        saved = {role: self.weights(role) for role in self.ranks}
-        with self.use(BASE):
-            base = forward()
-        outputs = {}
-        for index, role in enumerate(self.ranks):
+        for role in self.ranks:
             for parameter in self.parameters(role):
-                parameter.fill_(0.01 * (index + 1))
-            with self.use(role):
-                outputs[role] = forward()
+                parameter.grad = None  # of an earlier training over the same roles
         with self.use(BASE):
-            unchanged = torch.equal(base, forward())
-        distinct = all(not torch.equal(a, base) for a in outputs.values()) and len(
-            {float(o.double().sum()) for o in outputs.values()}
-        ) == len(outputs)
-        for role, weights in saved.items():
-            self.load(role, weights)
-        if not (unchanged and distinct):
-            raise RuntimeError(
-                "switching LoRA roles does not work with the installed peft; see constraints.txt"
-            )
+            if forward().requires_grad:
+                raise _broken("the bare base reads a LoRA")
+        first, *others = self.ranks
+        teacher = self.parameters(TEACHER) if TEACHER in others else []
+        for parameter in teacher:
+            parameter.requires_grad_()
+        try:
+            crossed = self._own_gradients(first, forward, backward_in=others[-1] if others else BASE)
+            plain = self._own_gradients(first, forward, backward_in=first)
+            for other in others:
+                self._own_gradients(other, forward, backward_in=first)
+        finally:
+            for parameter in teacher:
+                parameter.requires_grad_(False)
+        error = [a - b for a, b in zip(crossed, plain, strict=True)]
+        if total_norm(error) > MOST_ERROR * total_norm(plain):
+            raise _broken(f"blocks of {first} are recomputed as another role")
+
+    def _own_gradients(
+        self, role: str, forward: Callable[[], Tensor], backward_in: str | None
+    ) -> list[Tensor]:
+        """The gradients of one forward, which must be of this role's parameters alone."""
+        with self.use(role):
+            out = forward()
+        if out.requires_grad:
+            with self.use(backward_in):
+                try:
+                    out.square().mean().backward()
+                except CheckpointError as error:  # where the ranks of the two roles differ
+                    raise _broken(f"blocks of {role} are recomputed as {backward_in}") from error
+        found = {}
+        for name in self.ranks:
+            parameters = self.parameters(name)
+            found[name] = [p.grad for p in parameters if p.grad is not None]
+            for parameter in parameters:
+                parameter.grad = None
+        own = found.pop(role)
+        if any(found.values()) or not total_norm(own) > 0:
+            raise _broken(f"the output of {role} does not depend on its own LoRA, or on another too")
+        return own
+
+
+def total_norm(tensors: Sequence[Tensor]) -> float:
+    """The norm of tensors as one vector, whole or in shards."""
+    return float(processes.whole(get_total_norm(tensors)))
+
+
+def _broken(fault: str) -> UserError:
+    message = f"roles do not work with the installed versions: {fault}"
+    return UserError("environment", "peft, torch", message, "install those of constraints.txt")
 
 
 class TeacherLibrary:

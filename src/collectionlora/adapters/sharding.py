@@ -1,9 +1,10 @@
-"""The frozen base in shards, one for each process, gathered block by block when it runs (FSDP2).
+"""Base, student and critics in shards, one for each process, gathered block by block when they run (FSDP2).
 
-Only the base is sharded: it is by far the largest part, never changes and needs no gradients. LoRAs stay
-whole in every process, so teachers may differ between processes, and gradients, optimizers, moving average
-and files are those of plain data parallelism. A block is gathered by all processes at once, so all must run
-the same forwards and backwards in the same order.
+LoRAs are members of the block whose layers they change, so they are gathered with it, and backward leaves
+each process its share of the mean gradient. Optimizers and moving average are made from sharded parameters
+and are sharded with them. The teacher slot stays whole in every process: each holds another effect's teacher,
+and a slot in shards would have room for one that all share. A block is gathered by all processes at once, so
+all must run the same forwards and backwards in the same order.
 """
 
 from torch import nn
@@ -11,12 +12,12 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from collectionlora import processes
-from collectionlora.adapters.roles import Roles
+from collectionlora.adapters.roles import TEACHER, Roles
 from collectionlora.errors import UserError
 
 
-def shard_base(roles: Roles) -> None:
-    """Keep this process' share of the base's weights; its blocks, the members of module lists, are the units.
+def shard(roles: Roles) -> None:
+    """Keep this process' share of base, student and critics; the units are blocks, members of module lists.
 
     Raises:
         UserError: there is one process.
@@ -27,7 +28,8 @@ def shard_base(roles: Roles) -> None:
     network = roles.network
     device = next(network.parameters()).device.type
     mesh = init_device_mesh(device, (processes.world_size(),))
-    whole = {parameter for role in roles.ranks for parameter in roles.parameters(role)}
+    whole = set(roles.parameters(TEACHER))
     lists = (child for child in network.children() if isinstance(child, nn.ModuleList))
     for unit in [*(block for blocks in lists for block in blocks), network]:
-        fully_shard(unit, mesh=mesh, ignored_params=whole)
+        # The root too: between two steps every parameter is a shard, wherever it lies.
+        fully_shard(unit, mesh=mesh, reshard_after_forward=True, ignored_params=whole)

@@ -1,6 +1,7 @@
 """The models behind the method; this file is the only place that knows their names."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,6 +30,21 @@ def load_backbone(base: str, settings: ModelSettings) -> Backbone:
 
     check_nano_settings(settings)
     return NanoBackbone.load()
+
+
+def base_files(base: str) -> tuple[Path, list[Path]]:
+    """The folder that a base is read from, and the files in it.
+
+    Raises:
+        UserError: no such base, or it is not on this machine yet.
+    """
+    if base == NANO:
+        from collectionlora.backbones.nano import WEIGHTS
+
+        return WEIGHTS.parent, [WEIGHTS]
+    from collectionlora.backbones.diffusers_model import model_files
+
+    return model_files(base)
 
 
 def check_nano_settings(settings: ModelSettings) -> None:
@@ -86,6 +102,15 @@ def block_stacks(base: str) -> dict[str, int]:
     return {name: config[name] for name in ("num_layers", "num_single_layers") if name in config}
 
 
+def reads_references(base: str) -> bool:
+    """Whether a base reads reference images beside the photo.
+
+    Raises:
+        UserError: no such base.
+    """
+    return base != NANO and diffusers_class(base)[0].reads_references
+
+
 def recommended_settings(base: str) -> dict[str, dict[str, Any]]:
     """Settings in which a base differs from the paper's recipe; they lie under the manifest's own.
 
@@ -120,7 +145,7 @@ def diffusers_class(base: str) -> tuple[type["DiffusersBackbone"], dict[str, Any
         "Flux2KleinPipeline": flux2.Flux2Klein,
     }
     pipeline_config = diffusers_model.read_pipeline_config(base)
-    name = pipeline_config.get("_class_name")
+    name = str(pipeline_config.get("_class_name"))  # a custom pipeline's is a pair, and never loaded
     if name not in families:
         mend = f"use nano or a pipeline of {', '.join(families)}"
         raise UserError(MANIFEST, "base", f"{base!r} is a {name}, which is not supported", mend)

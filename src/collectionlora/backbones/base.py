@@ -68,6 +68,10 @@ class Condition:
     source: Tensor
     references: tuple[Tensor, ...] = ()
 
+    def __getitem__(self, index: Tensor | slice) -> "Condition":
+        references = tuple(latents[index] for latents in self.references)
+        return Condition(self.prompt[index], self.source[index], references)
+
     def with_prompt(self, prompt: Prompt) -> "Condition":
         return replace(self, prompt=prompt)
 
@@ -81,6 +85,11 @@ class Condition:
         )
 
 
+def beside(references: Sequence[Tensor], batch: int) -> tuple[Tensor, ...]:
+    """Reference images or their latents, each of one image, shown beside every photo of a batch."""
+    return tuple(reference.expand(batch, -1, -1, -1) for reference in references)
+
+
 @dataclass(frozen=True)
 class Shapes:
     """What a base's network reads for one photo: latents (C, H, W), prompt (T, D), pooled vector's length."""
@@ -89,13 +98,14 @@ class Shapes:
     tokens: tuple[int, int]
     pooled: int | None = None
 
-    def empty_condition(self, batch: int) -> Condition:
-        """A condition without values, on the meta device; every token is real."""
+    def empty_condition(self, batch: int, references: int = 0) -> Condition:
+        """A condition without values, on the meta device; every token is real, references are like photos."""
         with torch.device("meta"):
             pooled = None if self.pooled is None else torch.empty(batch, self.pooled)
             tokens, source = torch.empty(batch, *self.tokens), torch.empty(batch, *self.latents)
         # Backbones look at the mask's values: this one exists.
-        return Condition(Prompt(tokens, torch.ones(tokens.shape[:2], dtype=torch.bool), pooled), source)
+        prompt = Prompt(tokens, torch.ones(tokens.shape[:2], dtype=torch.bool), pooled)
+        return Condition(prompt, source, (source,) * references)
 
 
 class Backbone(Protocol):
@@ -161,3 +171,18 @@ class Backbone(Protocol):
     def teacher_sigmas(self, num_steps: int, noise: Tensor) -> Tensor:
         """The model's own many-step schedule for latents like `noise`: `[num_steps]`, falling from 1."""
         ...
+
+
+def encode_condition(
+    backbone: Backbone, prompts: Sequence[str], images: Tensor, references: Sequence[Tensor] = ()
+) -> Condition:
+    """What the network reads for a batch of texts and photos.
+
+    Args:
+        images: `[B, 3, H, W]` in [0, 1].
+        references: reference images that are shown beside every photo, each `[1, 3, height, width]`.
+    """
+    batch = len(images)
+    latents = [backbone.encode_image(reference) for reference in references]
+    prompt = backbone.encode_prompt(prompts, [images, *beside(references, batch)])
+    return Condition(prompt, backbone.encode_image(images), beside(latents, batch))

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
+from huggingface_hub import snapshot_download
 from torch import Tensor, nn
 
 from collectionlora.backbones.base import Backbone
@@ -75,6 +76,21 @@ def read_pipeline_config(base: str) -> dict[str, Any]:
         return DiffusionPipeline.load_config(**locate(base))
 
 
+def model_files(base: str) -> tuple[Path, list[Path]]:
+    """A model's folder on this machine, for one of the hub that of its commit, and the files in it.
+
+    Raises:
+        UserError: it is not on this machine.
+    """
+    folder, where = Path(base), locate(base)
+    if not folder.is_dir():
+        name = where.pop("pretrained_model_name_or_path")
+        with opening(base):
+            folder = Path(snapshot_download(name, **where, local_files_only=True))
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    return folder, [path for path in files if not any(p[0] == "." for p in path.relative_to(folder).parts)]
+
+
 def pack(latents: Tensor) -> Tensor:
     """Latents `[B, C, H, W]` to tokens `[B, H/2 * W/2, 4 * C]`, one for each 2 x 2 patch."""
     return F.pixel_unshuffle(latents, 2).flatten(2).transpose(1, 2)
@@ -101,6 +117,7 @@ class DiffusersBackbone(Backbone):
     lora_roots: ClassVar[tuple[str, ...]]
     prompts_see_photos = False
     fuses_lora = False
+    reads_references: ClassVar[bool] = False  # several images, not the photo alone
     side_multiple = 16
 
     def __init__(self, base: str, settings: ModelSettings):

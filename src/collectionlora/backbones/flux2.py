@@ -39,6 +39,7 @@ class Flux2(DiffusersBackbone):
     pipeline_class = Flux2Pipeline
     network_class = Flux2Transformer2DModel
     vae_class = AutoencoderKLFlux2
+    reads_references = True
     lora_roots = ("transformer_blocks.", "single_transformer_blocks.")
 
     @classmethod

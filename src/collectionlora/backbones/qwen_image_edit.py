@@ -52,6 +52,7 @@ class QwenImageEditPlus(DiffusersBackbone):
     vae_class = AutoencoderKLQwenImage
     lora_roots = ("transformer_blocks.",)
     prompts_see_photos = True
+    reads_references = True
 
     @classmethod
     def recommended_settings(cls, pipeline_config: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -127,6 +128,7 @@ class QwenImageEdit(QwenImageEditPlus):
     """The first Qwen-Image-Edit, of August 2025: one photo, which the text encoder sees at full size."""
 
     pipeline_class = QwenImageEditPipeline
+    reads_references = False
 
     @classmethod
     def recommended_settings(cls, pipeline_config: dict[str, Any]) -> dict[str, dict[str, Any]]:

@@ -5,19 +5,22 @@ acceleration LoRA, made by distilling the bare base into few steps with the stud
 updates.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
 
+from collectionlora import processes
 from collectionlora.adapters.merging import MERGES, add, merge
 from collectionlora.adapters.roles import LoraWeights
-from collectionlora.backbones.base import Condition
+from collectionlora.backbones.base import encode_condition
 from collectionlora.collection import Collection
 from collectionlora.config import Settings, changed
 from collectionlora.effectbench.bench import GENERAL, Method
+from collectionlora.progress import Progress
+from collectionlora.run_folder import begin, held
 from collectionlora.sampling import Denoiser, noise_like, sample_few_steps
 from collectionlora.session import Session
 from collectionlora.trainer import train
@@ -26,15 +29,17 @@ STACK, FLOW_MATCHING = "stack", "flow-matching"
 MERGE_METHODS = tuple(f"merge-{how}" for how in MERGES)
 BASELINES = (STACK, FLOW_MATCHING, *MERGE_METHODS)
 
-Progress = Callable[[str, int, int, dict[str, float]], None]
-
 
 def train_baseline(collection: Collection, settings: Settings, name: str, progress: Progress) -> LoraWeights:
     """The student of a run under other settings, kept in `bench/NAME`; resumes."""
-    session = Session(collection, settings, with_critics=True)
-    run = session.distillation(lambda what, done, total: progress(f"targets {what}", done, total, {}))
-    folder, every = collection.folder / "bench" / name, settings.distill.checkpoint_every
-    train(run, folder, every, True, lambda *state: progress(name, *state))
+    folder, distill = collection.folder / "bench" / name, settings.distill
+    with held(folder):
+        session = Session(collection, settings, with_critics=True)
+        run = session.distillation(progress)
+        with processes.main_first():
+            resume = begin(folder, session.facts(), True)
+        report = partial(progress, name)
+        train(run, folder, distill.checkpoint_every, resume, report, distill.keep_checkpoints)
     return run.student_weights()
 
 
@@ -94,12 +99,13 @@ class Baselines:
 
         @torch.no_grad()
         def run(effect: str, images: Tensor, texts: Sequence[str], seeds: Sequence[int]) -> Tensor:
-            source = backbone.encode_image(images)
+            references = [] if effect == GENERAL else self.session.references(effect)
             generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-            condition = Condition(backbone.encode_prompt(list(texts), [images]), source)
+            condition = encode_condition(backbone, list(texts), images, references)
             with library.use(f"{name}/{effect}"):
                 denoiser = Denoiser(backbone, condition)
-                latents = sample_few_steps(denoiser, noise_like(source, generators), steps, generators, shift)
+                noise = noise_like(condition.source, generators)
+                latents = sample_few_steps(denoiser, noise, steps, generators, shift)
             return backbone.decode(latents)
 
         def sample(effect: str, images: Tensor, seeds: Sequence[int]) -> Tensor:

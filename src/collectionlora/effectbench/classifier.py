@@ -12,13 +12,12 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from collectionlora.data import Photo, crop_square, to_images
 from collectionlora.effects import PhotoEffect
 from collectionlora.effects.crops import PhotoPool
-from collectionlora.files import write_tensors
+from collectionlora.files import read_tensors, write_tensors
 from collectionlora.target_making import fingerprint
 
 SIDE = 64
@@ -113,10 +112,13 @@ def load_or_train(
     path = (
         folder / f"classifier-{fingerprint(list(effects), steps, seed, len(photographs), *seen)}.safetensors"
     )
-    if not path.exists():
-        write_tensors(path, train_classifier(effects, photographs, steps, seed).state_dict(), {})
+    found = read_tensors(path)
+    if found is None:
+        model = train_classifier(effects, photographs, steps, seed)
+        write_tensors(path, model.state_dict(), {})
+        return model.eval()
     model = ConceptClassifier(list(effects))
-    model.load_state_dict(load_file(path))
+    model.load_state_dict(found[0])
     return model.eval()
 
 

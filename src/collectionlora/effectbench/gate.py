@@ -33,8 +33,11 @@ class Gate:
         if path.resolve() == written.resolve():
             raise UserError(path, "--baseline", "would be written over", "copy it to another name first")
         try:
-            return cls(path, margin, json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            baseline = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(baseline, dict) or not isinstance(baseline.get("methods"), dict):
+                raise ValueError("it has no methods")
+            return cls(path, margin, baseline)
+        except (OSError, ValueError, RecursionError) as error:
             mend = "give a metrics.json that bench wrote"
             raise UserError(path, "--baseline", f"cannot be read ({error})", mend) from None
 

@@ -7,7 +7,7 @@ the pictures, under the fingerprint of all that was asked with: nothing is asked
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from collectionlora.data import Photo
 from collectionlora.effectbench.bench import GENERAL, Cases, Pictures
 from collectionlora.effectbench.scoring import Measured, Meter
 from collectionlora.files import read_models, write_json
+from collectionlora.progress import Progress
 from collectionlora.target_making import fingerprint
 from collectionlora.vlm import Vlm, plain
 
@@ -40,7 +41,6 @@ REFUSAL = (
 TRIES = 2
 
 Pair = tuple[Photo, Photo]
-Progress = Callable[[str, int, int, dict[str, float]], None]  # (what, done, in all, metrics)
 
 
 class Verdict(BaseModel):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from collectionlora.adapters.roles import BASE, STUDENT, TEACHER
-from collectionlora.backbones.base import Condition
+from collectionlora.backbones.base import beside, encode_condition
 from collectionlora.editing import Editor
 from collectionlora.effectbench.bench import Method
 from collectionlora.sampling import Denoiser, Generators, noise_like, sample_few_steps, sample_many_steps
@@ -22,11 +22,15 @@ SOURCE = Method("source", 0, lambda effect, images, seeds: images, lambda images
 Sample = Callable[[Denoiser, Tensor, Generators], Tensor]
 
 
-def student_method(editor: Editor, steps: int, name: str = STUDENT) -> Method:
-    """A finished adapter at `steps`, without guidance."""
+def student_method(
+    editor: Editor, steps: int, references: Callable[[str], Sequence[Tensor]], name: str = STUDENT
+) -> Method:
+    """A finished adapter at `steps`, without guidance; `references` by effect."""
 
     def sample(effect: str, images: Tensor, seeds: Sequence[int]) -> Tensor:
-        return editor.sample(images, [editor.prompt([effect])] * len(images), seeds, steps)
+        shown = references(effect)
+        prompt = editor.prompt([effect], len(shown))
+        return editor.sample(images, [prompt] * len(images), seeds, steps, references=shown)
 
     def general(images: Tensor, prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
         return editor.sample(images, prompts, seeds, steps)
@@ -60,18 +64,19 @@ def _guided_method(session: Session, name: str, steps: int, sample: Sample) -> M
     prompts = {e.name: e.teacher_prompt for e in session.collection.effects}
 
     @torch.no_grad()
-    def run(images: Tensor, texts: Sequence[str], seeds: Sequence[int]) -> Tensor:
-        source = backbone.encode_image(images)
+    def run(
+        images: Tensor, texts: Sequence[str], seeds: Sequence[int], references: Sequence[Tensor] = ()
+    ) -> Tensor:
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        cond, uncond = (
-            Condition(backbone.encode_prompt(list(t), [images]), source) for t in (texts, [""] * len(texts))
-        )
+        cond = encode_condition(backbone, list(texts), images, references)
+        seen = [images, *beside(references, len(images))]
+        uncond = cond.with_prompt(backbone.encode_prompt([""] * len(texts), seen))
         denoiser = Denoiser(backbone, cond, uncond, guidance_scale)
-        return backbone.decode(sample(denoiser, noise_like(source, generators), generators))
+        return backbone.decode(sample(denoiser, noise_like(cond.source, generators), generators))
 
     def effect(name: str, images: Tensor, seeds: Sequence[int]) -> Tensor:
         with session.teachers.use(name):
-            return run(images, [prompts[name]] * len(images), seeds)
+            return run(images, [prompts[name]] * len(images), seeds, session.references(name))
 
     def general(images: Tensor, texts: Sequence[str], seeds: Sequence[int]) -> Tensor:
         with session.teachers.use(BASE):

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
 
 from collectionlora import __version__, processes
 from collectionlora.adapters.recipe import adapter_path
@@ -24,7 +23,7 @@ from collectionlora.collection import Collection
 from collectionlora.config import BenchSettings, LogSettings, Settings, VlmSettings
 from collectionlora.data import Photo
 from collectionlora.editing import Editor
-from collectionlora.effectbench.baselines import BASELINES, Baselines, Progress
+from collectionlora.effectbench.baselines import BASELINES, Baselines
 from collectionlora.effectbench.bench import (
     GENERAL,
     Cases,
@@ -41,7 +40,8 @@ from collectionlora.effectbench.methods import SOURCE, student_method, teacher_m
 from collectionlora.effectbench.scoring import score
 from collectionlora.effectbench.truths import Truths
 from collectionlora.errors import UserError
-from collectionlora.files import write_tensors
+from collectionlora.files import read_tensors, write_tensors
+from collectionlora.progress import Progress
 from collectionlora.prompt_writing import find_pairs
 from collectionlora.session import Session
 from collectionlora.target_making import fingerprint
@@ -78,22 +78,10 @@ class MethodMaker:
             method = undistilled_method(self.session, steps) if steps else teacher_method(self.session)
             files = {self.collection.teacher_path(e) for e in self.collection.effects}
             return replace(method, num_bytes=sum(path.stat().st_size for path in files))
-        path = self.adapter(name)
+        path = find_adapter(self.collection, name)
         editor = Editor.load(path)
-        method = student_method(editor, steps or editor.recipe.steps, role)
+        method = student_method(editor, steps or editor.recipe.steps, self.session.references, role)
         return replace(method, num_bytes=path.stat().st_size)
-
-    def adapter(self, name: str) -> Path:
-        """The file of a student's or a run's method."""
-        role, _ = split_steps(name)
-        if role == STUDENT:
-            return adapter_path(self.collection.folder)
-        path = self.collection.folder / "runs" / role / self.collection.result.name
-        if not path.exists():
-            known = ", ".join((SOURCE.name, TRUTH, TEACHER, "teacher-8", STUDENT, "student-4", *BASELINES))
-            mend = f"choose from {known}, or name a finished run"
-            raise UserError("", "--methods", f"{name!r} is no method", mend)
-        return path
 
     def key(self, name: str, effect: str, cases: Cases) -> str:
         """The fingerprint of all that a method's pictures of an effect depend on."""
@@ -101,7 +89,8 @@ class MethodMaker:
         shown += [edit.source.tobytes() + edit.instruction.encode() for edit in cases.edits]
         others = {"bench": BenchSettings(), "log": LogSettings(), "vlm": VlmSettings()}
         drawing = self.settings.model_copy(update=others)
-        parts: list[Any] = [drawing, cases.seeds, *shown]
+        references = [path for e in self.collection.effects for path in self.collection.reference_paths(e)]
+        parts: list[Any] = [drawing, cases.seeds, *shown, *references]
         if split_steps(name)[0] == TEACHER and effect != GENERAL:
             chosen = self.collection.effect(effect)
             return fingerprint(self.collection.teacher_path(chosen), chosen.teacher_prompt, *parts)
@@ -109,7 +98,7 @@ class MethodMaker:
             return fingerprint(*(photo.tobytes() for photo in self.truths.draw(effect)), *parts)
         if name in (SOURCE.name, TRUTH, *BASELINES) or split_steps(name)[0] == TEACHER:
             return fingerprint(*(self.collection.teacher_path(e) for e in self.collection.effects), *parts)
-        return fingerprint(self.adapter(name), *parts)
+        return fingerprint(find_adapter(self.collection, name), *parts)
 
     def references(self) -> dict[str, list[tuple[Photo, Photo]]]:
         """Image pairs that show what an effect does, by effect, where there are any."""
@@ -122,6 +111,23 @@ class MethodMaker:
         return found
 
 
+def find_adapter(collection: Collection, name: str) -> Path:
+    """The file of a student's or a run's method.
+
+    Raises:
+        UserError: there is no such method, or no finished adapter.
+    """
+    role, _ = split_steps(name)
+    if role == STUDENT:
+        return adapter_path(collection.folder)
+    path = collection.folder / "runs" / role / collection.result.name
+    if not path.exists():
+        known = ", ".join((SOURCE.name, TRUTH, TEACHER, "teacher-8", STUDENT, "student-4", *BASELINES))
+        mend = f"choose from {known}, or name a finished run"
+        raise UserError("", "--methods", f"{name!r} is no method", mend)
+    return path
+
+
 def split_steps(name: str) -> tuple[str, int | None]:
     """`student-4` to ("student", 4); a name without a number to itself and None."""
     role, _, steps = name.rpartition("-")
@@ -132,13 +138,15 @@ def draw(maker: MethodMaker, method: Method, name: str, kind: str, cases: Cases)
     """A method's pictures of one effect or of the ordinary edits, kept in a file, and the seconds of each."""
     path = maker.collection.folder / "bench" / "pictures" / name
     path /= f"{kind}-{maker.key(name, kind, cases)}.safetensors"
-    if not path.exists():
+    found = read_tensors(path)
+    if found is None:
         began = time.perf_counter()
         made = make_edits(method, cases) if kind == GENERAL else make(method, kind, cases)
         each = f"{(time.perf_counter() - began) / len(made):.5f}"
-        write_tensors(path, {"pictures": torch.from_numpy(np.stack(made))}, {"seconds": each})
-    with safe_open(path, framework="np") as file:
-        return list(file.get_tensor("pictures")), float(file.metadata()["seconds"])
+        found = {"pictures": torch.from_numpy(np.stack(made))}, {"seconds": each}
+        write_tensors(path, *found)
+    tensors, header = found
+    return list(tensors["pictures"].numpy()), float(header["seconds"])
 
 
 def make_pictures(
@@ -176,11 +184,12 @@ def run_bench(
             be opened, or a judge that fails.
     """
     began = time.perf_counter()
+    for name in names:  # a wrong one is known before anything is done
+        if name not in (SOURCE.name, TRUTH, *BASELINES) and split_steps(name)[0] != TEACHER:
+            find_adapter(collection, name)
     cases = heldout.draw(collection, settings.data.resolution)
     truths = Truths(collection, cases)
     maker = MethodMaker(collection, settings, truths, progress)
-    for name in names:
-        maker.key(name, GENERAL, cases)  # a wrong name is known before the work of the others is done
     methods, pictures, seconds = make_pictures(maker, names, cases, progress)
     with processes.main_first():  # what it trains and asks, the others find
         facts = measure(maker, methods, pictures, heldout, vlm, progress)

@@ -212,8 +212,9 @@ class ToyWorld:
                 condition = condition_on(effect.teacher_prompt, source)
                 targets = [sample_teacher(backbone, condition, generator) for _ in range(samples)]
             texts = (effect.teacher_prompt, effect.student_prompt, "")
-            prompts = [backbone.encode_prompt([text]) for text in texts]
-            effects.append(EffectData(effect.name, condition.source, torch.stack(targets, dim=1), *prompts))
+            teacher, student, uncond = (backbone.encode_prompt([text]) for text in texts)
+            answers = torch.stack(targets, dim=1)
+            effects.append(EffectData(effect.name, condition.source, answers, teacher, student, uncond))
         condition, _ = draw_general(4096, generator)
         answers = sample_teacher(backbone, condition, generator)
         uncond = backbone.encode_prompt([""])

@@ -2,6 +2,7 @@
 
 import ipaddress
 import os
+import socket
 import threading
 from pathlib import Path
 from typing import Annotated
@@ -16,7 +17,9 @@ MEGA = 1_000_000
 
 
 def studio(
-    collection: Annotated[Path, typer.Argument(help="the collection's folder, the one file, or nano: what ships")],
+    collection: Annotated[
+        Path, typer.Argument(help="the collection's folder, the one file, or nano: what ships")
+    ],
     host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one")] = 7860,
     auth: Annotated[
@@ -37,12 +40,16 @@ def studio(
     # Gradio calls home for these unless told otherwise, and it reads them when it is imported.
     os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
     try:
+        from starlette.middleware import Middleware
+
+        from collectionlora.studio.guard import SameSite
         from collectionlora.studio.page import STYLE, build_page
     except ImportError as error:
         mend = "install it: pip install 'collectionlora[studio]'"
         raise UserError("", "studio", f"needs gradio ({error})", mend) from None
     from collectionlora.studio.pictures import Studio
 
+    check_port(host, port)
     made = Studio(collection, batch_size)
     with ProgressLine() as progress:
         previews = made.previews(progress)
@@ -59,6 +66,7 @@ def studio(
             ssr_mode=False,
             footer_links=["api"],
             prevent_thread_lock=True,
+            app_kwargs={"middleware": [Middleware(SameSite, local_only=not accounts)]},
         )
     except OSError as error:
         raise UserError("", "--port", f"cannot listen on {host}:{port} ({error})", "try --port 0") from None
@@ -67,6 +75,19 @@ def studio(
         threading.Event().wait()
     except KeyboardInterrupt:
         page.close(verbose=False)
+
+
+def check_port(host: str, port: int) -> None:
+    """Look that nobody listens there, before a model is loaded.
+
+    Raises:
+        UserError: another program has the port, or the address is not this machine's.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        socket.create_server((host, port), family=family).close()
+    except OSError as error:
+        raise UserError("", "--port", f"cannot listen on {host}:{port} ({error})", "try --port 0") from None
 
 
 def is_local(host: str) -> bool:

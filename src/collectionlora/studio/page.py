@@ -117,6 +117,17 @@ class Handlers:
         return dict(self.studio.recipe.effects)
 
 
+async def keep_upload(photo: gr.Image, place: str | None) -> str | None:
+    """Where an uploaded file lies. Gradio would also fetch an address that a visitor sends in its place.
+
+    Raises:
+        gr.Error: it is an address.
+    """
+    if place is not None and "://" in str(place):
+        raise gr.Error("Send a file: addresses are not fetched.", title="Photo not read")
+    return await gr.Image.async_move_resource_to_block_cache(photo, place)
+
+
 def visitor_of(request: gr.Request) -> str:
     return str(request.session_hash)
 
@@ -149,6 +160,7 @@ def build_studio(studio: Studio, previews: dict[str, Photo], handlers: Handlers)
             photo = gr.Image(label="Photo", sources=["upload", "clipboard"], height=300, elem_classes="photo")
             # Gradio's own reader knows no pixel limit and answers a bad file with a traceback.
             photo.preprocess = handlers.read_upload
+            photo.async_move_resource_to_block_cache = partial(keep_upload, photo)
             effects = effect_inputs(studio, previews)
             sampling = sampling_inputs(studio)
             with gr.Row():

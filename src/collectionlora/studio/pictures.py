@@ -1,6 +1,6 @@
 """A collection as the studio shows it: pictures on request, previews, prompts, the report."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from collectionlora.adapters.recipe import adapter_path
@@ -8,6 +8,7 @@ from collectionlora.collection import MANIFEST, Collection
 from collectionlora.data import Photo, read_photo, to_photos, write_photo
 from collectionlora.editing import Editor
 from collectionlora.effectbench.photographs import HELDOUT, load_photograph
+from collectionlora.progress import Progress
 from collectionlora.studio.batching import Batcher, Job, Request
 from collectionlora.target_making import fingerprint
 
@@ -25,7 +26,8 @@ class Studio:
     def __init__(self, place: Path, batch_size: int):
         self.place, self.editor = place, Editor.load(place)
         self.recipe = self.editor.recipe
-        self.effects = list(self.recipe.effects)
+        # Those with reference images are for `edit`: the page has no place to give them.
+        self.effects = [name for name in self.recipe.effects if name not in self.recipe.references]
         self.batcher = Batcher(self.editor, batch_size)
 
     def submit(
@@ -37,7 +39,7 @@ class Studio:
             [Request(image, self.editor.prompt(effects), seed, steps, strength) for effects in wanted]
         )
 
-    def previews(self, progress: Callable[[str, int, int, dict[str, float]], None]) -> dict[str, Photo]:
+    def previews(self, progress: Progress) -> dict[str, Photo]:
         """Each effect on the same photograph; kept in the collection's cache, made where it is missing."""
         photo = load_photograph(HELDOUT[0])
         key = fingerprint(adapter_path(self.place))

@@ -1,0 +1,173 @@
+"""How fast the method runs here: ratios, not times, so that machines can be compared.
+
+    python scripts/benchmark [--only cycle nano ...] [--out docs/results/performance.json]
+
+Every part is a process of its own with one thread, so that its memory is its own; seconds are CPU seconds.
+With `--only` the other parts keep what the file has of them. docs/performance.md explains the table.
+"""
+
+import argparse
+import importlib
+import json
+import os
+import platform
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+DOCS = Path(__file__).parents[2] / "docs"
+OUT, PAGE = DOCS / "results" / "performance.json", DOCS / "performance.md"
+BEGIN, END = "<!-- ratios: written by scripts/benchmark -->\n", "<!-- end of ratios -->\n"
+# Part -> its tasks, each `module.function` and a process of its own.
+PARTS = {
+    "counts": ["training.counts"],
+    "cycle": [
+        "training.imports",
+        "training.cycle_plain",
+        "training.cycle_checkpointed",
+        "training.reference_layout",
+    ],
+    "nano": ["training.nano"],
+    "switch": ["training.switch"],
+    "sampling": ["using.sampling"],
+    "cold": ["using.cold"],
+    "growth": ["training.growth"],
+    "processes": ["using.several_processes"],
+    "compile": ["using.compiled"],
+    "profile": ["training.profiles"],
+}
+# glibc keeps freed memory instead of returning it at every step, as `make demo` has it.
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+KEPT_MEMORY = {"MALLOC_TRIM_THRESHOLD_": "100000000000", "MALLOC_MMAP_THRESHOLD_": "100000000000"}
+MEASURES_MEMORY = PARTS["cycle"]
+
+
+def run_task(task: str) -> Any:
+    """What a task returns, from a process of its own."""
+    environment = {**os.environ, **ENVIRONMENT, **({} if task in MEASURES_MEMORY else KEPT_MEMORY)}
+    command = [sys.executable, __file__, "--task", task]
+    out = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
+    return json.loads(out.splitlines()[-1])
+
+
+def ratios(found: dict[str, Any]) -> list[tuple[str, float, str]]:
+    """What, the ratio, and what it should be, of all parts that were measured."""
+    rows: list[tuple[str, float, str]] = []
+
+    def row(what: str, value: float, aim: str = "") -> None:
+        rows.append((what, round(value, 4), aim))
+
+    if counts := found.get("training.counts"):
+        forwards, backwards = counts["reference"]
+        row("forwards of a student update / reference's", counts["effect"][0] / forwards, "<= 0.66")
+        row("the same, the paper's critic order", counts["simulated"][0] / forwards)
+        row("backwards / reference's", counts["effect"][1] / backwards, "<= 1")
+    if reference := found.get("training.reference_layout"):
+        empty = found["training.imports"]["peak_mib"]
+        for name in ("checkpointed", "plain"):
+            ours = found[f"training.cycle_{name}"]
+            row(
+                f"cycle, {name} / reference layout: CPU seconds",
+                ours["seconds"] / reference["seconds"],
+                "0.5",
+            )
+            row(
+                f"cycle, {name} / reference layout: peak memory",
+                ours["peak_mib"] / reference["peak_mib"],
+                "0.5",
+            )
+            beyond = (ours["peak_mib"] - empty) / (reference["peak_mib"] - empty)
+            row("the same, beyond imports", beyond)
+        plain = found["training.cycle_plain"]
+        row("Qwen training FLOP/s / matmul", plain["flops"] / plain["seconds"] / plain["matmul_flops"])
+    if nano := found.get("training.nano"):
+        row("nano training FLOP/s / matmul", nano["flops"] / nano["seconds"] / nano["matmul_flops"], ">= 0.8")
+    for name, part in found.get("training.switch", {}).items():
+        row(f"teacher switch / step, {name}", part["switch"] / part["step"], "< 0.01")
+        row(f"drawing a batch / step, {name}", part["batch"] / part["step"])
+    rows += ratios_of_use(found) + ratios_of_growth(found)
+    return rows
+
+
+def ratios_of_use(found: dict[str, Any]) -> list[tuple[str, float, str]]:
+    rows = []
+    if part := found.get("using.sampling"):
+        rows.append(("8-step edits/s / plain diffusers loop", part["plain"] / part["ours"], ">= 1"))
+        fused = part["fused_plain"] / part["fused_ours"]
+        rows.append(("8-step edits/s / plain loop with fused LoRA", fused, ""))
+        nano = part["nano"]
+        rows.append(("nano edits/s, condition cached / not", nano["rereading"] / nano["cached"], "> 1"))
+    if part := found.get("using.cold"):
+        rows.append(("cold edit / importing torch: CPU seconds", part["edit"] / part["import_torch"], ""))
+        rows.append(("--help / importing torch: CPU seconds", part["help"] / part["import_torch"], ""))
+    for name, part in found.get("using.compiled", {}).items():
+        for what in ("forward", "learn"):
+            gain = part["plain"][what] / part["compiled"][what]
+            rows.append((f"torch.compile: {what} speed, {name}", gain, ""))
+        repaid = part["compile_seconds"] / part["plain"]["learn"]
+        rows.append((f"torch.compile: its time / a plain update, {name}", repaid, ""))
+    return [(what, round(value, 4), aim) for what, value, aim in rows]
+
+
+def ratios_of_growth(found: dict[str, Any]) -> list[tuple[str, float, str]]:
+    rows = []
+    if part := found.get("training.growth"):
+        first = next(iter(part["tokens"].values()))
+        rows += [(f"update, {n} tokens / first", s / first, "") for n, s in part["tokens"].items()]
+        rows += [
+            (f"a photo in a batch of {n} / alone", s / part["batch"]["1"], "")
+            for n, s in part["batch"].items()
+        ]
+        two = part["effects"]["2"]
+        for number, effect in part["effects"].items():
+            rows.append((f"{number} effects / two: memory of teachers", effect["mib"] / two["mib"], ""))
+            rows.append((f"{number} effects / two: one switch", effect["switch"] / two["switch"], ""))
+    if part := found.get("using.several_processes"):
+        rows.append(("images/s, two processes / one", 2 * part["1"] / part["2"], "2"))
+    return [(what, round(value, 4), aim) for what, value, aim in rows]
+
+
+def write_page(rows: list[tuple[str, float, str]]) -> None:
+    """Put the table into docs/performance.md."""
+    before, _, rest = PAGE.read_text().partition(BEGIN)
+    lines = [
+        "| | ratio | aim |",
+        "|---|---|---|",
+        *(f"| {what} | {value:.3g} | {aim} |" for what, value, aim in rows),
+    ]
+    table = "\n".join(lines)
+    PAGE.write_text(f"{before}{BEGIN}\n{table}\n\n{END}{rest.partition(END)[2]}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--task", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.task:
+        module, _, function = args.task.rpartition(".")
+        print(json.dumps(getattr(importlib.import_module(module or "using"), function)()))
+        return
+    found = json.loads(args.out.read_text())["parts"] if args.out.exists() else {}
+    for part in args.only:
+        for task in PARTS[part]:
+            print(f"{task} ...", file=sys.stderr)
+            found[task] = run_task(task)
+    rows = ratios(found)
+    machine = {"processor": platform.machine(), "torch": version("torch"), "diffusers": version("diffusers")}
+    result = {"machine": machine, "ratios": {what: value for what, value, _ in rows}, "parts": found}
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps(result, indent=1) + "\n")
+    if args.out == OUT:
+        write_page(rows)
+    for what, value, aim in rows:
+        print(f"{what:<58} {value:>10.4g}  {aim}")
+
+
+if __name__ == "__main__":
+    main()

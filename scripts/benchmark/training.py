@@ -1,0 +1,203 @@
+"""Parts that measure training."""
+
+import copy
+from collections import Counter
+from typing import Any
+
+import torch
+from diffusers import QwenImageTransformer2DModel
+from peft import LoraConfig, inject_adapter_in_model
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.checkpoint import checkpoint
+from worlds import (
+    QWEN,
+    TEXT_TOKENS,
+    Layer,
+    cpu_seconds,
+    flops_of,
+    matmul_ceiling,
+    nano_run,
+    peak_mib,
+    qwen_backbone,
+    qwen_run,
+)
+
+from collectionlora.config import resolve
+from collectionlora.distillation import Distillation
+
+CHECKPOINTED = {"model": {"gradient_checkpointing": True}}
+# The public reference: of its 61 forwards 8 keep a graph; three whole bases.
+REFERENCE_FORWARDS, REFERENCE_BACKWARDS, REFERENCE_BASES = 61, 8, 3
+
+
+def count_calls(run: Distillation, step: int) -> tuple[float, int]:
+    """(forwards, backwards) of one sample in a step, seen by hooks on the network."""
+    seen: Counter[str] = Counter()
+
+    def called(_module: Any, _inputs: Any, output: Any) -> None:
+        velocity = output[0] if isinstance(output, tuple) else output
+        seen["forwards"] += len(velocity)
+        if velocity.requires_grad:
+            velocity.register_hook(lambda _gradient: seen.update(["backwards"]))
+
+    handle = run.backbone.network.register_forward_hook(called)
+    run(step)
+    handle.remove()
+    return seen["forwards"] / run.settings.distill.batch_size, seen["backwards"]
+
+
+def counts() -> dict[str, Any]:
+    """Forwards and backwards of a student update, guidance counted twice; the mean where they are random."""
+    paper = {"anchor_weight": 1.0, "rollout_steps": [8], "batch_size": 2}
+    small: Layer = {"data": {"resolution": 16}, "student": {"rank": 2}, "critic": {"rank": 2}}
+    recipe: Layer = {**small, "distill": paper, "targets": {"guidance_scale": 5.0}}
+    variants: dict[str, Layer] = {
+        "effect": {},
+        "general": {"distill": {"effect_ratio": 0.0}},
+        "simulated": {"distill": {"critic_samples": "simulated"}},
+    }
+    result = {}
+    for name, layer in variants.items():
+        run = nano_run(recipe, layer)
+        steps = [count_calls(run, step) for step in range(48 if name == "simulated" else 1)]
+        result[name] = [sum(values) / len(steps) for values in zip(*steps, strict=True)]
+    return {**result, "reference": [REFERENCE_FORWARDS, REFERENCE_BACKWARDS]}
+
+
+def cycle(layer: Layer) -> dict[str, Any]:
+    """A student update with its critic updates over the Qwen transformer."""
+    run = qwen_run(layer)
+    run(0)
+    seconds = cpu_seconds(lambda: run(1), rounds=2, warm_up=0)
+    peak = peak_mib()
+    flops = flops_of(lambda: run(2))
+    return {"seconds": seconds, "peak_mib": peak, "flops": flops, "matmul_flops": matmul_ceiling()}
+
+
+def cycle_plain() -> dict[str, Any]:
+    return cycle({})
+
+
+def cycle_checkpointed() -> dict[str, Any]:
+    return cycle(CHECKPOINTED)
+
+
+def imports() -> dict[str, Any]:
+    """What a process holds before it has a model."""
+    return {"peak_mib": peak_mib()}
+
+
+def reference_layout() -> dict[str, Any]:
+    """The same network as the public reference holds and calls it: three bases, batch 1, checkpointed.
+
+    A cycle is added up from the time of one forward without and one with gradient.
+    """
+    torch.manual_seed(0)
+    settings = resolve({"data": {"resolution": 256}})
+    backbone, networks = qwen_backbone(settings), []
+    targets = list(backbone.lora_targets)
+    for number in range(REFERENCE_BASES):
+        network = QwenImageTransformer2DModel(**QWEN) if number else backbone.network
+        network.requires_grad_(False)
+        inject_adapter_in_model(LoraConfig(r=16, lora_alpha=16, target_modules=targets), network)
+        network.enable_gradient_checkpointing(lambda m, *a: checkpoint(m, *a, use_reentrant=False))
+        networks.append(network)
+    for parameter in networks[2].parameters():  # the teacher does not learn
+        parameter.requires_grad_(False)
+    inputs = {
+        "hidden_states": torch.randn(1, 512, 64),
+        "timestep": torch.tensor([0.5]),
+        "encoder_hidden_states": torch.randn(1, TEXT_TOKENS, QWEN["joint_attention_dim"]),
+        "img_shapes": [[(1, 16, 16), (1, 16, 16)]],
+        "return_dict": False,
+    }
+    learned = [p for network in networks[:2] for p in network.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(learned)
+
+    @torch.no_grad()
+    def forward() -> None:
+        networks[2](**inputs)
+
+    def learn() -> None:
+        networks[0](**inputs)[0].square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    learnt = cpu_seconds(learn, rounds=3)
+    plain = cpu_seconds(forward, rounds=3)
+    seconds = (REFERENCE_FORWARDS - REFERENCE_BACKWARDS) * plain + REFERENCE_BACKWARDS * learnt
+    return {"seconds": seconds, "peak_mib": peak_mib(), "matmul_flops": matmul_ceiling()}
+
+
+def nano() -> dict[str, Any]:
+    """How near nano training comes to the machine's matrix products."""
+    run = nano_run()
+    run(0)
+    before = matmul_ceiling()
+    seconds = cpu_seconds(lambda: run(1), rounds=3, warm_up=0)
+    ceiling = max(before, matmul_ceiling())
+    return {"seconds": seconds, "flops": flops_of(lambda: run(1)), "matmul_flops": ceiling}
+
+
+def switch() -> dict[str, Any]:
+    """Changing the teacher, against a step."""
+    result: dict[str, Any] = {}
+    for name, run in (("nano", nano_run(effects=2)), ("qwen", qwen_run(effects=2))):
+        library = run.teachers
+
+        def change(library: Any = library) -> None:
+            for effect in library.teachers:
+                with library.use(effect):
+                    pass
+
+        run(0)
+        step = cpu_seconds(lambda run=run: run(1), rounds=1, warm_up=0)  # type: ignore[misc]
+        batch = cpu_seconds(lambda run=run: run.streams.batch(1), rounds=20)  # type: ignore[misc]
+        result[name] = {"switch": cpu_seconds(change, rounds=20) / 2, "step": step, "batch": batch}
+    return result
+
+
+def profile_step(run: Distillation) -> dict[str, float]:
+    """The share of a step's own CPU time by operator, the largest first."""
+    run(0)
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        run(1)
+    events = sorted(profiler.key_averages(), key=lambda e: -e.self_cpu_time_total)
+    total = sum(event.self_cpu_time_total for event in events)
+    return {event.key: round(event.self_cpu_time_total / total, 4) for event in events[:16]}
+
+
+def profiles() -> dict[str, Any]:
+    return {"nano": profile_step(nano_run()), "qwen": profile_step(qwen_run())}
+
+
+def growth() -> dict[str, Any]:
+    """How cost grows with tokens and batch (critic updates over the Qwen transformer) and with effects."""
+    tokens: dict[str, Any] = {}
+    for side in (128, 256, 384):
+        run = qwen_run({"data": {"resolution": side}})
+        tokens[str(2 * (side // 16) ** 2 + TEXT_TOKENS)] = critic_seconds(run)
+    batch = {}
+    for size in (1, 2, 4):
+        run = qwen_run({"distill": {"batch_size": size}})
+        batch[str(size)] = critic_seconds(run) / size
+    effects = {}
+    for number in (2, 12, 180):
+        library = nano_run(effects=number).teachers
+        held = sum(4 * t.numel() for w in library.teachers.values() for pair in w.values() for t in pair)
+
+        def through(library: Any = library) -> None:
+            for effect in list(library.teachers):
+                with library.use(effect):
+                    pass
+
+        effects[str(number)] = {"mib": held / 2**20, "switch": cpu_seconds(through, rounds=3) / number}
+    return {"tokens": tokens, "batch": batch, "effects": effects}
+
+
+def critic_seconds(run: Distillation) -> float:
+    """One critic update: a forward and a backward."""
+    batch, generator = run.streams.batch(0), run.streams.generator(0)
+    image: Tensor = copy.copy(batch.target)
+    return cpu_seconds(lambda: run.update_critic(batch, image, run.critics[0], generator, 0.0), rounds=2)

@@ -1,0 +1,170 @@
+"""Verbs as real processes that are killed at random moments, and what a loss of power does to files.
+
+A process is forked from a server that has imported torch already (`multiprocessing`'s forkserver), so that a
+life costs a tenth of a start of Python; `cold` starts `python -m collectionlora` in its place.
+"""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+from PIL import Image
+from random_loras import write_random_loras
+
+from collectionlora import api
+from collectionlora.cli import main
+from collectionlora.effectbench import bench
+from collectionlora.effects import EFFECTS
+
+SETTINGS = {
+    "data": {"resolution": 16},
+    "student": {"rank": 2},
+    "critic": {"rank": 2},
+    "targets": {"steps": 1, "samples": 1, "general": 2, "guidance_scale": 1},
+    "teach": {"steps": 12, "rank": 2, "batch_size": 1},
+    "match": {"updates": 3},
+    "sampling": {"steps": 2},
+    "distill": {
+        **{"student_updates": 15, "batch_size": 1, "student_update_every": 1, "rollout_steps": [2, 1]},
+        "checkpoint_every": 1,
+    },
+    "log": {"tracker": "none", "preview_every": 100},
+}
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["collectionlora.api", "collectionlora.cli", "collectionlora.backbones.nano"])
+
+
+def build(folder, seed=0):
+    """A collection of two effects with everything that distill, teach, targets and bench need."""
+    rng = np.random.default_rng(seed)
+    names = ("sepia", "technicolor")
+    (folder / "teachers").mkdir(parents=True)
+    write_random_loras(folder / "teachers", names)
+    for sub in ("photos", *(f"pairs/{name}/{side}" for name in names for side in ("source", "target"))):
+        (folder / sub).mkdir(parents=True)
+        for index in range(2):
+            pixels = rng.integers(0, 255, (24, 24, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / sub / f"{index}.png")
+    (folder / "general.txt").write_text("blur the photo\nbrighten the photo\n")
+    effects = [
+        {
+            **{"name": name, "teacher": f"teachers/{name}.safetensors", "photos": "photos"},
+            "teacher_prompt": EFFECTS[name].teacher_prompt,
+        }
+        for name in names
+    ]
+    general = {"photos": "photos", "prompts": "general.txt"}
+    manifest = {"base": "nano", "effects": effects, "general": general, "settings": SETTINGS}
+    (folder / "collection.yaml").write_text(yaml.safe_dump(manifest))
+    return folder
+
+
+def live(arguments, told):
+    """The whole life of a process: the command line, its stderr in a file."""
+    torch.set_num_threads(1)
+    descriptor = os.open(told, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    sys.argv = ["collectionlora", *arguments]
+    api.CLASSIFIER_STEPS, bench.GENERAL_KINDS = 2, ("blur",)
+    main()
+
+
+class Life:
+    """One process that runs a verb."""
+
+    def __init__(self, arguments, told: Path, cold=False):
+        self.told, self.cold = told, cold
+        arguments = [str(argument) for argument in arguments]
+        if cold:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "collectionlora", *arguments],
+                stdout=subprocess.DEVNULL,
+                stderr=told.open("w"),
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+            )
+        else:
+            self.process = FORKS.Process(target=live, args=(arguments, str(told)))
+            self.process.start()
+
+    @property
+    def code(self):
+        """Its exit code, None while it lives."""
+        return self.process.poll() if self.cold else self.process.exitcode
+
+    def wait(self, seconds, until=lambda: False):
+        """Until it ends, the seconds are over or something is so; its exit code, None if it lives."""
+        latest = time.monotonic() + seconds
+        while self.code is None and time.monotonic() < latest and not until():
+            time.sleep(0.005)
+        return self.code
+
+    def kill(self):
+        """SIGKILL; returns when it is gone."""
+        self.process.kill()
+        self.wait(30)
+
+    def stop(self):
+        """Ctrl-C; returns its exit code."""
+        os.kill(self.process.pid, signal.SIGINT)
+        return self.wait(30)
+
+
+def run_to_end(arguments, told, cold=False):
+    """The seconds of an undisturbed run, which must succeed."""
+    began = time.perf_counter()
+    code = Life(arguments, told, cold).wait(300)
+    assert code == 0, told.read_text()
+    return time.perf_counter() - began
+
+
+def cut_newest(folder, rng):
+    """What a loss of power can leave: the newest file of a folder is shorter than it was; returns which."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.stat().st_size]
+    newest = max(files, key=lambda path: (path.stat().st_mtime_ns, path.name), default=None)
+    if newest is not None:
+        os.truncate(newest, int(rng.integers(newest.stat().st_size)))
+    return newest
+
+
+def num_lines(path):
+    return len(path.read_text(errors="replace").splitlines()) if path.exists() else 0
+
+
+def kill_until_done(arguments, folder, told, start, kills, rng, cold=False):
+    """Kill a verb so many times at random moments, then let it end; a line about each life.
+
+    Args:
+        folder: of the run; every third death also cuts its newest file.
+        told: where each life's stderr goes.
+        start: seconds until the first step. Half of all lives end before it, the others a few steps later.
+    """
+    log, lines = folder / "log.jsonl", []
+    for number in range(1, kills + 1):
+        life, after, jitter = Life(arguments, told, cold), rng.uniform(0, start), rng.uniform(0, 0.05)
+        if rng.random() < 0.5:
+            # Where the machine is faster than it was when `start` was measured, two steps are enough.
+            most = num_lines(log) + 2
+            code = life.wait(after, until=lambda most=most: num_lines(log) >= most)
+            moment = f"within {after:.2f} s of its start"
+        else:
+            wanted = num_lines(log) + int(rng.integers(1, 3))
+            code = life.wait(300, until=lambda wanted=wanted: num_lines(log) >= wanted)
+            moment = f"{1000 * jitter:.0f} ms after the log's line {wanted}"
+            code = life.wait(jitter)
+        assert code is None, f"ended with {code} before it was killed: {told.read_text()}"
+        life.kill()
+        line = f"kill {number:2}: {moment}; {num_lines(log)} steps in the log"
+        if number % 3 == 0 and folder.is_dir() and (cut := cut_newest(folder, rng)):
+            line += f"; then {cut.relative_to(folder)} cut to {cut.stat().st_size} bytes"
+        lines.append(line)
+    run_to_end(arguments, told, cold)
+    return lines
