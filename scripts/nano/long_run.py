@@ -41,7 +41,6 @@ STEPS = (8, 4, 2, 1)
 NUM_GENERAL = 128
 # Beside nano's own settings, which are a demo's: the warm start of an hour on two cores, checkpoints by time.
 LONG: dict[str, dict[str, Any]] = {
-    "student": {"learning_rate": 5e-5},
     "targets": {"general": NUM_GENERAL},
     "match": {"updates": 3500},
     "distill": {"student_updates": 40, "checkpoint_every": 250},

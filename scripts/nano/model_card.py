@@ -59,6 +59,14 @@ Only the weights ship, no photograph. Packages, versions and licences (per file:
 {packages}
 """
 
+COLLECTION = """
+## The collection
+
+`collection.safetensors` holds all twelve effects in one LoRA of rank 32 for 8 steps, distilled from these
+teachers by `scripts/nano/long_run.py`; `collectionlora edit nano` and `collectionlora studio nano` use it.
+`docs/results.md` says how good it is.
+"""
+
 
 def table(rows: Sequence[Sequence[object]]) -> str:
     return "\n".join("| " + " | ".join(str(cell) for cell in row) + " |" for row in rows)
@@ -116,7 +124,7 @@ def main() -> None:
     refused = [row for row in tried.values() if not row["passed"]]
     heldout = read_lines(args.folder / "heldout.jsonl")[-1]
     licences = json.loads((args.data / "licences.json").read_text())
-    write_text(args.out, build_card(heldout, teachers, refused, licences))
+    write_text(args.out, build_card(heldout, teachers, refused, licences) + COLLECTION)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from collectionlora.session import resolve_settings
 from collectionlora.trainer import LOG
 
 RUN = "demo"
-FIRST = ("pencil-sketch", "neon-edges", "thermal", "duotone")  # what a demo of 4 effects shows; one is random
+FIRST = ("pencil-sketch", "neon-edges", "thermal", "season")  # what a demo of 4 effects shows; one is random
 PHOTOS, GENERAL_PHOTOS, JUDGED = 64, 48, 24
 CLASSIFIER_STEPS = 600
 

@@ -27,13 +27,13 @@ MOST_WORDS = 48
 WORD = re.compile(r"[^\W_]+|[^\w\s]|_")
 # A small network on few pixels learns at far higher rates than the paper's 20 B model, and from batches.
 RECOMMENDED: dict[str, dict[str, Any]] = {
-    "student": {"rank": 32, "learning_rate": 1e-4},
+    "student": {"rank": 32, "learning_rate": 5e-5},
     "critic": {"rank": 32, "learning_rate": 1e-3},
     "targets": {"steps": 40, "guidance_scale": 1.25, "samples": 1, "general": 48},
     "teach": {"steps": 500, "rank": 8, "learning_rate": 2e-3, "batch_size": 8},
-    "match": {"updates": 1300, "learning_rate": 2e-3, "batch_size": 4, "loss": "flow"},
+    "match": {"updates": 1150, "learning_rate": 2e-3, "batch_size": 4, "loss": "flow"},
     "distill": {
-        "student_updates": 12,
+        "student_updates": 10,
         "batch_size": 8,
         "effect_ratio": 0.75,
         "decay_ratio": 0.6,
