@@ -90,7 +90,8 @@ def sharded(folder):
     runs = folder / "runs"
     if processes.is_main():
         shutil.copytree(runs / "sharded", runs / "resumed")
-        (runs / "resumed" / "checkpoints" / "step-00000006.safetensors").unlink()
+        for newest in (runs / "resumed" / "checkpoints").glob("step-00000006.*"):
+            newest.unlink()
     processes.barrier()
     collection = Collection.load(folder)
     settings = resolve_settings(collection, overrides)
