@@ -299,8 +299,12 @@ def test_a_models_files_are_those_of_its_folder_or_of_its_commit(tmp_path, monke
         base_files("owner/absent")
 
 
-def test_a_fingerprint_is_of_contents_whatever_their_size(tmp_path):
-    path = tmp_path / "a"
+def test_a_fingerprint_is_of_contents_as_they_are_now(tmp_path):
+    path, other = tmp_path / "a", tmp_path / "b"
     path.write_bytes(b"x" * 3_000_000)
-    plain = hashlib.sha256(b"'text'\0" + path.read_bytes() + b"\0").hexdigest()[:16]
+    contents = hashlib.sha256(path.read_bytes()).hexdigest().encode()
+    plain = hashlib.sha256(b"'text'\0" + contents + b"\0").hexdigest()[:16]
     assert fingerprint("text", path) == plain
+    other.write_bytes(b"y" * 3_000_000)
+    other.replace(path)
+    assert fingerprint("text", path) != plain

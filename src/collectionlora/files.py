@@ -12,6 +12,7 @@ import shutil
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -85,6 +86,17 @@ def sha256(path: Path) -> str:
     """The SHA-256 of a file's bytes, of whatever size, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_once(path: Path) -> str:
+    """The same, read once in a process as long as the file stays as it is: a teacher may have gigabytes."""
+    state = path.stat()
+    return _sha256_of(path.absolute(), state.st_ino, state.st_size, state.st_mtime_ns)
+
+
+@cache
+def _sha256_of(path: Path, _inode: int, _size: int, _changed: int) -> str:
+    return sha256(path)
 
 
 def copy_whole(source: Path, path: Path) -> None:

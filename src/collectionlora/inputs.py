@@ -8,7 +8,7 @@ from pathlib import Path
 from collectionlora import __version__
 from collectionlora.backbones import base_files
 from collectionlora.collection import MANIFEST, Collection, Effect
-from collectionlora.files import sha256, write_json
+from collectionlora.files import sha256_once, write_json
 from collectionlora.prompt_writing import PROMPTS
 
 INPUTS = "inputs.json"
@@ -18,7 +18,7 @@ def hashes(folder: Path, paths: Iterable[Path]) -> dict[str, str]:
     """SHA-256 by path; relative to `folder` where it lies there."""
     unique = sorted(set(paths))
     with ThreadPoolExecutor() as pool:
-        found = pool.map(sha256, unique)
+        found = pool.map(sha256_once, unique)
     names = [p.relative_to(folder) if p.is_relative_to(folder) else p for p in unique]
     return {name.as_posix(): digest for name, digest in zip(names, found, strict=True)}
 

@@ -24,7 +24,7 @@ from collectionlora.collection import MANIFEST, Collection, Effect
 from collectionlora.config import Settings
 from collectionlora.data import crop_square, fit, read_photo, to_images
 from collectionlora.errors import UserError
-from collectionlora.files import read_tensors, write_tensors
+from collectionlora.files import read_tensors, sha256_once, write_tensors
 from collectionlora.progress import Progress
 from collectionlora.sampling import Denoiser, sample_many_steps
 from collectionlora.streams import EffectData, GeneralData
@@ -37,11 +37,7 @@ def fingerprint(*parts: Any) -> str:
     """A short hash of values, and of the contents of files."""
     digest = hashlib.sha256()
     for part in parts:
-        if isinstance(part, Path):
-            with part.open("rb") as file:  # a teacher may be larger than what memory is left
-                hashlib.file_digest(file, lambda: digest)
-        else:
-            digest.update(repr(part).encode())
+        digest.update((sha256_once(part) if isinstance(part, Path) else repr(part)).encode())
         digest.update(b"\0")
     return digest.hexdigest()[:16]
 
