@@ -38,7 +38,7 @@ def quiet(*_):
 @pytest.mark.parametrize("stop_after", [1, 2, 3, 4, 6])
 def test_a_stopped_run_resumes_bit_identically(world, tmp_path, stop_after):
     whole = run_of(world)
-    train(whole, tmp_path / "whole", 2, False, quiet)
+    train(whole, tmp_path / "whole", 2, False, quiet, 3)
 
     class Stopped(type(whole)):
         def __call__(self, step):
@@ -50,11 +50,11 @@ def test_a_stopped_run_resumes_bit_identically(world, tmp_path, stop_after):
     first = run_of(world)
     first.__class__ = Stopped
     with pytest.raises(Interrupted, match=f"step {stop_after} of 7"):
-        train(first, tmp_path / "cut", 2, False, quiet)
+        train(first, tmp_path / "cut", 2, False, quiet, 3)
     with (tmp_path / "cut" / "log.jsonl").open("a") as log:
         log.write('{"step": 6, "sec')  # what a killed process leaves
     second = run_of(world)
-    train(second, tmp_path / "cut", 2, True, quiet)
+    train(second, tmp_path / "cut", 2, True, quiet, 3)
 
     expected, found = state(whole), state(second)
     assert expected.keys() == found.keys()
@@ -71,7 +71,7 @@ def test_a_run_whose_roles_are_broken_does_not_start(world, tmp_path):
     for layer in run.roles.layers.values():
         layer._active_adapter = [STUDENT]
     with pytest.raises(UserError, match="bare base reads a LoRA"):
-        train(run, tmp_path, 2, False, quiet)
+        train(run, tmp_path, 2, False, quiet, 3)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -150,7 +150,7 @@ class Diverging:
 def test_numbers_that_are_none_stop_the_run_and_the_last_good_checkpoint_stays(world, tmp_path):
     run = Diverging(run_of(world), at=4)
     with pytest.raises(UserError) as stopped:
-        train(run, tmp_path, 2, False, quiet)
+        train(run, tmp_path, 2, False, quiet, 3)
     said = str(stopped.value)
     assert "is nan at step 5 of 7" in said
     effect = run.streams.effect_at(4)
@@ -161,20 +161,20 @@ def test_numbers_that_are_none_stop_the_run_and_the_last_good_checkpoint_stays(w
 
 
 def test_a_checkpoint_of_another_run_is_named(world, tmp_path):
-    train(run_of(world), tmp_path, 2, False, quiet)
+    train(run_of(world), tmp_path, 2, False, quiet, 3)
     other = world.distillation(toy_settings(*SETTINGS, {"student": {"rank": 3}, "critic": {"rank": 3}}))
     with pytest.raises(UserError, match=r"step-00000007.safetensors: ema.0: is .*, this run needs .*; give"):
-        train(other, tmp_path, 2, True, quiet)
+        train(other, tmp_path, 2, True, quiet, 3)
 
 
 @pytest.mark.parametrize("line", ['{"step": 3, "sec', "\0\0\0", "[]", '{"seconds": 1}', "\ufffd"])
 def test_a_log_that_ends_in_rubbish_goes_on(world, tmp_path, line):
-    train(run_of(world), tmp_path, 3, False, quiet)
+    train(run_of(world), tmp_path, 3, False, quiet, 3)
     lines = (tmp_path / "log.jsonl").read_text().splitlines()
     (tmp_path / "log.jsonl").write_text("\n".join([*lines[:3], line]))
     for path in (tmp_path / "checkpoints").glob("step-00000007.*"):
         path.unlink()
-    train(run_of(world), tmp_path, 3, True, quiet)
+    train(run_of(world), tmp_path, 3, True, quiet, 3)
     steps = [json.loads(entry)["step"] for entry in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert steps == [0, 1, 2, *range(6, 7)]
 

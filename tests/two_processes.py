@@ -51,7 +51,7 @@ def quiet(*_):
 def whole(folder):
     for name, layers in (("plain", ()), ("fading", FADING)):
         run = toy_run(processes.rank(), *layers)
-        train(run, folder / name, 4, False, quiet)
+        train(run, folder / name, 4, False, quiet, 3)
         write_state(run, folder / f"{name}-{processes.rank()}.safetensors")
 
 
@@ -68,11 +68,11 @@ def stopped(folder):
 
     run.__class__ = Stopped
     try:
-        train(run, folder / "cut", 4, False, quiet)
+        train(run, folder / "cut", 4, False, quiet, 3)
     except Interrupted as interrupted:
         (folder / f"interrupted-{processes.rank()}").write_text(str(interrupted))
     again = toy_run(processes.rank())
-    train(again, folder / "cut", 4, True, quiet)
+    train(again, folder / "cut", 4, True, quiet, 3)
     write_state(again, folder / f"resumed-{processes.rank()}.safetensors")
 
 
@@ -96,7 +96,7 @@ def sharded(folder):
     collection = Collection.load(folder)
     settings = resolve_settings(collection, overrides)
     run = Session(collection, settings, with_critics=True).distillation(quiet)
-    train(run, runs / "resumed", 3, True, quiet)
+    train(run, runs / "resumed", 3, True, quiet, 3)
     moments = [m for o in run.optimizers.values() for s in o.state.values() for m in s.values() if m.ndim]
     parts = {
         "base": [p for name, p in run.backbone.network.named_parameters() if "lora_" not in name],

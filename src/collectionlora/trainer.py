@@ -26,7 +26,6 @@ from collectionlora.files import put_on_disk, write_text
 from collectionlora.run_folder import CHECKPOINTS, FACTS
 
 LOG = "log.jsonl"
-KEEP = 3
 
 
 class Step(Protocol):
@@ -77,12 +76,7 @@ def stop_requested() -> Iterator[Callable[[], bool]]:
 
 
 def train(
-    step: Step,
-    folder: Path,
-    checkpoint_every: int,
-    resume: bool,
-    progress: StepProgress,
-    keep: int = KEEP,
+    step: Step, folder: Path, checkpoint_every: int, resume: bool, progress: StepProgress, keep: int
 ) -> None:
     """Take all steps of a run, from its newest whole checkpoint if `resume`.
 
