@@ -1,4 +1,4 @@
-"""A good small collection, and every way to spoil it that the suite of bad inputs knows."""
+"""Every way to spoil a small collection that the suite of bad inputs knows."""
 
 import json
 import os
@@ -10,35 +10,10 @@ import numpy as np
 import torch
 import yaml
 from PIL import Image
-from random_loras import write_random_loras
 from safetensors.torch import load_file, save_file
 
-NAMES = ("sepia", "technicolor")
 LORA, PHOTO, MANIFEST = "teachers/sepia.safetensors", "photos/0.png", "collection.yaml"
 HUGE = 10**12
-
-
-def build(folder):
-    """Two effects with LoRAs over the nano base, two photos, two instructions, pairs for one effect."""
-    (folder / "teachers").mkdir(parents=True)
-    write_random_loras(folder / "teachers", NAMES)
-    rng = np.random.default_rng(0)
-    for sub in ("photos", "pairs/sepia/source", "pairs/sepia/target"):
-        (folder / sub).mkdir(parents=True)
-        for index in range(2):
-            pixels = rng.integers(0, 255, (40, 48, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(folder / sub / f"{index}.png")
-    (folder / "general.txt").write_text("blur the photo\nbrighten the photo\n")
-    effects = [
-        {
-            **{"name": name, "teacher": f"teachers/{name}.safetensors", "photos": "photos"},
-            "teacher_prompt": f"make it {name}",
-        }
-        for name in NAMES
-    ]
-    document = {"base": "nano", "effects": effects, "general": {"photos": "photos", "prompts": "general.txt"}}
-    (folder / MANIFEST).write_text(yaml.safe_dump(document))
-    return folder
 
 
 def raw(path, content):

@@ -12,16 +12,11 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
-import yaml
-from PIL import Image
-from random_loras import write_random_loras
 
 from collectionlora import api
 from collectionlora.cli import main
 from collectionlora.effectbench import bench
-from collectionlora.effects import EFFECTS
 
 SETTINGS = {
     "data": {"resolution": 16},
@@ -39,31 +34,6 @@ SETTINGS = {
 }
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["collectionlora.api", "collectionlora.cli", "collectionlora.backbones.nano"])
-
-
-def build(folder, seed=0):
-    """A collection of two effects with everything that distill, teach, targets and bench need."""
-    rng = np.random.default_rng(seed)
-    names = ("sepia", "technicolor")
-    (folder / "teachers").mkdir(parents=True)
-    write_random_loras(folder / "teachers", names)
-    for sub in ("photos", *(f"pairs/{name}/{side}" for name in names for side in ("source", "target"))):
-        (folder / sub).mkdir(parents=True)
-        for index in range(2):
-            pixels = rng.integers(0, 255, (24, 24, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(folder / sub / f"{index}.png")
-    (folder / "general.txt").write_text("blur the photo\nbrighten the photo\n")
-    effects = [
-        {
-            **{"name": name, "teacher": f"teachers/{name}.safetensors", "photos": "photos"},
-            "teacher_prompt": EFFECTS[name].teacher_prompt,
-        }
-        for name in names
-    ]
-    general = {"photos": "photos", "prompts": "general.txt"}
-    manifest = {"base": "nano", "effects": effects, "general": general, "settings": SETTINGS}
-    (folder / "collection.yaml").write_text(yaml.safe_dump(manifest))
-    return folder
 
 
 def live(arguments, told):

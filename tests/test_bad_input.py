@@ -17,7 +17,6 @@ from bad_inputs import (
     MANIFEST,
     PHOTO,
     both,
-    build,
     claim,
     cut,
     effect,
@@ -36,6 +35,7 @@ from bad_inputs import (
     torch_saved,
     twin,
 )
+from small_collection import build
 
 from collectionlora.adapters.formats import read_lora
 from collectionlora.adapters.recipe import Recipe, write_adapter
@@ -363,7 +363,7 @@ PROMPTS = {
 
 @pytest.fixture(scope="module")
 def good(tmp_path_factory):
-    return build(tmp_path_factory.mktemp("good") / "mine")
+    return good_collection(tmp_path_factory.mktemp("good") / "mine")
 
 
 @pytest.fixture
@@ -418,37 +418,39 @@ def assert_names(line, place, field, says, mend):
     assert mend in line.partition("; ")[2], line
 
 
+def good_collection(folder):
+    return build(folder, paired=("sepia",), size=(40, 48))
+
+
 def of_table(table):
     return pytest.mark.parametrize("case", table.values(), ids=table)
 
 
+def assert_refused(run, folder, verb, place, spoil, *named):
+    spoil(folder)
+    assert_names(refused(run, folder, verb, folder), folder / place, *named)
+
+
 @of_table(MANIFESTS)
 def test_a_bad_manifest(run, folder, case):
-    spoil, field, says, mend = case
-    spoil(folder)
-    assert_names(refused(run, folder, "targets", folder), folder / MANIFEST, field, says, mend)
+    assert_refused(run, folder, "targets", MANIFEST, *case)
 
 
 @of_table(LORAS)
 def test_a_bad_lora_file(run, folder, case):
-    spoil, field, says, mend = case
-    spoil(folder)
-    assert_names(refused(run, folder, "check", folder), folder / LORA, field, says, mend)
+    assert_refused(run, folder, "check", LORA, *case)
     assert not (folder / "exploded").exists()
 
 
 @of_table(PHOTOS)
 def test_a_bad_photo(run, folder, case):
-    spoil, place, field, says, mend = case
-    spoil(folder)
-    assert_names(refused(run, folder, "check", folder), folder / place, field, says, mend)
+    spoil, place, *named = case
+    assert_refused(run, folder, "check", place, spoil, *named)
 
 
 @of_table(PROMPTS)
 def test_bad_instructions(run, folder, case):
-    spoil, field, says, mend = case
-    spoil(folder)
-    assert_names(refused(run, folder, "check", folder), folder / TEXT, field, says, mend)
+    assert_refused(run, folder, "check", TEXT, *case)
 
 
 def failing_pair(folder):
@@ -601,7 +603,7 @@ def test_a_folder_that_may_not_be_written(run):
     place = Path(tempfile.mkdtemp())
     try:
         place.chmod(0o755)
-        folder = build(place / "mine")
+        folder = good_collection(place / "mine")
         os.seteuid(65534)
         try:
             line = refused(run, folder, "teach", folder, "sepia")

@@ -9,15 +9,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from kill_runs import Life, build, cut_newest, kill_until_done, num_lines, run_to_end
+from kill_runs import SETTINGS, Life, cut_newest, kill_until_done, num_lines, run_to_end
 from safetensors.torch import load_file
+from small_collection import build
 
 RUN = "runs/default"
 
 
 @pytest.fixture(scope="module")
 def collection(tmp_path_factory):
-    return build(tmp_path_factory.mktemp("kill") / "mine")
+    return build(tmp_path_factory.mktemp("kill") / "mine", settings=SETTINGS)
 
 
 @pytest.fixture(scope="module")
