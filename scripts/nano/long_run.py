@@ -4,10 +4,10 @@
 
 Two processes of one thread are faster than one of two; `python scripts/nano/long_run.py` works as well.
 
-Runs the method over all shipped teachers: the warm start, which is also kept and judged by itself, then from
-there the distillation; then, as a control of equal time, teacher matching alone (no critic) for as long as
-both. Judges source, teachers in their many steps, undistilled teachers in few, and the three students; writes
-sheet.png, report.html and metrics.json into DIR. The adapter is
+Runs the method over all shipped teachers: the warm start, and from its last state the distillation; then, as a
+control of equal time from the same state, more of the warm start (teacher matching, no critic) for as long as
+the distillation took. Judges source, teachers in their many steps, undistilled teachers in few, and the three
+students; writes sheet.png, report.html and metrics.json into DIR. The adapter is
 DIR/collection/runs/distilled/collection.safetensors.
 """
 
@@ -38,12 +38,12 @@ from collectionlora.trainer import LOG
 
 WARM, DISTILLED, CONTROL = "warm", "distilled", "matching"  # names of the runs
 STEPS = (8, 4, 2, 1)
-NUM_GENERAL = 128
+NUM_GENERAL = 256
 # Beside nano's own settings, which are a demo's: the warm start of an hour on two cores, checkpoints by time.
 LONG: dict[str, dict[str, Any]] = {
     "targets": {"general": NUM_GENERAL},
-    "match": {"updates": 3500},
-    "distill": {"student_updates": 40, "checkpoint_every": 250},
+    "match": {"updates": 6500},
+    "distill": {"student_updates": 100, "checkpoint_every": 250},
 }
 
 
@@ -54,7 +54,7 @@ def unseen_photographs(data: Path) -> dict[str, Photo]:
 
 
 def matching_overrides(log: Path, settings: Settings) -> dict[str, Any]:
-    """Settings of a run that matches teachers for as long as the run of `log` would take undisturbed.
+    """Settings that match teachers for as long as the run of `log` would take undisturbed.
 
     Medians of seconds for each step: a run that was paused or shared its machine gives the same.
     """
@@ -75,13 +75,14 @@ def over(layer: Layer, changes: Layer) -> dict[str, dict[str, Any]]:
 
 
 def train_all(collection: Collection, overrides: Layer, settings: Settings, progress: Any) -> None:
-    """The warm start, the distillation from its last state, and the control."""
+    """The warm start, and from its last state the distillation and the control."""
     runs = collection.folder / "runs"
     warm = over(overrides, {"distill": {"student_updates": 0}})
     distill(collection, WARM, warm, resume=True, progress=progress)
     with processes.main_first():
-        if not (runs / DISTILLED).exists():
-            shutil.copytree(runs / WARM, runs / DISTILLED)
+        for name in (DISTILLED, CONTROL):
+            if not (runs / name).exists():
+                shutil.copytree(runs / WARM, runs / name)
     distill(collection, DISTILLED, overrides, resume=True, progress=progress)
     control = over(overrides, matching_overrides(runs / DISTILLED / LOG, settings))
     distill(collection, CONTROL, control, resume=True, progress=progress)
