@@ -69,6 +69,12 @@ def test_the_settings_that_a_page_names_exist(page):
         assert name in setting_names() or name.endswith((".jsonl", ".pth", ".py")), name
 
 
+@pytest.mark.parametrize(("page", "run"), [("README.md", "demo"), ("docs/results.md", "long_run")])
+def test_the_tables_are_those_of_the_results(page, run):
+    table = runpy.run_path(str(ROOT / "scripts" / "results_table.py"))["table"]
+    assert table(ROOT / "docs" / "results" / run / "metrics.json") in (ROOT / page).read_text()
+
+
 def run_example(monkeypatch, name, *arguments):
     monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
     runpy.run_path(str(ROOT / "examples" / name), run_name="__main__")
