@@ -4,10 +4,10 @@
 
 Two processes of one thread are faster than one of two; `python scripts/nano/long_run.py` works as well.
 
-Runs the method over all shipped teachers: the warm start, and from its last state the distillation; then, as a
-control of equal time from the same state, more of the warm start (teacher matching, no critic) for as long as
-the distillation took. Judges source, teachers in their many steps, undistilled teachers in few, and the three
-students; writes sheet.png, report.html and metrics.json into DIR. The adapter is
+Runs the method over all shipped teachers: the warm start, and from its last state the distillation; then, as
+a control of equal time from the same state, more of the warm start (teacher matching, no critic) for as long
+as the distillation took. Judges source, teachers in their many steps, undistilled teachers in few, and the
+three students; writes sheet.png, report.html and metrics.json into DIR. The adapter is
 DIR/collection/runs/distilled/collection.safetensors.
 """
 
