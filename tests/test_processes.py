@@ -26,16 +26,21 @@ from collectionlora.data import write_photo
 from collectionlora.editing import Editor
 from collectionlora.effectbench.photographs import TRAIN, pool
 from collectionlora.errors import UserError
+from collectionlora.run_folder import held
 from collectionlora.session import Session, resolve_settings
 
 HERE = Path(__file__).parent
 
 
-def torchrun(*arguments, processes=2):
+def launch(*arguments, processes=2):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc-per-node", str(processes), *map(str, arguments)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
+
+
+def torchrun(*arguments, processes=2):
+    done = launch(*arguments, processes=processes)
     assert done.returncode == 0, done.stderr[-4000:]
     return done
 
@@ -256,6 +261,21 @@ def test_a_sharded_run_goes_on_from_its_checkpoint_in_shards_and_without(collect
 def test_the_finished_adapter_edits(collections):
     editor = Editor.load(collections[0])
     assert editor.edit(np.zeros((40, 50, 3), np.uint8), ["one"], steps=1).shape == (40, 50, 3)
+
+
+def test_a_run_that_is_held_refuses_a_launch_and_every_process_says_one_line(tmp_path):
+    write_collection(tmp_path, base=str(tmp_path / "base"))
+    with held(tmp_path / "runs" / "default"):
+        done = launch("-m", "--", "collectionlora", "distill", tmp_path)
+    assert done.returncode != 0
+    said = sorted(line for line in done.stderr.splitlines() if line.startswith("error: "))
+    assert f"runs/default/lock: this run is held by process {os.getpid()} on " in said[0]
+    assert said[1:] in (
+        [],
+        ["error: processes: another process of this launch stopped; see what it says of why"],
+    )
+    assert "[rank1]: Traceback" not in done.stderr
+    assert not list((tmp_path / "runs" / "default").glob("*.json*"))
 
 
 def test_a_launch_that_is_not_one_says_so(collections, monkeypatch):

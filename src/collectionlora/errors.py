@@ -12,6 +12,7 @@ MENDS = {
     errno.ENAMETOOLONG: "give a shorter name",
 }
 LOWER = "lower data.resolution, distill.batch_size, teach.batch_size, student.rank, critic.rank or teach.rank"
+LEFT = ("closed by peer", "reset by peer", "remote process exited")  # gloo's words and NCCL's
 LONGEST = 600  # characters of a message: what is wrong may be a whole file in one line
 _short = reprlib.Repr()
 _short.maxstring = _short.maxother = 80
@@ -58,7 +59,7 @@ def cannot_write(path: Path | str, error: OSError) -> UserError:
 
 
 def mendable(error: Exception) -> UserError | None:
-    """A fault of the machine that the user can mend: no memory, no space, no permission; else None."""
+    """No fault of this process: no memory, no space, no permission, another process gone; else None."""
     if isinstance(error, OSError) and error.errno in MENDS:
         return UserError(error.filename or "", "", error.strerror or str(error), MENDS[error.errno])
     # torch's own classes and texts, without an import of torch.
@@ -69,4 +70,6 @@ def mendable(error: Exception) -> UserError | None:
         why = text.split("\n")[0].rpartition("] ")[2] or "allocation refused"
         mend = f"{LOWER}, or set model.gradient_checkpointing=true; collectionlora plan counts"
         return UserError("memory", "", f"is not enough ({why})", mend)
+    if isinstance(error, RuntimeError) and any(said in text for said in LEFT):
+        return UserError("processes", "", "another process of this launch stopped", "see what it says of why")
     return None
