@@ -19,6 +19,7 @@ from collectionlora.effectbench import bench
 from collectionlora.effectbench.photographs import TRAIN, pool
 from collectionlora.effects import EFFECTS
 from collectionlora.errors import UserError
+from collectionlora.files import read_tensors
 
 SMALL = {
     "data": {"resolution": 32},
@@ -209,7 +210,8 @@ def test_demo_ends_with_table_sheet_and_report(tmp_path, monkeypatch, capsys):
         assert {"psnr", "ssim", "concept_accuracy", "bad_case_rate", "bleed", "general_psnr"} <= set(row)
         assert set(row["per_effect"]) == {"sepia", "technicolor"}
     page = (tmp_path / "demo" / "report.html").read_text()
-    assert page.count("data:image/") == 2 * 2 * (2 + 2)  # effects, photos; source, truth, teacher, student
+    # Effects, photos; source, truth, teacher, student; the strength dial of each effect.
+    assert page.count("data:image/") == 2 * 2 * (2 + 2) + 2
     assert "<polyline" in page
     assert Image.open(tmp_path / "demo" / "sheet.png").width > 800
     assert [e.name for e in Collection.load(tmp_path / "demo" / "collection").effects] == [
@@ -254,9 +256,16 @@ def test_bench_judges_methods_keeps_their_pictures_and_goes_on(taught, capsys, m
     pictures = {
         path: path.stat().st_mtime_ns for path in (taught / "bench").rglob("pictures/*/*.safetensors")
     }
-    assert len(pictures) == 3 * len(rows)  # two effects, and the ordinary edits
+    # Two effects, the ordinary edits, and the first dial for each effect.
+    assert len(pictures) == 3 * len(rows) + 2
     pictures |= {path: path.stat().st_mtime_ns for path in (taught / "bench").glob("classifier-*")}
-    assert len(pictures) == 3 * len(rows) + 1
+    assert len(pictures) == 3 * len(rows) + 3
+    drawn = taught / "bench" / "pictures" / "student"
+    dial = read_tensors(next(drawn.glob("sepia-strip-*")))[0]["pictures"].int()
+    made = read_tensors(next(drawn.glob(f"sepia-{'[0-9a-f]' * 16}.safetensors")))[0]["pictures"].int()
+    assert len(dial) == 5
+    assert (dial[4] - made[0]).abs().max() <= 1
+    assert (dial[0] - made[0]).abs().float().mean() > 1
     call(capsys, *arguments, "--methods", methods)
     assert all(path.stat().st_mtime_ns == made for path, made in pictures.items())
 

@@ -68,7 +68,7 @@ def result():
         for effect in effects
         for i in range(3)
     ]
-    return Result(metrics, gallery)
+    return Result(metrics, gallery, {"sepia": [picture(i) for i in range(5)]})
 
 
 def test_a_page_needs_nothing_but_itself(result, tmp_path):
@@ -81,7 +81,8 @@ def test_a_page_needs_nothing_but_itself(result, tmp_path):
     page = (tmp_path / "report.html").read_text()
     assert "http" not in page
     assert all(source.startswith("data:image/") for source in re.findall(r'src="([^"]*)"', page))
-    assert page.count("<img src=") == 3 * 3 + 3 * 2  # an effect without a truth has one picture less
+    # An effect without a truth has one picture less; one has a strip of its strengths.
+    assert page.count("<img src=") == 3 * 3 + 3 * 2 + 1
     assert "<script>alert" not in page
     assert page.count("<script>") == 1
     assert page.count("<polyline") == 1

@@ -163,10 +163,15 @@ def edit(
 
 
 def strength_strip(
-    editor: Editor, photo: Photo, effect: str, seed: int = 0, steps: int | None = None
+    editor: Editor,
+    photo: Photo,
+    effect: str,
+    seed: int = 0,
+    steps: int | None = None,
+    references: Sequence[Tensor] = (),
 ) -> list[Photo]:
     """A photo under an effect at the strengths of `STRIP`, made as one batch; working size."""
     count = len(STRIP)
     images = editor.fit(photo).expand(count, -1, -1, -1)
-    made = editor.sample(images, [editor.prompt([effect])] * count, [seed] * count, steps, STRIP)
-    return to_photos(made)
+    prompts = [editor.prompt([effect], len(references))] * count
+    return to_photos(editor.sample(images, prompts, [seed] * count, steps, STRIP, references=references))

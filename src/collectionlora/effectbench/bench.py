@@ -18,6 +18,7 @@ GENERAL_KINDS = tuple(k for k, edit in ORDINARY_EDITS.items() if edit.group in (
 
 # Images in [0, 1], prompts and one seed for each to edited images.
 Sampler = Callable[[Tensor, Sequence[str], Sequence[int]], Tensor]
+Strip = Callable[[str, Photo, int], list[Photo]]  # effect, photo and seed to pictures by rising strength
 Pictures = dict[str, dict[str, list[Photo]]]  # by method, then by effect; the ordinary edits as `GENERAL`
 
 
@@ -25,7 +26,8 @@ Pictures = dict[str, dict[str, list[Photo]]]  # by method, then by effect; the o
 class Method:
     """One way to make the effects: `sample(effect, images, seeds)`; `general` follows instructions.
 
-    `num_bytes` is the size of the LoRA files that it needs beside the base.
+    `num_bytes` is the size of the LoRA files that it needs beside the base. `strip` is there for a method
+    with a strength dial: a photo from untouched to the whole effect.
     """
 
     name: str
@@ -33,6 +35,7 @@ class Method:
     sample: Callable[[str, Tensor, Sequence[int]], Tensor]
     general: Sampler
     num_bytes: int = 0
+    strip: Strip | None = None
 
 
 @dataclass(frozen=True)

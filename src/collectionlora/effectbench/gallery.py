@@ -29,10 +29,11 @@ class Shown:
 
 @dataclass(frozen=True)
 class Result:
-    """The content of metrics.json, and the first pictures of every effect."""
+    """The content of metrics.json, the first pictures of every effect, and by effect its strength dial."""
 
     metrics: dict[str, Any]
     gallery: list[Shown]
+    strips: dict[str, list[Photo]]
 
 
 def show(cases: Cases, truths: Truths, pictures: Pictures) -> list[Shown]:

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from collectionlora.adapters.roles import BASE, STUDENT, TEACHER
 from collectionlora.backbones.base import beside, encode_condition
-from collectionlora.editing import Editor
+from collectionlora.data import Photo
+from collectionlora.editing import Editor, strength_strip
 from collectionlora.effectbench.bench import Method
 from collectionlora.sampling import Denoiser, Generators, noise_like, sample_few_steps, sample_many_steps
 from collectionlora.session import Session
@@ -35,7 +36,11 @@ def student_method(
     def general(images: Tensor, prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
         return editor.sample(images, prompts, seeds, steps)
 
-    return Method(name if steps == editor.recipe.steps else f"{name}-{steps}", steps, sample, general)
+    def strip(effect: str, photo: Photo, seed: int) -> list[Photo]:
+        return strength_strip(editor, photo, effect, seed, steps, references(effect))
+
+    name = name if steps == editor.recipe.steps else f"{name}-{steps}"
+    return Method(name, steps, sample, general, strip=strip)
 
 
 def teacher_method(session: Session) -> Method:

@@ -6,7 +6,7 @@ so that an interrupted bench goes on and a changed adapter is judged anew.
 
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from importlib import metadata
@@ -29,6 +29,7 @@ from collectionlora.effectbench.bench import (
     Cases,
     Method,
     Pictures,
+    Strip,
     make,
     make_edits,
 )
@@ -135,13 +136,24 @@ def split_steps(name: str) -> tuple[str, int | None]:
 
 
 def draw(maker: MethodMaker, method: Method, name: str, kind: str, cases: Cases) -> tuple[list[Photo], float]:
-    """A method's pictures of one effect or of the ordinary edits, kept in a file, and the seconds of each."""
-    path = maker.collection.folder / "bench" / "pictures" / name
-    path /= f"{kind}-{maker.key(name, kind, cases)}.safetensors"
+    """A method's pictures of one effect or of the ordinary edits, and the seconds of each."""
+    make_all = partial(make_edits, method, cases) if kind == GENERAL else partial(make, method, kind, cases)
+    return kept(maker.collection, f"{name}/{kind}-{maker.key(name, kind, cases)}", make_all)
+
+
+def draw_strip(maker: MethodMaker, strip: Strip, name: str, effect: str, cases: Cases) -> list[Photo]:
+    """The first photo under an effect, by rising strength."""
+    make_strip = partial(strip, effect, cases.photos[0], cases.seeds[0])
+    return kept(maker.collection, f"{name}/{effect}-strip-{maker.key(name, effect, cases)}", make_strip)[0]
+
+
+def kept(collection: Collection, name: str, make_all: Callable[[], list[Photo]]) -> tuple[list[Photo], float]:
+    """Pictures from their file, or made and put there, and the seconds that each took."""
+    path = collection.folder / "bench" / "pictures" / f"{name}.safetensors"
     found = read_tensors(path)
     if found is None:
         began = time.perf_counter()
-        made = make_edits(method, cases) if kind == GENERAL else make(method, kind, cases)
+        made = make_all()
         each = f"{(time.perf_counter() - began) / len(made):.5f}"
         found = {"pictures": torch.from_numpy(np.stack(made))}, {"seconds": each}
         write_tensors(path, *found)
@@ -164,6 +176,16 @@ def make_pictures(
         seconds[name] = float(np.median([each for _, each in drawn]))
         progress("pictures", index + 1, len(names), {})
     return methods, pictures, seconds
+
+
+def make_strips(maker: MethodMaker, methods: Mapping[str, Method], cases: Cases) -> dict[str, list[Photo]]:
+    """By effect, the strength dial of the first method that has one; several processes share the effects."""
+    for name, method in methods.items():
+        if method.strip is not None:
+            effects = [e.name for e in maker.collection.effects]
+            drawn = [partial(draw_strip, maker, method.strip, name, effect, cases) for effect in effects]
+            return dict(zip(effects, processes.make_together(drawn), strict=True))
+    return {}
 
 
 def run_bench(
@@ -191,6 +213,7 @@ def run_bench(
     truths = Truths(collection, cases)
     maker = MethodMaker(collection, settings, truths, progress)
     methods, pictures, seconds = make_pictures(maker, names, cases, progress)
+    strips = make_strips(maker, methods, cases)
     with processes.main_first():  # what it trains and asks, the others find
         facts = measure(maker, methods, pictures, heldout, vlm, progress)
     for name, row in facts["methods"].items():
@@ -205,7 +228,7 @@ def run_bench(
         "versions": versions(settings.bench),
         "settings": settings.model_dump(mode="json"),
     }
-    return Result(metrics, show(cases, truths, pictures))
+    return Result(metrics, show(cases, truths, pictures), strips)
 
 
 def measure(

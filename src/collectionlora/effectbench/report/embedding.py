@@ -5,6 +5,7 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from collectionlora.data import Photo
@@ -12,6 +13,7 @@ from collectionlora.effectbench.gallery import Shown
 
 MOST_BYTES = 4_000_000
 LOSSLESS_SIDE = 96
+STRIP_WIDTH = 800
 LOSSY: dict[str, Any] = {"quality": 90, "subsampling": 0}
 # Photos of each effect and their longest side; the first that fits is taken.
 SIZES = ((3, 256), (2, 256), (1, 256), (1, 160), (1, 96), (1, 64))
@@ -35,6 +37,11 @@ def embed_gallery(gallery: Sequence[Shown]) -> list[Row]:
         if sum(len(url) for _, urls in rows for url in urls.values()) <= MOST_BYTES:
             break
     return rows
+
+
+def embed_strip(photos: Sequence[Photo]) -> str:
+    """Pictures side by side as one."""
+    return embed(np.concatenate(photos, axis=1), STRIP_WIDTH)
 
 
 def embed_row(shown: Shown, side: int) -> dict[str, str]:

@@ -12,7 +12,7 @@ from collectionlora.effectbench.gallery import Result, draw_sheet
 from collectionlora.effectbench.report.charts import sparkline
 from collectionlora.effectbench.report.columns import COSTS, Column, measured, write_value
 from collectionlora.effectbench.report.curves import read_curves
-from collectionlora.effectbench.report.embedding import embed_gallery
+from collectionlora.effectbench.report.embedding import embed_gallery, embed_strip
 from collectionlora.files import write_json, write_text
 
 HERE = Path(__file__).parent
@@ -132,6 +132,7 @@ def build_report(result: Result, logs: Mapping[str, Path]) -> str:
         costs=table(methods, list(COSTS)),
         bars=[(column, bars(methods, column)) for column in by_effect],
         gallery=gallery,
+        strips={effect: embed_strip(photos) for effect, photos in result.strips.items()},
         confusion=confusion(metrics),
         curves=draw_curves(logs),
         settings=json.dumps(metrics["settings"], indent=1),
