@@ -6,33 +6,14 @@ A row of FILE is one measurement; those that are there are not made again. Draw 
 """
 
 import argparse
-import json
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
+from toy_table import Table
 
 from collectionlora.effectbench.toy_studies import OBJECTIVES, follow, measure_scaling, scaling_settings
 from collectionlora.effectbench.toy_world import ToyWorld
-from collectionlora.files import write_json
-
-
-class Table:
-    """Rows in a JSON file, each known by what it was asked with."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        self.rows: list[dict[str, Any]] = json.loads(path.read_text())["rows"] if path.exists() else []
-
-    def has(self, **asked: Any) -> bool:
-        return any(asked.items() <= row.items() for row in self.rows)
-
-    def add(self, asked: dict[str, Any], result: dict[str, float]) -> None:
-        """One more row, on disk when this returns."""
-        self.rows.append({**asked, **{key: round(value, 4) for key, value in result.items()}})
-        write_json(self.path, {"torch": torch.__version__, "rows": self.rows})
-        print(self.rows[-1], flush=True)
 
 
 def main() -> None:

@@ -1,65 +1,77 @@
-"""The ablation on the toy world, in exact distances: python scripts/toy_world.py [--out FILE] [--only NAME]
+"""The ablation on the toy world, in exact distances; resumes.
 
-Prints one line for each variant and number of steps and writes them, with CPU seconds, as JSON.
+    python scripts/toy_world.py [--out FILE] [--only NAME ...] [--seeds 3]
+
+A row of FILE is a variant at one number of steps, with the CPU seconds of its training; what is there is not
+made again. Draw them with toy_plots.py.
 """
 
 import argparse
 import time
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
+from toy_table import Table
 
 from collectionlora.effectbench.toy_world import VARIANTS, ToyWorld, run_to_end, toy_settings
-from collectionlora.files import write_json
+
+STEPS = (8, 4, 2, 1)
+UNDISTILLED = "undistilled teachers"
 
 
-def measure(world: ToyWorld, name: str, seed: int) -> list[dict[str, Any]]:
-    """One variant, judged at every number of steps that it learnt (8, 4, 2 and 1 for the warm start)."""
-    settings = toy_settings(*VARIANTS[name], {"distill": {"seed": seed}})
-    began = time.process_time()
-    run = run_to_end(world.distillation(settings))
-    seconds = round(time.process_time() - began, 1)
-    lengths = settings.distill.rollout_steps if settings.distill.student_updates else (8, 4, 2, 1)
-    rows = []
-    for num_steps in lengths:
-        result = {key: round(value, 3) for key, value in world.judge(run, num_steps).items()}
-        rows.append({"variant": name, "steps": num_steps, "seed": seed, "seconds": seconds, **result})
-        print(f"{name:32s} {num_steps} steps  {result}  {seconds} s", flush=True)
-    return rows
+class Study:
+    """All variants of one seed over one world, which is made when a row needs it."""
+
+    def __init__(self, table: Table, num_effects: int, displacement: float, seed: int):
+        self.table, self.num_effects, self.displacement, self.seed = table, num_effects, displacement, seed
+
+    @cached_property
+    def world(self) -> ToyWorld:
+        return ToyWorld(self.num_effects, self.seed, self.displacement)
+
+    def undistilled(self) -> None:
+        """The teachers in few steps."""
+        for num_steps in STEPS:
+            asked = {"variant": UNDISTILLED, "steps": num_steps, "seed": self.seed}
+            if not self.table.has(**asked):
+                self.table.add(asked, {"effects_mean": self.world.judge_undistilled(num_steps)})
+
+    def variant(self, name: str) -> None:
+        """One variant, judged at every number of steps that it learnt (all of them for a warm start)."""
+        settings = toy_settings(*VARIANTS[name], {"distill": {"seed": self.seed}})
+        lengths = settings.distill.rollout_steps if settings.distill.student_updates else STEPS
+        if all(self.table.has(variant=name, steps=n, seed=self.seed) for n in lengths):
+            return
+        run = self.world.distillation(settings)
+        began = time.process_time()
+        run_to_end(run)
+        seconds = {"seconds": time.process_time() - began}
+        for n in lengths:
+            asked = {"variant": name, "steps": n, "seed": self.seed}
+            if not self.table.has(**asked):
+                self.table.add(asked, {**seconds, **self.world.judge(run, n)})
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, help="JSON file to write")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, default=Path("docs/results/toy_world.json"))
     parser.add_argument("--only", nargs="*", choices=list(VARIANTS), help="variants to run; default all")
     parser.add_argument("--effects", type=int, default=4)
     parser.add_argument(
         "--displacement", type=float, default=4.0, help="distance of the effects from the base"
     )
-    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--seeds", type=int, default=3)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    rows: list[dict[str, Any]] = []
+    table = Table(args.out)
     for seed in range(args.seeds):
-        began = time.process_time()
-        world = ToyWorld(args.effects, seed, args.displacement)
-        print(f"base and {args.effects} teachers: {time.process_time() - began:.1f} s", flush=True)
-        for num_steps in (8, 4, 2, 1):
-            distance = round(world.judge_undistilled(num_steps), 3)
-            rows.append(
-                {
-                    "variant": "undistilled teachers",
-                    "steps": num_steps,
-                    "seed": seed,
-                    "effects_mean": distance,
-                }
-            )
-            print(f"{'undistilled teachers':32s} {num_steps} steps  effects_mean {distance}", flush=True)
+        study = Study(table, args.effects, args.displacement, seed)
+        study.undistilled()
         for name in args.only or VARIANTS:
-            rows += measure(world, name, seed)
-            if args.out:
-                write_json(args.out, {"torch": torch.__version__, "rows": rows})
+            study.variant(name)
 
 
 if __name__ == "__main__":

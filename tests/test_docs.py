@@ -75,6 +75,12 @@ def test_the_tables_are_those_of_the_results(page, run):
     assert table(ROOT / "docs" / "results" / run / "metrics.json") in (ROOT / page).read_text()
 
 
+def test_the_toy_worlds_table_is_that_of_its_results():
+    study = runpy.run_path(str(ROOT / "scripts" / "toy_table.py"))
+    rows = study["Table"](ROOT / "docs" / "results" / "toy_world.json").rows
+    assert study["markdown"](rows) in (ROOT / "README.md").read_text()
+
+
 def run_example(monkeypatch, name, *arguments):
     monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
     runpy.run_path(str(ROOT / "examples" / name), run_name="__main__")
