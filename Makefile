@@ -36,7 +36,7 @@ docs: install
 	$(BIN)/mkdocs build --strict
 
 test: lint
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 clean:
 	rm -rf $(VENV) demo dist build

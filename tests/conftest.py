@@ -8,6 +8,26 @@ import torch
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
 
+# The files that take longest come first: none of them is left to one process when the others have ended.
+LONGEST = (
+    "test_toy_world.py",
+    "test_processes.py",
+    "test_kill.py",
+    "test_browser.py",
+    "test_security.py",
+    "test_studio.py",
+    "test_planning.py",
+    "test_real_journey.py",
+    "test_journey.py",
+    "test_bad_input.py",
+    "test_package.py",
+)
+
+
+def pytest_collection_modifyitems(items):
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
+
 
 @pytest.fixture(autouse=True)
 def seeded():

@@ -1,15 +1,10 @@
-"""Peak bytes of real tensors in two real steps, for `test_planning.py`: measure_step.py FOLDER SETTINGS."""
-
-import json
-import resource
-import sys
+"""Peak bytes of real tensors in two real steps, for `test_planning.py`."""
 
 import torch
 
 from collectionlora.adapters.roles import STUDENT, TEACHER, TeacherLibrary, critic_role
 from collectionlora.backbones.base import Prompt
 from collectionlora.backbones.qwen_image_edit import QwenImageEditPlus
-from collectionlora.config import resolve
 from collectionlora.distillation import Distillation
 from collectionlora.memory import MemoryTally
 from collectionlora.session import build_roles
@@ -17,9 +12,8 @@ from collectionlora.streams import EffectData, GeneralData, Streams
 
 
 def measure(folder, settings):
-    """Bytes: the tallied peak, and by how much the process grew, with the allocator's and kernels' own."""
+    """The tallied peak in bytes."""
     backbone = QwenImageEditPlus(folder, settings.model)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with MemoryTally() as tally:
         backbone.network = QwenImageEditPlus.network_class.from_config(backbone.transformer_config(folder))
         shapes = backbone.shapes(settings.data.resolution)
@@ -35,9 +29,4 @@ def measure(folder, settings):
         run = Distillation(backbone, roles, TeacherLibrary(roles, {"effect": {}}), streams, settings)
         for step in range(2):
             run(step)
-    return max(tally.peaks), 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    print(*measure(sys.argv[1], resolve(json.loads(sys.argv[2]))))
+    return max(tally.peaks)

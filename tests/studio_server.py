@@ -23,8 +23,8 @@ MAX_MEGAPIXELS = 2
 REPORT = "<!doctype html><title>r</title><h1>Report of the tests</h1><script>document.title='ran'</script>"
 
 
-def write_collection(folder, steps=MANY_STEPS):
-    """A folder with an adapter over the nano base that is little more than the base, and a report."""
+def write_collection(folder, steps=1):
+    """A folder with a report and an adapter that is little more than the base; its previews take `steps`."""
     backbone = NanoBackbone.load()
     roles = Roles(backbone.network, backbone.lora_targets, {STUDENT: 4})
     generator = torch.Generator().manual_seed(3)

@@ -32,7 +32,7 @@ expect.set_options(timeout=WAIT)
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("browser") / "mine"
     folder.mkdir()
-    return write_collection(folder)
+    return write_collection(folder, steps=MANY_STEPS)
 
 
 @pytest.fixture(scope="module")

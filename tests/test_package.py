@@ -114,18 +114,22 @@ def test_it_runs_without_the_repository(built, tmp_path):
     (site / "borrowed.pth").write_text("\n".join(borrowed))
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
 
-    def run(*command):
-        return subprocess.run(
-            command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
-        ).stdout
+    def run(*command, code=0):
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == code, done.stderr
+        return done.stdout
 
-    code = "import collectionlora, collectionlora.backbones.nano as n; n.NanoBackbone.load()"
-    assert run(own, "-c", f"{code}; print(collectionlora.__file__)").startswith(str(site))
     tool = tmp_path / "venv" / "bin" / "collectionlora"
     assert run(tool, "--version").strip()
     run(tool, "init", "mine")
-    checked = subprocess.run(
-        [tool, "check", "mine", "--json"], cwd=tmp_path, env=environment, capture_output=True, text=True
-    )
-    assert checked.returncode == 2
-    assert json.loads(checked.stdout)["ok"] is False
+    code = """
+import collectionlora
+from collectionlora.backbones.nano import NanoBackbone
+from collectionlora.cli import app
+NanoBackbone.load()
+print(collectionlora.__file__)
+app(["check", "mine", "--json"])
+"""
+    place, told = run(own, "-c", code, code=2).split("\n", 1)
+    assert place.startswith(str(site))
+    assert json.loads(told)["ok"] is False

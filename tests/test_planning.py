@@ -1,11 +1,10 @@
 """A plan against real steps, against the counts of true configurations, and its words on the command line."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from measure_step import measure
 from typer.testing import CliRunner
 
 from collectionlora import planning
@@ -41,14 +40,9 @@ def folder(tmp_path_factory):
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_the_plan_is_the_peak_of_real_steps(folder, checkpointing):
-    layer = {"model": {**SMALL["model"], "gradient_checkpointing": checkpointing}}
-    settings = resolve(SMALL, layer)
-    script = Path(__file__).with_name("measure_step.py")
-    command = [sys.executable, script, folder, json.dumps({**SMALL, **layer})]
-    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    tallied, _ = map(int, out.split()[-2:])
+    settings = resolve(SMALL, {"model": {"gradient_checkpointing": checkpointing}})
     planned = plan(Request(folder, 1, settings))["total_bytes_per_device"]
-    assert planned == pytest.approx(tallied, rel=0.15)
+    assert planned == pytest.approx(measure(folder, settings), rel=0.15)
 
 
 @pytest.mark.parametrize(

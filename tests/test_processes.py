@@ -8,15 +8,16 @@ import sys
 import threading
 from pathlib import Path
 
+import bench_collection
 import numpy as np
 import pytest
 import tiny_pipelines
 import torch
 import yaml
 from safetensors.torch import load_file
-from two_processes import FADING, toy_run
+from two_processes import FADING, judge_quickly, toy_run
 
-from collectionlora import api, demo, processes
+from collectionlora import api, processes
 from collectionlora.adapters.formats import read_lora, write_lora
 from collectionlora.adapters.roles import target_weights
 from collectionlora.backbones import empty_network
@@ -24,7 +25,6 @@ from collectionlora.checkpoint import latest_checkpoint
 from collectionlora.collection import Collection
 from collectionlora.data import write_photo
 from collectionlora.editing import Editor
-from collectionlora.effectbench.photographs import TRAIN, pool
 from collectionlora.errors import UserError
 from collectionlora.run_folder import held
 from collectionlora.session import Session, resolve_settings
@@ -122,13 +122,15 @@ def write_collection(folder, base):
 
 @pytest.fixture(scope="module")
 def launched(tmp_path_factory):
-    """A folder after all launches but the benchmark's, few because each costs seconds, and the outputs."""
+    """A folder after all launches, few because each costs seconds, and what the command line said."""
     folder = tmp_path_factory.mktemp("launched")
     write_collection(folder / "first", base=str(folder / "base"))
     shutil.copytree(folder / "first", folder / "second")
+    prompts = {"sepia": "<sepia_x> brown it", "thermal": "<thermal_y> see heat"}
+    bench_collection.build(folder / "judged", prompts)
     # Behind the dashes nothing is read as an abbreviated option of torchrun.
     said = torchrun("-m", "--", "collectionlora", "distill", folder / "first", "--json")
-    torchrun(HERE / "two_processes.py", folder, "whole", "stopped", "sharded")
+    torchrun(HERE / "two_processes.py", folder, "whole", "stopped", "sharded", "judged")
     return folder, said
 
 
@@ -287,20 +289,12 @@ def test_a_launch_that_is_not_one_says_so(collections, monkeypatch):
         api.distill(collections[1], overrides={"model": {"sharding": "fsdp"}})
 
 
-def test_a_bench_of_two_processes_is_that_of_one(tmp_path, monkeypatch):
-    monkeypatch.setattr(demo, "PHOTOS", 2)
-    monkeypatch.setattr(demo, "GENERAL_PHOTOS", 2)
-    teachers = {name: demo.shipped_teachers()[name] for name in ("thermal", "x-ray")}
-    folder = demo.build_collection(tmp_path / "mine", teachers, pool(TRAIN), seed=0).folder
-    settings = {"targets": {"steps": 2, "general": 2}, "student": {"rank": 2}, "critic": {"rank": 2}}
-    quick = {"match": {"updates": 1}, "distill": {"student_updates": 0, "batch_size": 1}}
-    api.distill(folder, overrides={**settings, **quick, "log": {"tracker": "none"}})
-
-    arguments = ["--crops", "2", "--set", "targets.steps=2", "--set", "student.rank=2"]
-    torchrun("-m", "--", "collectionlora", "bench", folder, *arguments)
+def test_a_bench_of_two_processes_is_that_of_one(launched, monkeypatch):
+    folder = launched[0] / "judged"
     together = json.loads((folder / "bench" / "metrics.json").read_text())
-    shutil.rmtree(folder / "bench" / "pictures")
-    api.bench(folder, crops=2, overrides={"targets": {"steps": 2}, "student": {"rank": 2}})
+    shutil.rmtree(folder / "bench")
+    judge_quickly(monkeypatch.setattr)
+    api.bench(folder, crops=2)
     alone = json.loads((folder / "bench" / "metrics.json").read_text())
     assert list(together["methods"]) == ["source", "teacher", "student"]
     for name, row in alone["methods"].items():

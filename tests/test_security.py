@@ -33,7 +33,7 @@ EVIL = "http://evil.example"
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("security") / "mine"
     folder.mkdir()
-    return write_collection(folder, steps=1)
+    return write_collection(folder)
 
 
 @pytest.fixture(scope="module")

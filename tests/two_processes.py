@@ -14,6 +14,7 @@ from torch.distributed.tensor import DTensor
 from collectionlora import api, processes
 from collectionlora.adapters.roles import STUDENT, TEACHER
 from collectionlora.collection import Collection
+from collectionlora.effectbench import bench
 from collectionlora.effectbench.toy_world import ToyWorld, toy_settings
 from collectionlora.errors import Interrupted
 from collectionlora.files import write_tensors
@@ -108,6 +109,17 @@ def sharded(folder):
     }
     numbers = {name: held(tensors) for name, tensors in parts.items()}
     (runs / f"held-{processes.rank()}.json").write_text(json.dumps(numbers))
+
+
+def judge_quickly(put):
+    """Few steps of the classifier, few ordinary edits; `put(owner, name, value)` as `setattr`."""
+    put(api, "CLASSIFIER_STEPS", 2)
+    put(bench, "GENERAL_KINDS", ("blur",))
+
+
+def judged(folder):
+    judge_quickly(setattr)
+    api.bench(folder / "judged", crops=2)
 
 
 if __name__ == "__main__":
