@@ -1,0 +1,40 @@
+"""What the paper's tables on the nano base are made of, short of the trainings."""
+
+import importlib
+import json
+import runpy
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+
+from collectionlora.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def tables(monkeypatch):
+    """A module of the tables, by its name."""
+    monkeypatch.syspath_prepend(ROOT / "scripts" / "nano")
+    return lambda name: importlib.import_module(f"tables.{name}")
+
+
+def test_a_folder_begun_with_other_options_is_refused(tables, tmp_path):
+    keep = tables("study").keep_options
+    keep(tmp_path, Namespace(seed=0, judged=24, overrides=["match.updates=1"]))
+    keep(tmp_path, Namespace(seed=0, judged=2, overrides=["match.updates=1"]))
+    with pytest.raises(UserError, match=r"options\.json: seed: was 0 and is 1"):
+        keep(tmp_path, Namespace(seed=1, judged=2, overrides=["match.updates=1"]))
+
+
+def test_of_several_files_the_table_has_means_and_the_range(tmp_path):
+    table = runpy.run_path(str(ROOT / "scripts" / "results_table.py"))["table"]
+    for seed, value in enumerate([20.0, 22.0]):
+        scores = {"psnr": value, "concept_accuracy": 0.5, "bad_case_rate": 0.1 * seed, "general_psnr": 30}
+        interval = {"psnr": [0, 0], "concept_accuracy": [0, 0]}
+        row = {"nfe": 8, "ci95": interval, "per_effect": {"thermal": {"psnr": value}}, **scores}
+        (tmp_path / f"{seed}.json").write_text(json.dumps({"methods": {"student": row}}))
+    text = table(tmp_path / "0.json", tmp_path / "1.json").splitlines()[-1]
+    expected = ["student", "8", "21.0 (20.0 to 22.0)", "21.0", "", "0.50 (0.50 to 0.50)", "0.05", "30.0"]
+    assert text == f"| {' | '.join(expected)} |"
