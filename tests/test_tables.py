@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from collectionlora.config import resolve
 from collectionlora.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -26,6 +27,21 @@ def test_a_folder_begun_with_other_options_is_refused(tables, tmp_path):
     keep(tmp_path, Namespace(seed=0, judged=2, overrides=["match.updates=1"]))
     with pytest.raises(UserError, match=r"options\.json: seed: was 0 and is 1"):
         keep(tmp_path, Namespace(seed=1, judged=2, overrides=["match.updates=1"]))
+
+
+def test_rows_of_the_ablation_differ_in_what_their_names_say(tables):
+    ablation = tables("ablation")
+    for row, (start, changes) in ablation.ROWS.items():
+        own = {"distill": {**ablation.LAYER["distill"], **ablation.STARTS[start], **changes}}
+        distill = resolve({"distill": {"effect_ratio": 0.75}}, own).distill
+        parts = {
+            "pdsr": distill.effect_ratio < 1,
+            "aop": distill.asymmetric_prompts,
+            "ts": distill.target_weight.end > 0,
+            "ta": distill.anchor_weight.end > 0,
+        }
+        named = parts if row == "all" else row.split("-")
+        assert {part for part, there in parts.items() if there} == set(named)
 
 
 def test_of_several_files_the_table_has_means_and_the_range(tmp_path):
