@@ -63,10 +63,32 @@ def methods_table(files: Sequence[Metrics]) -> str:
     return markdown(HEAD, [row(name, scores[name]) for name in names])
 
 
+def scaling_table(metrics: Metrics) -> str:
+    """Every size with its teachers; the last column is the PSNR of the effects that all sizes have."""
+    sizes = metrics["sizes"]
+    common = next(iter(sizes.values()))["effects"]
+    rows = [
+        [
+            size,
+            *row(name.replace(f"{size}-effects", "student"), scores),
+            f"{fmean(scores['per_effect'][e]['psnr'] for e in common):.1f}",
+        ]
+        for size, of_size in sizes.items()
+        for name, scores in of_size["methods"].items()
+    ]
+    return markdown(["effects", *HEAD, f"PSNR of the first {len(common)}"], rows)
+
+
+TABLES = {
+    "scaling": scaling_table,
+}
+
+
 def table(*paths: Path) -> str:
     """The table of a file, or of the same methods at several seeds, as Markdown."""
     files = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
-    return methods_table(files)
+    kind = files[0].get("table")
+    return TABLES[kind](files[0]) if kind else methods_table(files)
 
 
 if __name__ == "__main__":
