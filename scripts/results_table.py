@@ -79,8 +79,28 @@ def scaling_table(metrics: Metrics) -> str:
     return markdown(["effects", *HEAD, f"PSNR of the first {len(common)}"], rows)
 
 
+def incremental_table(metrics: Metrics) -> str:
+    """The kept effects before and after, then each new one alone, and what the gate says."""
+    moments = {"before": "kept, before", "after": "kept, after"}
+    rows = [
+        row(f"{label}: {name}", scores)
+        for moment, label in moments.items()
+        for name, scores in metrics[moment]["methods"].items()
+        if moment == "before" or name.startswith("student")
+    ]
+    for effect in metrics["new"]:
+        for name, scores in metrics["all"]["methods"].items():
+            one = scores["per_effect"][effect]
+            rows.append(row(f"{effect}: {name}", {**scores, **one, "per_effect": {effect: one}}))
+    gate = metrics["gate"]
+    verdict = "passed" if gate["passed"] else f"failed ({', '.join(gate['failed'])})"
+    lost = f"{gate['worst_effect']} lost most, {gate['worst_loss']:.2f} dB"
+    return f"{markdown(HEAD, rows)}\n\nThe gate at {gate['margin']:g} dB {verdict}: {lost}."
+
+
 TABLES = {
     "scaling": scaling_table,
+    "incremental": incremental_table,
 }
 
 
