@@ -98,9 +98,20 @@ def incremental_table(metrics: Metrics) -> str:
     return f"{markdown(HEAD, rows)}\n\nThe gate at {gate['margin']:g} dB {verdict}: {lost}."
 
 
+def composition_table(metrics: Metrics) -> str:
+    keys = {"both": 2, "recognisable": 2, "first": 2, "second": 2, "psnr": 1}
+    head = ["", "forwards", "both", "both, of recognisable", "first", "second", "PSNR"]
+    rows = [
+        [name, str(scores["nfe"]), *(with_interval(scores, key, digits) for key, digits in keys.items())]
+        for name, scores in metrics["methods"].items()
+    ]
+    return markdown(head, rows)
+
+
 TABLES = {
     "scaling": scaling_table,
     "incremental": incremental_table,
+    "composition": composition_table,
 }
 
 

@@ -6,9 +6,12 @@ import runpy
 from argparse import Namespace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from collectionlora.config import resolve
+from collectionlora.data import to_images, to_photos
+from collectionlora.effectbench.photographs import HELDOUT, pool
 from collectionlora.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -42,6 +45,16 @@ def test_rows_of_the_ablation_differ_in_what_their_names_say(tables):
         }
         named = parts if row == "all" else row.split("-")
         assert {part for part, there in parts.items() if there} == set(named)
+
+
+@pytest.mark.parametrize("pair", [("thermal", "season"), ("season", "duotone")])
+def test_a_true_picture_of_a_pair_is_one_of_its_right_answers(tables, pair):
+    composition = tables("composition")
+    photo = pool(HELDOUT).crop(np.random.default_rng(0), (32, 32))
+    [made] = to_photos(composition.true_picture(pair, to_images([photo]), [3]))
+    assert composition.fidelity(pair, [photo], [made]) == 60
+    [other] = to_photos(composition.true_picture(pair[::-1], to_images([photo]), [3]))
+    assert composition.fidelity(pair, [photo], [other]) < 40
 
 
 def test_of_several_files_the_table_has_means_and_the_range(tmp_path):
