@@ -108,10 +108,26 @@ def composition_table(metrics: Metrics) -> str:
     return markdown(head, rows)
 
 
+def deployment_table(metrics: Metrics) -> str:
+    head = ["", "files", "MB", "first image, CPU s", "images / CPU s"]
+    rows = [
+        [
+            name,
+            str(scores["files"]),
+            f"{scores['bytes'] / 1e6:.2f}",
+            f"{scores['first_image_seconds']:.2f}",
+            f"{scores['images_per_second']:.1f}",
+        ]
+        for name, scores in metrics["methods"].items()
+    ]
+    return markdown(head, rows)
+
+
 TABLES = {
     "scaling": scaling_table,
     "incremental": incremental_table,
     "composition": composition_table,
+    "deployment": deployment_table,
 }
 
 

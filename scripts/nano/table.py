@@ -10,7 +10,7 @@ Two processes of one thread are faster than one of two; `python scripts/nano/tab
 import argparse
 import sys
 
-from tables import ablation, composition, incremental, main_table, scaling
+from tables import ablation, composition, deployment, incremental, main_table, scaling
 
 from collectionlora.config import SettingsError
 from collectionlora.errors import Interrupted, UserError
@@ -22,6 +22,7 @@ TABLES = {
     "scaling": scaling,
     "incremental": incremental,
     "composition": composition,
+    "deployment": deployment,
 }
 
 
