@@ -1,20 +1,36 @@
-"""The tables of README and docs/results.md from a metrics.json: python scripts/results_table.py FILE
+"""The tables of README and docs/results.md from metrics.json: python scripts/results_table.py FILE [FILE ...]
 
-`fixed` and `random` are the mean PSNR of effects with one valid outcome and with more.
+`fixed` and `random` are the mean PSNR of effects with one valid outcome and with more. Of several files,
+which are of several seeds, it prints the means; their intervals are then from the lowest file to the highest.
 """
 
 import json
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from collectionlora.effects import EFFECTS
 
-HEAD = "| | forwards | PSNR | fixed | random | concept accuracy | bad cases | ordinary edits |"
+HEAD = ["", "forwards", "PSNR", "fixed", "random", "concept accuracy", "bad cases", "ordinary edits"]
+Scores = Mapping[str, Any]  # of one method
+Metrics = Mapping[str, Any]
 
 
-def row(name: str, scores: dict[str, Any]) -> str:
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    first = f"| {' | '.join(head)} |".replace("|  |", "| |")
+    return "\n".join([first, "|---" * len(head) + "|", *(f"| {' | '.join(cells)} |" for cells in rows)])
+
+
+def with_interval(scores: Scores, key: str, digits: int) -> str:
+    if key not in scores:
+        return ""
+    low, high = scores["ci95"][key]
+    return f"{scores[key]:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+
+
+def row(name: str, scores: Scores) -> list[str]:
     """One method; intervals are the bootstrap's 95 %."""
     effects = scores["per_effect"]
     fixed, random = ([n for n in effects if (EFFECTS[n].num_outcomes == 1) == one] for one in (True, False))
@@ -22,20 +38,105 @@ def row(name: str, scores: dict[str, Any]) -> str:
     def mean(names: list[str]) -> str:
         return f"{fmean(effects[n]['psnr'] for n in names):.1f}" if names else ""
 
-    def with_interval(key: str, digits: int) -> str:
-        low, high = scores["ci95"][key]
-        return f"{scores[key]:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
-
-    cells = [name, str(scores["nfe"]), with_interval("psnr", 1), mean(fixed), mean(random)]
-    cells += [with_interval("concept_accuracy", 2), f"{scores['bad_case_rate']:.2f}"]
-    return f"| {' | '.join(cells)} | {scores['general_psnr']:.1f} |"
+    cells = [name, str(scores["nfe"]), with_interval(scores, "psnr", 1), mean(fixed), mean(random)]
+    cells += [with_interval(scores, "concept_accuracy", 2), f"{scores['bad_case_rate']:.2f}"]
+    return [*cells, f"{scores['general_psnr']:.1f}"]
 
 
-def table(path: Path) -> str:
-    """All methods of a file, as Markdown."""
-    methods = json.loads(path.read_text(encoding="utf-8"))["methods"]
-    return "\n".join([HEAD, "|---" * 8 + "|", *(row(name, scores) for name, scores in methods.items())])
+def mean_over_files(files: Sequence[Scores]) -> dict[str, Any]:
+    """One method's scores of several seeds as one."""
+    keys = ("psnr", "concept_accuracy", "bad_case_rate", "general_psnr")
+    values = {key: [scores[key] for scores in files] for key in keys}
+    effects = files[0]["per_effect"]
+    return {
+        "nfe": files[0]["nfe"],
+        "ci95": {key: (min(found), max(found)) for key, found in values.items()},
+        "per_effect": {e: {"psnr": fmean(s["per_effect"][e]["psnr"] for s in files)} for e in effects},
+        **{key: fmean(found) for key, found in values.items()},
+    }
+
+
+def methods_table(files: Sequence[Metrics]) -> str:
+    names = files[0]["methods"]
+    many = len(files) > 1
+    scores = {n: mean_over_files([f["methods"][n] for f in files]) if many else names[n] for n in names}
+    return markdown(HEAD, [row(name, scores[name]) for name in names])
+
+
+def scaling_table(metrics: Metrics) -> str:
+    """Every size with its teachers; the last column is the PSNR of the effects that all sizes have."""
+    sizes = metrics["sizes"]
+    common = next(iter(sizes.values()))["effects"]
+    rows = [
+        [
+            size,
+            *row(name.replace(f"{size}-effects", "student"), scores),
+            f"{fmean(scores['per_effect'][e]['psnr'] for e in common):.1f}",
+        ]
+        for size, of_size in sizes.items()
+        for name, scores in of_size["methods"].items()
+    ]
+    return markdown(["effects", *HEAD, f"PSNR of the first {len(common)}"], rows)
+
+
+def incremental_table(metrics: Metrics) -> str:
+    """The kept effects before and after, then each new one alone, and what the gate says."""
+    moments = {"before": "kept, before", "after": "kept, after"}
+    rows = [
+        row(f"{label}: {name}", scores)
+        for moment, label in moments.items()
+        for name, scores in metrics[moment]["methods"].items()
+        if moment == "before" or name.startswith("student")
+    ]
+    for effect in metrics["new"]:
+        for name, scores in metrics["all"]["methods"].items():
+            one = scores["per_effect"][effect]
+            rows.append(row(f"{effect}: {name}", {**scores, **one, "per_effect": {effect: one}}))
+    gate = metrics["gate"]
+    verdict = "passed" if gate["passed"] else f"failed ({', '.join(gate['failed'])})"
+    lost = f"{gate['worst_effect']} lost most, {gate['worst_loss']:.2f} dB"
+    return f"{markdown(HEAD, rows)}\n\nThe gate at {gate['margin']:g} dB {verdict}: {lost}."
+
+
+def composition_table(metrics: Metrics) -> str:
+    keys = {"both": 2, "recognisable": 2, "first": 2, "second": 2, "psnr": 1}
+    head = ["", "forwards", "both", "both, of recognisable", "first", "second", "PSNR"]
+    rows = [
+        [name, str(scores["nfe"]), *(with_interval(scores, key, digits) for key, digits in keys.items())]
+        for name, scores in metrics["methods"].items()
+    ]
+    return markdown(head, rows)
+
+
+def deployment_table(metrics: Metrics) -> str:
+    head = ["", "files", "MB", "first image, CPU s", "images / CPU s"]
+    rows = [
+        [
+            name,
+            str(scores["files"]),
+            f"{scores['bytes'] / 1e6:.2f}",
+            f"{scores['first_image_seconds']:.2f}",
+            f"{scores['images_per_second']:.1f}",
+        ]
+        for name, scores in metrics["methods"].items()
+    ]
+    return markdown(head, rows)
+
+
+TABLES = {
+    "scaling": scaling_table,
+    "incremental": incremental_table,
+    "composition": composition_table,
+    "deployment": deployment_table,
+}
+
+
+def table(*paths: Path) -> str:
+    """The table of a file, or of the same methods at several seeds, as Markdown."""
+    files = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    kind = files[0].get("table")
+    return TABLES[kind](files[0]) if kind else methods_table(files)
 
 
 if __name__ == "__main__":
-    print(table(Path(sys.argv[1])))
+    print(table(*(Path(name) for name in sys.argv[1:])))

@@ -47,10 +47,11 @@ def build_collection(
     photographs: PhotoPool,
     seed: int,
     num_general: int = GENERAL_PHOTOS,
+    num_photos: int = PHOTOS,
 ) -> Collection:
     """A collection of effect LoRAs by effect name, over crops of photographs."""
     rng = np.random.default_rng(seed)
-    for sub, count in (("photos/effects", PHOTOS), ("photos/general", num_general)):
+    for sub, count in (("photos/effects", num_photos), ("photos/general", num_general)):
         for index in range(count):
             write_photo(folder / sub / f"{index:03d}.png", photographs.crop(rng))
     (folder / "teachers").mkdir(parents=True, exist_ok=True)

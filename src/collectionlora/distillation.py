@@ -235,8 +235,8 @@ class Distillation:
     def student_on_target(self, batch: Batch, sigmas: Tensor, generator: torch.Generator) -> Tensor:
         """L_TS's image: the student's x0 from a teacher sample noised to one of the student's later steps.
 
-        Keeps the gradient alive where student and teacher are far apart: there, on the student's own samples,
-        critic and teacher agree and the plain gradient vanishes.
+        The paper's reason: it keeps the gradient alive where student and teacher are far apart, for there, on
+        the student's own samples, critic and teacher agree and the plain gradient vanishes.
         """
         first = min(int((sigmas > HIGHEST_TARGET_SIGMA).sum()), len(sigmas) - 1)
         sigma = float(sigmas[torch.randint(first, len(sigmas), (), generator=generator)])

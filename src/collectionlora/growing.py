@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from collectionlora import processes
 from collectionlora.adapters.formats import LoraFile, read_header, read_lora
 from collectionlora.adapters.recipe import Recipe, adapter_path, read_adapter, write_adapter
 from collectionlora.adapters.roles import STUDENT, target_weights
@@ -88,14 +89,16 @@ def add(
         run = session.distillation(progress)
         run.streams.favour(names, settings.add.new_ratio)
         resume = begin(folder, session.facts(), True)
-        record_inputs(folder, collection, [path, *distillation_inputs(grown)])
+        if processes.is_main():
+            record_inputs(folder, collection, [path, *distillation_inputs(grown)])
         report = partial(progress, "add")
         train(run, folder, distill.checkpoint_every, resume, report, distill.keep_checkpoints)
         session.write_result(run, folder / path.name)
         backup = backup_path(collection)
-        if not backup.exists():  # of several additions without a passed gate the oldest stays
+        if processes.is_main() and not backup.exists():  # of several without a passed gate the oldest stays
             copy_whole(path, backup)
         session.write_result(run, path)
+        processes.barrier()
     return path
 
 

@@ -1,0 +1,45 @@
+"""`add` of two effects to a finished collection in few updates: what they reach, and what the others lost.
+
+The two are the last of --effects. The same photos are judged before and after; OUT/before, OUT/after (both
+of the kept effects) and OUT/all have their reports. The gate is that of `bench --baseline`; it stops nothing.
+"""
+
+from argparse import ArgumentParser, Namespace
+
+from collectionlora import growing, processes
+from collectionlora.adapters.roles import STUDENT, TEACHER
+from collectionlora.effectbench.gate import Gate
+from collectionlora.files import write_json
+from collectionlora.progress import Progress
+from tables.study import NUM_TEACHERS, Study, add_effects_option, add_options
+
+LAYER = {
+    "match": {"updates": 750},
+    "distill": {"student_updates": 10, "batch_size": 4},
+    "add": {"match_updates": 100, "student_updates": 10},
+}
+METHODS = (TEACHER, f"{TEACHER}-8", STUDENT, f"{STUDENT}-4")
+NUM_NEW = 2
+
+
+def options(parser: ArgumentParser) -> None:
+    add_options(parser)
+    parser.set_defaults(photos=32)
+    add_effects_option(parser, default=NUM_TEACHERS)
+    parser.add_argument("--margin", type=float, default=1.0, help="dB that a kept effect may lose")
+
+
+def make(args: Namespace, progress: Progress) -> None:
+    study, results = Study(args, LAYER, args.effects, progress), {}
+    kept, new = study.names[:-NUM_NEW], study.names[-NUM_NEW:]
+    study.train("kept", names=kept)  # its adapter is the collection's again, also after an `add`
+    for moment, names in {"before": kept, "after": kept, "all": study.names}.items():
+        if moment == "after":
+            growing.add(study.collection, new, study.overrides, progress)
+        result = study.judge(METHODS, names)
+        study.write(args.out / moment, result)
+        results[moment] = result.metrics
+    if processes.is_main():
+        before, after = (args.out / moment / "metrics.json" for moment in ("before", "after"))
+        gate = Gate.load(before, args.margin, after).check(results["after"]) | {"baseline": "before"}
+        write_json(args.out / "metrics.json", {"table": "incremental", "new": new, **results, "gate": gate})

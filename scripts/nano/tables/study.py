@@ -1,0 +1,167 @@
+"""What the tables share: photographs, a collection of shipped teachers, runs from one start, the judging."""
+
+import json
+import shutil
+from argparse import ArgumentParser, Namespace
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from collectionlora import processes
+from collectionlora.api import distill
+from collectionlora.collection import MANIFEST, Collection
+from collectionlora.config import parse_overrides
+from collectionlora.data import Photo
+from collectionlora.demo import GENERAL_PHOTOS, PHOTOS, build_collection, shipped_teachers
+from collectionlora.effectbench.gallery import Result
+from collectionlora.effectbench.heldout import Heldout, heldout_photographs
+from collectionlora.effectbench.photographs import HELDOUT, TRAIN, load_photograph
+from collectionlora.effectbench.report.page import write_results
+from collectionlora.effectbench.running import run_bench
+from collectionlora.effects.crops import PhotoPool
+from collectionlora.effects.ordinary import load_photographs
+from collectionlora.errors import UserError
+from collectionlora.files import read_json, write_json
+from collectionlora.progress import Progress
+from collectionlora.session import resolve_settings
+from collectionlora.trainer import LOG
+
+OPTIONS = "options.json"
+NUM_TEACHERS = len(shipped_teachers())
+FREE = {"judged", "classifier_steps", "out"}  # options that change no training: they may be others next time
+NO_DISTILLATION = {"distill": {"student_updates": 0}}
+
+Layer = Mapping[str, Mapping[str, Any]]
+
+
+def over(layer: Layer, changes: Layer) -> dict[str, dict[str, Any]]:
+    """Settings with those of `changes` in their place."""
+    return {name: {**layer.get(name, {}), **changes.get(name, {})} for name in {**layer, **changes}}
+
+
+def training_photographs(data: Path) -> PhotoPool:
+    return load_photographs(data / "photographs" / "train")
+
+
+def unseen_photographs(data: Path) -> dict[str, Photo]:
+    """Whole photographs that neither base, teachers nor students were trained on."""
+    debian = heldout_photographs(data / "photographs" / "heldout")
+    return debian | {name: load_photograph(name) for name in (*HELDOUT, *TRAIN)}
+
+
+def add_options(parser: ArgumentParser) -> None:
+    """What every command takes that trains a collection."""
+    add_judging_options(parser)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--photos", type=int, default=PHOTOS, help="crops that the effects are learned on")
+    parser.add_argument("--set", dest="overrides", action="append", default=[], help="section.name=value")
+
+
+def add_judging_options(parser: ArgumentParser) -> None:
+    parser.add_argument("--data", type=Path, required=True, help="folder made by photographs.py")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--judged", type=int, default=24, help="photos for each effect")
+    parser.add_argument("--classifier-steps", type=int, default=1500)
+
+
+def add_effects_option(parser: ArgumentParser, default: int) -> None:
+    numbers = range(1, NUM_TEACHERS + 1)
+    parser.add_argument("--effects", type=int, default=default, choices=numbers, help="of those shipped")
+
+
+def keep_options(out: Path, args: Namespace) -> None:
+    """Write OUT/options.json.
+
+    Raises:
+        UserError: the folder was begun with other options, of which its results would be a mixture.
+    """
+    path, before = out / OPTIONS, read_json(out / OPTIONS)
+    now = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
+    for name in (before or now).keys() - FREE:
+        if before and before[name] != now.get(name):
+            message = f"was {before[name]!r} and is {now.get(name)!r}"
+            raise UserError(path, name, message, "give the same options, or another --out")
+    if processes.is_main():
+        write_json(path, now)
+
+
+class Study:
+    """Runs over one collection of shipped teachers in OUT/collection, and what they are worth.
+
+    Args:
+        args: see `add_options`.
+        layer: settings over nano's own; `--set` lies over both.
+        num_general: photos of the general stream.
+    """
+
+    def __init__(
+        self,
+        args: Namespace,
+        layer: Layer,
+        num_effects: int,
+        progress: Progress,
+        num_general: int = GENERAL_PHOTOS,
+    ):
+        self.args, self.progress = args, progress
+        self.overrides = over(layer, parse_overrides([f"distill.seed={args.seed}", *args.overrides]))
+        self.pool, folder = training_photographs(args.data), args.out / "collection"
+        keep_options(args.out, args)
+        with processes.main_first():
+            if not (folder / MANIFEST).exists():
+                teachers = dict(list(shipped_teachers().items())[:num_effects])
+                build_collection(folder, teachers, self.pool, args.seed, num_general, args.photos)
+        self.collection = Collection.load(folder)
+        self.settings = resolve_settings(self.collection, self.overrides)
+
+    @property
+    def names(self) -> list[str]:
+        return [effect.name for effect in self.collection.effects]
+
+    def run_folder(self, run: str) -> Path:
+        return self.collection.folder / "runs" / run
+
+    def train(
+        self, run: str, changes: Layer | None = None, start: str | None = None, names: Sequence[str] = ()
+    ) -> None:
+        """One run, which resumes; its adapter is the collection's.
+
+        Args:
+            changes: settings over the study's.
+            start: a finished run from whose last state this one goes on.
+            names: its effects; all by default.
+        """
+        place = self.run_folder(run)
+        with processes.main_first():
+            if start and not place.exists():
+                partial = place.with_suffix(".partial")
+                shutil.rmtree(partial, ignore_errors=True)
+                shutil.copytree(self.run_folder(start), partial)
+                partial.rename(place)
+        collection = self.collection.only(names or self.names)
+        distill(collection, run, over(self.overrides, changes or {}), resume=True, progress=self.progress)
+
+    def judge(self, methods: Sequence[str], names: Sequence[str] = ()) -> Result:
+        """EffectBench on unseen photographs, and the seconds that each run trained; `names` as in `train`."""
+        args, collection = self.args, self.collection.only(names or self.names)
+        photographs = unseen_photographs(args.data)
+        heldout = Heldout(photographs, self.pool, args.judged, [args.seed], args.classifier_steps)
+        result = run_bench(collection, self.settings, methods, heldout, self.progress)
+        logs = {**self.logs("runs"), **self.logs("bench")}
+        result.metrics["training_seconds"] = {run: last_seconds(log) for run, log in logs.items()}
+        return result
+
+    def logs(self, kind: str = "runs") -> dict[str, Path]:
+        """Training logs by run; of kind "bench" those of the baselines."""
+        return {log.parent.name: log for log in sorted(self.collection.folder.glob(f"{kind}/*/{LOG}"))}
+
+    def write(self, out: Path, result: Result, runs: Sequence[str] = ()) -> None:
+        """sheet.png, report.html with the curves of `runs` (all by default), and metrics.json."""
+        logs = {run: log for run, log in self.logs().items() if not runs or run in runs}
+        if processes.is_main():
+            write_results(out, result, logs)
+        processes.barrier()
+
+
+def last_seconds(log: Path) -> float:
+    """How long a training took; of one that began as a copy, with what it was copied from."""
+    return float(json.loads(log.read_text().splitlines()[-1])["seconds"])

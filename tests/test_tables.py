@@ -1,0 +1,69 @@
+"""What the paper's tables on the nano base are made of, short of the trainings."""
+
+import importlib
+import json
+import runpy
+from argparse import Namespace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from collectionlora.config import resolve
+from collectionlora.data import to_images, to_photos
+from collectionlora.effectbench.photographs import HELDOUT, pool
+from collectionlora.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def tables(monkeypatch):
+    """A module of the tables, by its name."""
+    monkeypatch.syspath_prepend(ROOT / "scripts" / "nano")
+    return lambda name: importlib.import_module(f"tables.{name}")
+
+
+def test_a_folder_begun_with_other_options_is_refused(tables, tmp_path):
+    keep = tables("study").keep_options
+    keep(tmp_path, Namespace(seed=0, judged=24, overrides=["match.updates=1"]))
+    keep(tmp_path, Namespace(seed=0, judged=2, overrides=["match.updates=1"]))
+    with pytest.raises(UserError, match=r"options\.json: seed: was 0 and is 1"):
+        keep(tmp_path, Namespace(seed=1, judged=2, overrides=["match.updates=1"]))
+
+
+def test_rows_of_the_ablation_differ_in_what_their_names_say(tables):
+    ablation = tables("ablation")
+    for row, (start, changes) in ablation.ROWS.items():
+        own = {"distill": {**ablation.LAYER["distill"], **ablation.STARTS[start], **changes}}
+        distill = resolve({"distill": {"effect_ratio": 0.75}}, own).distill
+        parts = {
+            "pdsr": distill.effect_ratio < 1,
+            "aop": distill.asymmetric_prompts,
+            "ts": distill.target_weight.end > 0,
+            "ta": distill.anchor_weight.end > 0,
+        }
+        named = parts if row == "all" else row.split("-")
+        assert {part for part, there in parts.items() if there} == set(named)
+
+
+@pytest.mark.parametrize("pair", [("thermal", "season"), ("season", "duotone")])
+def test_a_true_picture_of_a_pair_is_one_of_its_right_answers(tables, pair):
+    composition = tables("composition")
+    photo = pool(HELDOUT).crop(np.random.default_rng(0), (32, 32))
+    [made] = to_photos(composition.true_picture(pair, to_images([photo]), [3]))
+    assert composition.fidelity(pair, [photo], [made]) == 60
+    [other] = to_photos(composition.true_picture(pair[::-1], to_images([photo]), [3]))
+    assert composition.fidelity(pair, [photo], [other]) < 40
+
+
+def test_of_several_files_the_table_has_means_and_the_range(tmp_path):
+    table = runpy.run_path(str(ROOT / "scripts" / "results_table.py"))["table"]
+    for seed, value in enumerate([20.0, 22.0]):
+        scores = {"psnr": value, "concept_accuracy": 0.5, "bad_case_rate": 0.1 * seed, "general_psnr": 30}
+        interval = {"psnr": [0, 0], "concept_accuracy": [0, 0]}
+        row = {"nfe": 8, "ci95": interval, "per_effect": {"thermal": {"psnr": value}}, **scores}
+        (tmp_path / f"{seed}.json").write_text(json.dumps({"methods": {"student": row}}))
+    text = table(tmp_path / "0.json", tmp_path / "1.json").splitlines()[-1]
+    expected = ["student", "8", "21.0 (20.0 to 22.0)", "21.0", "", "0.50 (0.50 to 0.50)", "0.05", "30.0"]
+    assert text == f"| {' | '.join(expected)} |"
