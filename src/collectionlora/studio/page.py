@@ -143,11 +143,13 @@ def build_page(studio: Studio, previews: dict[str, Photo], most_pixels: int) -> 
         most_pixels: of an uploaded photo.
     """
     handlers = Handlers(studio, most_pixels)
-    name = studio.place.resolve().stem
+    name, base = studio.place.resolve().stem, studio.recipe.base
+    if Path(base).is_dir():
+        base = Path(base).resolve().name  # where it lies is the machine's own matter
     with gr.Blocks(
         title=f"{name} · collectionlora", analytics_enabled=False, delete_cache=(600, 3600)
     ) as page:
-        gr.Markdown(f"# {name}\n{len(studio.effects)} effects in one LoRA, over {studio.recipe.base}")
+        gr.Markdown(f"# {name}\n{len(studio.effects)} effects in one LoRA, over {base}")
         with gr.Tab("Studio"):
             build_studio(studio, previews, handlers)
         with gr.Tab("Collection"):
