@@ -563,10 +563,16 @@ def test_a_verb_that_runs_alone(run, folder, monkeypatch):
     [
         ("gradio", ["studio", "{}"], r"needs gradio .*; install it: pip install 'collectionlora\[studio\]'"),
         ("diffusers", ["targets", "{}"], r"needs diffusers .*pip install 'collectionlora\[diffusers\]'"),
+        (
+            "transformers",
+            ["bench", "{}", "--methods", "source", "--set", "bench.clip=any"],
+            r"^error: bench\.clip: needs transformers; install it: pip install 'collectionlora\[bench\]'",
+        ),
     ],
 )
 def test_an_extra_that_is_not_installed(run, folder, monkeypatch, package, arguments, expected):
-    manifest(base="some/where")(folder)
+    if package == "diffusers":
+        manifest(base="some/where")(folder)
     for name in [name for name in sys.modules if name.split(".")[0] == package or "studio.page" in name]:
         monkeypatch.delitem(sys.modules, name)
     for name in ("diffusers_model", "flux2", "flux_kontext", "qwen_image_edit"):

@@ -81,7 +81,7 @@ def test_an_effect_of_the_photo_alone_refuses_references(adapter, tmp_path):
     extra = ["--out", tmp_path / "out.png", "--reference", tmp_path / "in.png"]
     assert run([*arguments, *extra]) == 2
     assert not (tmp_path / "out.png").exists()
-    with pytest.raises(UserError, match="taught with 0 reference images, 1 are given; leave out --reference"):
+    with pytest.raises(UserError, match="taught with 0 reference images, 1 are given; leave them out"):
         Editor.load(adapter).edit(np.asarray(picture()), ["alpha"], references=[np.asarray(picture())])
 
 

@@ -109,6 +109,7 @@ def test_the_example_imports_nothing_of_ours_and_has_the_students_schedule(tmp_p
     assert {module.split(".")[0] for module in modules} == {"sys", "pathlib", "torch", "diffusers"}
     named = {ast.unparse(node.targets[0]): node.value for node in tree.body if isinstance(node, ast.Assign)}
     assert ast.literal_eval(named["PROMPTS"]) == RECIPE.effects
+    assert ast.literal_eval(named["REFERENCES"]) == RECIPE.references
     assert ast.literal_eval(named["(BASE, REVISION)"]) == ("Qwen/Qwen-Image-Edit-2509", "0123abc")
     arguments = {keyword.arg: ast.unparse(keyword.value) for keyword in named["result"].keywords}
     assert arguments["true_cfg_scale"] == "1.0"

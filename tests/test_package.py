@@ -14,6 +14,7 @@ import yaml
 
 from collectionlora.cli import app
 from collectionlora.collection import Collection
+from collectionlora.terminal import next_after_demo
 
 ROOT = Path(__file__).parents[1]
 HEAVY = ("torch", "numpy", "peft", "diffusers", "transformers", "gradio", "accelerate", "PIL", "openai")
@@ -62,6 +63,18 @@ def test_the_shell_completes_verbs():
     code = "from collectionlora.cli import app; app(prog_name='collectionlora')"
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert done.stdout.split() == ["studio"]
+
+
+def test_what_comes_next_can_be_typed_as_it_stands(tmp_path, monkeypatch):
+    tool = tmp_path / "venv" / "bin" / "collectionlora"
+    tool.parent.mkdir(parents=True)
+    tool.touch(mode=0o755)
+    monkeypatch.setattr(sys, "executable", str(tool.with_name("python")))
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.chdir(tmp_path)
+    assert next_after_demo(Path("demo"), "neon").count("  venv/bin/collectionlora ") == 4
+    monkeypatch.setenv("PATH", str(tool.parent))
+    assert next_after_demo(Path("demo"), "neon").count("  collectionlora ") == 4
 
 
 @pytest.mark.parametrize("base", ["nano", "Qwen/Qwen-Image-Edit-2509"])

@@ -10,6 +10,8 @@ import pytest
 import tiny_pipelines
 import torch
 import yaml
+from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -19,6 +21,8 @@ from collectionlora.cli import app
 from collectionlora.config import ModelSettings
 from collectionlora.data import read_photo, to_images
 from collectionlora.editing import Editor
+from collectionlora.studio.page import build_page
+from collectionlora.studio.pictures import Studio
 
 SIDE, SEED = 64, 5
 SETTINGS = {
@@ -96,6 +100,26 @@ def write_teachers(base, folder):
     return paths
 
 
+def check_studio(folder, photo, look, edited):
+    """The page has a place for the reference image of `clay`, and its API makes the picture of `edit`."""
+    studio = Studio(folder, batch_size=2)
+    page = build_page(studio, studio.previews(lambda *_: None), 10**6)
+    assert str(folder.parent / "base") not in json.dumps(page.config)
+    _, address, _ = page.queue().launch(prevent_thread_lock=True, quiet=True)
+    try:
+        client = Client(address, verbose=False, download_files=str(folder.parent / "downloads"))
+        asked = [handle_file(photo), "clay", "nothing", 4, SEED, 1]
+        (_, after), status = client.predict(*asked, handle_file(look), api_name="/edit")
+        assert status == "done"
+        assert np.abs(np.asarray(Image.open(after)).astype(int) - edited).max() <= 1
+        with pytest.raises(AppError, match="taught with 1 reference images, 0 are given"):
+            client.predict(*asked, None, api_name="/edit")
+        _, pictures, _ = client.predict(handle_file(photo), 4, SEED, 1, api_name="/sheet")
+        assert [picture["caption"] for picture in pictures] == ["neon"]
+    finally:
+        page.close(verbose=False)
+
+
 @pytest.mark.parametrize("name", ["qwen_image_edit", "flux_kontext"])
 def test_from_lora_files_to_a_folder_that_diffusers_runs_alone(name, tmp_path, capsys):
     torch.manual_seed(0)
@@ -110,8 +134,10 @@ def test_from_lora_files_to_a_folder_that_diffusers_runs_alone(name, tmp_path, c
         for index in range(2):
             values = rng.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
             Image.fromarray(values).save(folder / "photos" / sub / f"{index}.png")
-    with (folder / "collection.yaml").open("a") as manifest:
-        manifest.write(yaml.safe_dump({"settings": SETTINGS}))
+    manifest = yaml.safe_load((folder / "collection.yaml").read_text()) | {"settings": SETTINGS}
+    look = [folder / "photos" / "general" / "0.png"] if name == "qwen_image_edit" else []
+    manifest["effects"][1]["references"] = [str(path.relative_to(folder)) for path in look]
+    (folder / "collection.yaml").write_text(yaml.safe_dump(manifest))
 
     checked = call(capsys, "check", folder)
     assert [(e["name"], e["scales"]) for e in checked["effects"]] == [("neon", [2.0]), ("clay", [1.0])]
@@ -119,11 +145,12 @@ def test_from_lora_files_to_a_folder_that_diffusers_runs_alone(name, tmp_path, c
     assert call(capsys, "targets", folder) == {"neon": 2, "clay": 2, "general": 3}
     call(capsys, "distill", folder)
     photo, edited = folder / "photos" / "neon" / "0.png", tmp_path / "edited.png"
-    call(capsys, "edit", folder, "--effect", "clay", "--photo", photo, "--out", edited, "--seed", SEED)
+    arguments = ["--effect", "clay", "--photo", photo, "--out", edited, "--seed", SEED]
+    call(capsys, "edit", folder, *arguments, *(f"--reference={path}" for path in look))
     files = call(capsys, "export", folder, "--format", "diffusers", "--out", tmp_path / "out")["files"]
     assert {path.rsplit("/", 1)[1] for path in files} >= {"pytorch_lora_weights.safetensors", "example.py"}
 
-    example = [tmp_path / "out" / "example.py", photo, "clay", tmp_path / "theirs.png", SEED]
+    example = [tmp_path / "out" / "example.py", photo, "clay", tmp_path / "theirs.png", SEED, *look]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     run = [sys.executable, "-c", RUNNER, *(str(part) for part in example)]
     done = subprocess.run(run, env=environment, capture_output=True, text=True)
@@ -131,9 +158,12 @@ def test_from_lora_files_to_a_folder_that_diffusers_runs_alone(name, tmp_path, c
 
     editor = Editor.load(folder)
     images = to_images([read_photo(photo)])
-    ours = editor.sample(images, [editor.prompt(["clay"])], [SEED])
+    shown = [to_images([read_photo(path)]) for path in look]
+    ours = editor.sample(images, [editor.prompt(["clay"], len(look))], [SEED], references=shown)
     theirs = torch.from_numpy(np.load(tmp_path / "theirs.png.npy")).view(ours.shape)
     torch.testing.assert_close(theirs, ours, atol=1e-4, rtol=0)
     assert np.abs(read_photo(edited).astype(int) - read_photo(tmp_path / "theirs.png").astype(int)).max() <= 1
+    if look:
+        check_studio(folder, photo, look[0], read_photo(edited))
     plain = editor.sample(images, [editor.prompt(["neon"])], [SEED])
     assert (plain - ours).abs().max() > 1e-3

@@ -71,12 +71,6 @@ def test_what_is_not_given_is_named_with_its_reason(folders):
     assert similarity_meters(BenchSettings(), CASES, {}, PROMPTS) == []
 
 
-def test_a_missing_library_is_named(folders, monkeypatch):
-    monkeypatch.setattr("collectionlora.effectbench.similarity.find_spec", lambda name: None)
-    assert "not installed" in missing_models(folders)["dino"]
-    assert similarity_meters(folders, CASES, {}, PROMPTS) == []
-
-
 @pytest.mark.parametrize("kind", ["nothing", "another model", "a pickle"])
 def test_a_model_that_cannot_be_opened_is_a_fault_the_user_can_mend(folders, tmp_path, kind):
     if kind == "another model":

@@ -46,14 +46,14 @@ class Counted(Editor):
         self.batches, self.gate = [], threading.Event()
         self.gate.set()
 
-    def sample(self, images, prompts, seeds, steps, strengths, after_step):
+    def sample(self, images, prompts, seeds, steps, strengths, after_step, references):
         self.batches.append(len(images))
 
         def wait():
             assert self.gate.wait(WAIT)
             after_step()
 
-        return super().sample(images, prompts, seeds, steps, strengths, wait)
+        return super().sample(images, prompts, seeds, steps, strengths, wait, references)
 
 
 @pytest.fixture(scope="module")

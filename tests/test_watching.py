@@ -1,5 +1,6 @@
 """What people watch of a run: it is there, it is right, and the run does not notice it."""
 
+import json
 import time
 
 import numpy as np
@@ -13,6 +14,7 @@ from collectionlora import api
 from collectionlora import demo as demo_module
 from collectionlora.checkpoint import latest_checkpoint
 from collectionlora.config import SettingsError
+from collectionlora.data import write_photo
 from collectionlora.effectbench.photographs import TRAIN, pool
 from collectionlora.errors import UserError
 from collectionlora.session import Session, resolve_settings
@@ -44,11 +46,16 @@ def collection(tmp_path, monkeypatch):
     return demo_module.build_collection(tmp_path / "mine", teachers, pool(TRAIN), seed=0)
 
 
-def curves_of(run):
-    """Steps by name of everything that a TensorBoard folder shows."""
+def scalars_of(run):
+    """Everything that a TensorBoard folder shows, by name."""
     events = EventAccumulator(str(run / "tensorboard"))
     events.Reload()
-    return {tag: [event.step for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    return {tag: events.Scalars(tag) for tag in events.Tags()["scalars"]}
+
+
+def curves_of(run):
+    """The steps of each curve."""
+    return {tag: [event.step for event in events] for tag, events in scalars_of(run).items()}
 
 
 def test_a_watched_run_equals_an_unwatched_one_and_shows_what_it_did(collection):
@@ -98,6 +105,27 @@ def test_a_run_that_was_killed_shows_each_step_once(collection):
     time.sleep(1.1)
     api.distill(collection, overrides=SMALL, resume=True)
     assert curves_of(collection.folder / "runs" / "default")["grad_norm/student"] == list(range(6))
+
+
+def test_teaching_shows_its_loss_and_a_killed_one_each_step_once(collection):
+    for side in ("source", "target"):
+        for index in range(2):
+            photo = np.full((32, 32, 3), 60 if side == "source" else 190, dtype=np.uint8)
+            write_photo(collection.folder / "pairs" / "sepia" / side / f"{index}.png", photo)
+    layer = {**SMALL, "teach": {"steps": 4, "rank": 2, "batch_size": 1}, "distill": {"checkpoint_every": 2}}
+
+    def die(_what, done, _total, _metrics):
+        if done == 3:
+            raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError, match="killed"):
+        api.teach(collection, ["sepia"], layer, progress=die)
+    time.sleep(1.1)
+    api.teach(collection, ["sepia"], layer)
+    run = collection.folder / "runs" / "teach-sepia"
+    assert curves_of(run) == {"loss": [0, 1, 2, 3], "grad_norm": [0, 1, 2, 3]}
+    logged = [json.loads(line)["loss"] for line in (run / "log.jsonl").read_text().splitlines()]
+    assert [event.value for event in scalars_of(run)["loss"]] == pytest.approx(logged)
 
 
 def test_no_tracker_leaves_previews_alone(collection):

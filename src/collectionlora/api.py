@@ -42,7 +42,7 @@ from collectionlora.target_making import encode_for_photos, fingerprint, read_im
 from collectionlora.teaching import Teaching
 from collectionlora.trainer import train
 from collectionlora.vlm import Endpoint, Vlm
-from collectionlora.watching import Watch
+from collectionlora.watching import Tracker, Watch, tracked
 
 __all__ = [
     "Editor",
@@ -91,7 +91,7 @@ def teach(
         sources, answers = read_pairs(collection, effect, settings)
         shown = read_references(collection, effect, backbone, settings)
         seen = teaching_inputs(collection, effect)
-        with held(folder):
+        with held(folder), Tracker(folder, settings.log) as tracker:
             roles.load(STUDENT, fresh)
             prompt = encode_for_photos(backbone, [effect.teacher_prompt] * len(sources), sources, shown)
             references = [backbone.encode_image(image) for image in shown]
@@ -102,7 +102,7 @@ def teach(
             facts |= run_facts(settings, ("model", "data", "sampling", "teach"), pairs=fingerprint(*seen))
             goes_on, distill = begin(folder, facts, resume), settings.distill
             record_inputs(folder, collection, seen)
-            report = partial(progress, name)
+            report = tracked(tracker, partial(progress, name))
             train(teaching, folder, distill.checkpoint_every, goes_on, report, distill.keep_checkpoints)
             path = collection.teacher_path(effect)
             write_lora(path, teaching.weights(), {"teacher_prompt": effect.teacher_prompt})

@@ -28,6 +28,7 @@ from collectionlora.terminal import (
     methods_table,
     next_after_demo,
     plan_table,
+    program,
     prompt_table,
     say,
     tell,
@@ -72,7 +73,7 @@ def init(
     from collectionlora.manifest_template import create
 
     create(folder, base, from_loras or [])
-    tell(f"made {folder}; next: edit {folder}/collection.yaml, then collectionlora check {folder}")
+    tell(f"made {folder}; next: edit {folder}/collection.yaml, then {program()} check {folder}")
 
 
 @app.command()

@@ -84,7 +84,7 @@ class Editor:
         if references != taught:
             names = " and ".join(effects)
             message = f"{names} was taught with {taught} reference images, {references} are given"
-            mend = "give --reference FILE for each" if taught else "leave out --reference"
+            mend = "give as many (on the command line by --reference FILE)" if taught else "leave them out"
             raise UserError("", "references", message, mend)
         return compose([self.recipe.effects[name] for name in effects])
 

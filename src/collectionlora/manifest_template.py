@@ -19,11 +19,13 @@ effects:
 """
 EFFECT = """\
   - name: {name}    # lower-case letters, digits and hyphens; what `edit --effect` is given
-    teacher: teachers/{teacher}    # the effect's LoRA, or made by `teach` from pairs/{name}/
+    teacher: teachers/{teacher}    # the effect's LoRA; `teach` makes it from pairs/{name}/source and target
     teacher_prompt: {prompt}    # what this LoRA was trained with
     photos: photos/{name}       # about 20 photos, no edited ones needed
     # student_prompt: written by `prompts` unless you give one here
     # references: [look.png]    # shown beside every photo, where the base reads several images
+    # truth: heldout/{name}     # for `bench`: true images, a procedural effect's name, or none
+    # criteria: keep the face   # for `bench --judge`: what a good picture of this effect has
 """
 FOOTER = """\
 general:                        # keeps the base's ordinary abilities

@@ -17,7 +17,7 @@ from collectionlora.backbones import NANO
 from collectionlora.families import Family
 
 EXAMPLE = Template('''\
-"""Edit one photo: python example.py PHOTO EFFECT OUT [SEED]"""
+"""Edit one photo: python example.py PHOTO EFFECT OUT [SEED [REFERENCE ...]]"""
 
 import sys
 from pathlib import Path
@@ -29,9 +29,13 @@ from diffusers.utils import load_image
 BASE, REVISION = $base, $revision
 STEPS, RESOLUTION = $steps, $resolution
 PROMPTS = $prompts
+REFERENCES = $references  # how many reference images an effect takes beside the photo
 
 folder = Path(__file__).parent
-photo, effect, out, seed = (*sys.argv[1:], "0")[:4]
+photo, effect, out, *more = sys.argv[1:]
+seed, *references = more or ["0"]
+if len(references) != REFERENCES.get(effect, 0):
+    sys.exit(f"{effect} takes {REFERENCES.get(effect, 0)} reference images, {len(references)} are given")
 device, dtype = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
 
 pipe = DiffusionPipeline.from_pretrained(BASE, revision=REVISION, torch_dtype=dtype).to(device)
@@ -39,12 +43,14 @@ pipe.load_lora_weights(folder, weight_name="pytorch_lora_weights.safetensors")
 # The student puts fresh noise in after each step; the pipeline's own scheduler does not.
 pipe.scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(folder, subfolder="scheduler")
 
-image = load_image(photo)
-scale = RESOLUTION / (image.width * image.height) ** 0.5
-width, height = (max(1, round(side * scale / 32)) * 32 for side in image.size)
+images = []
+for image in map(load_image, (photo, *references)):
+    scale = RESOLUTION / (image.width * image.height) ** 0.5
+    images.append(image.resize([max(1, round(side * scale / 32)) * 32 for side in image.size]))
+width, height = images[0].size
 torch.manual_seed(int(seed))
 result = pipe(
-    image=image.resize((width, height)),
+    image=images if references else images[0],
     prompt=PROMPTS[effect],
     num_inference_steps=STEPS,
     sigmas=[1 - i / STEPS for i in range(STEPS)],
@@ -84,9 +90,9 @@ VERSIONS = {"collectionlora": __version__} | {
 }
 USES = {
     "diffusers": """\
-`python example.py PHOTO EFFECT OUT` edits one photo. `pytorch_lora_weights.safetensors` loads with
-`pipe.load_lora_weights`, the scheduler with `FlowMatchEulerDiscreteScheduler.from_pretrained(folder,
-subfolder="scheduler")`.""",
+`python example.py PHOTO EFFECT OUT [SEED [REFERENCE ...]]` edits one photo.
+`pytorch_lora_weights.safetensors` loads with `pipe.load_lora_weights`, the scheduler with
+`FlowMatchEulerDiscreteScheduler.from_pretrained(folder, subfolder="scheduler")`.""",
     "peft": """\
 `PeftModel.from_pretrained(pipe.transformer, folder)` loads the adapter, and
 `FlowMatchEulerDiscreteScheduler.from_pretrained(folder, subfolder="scheduler")` the scheduler.""",
@@ -183,15 +189,15 @@ class Card:
         return f", {count} reference image{'s' if count > 1 else ''}" if count else ""
 
     def example(self) -> str:
-        """A script that edits one photo without collectionlora; for effects that need the photo alone."""
-        alone = {name: p for name, p in self.recipe.effects.items() if name not in self.recipe.references}
+        """A script that edits one photo without collectionlora."""
         base, _, revision = self.recipe.base.partition("@")
         return EXAMPLE.substitute(
             base=repr(base),
             revision=repr(revision or None),
             steps=self.recipe.steps,
             resolution=self.recipe.resolution,
-            prompts=json.dumps(alone, indent=4, ensure_ascii=False),
+            prompts=json.dumps(self.recipe.effects, indent=4, ensure_ascii=False),
+            references=json.dumps(self.recipe.references, ensure_ascii=False),
             call=self.family.call.format(guidance=self.recipe.model.embedded_guidance),
         )
 

@@ -1,6 +1,9 @@
 """What a person sees in the terminal: progress, tables, results; on stderr, but for the JSON of a result."""
 
 import json
+import os
+import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -96,12 +99,21 @@ def methods_table(metrics: dict[str, Any]) -> Table:
 
 def next_after_demo(out: Path, effect: str) -> str:
     """What to do with a finished demo, from a look to a collection of one's own."""
+    tool = program()
     return f"""
 look      {out}/sheet.png, {out}/report.html
-edit      collectionlora edit {out}/collection --effect {effect} --photo YOURS.jpg --out edited.png
-click     collectionlora studio {out}/collection
-take out  collectionlora export {out}/collection --format diffusers --out {out}/lora
-your own  collectionlora init mine --base Qwen/Qwen-Image-Edit-2509 --from-loras YOUR.safetensors"""
+edit      {tool} edit {out}/collection --effect {effect} --photo YOURS.jpg --out edited.png
+click     {tool} studio {out}/collection
+take out  {tool} export {out}/collection --format diffusers --out {out}/lora
+your own  {tool} init mine --base Qwen/Qwen-Image-Edit-2509 --from-loras YOUR.safetensors"""
+
+
+def program() -> str:
+    """What a shell here calls the command by: its name, or its path where its environment is not active."""
+    beside = Path(sys.executable).with_name("collectionlora")
+    return (
+        "collectionlora" if shutil.which("collectionlora") or not beside.exists() else os.path.relpath(beside)
+    )
 
 
 def describe_lora(effect: dict[str, Any]) -> str:

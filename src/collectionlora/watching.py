@@ -7,7 +7,8 @@ go to `log.tracker`, by default TensorBoard (`tensorboard --logdir DIR/runs`), u
     stream/STREAM/NAME  by stream             effect/EFFECT/NAME  by effect
     distance/EFFECT     student to teacher, at every preview
 
-Previews are `previews/step-00000200.png` in the run's folder.
+Previews are `previews/step-00000200.png` in the run's folder. `teach` has neither streams nor previews: its
+curves are `loss` and `grad_norm`.
 """
 
 from collections.abc import Mapping
@@ -26,6 +27,7 @@ from collectionlora.effectbench.gallery import contact_sheet
 from collectionlora.errors import UserError
 from collectionlora.sampling import Denoiser, noise_like, sample_few_steps
 from collectionlora.streams import EffectData
+from collectionlora.trainer import StepProgress
 
 PREVIEWS, PHOTOS_SHOWN, SEED, CELL = "previews", 2, 0, 128
 GRAD_NORM = "_grad_norm"
@@ -48,6 +50,12 @@ class Tracker:
                 raise UserError("", "log.tracker", f"{self.name} is not installed", mend)
         self.started = False
 
+    def __enter__(self) -> "Tracker":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def log(self, values: Mapping[str, float], step: int) -> None:
         if self.accelerator is None:
             return
@@ -64,6 +72,16 @@ class Tracker:
             # Not `end_training`: it also ends the group of processes, which are not done.
             for tracker in self.accelerator.trackers:
                 tracker.finish()
+
+
+def tracked(tracker: Tracker, progress: StepProgress) -> StepProgress:
+    """`progress`, and beside it every metric as the curve of its own name."""
+
+    def report(done: int, total: int, metrics: dict[str, float]) -> None:
+        tracker.log(metrics, done - 1)
+        progress(done, total, metrics)
+
+    return report
 
 
 def curves(metrics: Mapping[str, float], stream: str, effect: str | None) -> dict[str, float]:

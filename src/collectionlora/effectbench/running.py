@@ -39,6 +39,7 @@ from collectionlora.effectbench.judging import Judge
 from collectionlora.effectbench.measuring import gather_meters
 from collectionlora.effectbench.methods import SOURCE, student_method, teacher_method, undistilled_method
 from collectionlora.effectbench.scoring import score
+from collectionlora.effectbench.similarity import check_library
 from collectionlora.effectbench.truths import Truths
 from collectionlora.errors import UserError
 from collectionlora.files import read_tensors, write_tensors
@@ -203,9 +204,10 @@ def run_bench(
 
     Raises:
         UserError: an unknown method, no finished adapter, a true image that is missing, a model that cannot
-            be opened, or a judge that fails.
+            be opened, an extra that is not installed, or a judge that fails.
     """
     began = time.perf_counter()
+    check_library(settings.bench)
     for name in names:  # a wrong one is known before anything is done
         if name not in (SOURCE.name, TRUTH, *BASELINES) and split_steps(name)[0] != TEACHER:
             find_adapter(collection, name)

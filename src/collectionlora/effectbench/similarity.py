@@ -11,6 +11,7 @@ from collectionlora.config import BenchSettings
 from collectionlora.data import Photo
 from collectionlora.effectbench.bench import Cases
 from collectionlora.effectbench.scoring import Measured, Meter, Values
+from collectionlora.errors import UserError
 
 if TYPE_CHECKING:
     from collectionlora.effectbench.encoders import Clip, Dino, ImageEncoder
@@ -28,15 +29,24 @@ def missing_models(settings: BenchSettings) -> dict[str, str]:
     missing = {
         name: f"no model is given: --set bench.{name}=FOLDER" for name, model in given.items() if not model
     }
-    if find_spec("transformers") is None:
-        for name in given.keys() - missing.keys():
-            missing[name] = "transformers is not installed: pip install 'collectionlora[diffusers]'"
     return missing | NEVER
 
 
+def check_library(settings: BenchSettings) -> None:
+    """Look for what opens the models, before any picture is made.
+
+    Raises:
+        UserError: a model is given, and transformers is not installed.
+    """
+    for name in sorted({"clip", "dino"} - missing_models(settings).keys()):
+        if find_spec("transformers") is None:
+            mend = "install it: pip install 'collectionlora[bench]'"
+            raise UserError("", f"bench.{name}", "needs transformers", mend)
+
+
 def load_clip(settings: BenchSettings) -> "Clip | None":
-    """The CLIP model of the settings, None if it is among `missing_models`."""
-    if settings.clip is None or "clip" in missing_models(settings):
+    """The CLIP model of the settings, if one is given."""
+    if not settings.clip:
         return None
     from collectionlora.effectbench.encoders import Clip
 
@@ -44,8 +54,8 @@ def load_clip(settings: BenchSettings) -> "Clip | None":
 
 
 def load_dino(settings: BenchSettings) -> "Dino | None":
-    """The DINOv2 model of the settings, None if it is among `missing_models`."""
-    if settings.dino is None or "dino" in missing_models(settings):
+    """The DINOv2 model of the settings, if one is given."""
+    if not settings.dino:
         return None
     from collectionlora.effectbench.encoders import Dino
 

@@ -1,7 +1,8 @@
 """Requests of many people run as one batch: one LoRA holds every effect, so nothing is swapped between them.
 
 A single thread owns the editor. It takes the oldest request and with it all that wait for the same size and
-number of steps, whatever their effects, seeds and strengths.
+number of steps, whatever their effects, seeds and strengths. Reference images are shown to a whole batch: a
+request that brings some shares it with those of its own call alone.
 """
 
 import threading
@@ -19,18 +20,22 @@ LINGER = 0.03  # seconds that a first request waits for others of the same momen
 
 @dataclass(frozen=True)
 class Request:
-    """One picture to make: `image` `[1, 3, height, width]` in [0, 1], and what the sampler reads with it."""
+    """One picture to make: `image` `[1, 3, height, width]` in [0, 1], and what the sampler reads with it.
+
+    `references` are the images shown beside it, each like `image`.
+    """
 
     image: Tensor
     prompt: str
     seed: int
     steps: int
     strength: float
+    references: tuple[Tensor, ...] = ()
 
     @property
     def kind(self) -> tuple[int, ...]:
-        """What requests of one batch share."""
-        return (self.steps, *self.image.shape)
+        """What requests of one batch share; references are the same if they are the same objects."""
+        return (self.steps, *self.image.shape, *map(id, self.references))
 
 
 class Cancelled(Exception):
@@ -133,6 +138,7 @@ class Batcher:
             requests[0].steps,
             [request.strength for request in requests],
             after_step,
+            requests[0].references,
         )
         for job, picture in zip(batch, pictures.split(1), strict=True):
             job.tell(picture)

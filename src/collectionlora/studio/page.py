@@ -1,7 +1,7 @@
 """The web page, and with it the API: every button is a named endpoint of Gradio's Python client."""
 
 import html
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -55,12 +55,13 @@ class Handlers:
         seed: float,
         strength: float,
         visitor: str,
+        references: Sequence[Photo] = (),
     ) -> Iterator[tuple[str, list[Photo]]]:
         """Status lines while pictures are made, the last one with the pictures; none if it was cancelled."""
         if photo is None:
             raise gr.Error("There is no photo yet: drop one first.", title="No photo")
         try:
-            jobs = self.studio.submit(photo, wanted, int(steps), int(seed), strength)
+            jobs = self.studio.submit(photo, wanted, int(steps), int(seed), strength, references)
         except UserError as error:
             raise gr.Error(f"{error.message}; {error.mend}.", title="Not possible") from None
         self.running.setdefault(visitor, []).extend(jobs)
@@ -88,17 +89,19 @@ class Handlers:
         seed: float,
         strength: float,
         request: gr.Request,
+        *references: Photo | None,
     ) -> Iterator[tuple[Any, str]]:
-        """The photo and its edit, and a line on how far it is."""
+        """The photo and its edit, and a line on how far it is; empty places for references do not count."""
         effects = [effect] if then == NOTHING else [effect, then]
-        for status, pictures in self.make(photo, [effects], steps, seed, strength, visitor_of(request)):
+        given, visitor = [image for image in references if image is not None], visitor_of(request)
+        for status, pictures in self.make(photo, [effects], steps, seed, strength, visitor, given):
             yield (photo, pictures[0]) if pictures else gr.skip(), status
 
     def sheet(
         self, photo: Photo | None, steps: float, seed: float, strength: float, request: gr.Request
     ) -> Iterator[tuple[Any, Any, str]]:
-        """All effects of one photo: a contact sheet, the single pictures, and a line on how far it is."""
-        names = self.studio.effects
+        """All effects of one photo alone: a contact sheet, the single pictures, a line on how far it is."""
+        names = self.studio.alone
         wanted = [[name] for name in names]
         for status, pictures in self.make(photo, wanted, steps, seed, strength, visitor_of(request)):
             if pictures:
@@ -140,11 +143,13 @@ def build_page(studio: Studio, previews: dict[str, Photo], most_pixels: int) -> 
         most_pixels: of an uploaded photo.
     """
     handlers = Handlers(studio, most_pixels)
-    name = studio.place.resolve().stem
+    name, base = studio.place.resolve().stem, studio.recipe.base
+    if Path(base).is_dir():
+        base = Path(base).resolve().name  # where it lies is the machine's own matter
     with gr.Blocks(
         title=f"{name} · collectionlora", analytics_enabled=False, delete_cache=(600, 3600)
     ) as page:
-        gr.Markdown(f"# {name}\n{len(studio.effects)} effects in one LoRA, over {studio.recipe.base}")
+        gr.Markdown(f"# {name}\n{len(studio.effects)} effects in one LoRA, over {base}")
         with gr.Tab("Studio"):
             build_studio(studio, previews, handlers)
         with gr.Tab("Collection"):
@@ -157,11 +162,9 @@ def build_studio(studio: Studio, previews: dict[str, Photo], handlers: Handlers)
     """What to make on the left, what was made on the right; one below the other on a phone."""
     with gr.Row():
         with gr.Column(min_width=280):
-            photo = gr.Image(label="Photo", sources=["upload", "clipboard"], height=300, elem_classes="photo")
-            # Gradio's own reader knows no pixel limit and answers a bad file with a traceback.
-            photo.preprocess = handlers.read_upload
-            photo.async_move_resource_to_block_cache = partial(keep_upload, photo)
+            photo = photo_input(handlers, "Photo", 300)
             effects = effect_inputs(studio, previews)
+            references = reference_inputs(studio, handlers)
             sampling = sampling_inputs(studio)
             with gr.Row():
                 one = gr.Button("Generate", variant="primary", min_width=100)
@@ -192,7 +195,7 @@ def build_studio(studio: Studio, previews: dict[str, Photo], handlers: Handlers)
     every.click(partial(show, "all"), outputs=results, **hidden)
     one.click(
         handlers.edit,
-        [photo, *effects, *sampling],
+        [photo, *effects, *sampling, *references],
         [result, status],
         api_name="edit",
         show_progress_on=result,
@@ -207,6 +210,24 @@ def build_studio(studio: Studio, previews: dict[str, Photo], handlers: Handlers)
         concurrency_limit=None,
     )
     stop.click(handlers.cancel, api_name="cancel", queue=False)
+
+
+def photo_input(handlers: Handlers, label: str, height: int) -> gr.Image:
+    """A place to drop an image; Gradio's own reader knows no pixel limit and answers a bad file at length."""
+    sources = ["upload", "clipboard"]
+    photo = gr.Image(label=label, sources=sources, height=height, min_width=120, elem_classes="photo")
+    photo.preprocess = handlers.read_upload
+    photo.async_move_resource_to_block_cache = partial(keep_upload, photo)
+    return photo
+
+
+def reference_inputs(studio: Studio, handlers: Handlers) -> list[gr.Image]:
+    """Places for reference images, if any effect was taught with some."""
+    if not studio.most_references:
+        return []
+    with gr.Row():
+        places = range(1, studio.most_references + 1)
+        return [photo_input(handlers, f"Reference {place}", 160) for place in places]
 
 
 def effect_inputs(studio: Studio, previews: dict[str, Photo]) -> list[gr.Dropdown]:
@@ -228,7 +249,7 @@ def effect_inputs(studio: Studio, previews: dict[str, Photo]) -> list[gr.Dropdow
         then = gr.Dropdown([NOTHING, *studio.effects], value=NOTHING, label="Then", min_width=120)
 
     def pick(event: gr.SelectData) -> str:
-        return studio.effects[event.index]
+        return studio.alone[event.index]
 
     gallery.select(pick, outputs=effect, api_visibility="private", queue=False)
     return [effect, then]

@@ -26,34 +26,47 @@ class Studio:
     def __init__(self, place: Path, batch_size: int):
         self.place, self.editor = place, Editor.load(place)
         self.recipe = self.editor.recipe
-        # Those with reference images are for `edit`: the page has no place to give them.
-        self.effects = [name for name in self.recipe.effects if name not in self.recipe.references]
+        self.effects = list(self.recipe.effects)
+        # Those that need the photo alone, and the most reference images that two effects together need.
+        self.alone = [name for name in self.effects if not self.recipe.references.get(name)]
+        self.most_references = sum(sorted(self.recipe.references.values())[-2:])
         self.batcher = Batcher(self.editor, batch_size)
 
     def submit(
-        self, photo: Photo, wanted: Sequence[Sequence[str]], steps: int, seed: int, strength: float
+        self,
+        photo: Photo,
+        wanted: Sequence[Sequence[str]],
+        steps: int,
+        seed: int,
+        strength: float,
+        references: Sequence[Photo] = (),
     ) -> list[Job]:
-        """A photo under each of several (compositions of) effects, queued together."""
-        image = self.editor.fit(photo)
+        """A photo under each of several (compositions of) effects, queued together.
+
+        Raises:
+            UserError: an effect or a number of references that the adapter does not hold.
+        """
+        image, shown = self.editor.fit(photo), tuple(map(self.editor.fit, references))
+        prompts = [self.editor.prompt(effects, len(shown)) for effects in wanted]
         return self.batcher.submit(
-            [Request(image, self.editor.prompt(effects), seed, steps, strength) for effects in wanted]
+            [Request(image, prompt, seed, steps, strength, shown) for prompt in prompts]
         )
 
     def previews(self, progress: Progress) -> dict[str, Photo]:
-        """Each effect on the same photograph; kept in the collection's cache, made where it is missing."""
+        """Each effect that needs the photo alone on the same one; kept in the collection's cache."""
         photo = load_photograph(HELDOUT[0])
         key = fingerprint(adapter_path(self.place))
         folder = self.place / "cache" / "previews" if self.place.is_dir() else None
-        paths = {name: folder / f"{name}-{key}.png" for name in self.effects} if folder else {}
+        paths = {name: folder / f"{name}-{key}.png" for name in self.alone} if folder else {}
         found = {name: read_photo(path) for name, path in paths.items() if path.exists()}
-        missing = [name for name in self.effects if name not in found]
+        missing = [name for name in self.alone if name not in found]
         jobs = self.submit(photo, [[name] for name in missing], self.recipe.steps, PREVIEW_SEED, 1.0)
         for index, (name, job) in enumerate(zip(missing, jobs, strict=True)):
             found[name] = to_photos(job.picture())[0]
             if paths:
                 write_photo(paths[name], found[name])
             progress("previews", index + 1, len(missing), {})
-        return {name: found[name] for name in self.effects}
+        return {name: found[name] for name in self.alone}
 
     def prompts(self) -> list[tuple[str, str, str]]:
         """Effect, what the student reads, and what its teacher was trained with (where the manifest is)."""
