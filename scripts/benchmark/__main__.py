@@ -38,9 +38,9 @@ PARTS = {
     "compile": ["using.compiled"],
     "profile": ["training.profiles"],
 }
-# glibc keeps freed memory instead of returning it at every step, as `make demo` has it.
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-# Where memory is measured, glibc gives it back at once, so that the peak is of what is held and not of holes.
+# glibc keeps freed memory instead of returning it at every step, as `make demo` has it; where memory is
+# measured it returns it at once, so that the peak is of what is held and not of holes.
 GIVEN_BACK = {"MALLOC_MMAP_THRESHOLD_": "262144"}
 KEPT_MEMORY = {"MALLOC_TRIM_THRESHOLD_": "100000000000", "MALLOC_MMAP_THRESHOLD_": "100000000000"}
 MEASURES_MEMORY = PARTS["cycle"]
