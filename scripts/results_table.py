@@ -123,11 +123,19 @@ def deployment_table(metrics: Metrics) -> str:
     return markdown(head, rows)
 
 
+def strength_table(metrics: Metrics) -> str:
+    """Every dial: decibels to what it should show, then how even and how sharp it is."""
+    digits = {"photo": 1, "truth": 1, "between": 1, "uneven": 2, "sharp": 2}
+    rows = [[name, *(f"{row[k]:.{n}f}" for k, n in digits.items())] for name, row in metrics["means"].items()]
+    return markdown(["", *digits], rows)
+
+
 TABLES = {
     "scaling": scaling_table,
     "incremental": incremental_table,
     "composition": composition_table,
     "deployment": deployment_table,
+    "strength": strength_table,
 }
 
 

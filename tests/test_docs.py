@@ -69,10 +69,17 @@ def test_the_settings_that_a_page_names_exist(page):
         assert name in setting_names() or name.endswith((".jsonl", ".pth", ".py")), name
 
 
-@pytest.mark.parametrize(("page", "run"), [("README.md", "demo"), ("docs/results.md", "long_run")])
-def test_the_tables_are_those_of_the_results(page, run):
+TABLES = {
+    "demo/metrics.json": "README.md",
+    "long_run/metrics.json": "docs/results.md",
+    "strength.json": "docs/studio.md",
+}
+
+
+@pytest.mark.parametrize(("result", "page"), TABLES.items())
+def test_the_tables_are_those_of_the_results(result, page):
     table = runpy.run_path(str(ROOT / "scripts" / "results_table.py"))["table"]
-    assert table(ROOT / "docs" / "results" / run / "metrics.json") in (ROOT / page).read_text()
+    assert table(ROOT / "docs" / "results" / result) in (ROOT / page).read_text()
 
 
 def test_the_toy_worlds_table_is_that_of_its_results():

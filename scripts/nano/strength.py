@@ -16,7 +16,8 @@ photo; `truth` at 1 to the nearest valid outcome; `between`, at .25, .5 and .75,
 at that strength, `(1 - s) * photo + s * outcome`. `uneven` is the largest |distance moved - s|, the distance
 from the picture at 0 as a share of the whole way: 0 is an even dial. `sharp` is the mean gradient at .5 as a
 share of that of the picture that `between` compares with: under 1 is blurred.
-DIR gets strength.json and a strip for each effect and candidate, strength.png.
+DIR gets strength.json, which scripts/results_table.py prints, and strength.png, a strip for each effect and
+candidate.
 """
 
 import argparse
@@ -184,10 +185,9 @@ def main() -> None:
         }
         for name, effects in table.items()
     }
-    for name, row in means.items():
-        print(f"{name:8}" + "".join(f"{key:>9} {value:6.2f}" for key, value in row.items()))
     settings = {"photos": args.photos, "steps": args.steps, "seed": args.seed}
-    write_json(args.out / "strength.json", {"means": means, "effects": table, "settings": settings})
+    facts = {"table": "strength", "means": means, "effects": table, "settings": settings}
+    write_json(args.out / "strength.json", facts)
     write_photo(args.out / "strength.png", contact_sheet(rows, [f"{s:g}" for s in STRIP], 96))
 
 
