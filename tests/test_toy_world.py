@@ -23,7 +23,7 @@ class OneBase(ToyWorld):
 
 @pytest.fixture(scope="session")
 def world():
-    return OneBase()
+    return OneBase(base_steps=1000, teacher_steps=300)
 
 
 def distil(world, *layers, num_effects=None):
@@ -114,7 +114,7 @@ def test_without_the_general_stream_the_base_is_forgotten(world, cold):
 
 
 def test_plain_distribution_matching_stalls_far_from_the_teachers():
-    far = OneBase(num_effects=2, displacement=10.0)
+    far = OneBase(num_effects=2, displacement=10.0, base_steps=1000, teacher_steps=300)
     start = far.judge(far.distillation(toy_settings()), 8)["effects_mean"]
     plain = updates(300, target_weight=0, anchor_weight=0)
     stalled = far.judge(distil(far, COLD, plain), 8)["effects_mean"]
