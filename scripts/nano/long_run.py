@@ -22,7 +22,7 @@ from tables.study import NO_DISTILLATION, NUM_TEACHERS, Study, add_options
 
 from collectionlora.adapters.roles import TEACHER
 from collectionlora.config import Settings
-from collectionlora.terminal import joined_processes
+from collectionlora.terminal import faults_in_a_line, joined_processes
 from collectionlora.trainer import LOG
 
 WARM, DISTILLED, CONTROL = "warm", "distilled", "matching"  # names of the runs
@@ -55,7 +55,7 @@ def main() -> None:
     )
     add_options(parser)
     args = parser.parse_args()
-    with joined_processes() as progress:
+    with faults_in_a_line(), joined_processes() as progress:
         study = Study(args, LONG, NUM_TEACHERS, progress, NUM_GENERAL)
         study.train(WARM, NO_DISTILLATION)
         study.train(DISTILLED, start=WARM)

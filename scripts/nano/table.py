@@ -8,13 +8,10 @@ Two processes of one thread are faster than one of two; `python scripts/nano/tab
 """
 
 import argparse
-import sys
 
 from tables import ablation, composition, deployment, incremental, main_table, scaling
 
-from collectionlora.config import SettingsError
-from collectionlora.errors import Interrupted, UserError
-from collectionlora.terminal import joined_processes
+from collectionlora.terminal import faults_in_a_line, joined_processes
 
 TABLES = {
     "main": main_table,
@@ -37,15 +34,8 @@ def main() -> None:
         )
         table.options(command)
     args = parser.parse_args()
-    try:
-        with joined_processes() as progress:
-            TABLES[args.table].make(args, progress)
-    except (UserError, SettingsError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except Interrupted as stopped:
-        print(f"{stopped}; the same command goes on", file=sys.stderr)
-        sys.exit(130)
+    with faults_in_a_line(), joined_processes() as progress:
+        TABLES[args.table].make(args, progress)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ mend it (one line), 1 a fault of ours (traceback), 130 interrupted with the stat
 
 import logging
 import os
-import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -17,13 +16,14 @@ import typer
 from collectionlora import __version__
 from collectionlora.cli_growth import add, bench, remove
 from collectionlora.cli_options import Folder, Json, Names, Set, VlmKey, VlmTokens, with_token_cap
-from collectionlora.config import SettingsError, parse_overrides
-from collectionlora.errors import Interrupted, UserError, mendable, one_line
+from collectionlora.config import parse_overrides
+from collectionlora.errors import Interrupted, UserError
 from collectionlora.studio.command import studio
 from collectionlora.terminal import (
     ProgressLine,
     advice_lines,
     describe_lora,
+    faults_in_a_line,
     joined_processes,
     methods_table,
     next_after_demo,
@@ -308,17 +308,5 @@ def main() -> None:
     # Pillow warns of photos that `read_photo` reads all the same, or refuses in its own words.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     run: Callable[[], None] = app
-    try:
+    with faults_in_a_line():
         run()
-    except (UserError, SettingsError) as error:
-        print(f"error: {one_line(str(error))}", file=sys.stderr)
-        sys.exit(2)
-    except Interrupted as stopped:
-        print(f"{stopped}; the same command goes on", file=sys.stderr)
-        sys.exit(130)
-    except Exception as error:
-        fault = mendable(error)
-        if fault is None:
-            raise
-        print(f"error: {fault}", file=sys.stderr)
-        sys.exit(2)

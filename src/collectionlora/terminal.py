@@ -14,7 +14,9 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from collectionlora.config import SettingsError
 from collectionlora.effectbench.report.columns import measured, write_value
+from collectionlora.errors import Interrupted, UserError, mendable, one_line
 
 console = Console(stderr=True)
 # The measures that a terminal has room for; metrics.json and the report have all.
@@ -67,6 +69,25 @@ def joined_processes() -> Iterator[ProgressLine]:
         console.print(f"{number} process{'es' if number > 1 else ''}")
         with ProgressLine() as progress:
             yield progress
+
+
+@contextmanager
+def faults_in_a_line() -> Iterator[None]:
+    """End the process in a line for what the user can mend, exit code 2, or stopped, 130; no traceback."""
+    try:
+        yield
+    except (UserError, SettingsError) as error:
+        print(f"error: {one_line(str(error))}", file=sys.stderr)
+        sys.exit(2)
+    except Interrupted as stopped:
+        print(f"{stopped}; the same command goes on", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        fault = mendable(error)
+        if fault is None:
+            raise
+        print(f"error: {fault}", file=sys.stderr)
+        sys.exit(2)
 
 
 def tell(text: str) -> None:
