@@ -13,7 +13,8 @@ from typing import Any
 
 from collectionlora.effects import EFFECTS
 
-HEAD = ["", "forwards", "PSNR", "fixed", "random", "concept accuracy", "bad cases", "ordinary edits"]
+HEAD = ["", "forwards", "PSNR", "fixed", "random", "perceptual distance"]
+HEAD += ["concept accuracy", "bad cases", "ordinary edits"]
 Scores = Mapping[str, Any]  # of one method
 Metrics = Mapping[str, Any]
 
@@ -39,13 +40,13 @@ def row(name: str, scores: Scores) -> list[str]:
         return f"{fmean(effects[n]['psnr'] for n in names):.1f}" if names else ""
 
     cells = [name, str(scores["nfe"]), with_interval(scores, "psnr", 1), mean(fixed), mean(random)]
-    cells += [with_interval(scores, "concept_accuracy", 2), f"{scores['bad_case_rate']:.2f}"]
-    return [*cells, f"{scores['general_psnr']:.1f}"]
+    cells += [f"{scores['perceptual_distance']:.3f}", with_interval(scores, "concept_accuracy", 2)]
+    return [*cells, f"{scores['bad_case_rate']:.2f}", f"{scores['general_psnr']:.1f}"]
 
 
 def mean_over_files(files: Sequence[Scores]) -> dict[str, Any]:
     """One method's scores of several seeds as one."""
-    keys = ("psnr", "concept_accuracy", "bad_case_rate", "general_psnr")
+    keys = ("psnr", "perceptual_distance", "concept_accuracy", "bad_case_rate", "general_psnr")
     values = {key: [scores[key] for scores in files] for key in keys}
     effects = files[0]["per_effect"]
     return {

@@ -3,6 +3,7 @@
 import importlib
 import json
 import runpy
+import shutil
 from argparse import Namespace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 
 from collectionlora.config import resolve
 from collectionlora.data import to_images, to_photos
+from collectionlora.demo import shipped_teachers
 from collectionlora.effectbench.photographs import HELDOUT, pool
 from collectionlora.errors import UserError
 
@@ -30,6 +32,19 @@ def test_a_folder_begun_with_other_options_is_refused(tables, tmp_path):
     keep(tmp_path, Namespace(seed=0, judged=2, overrides=["match.updates=1"]))
     with pytest.raises(UserError, match=r"options\.json: seed: was 0 and is 1"):
         keep(tmp_path, Namespace(seed=1, judged=2, overrides=["match.updates=1"]))
+
+
+def test_teachers_of_a_folder_follow_those_that_ship(tables, tmp_path):
+    first, shipped = tables("study").first_teachers, shipped_teachers()
+    for name in ("sepia", "season"):
+        shutil.copyfile(shipped["season"], tmp_path / f"{name}.safetensors")
+    assert first(None, tmp_path) == {**shipped, "sepia": tmp_path / "sepia.safetensors"}
+    assert list(first(3, tmp_path)) == list(shipped)[:3]
+    with pytest.raises(UserError, match="14 effects are asked for and there are 13 teachers"):
+        first(14, tmp_path)
+    (tmp_path / "other.safetensors").touch()
+    with pytest.raises(UserError, match=r"other\.safetensors: name: is not an effect's"):
+        first(None, tmp_path)
 
 
 def test_rows_of_the_ablation_differ_in_what_their_names_say(tables):
@@ -61,9 +76,10 @@ def test_of_several_files_the_table_has_means_and_the_range(tmp_path):
     table = runpy.run_path(str(ROOT / "scripts" / "results_table.py"))["table"]
     for seed, value in enumerate([20.0, 22.0]):
         scores = {"psnr": value, "concept_accuracy": 0.5, "bad_case_rate": 0.1 * seed, "general_psnr": 30}
+        scores["perceptual_distance"] = 0.3 + 0.1 * seed
         interval = {"psnr": [0, 0], "concept_accuracy": [0, 0]}
         row = {"nfe": 8, "ci95": interval, "per_effect": {"thermal": {"psnr": value}}, **scores}
         (tmp_path / f"{seed}.json").write_text(json.dumps({"methods": {"student": row}}))
     text = table(tmp_path / "0.json", tmp_path / "1.json").splitlines()[-1]
-    expected = ["student", "8", "21.0 (20.0 to 22.0)", "21.0", "", "0.50 (0.50 to 0.50)", "0.05", "30.0"]
-    assert text == f"| {' | '.join(expected)} |"
+    expected = ["student", "8", "21.0 (20.0 to 22.0)", "21.0", "", "0.350", "0.50 (0.50 to 0.50)", "0.05"]
+    assert text == f"| {' | '.join(expected)} | 30.0 |"

@@ -4,7 +4,7 @@
 
 Two processes of one thread are faster than one of two; `python scripts/nano/long_run.py` works as well.
 
-Runs the method over all shipped teachers: the warm start, and from its last state the distillation; then, as
+Runs the method over all teachers: the warm start, and from its last state the distillation; then, as
 a control of equal time from the same state, more of the warm start (teacher matching, no critic) for as long
 as the distillation took. Judges source, teachers in their many steps, undistilled teachers in few, and the
 three students; writes sheet.png, report.html and metrics.json into DIR. The adapter is
@@ -18,7 +18,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from tables.study import NO_DISTILLATION, NUM_TEACHERS, Study, add_options
+from tables.study import NO_DISTILLATION, Study, add_options
 
 from collectionlora.adapters.roles import TEACHER
 from collectionlora.config import Settings
@@ -56,7 +56,7 @@ def main() -> None:
     add_options(parser)
     args = parser.parse_args()
     with faults_in_a_line(), joined_processes() as progress:
-        study = Study(args, LONG, NUM_TEACHERS, progress, NUM_GENERAL)
+        study = Study(args, LONG, None, progress, NUM_GENERAL)
         study.train(WARM, NO_DISTILLATION)
         study.train(DISTILLED, start=WARM)
         control = matching_overrides(study.run_folder(DISTILLED) / LOG, study.settings)

@@ -4,7 +4,7 @@
 
 Each effect sees `--pairs` crops of the training photographs. A teacher passes at 22 dB to the nearest valid
 outcome, or 8 dB over the untouched source. DIR gets NAME.safetensors for each that passes, and
-teachers.jsonl with one line for each that was tried.
+teachers.jsonl with one line for each that was tried; those are not tried again.
 """
 
 import argparse
@@ -113,12 +113,15 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
+    log = args.out / "teachers.jsonl"
     for name in args.effects:
+        if log.exists() and f'"effect": "{name}"' in log.read_text(encoding="utf-8"):
+            continue
         row = train(name, args)
         print(json.dumps(row), flush=True)
         settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k != "effects"}
-        with (args.out / "teachers.jsonl").open("a") as log:
-            log.write(json.dumps({**row, "settings": settings}) + "\n")
+        with log.open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps({**row, "settings": settings}) + "\n")
 
 
 if __name__ == "__main__":

@@ -105,6 +105,7 @@ class Session:
         with processes.main_first():
             writer = PromptWriter(collection, self.backbone, settings)
             self.prompts = {e.name: writer.write(e).student_prompt for e in collection.effects}
+        self.cache_keys: dict[str, str] = {}  # of what `make_targets` took
 
     def references(self, effect: str) -> list[Tensor]:
         """An effect's reference images, each `[1, 3, height, width]` in [0, 1]."""
@@ -115,7 +116,7 @@ class Session:
         """All data of the collection, from the cache where it is there."""
         maker = TargetMaker(self.collection, self.backbone, self.teachers, self.settings, progress)
         effects, general = maker.make(self.prompts)
-        self.data = {f"cache.{name}": key for name, key in maker.used.items()}
+        self.cache_keys = {f"cache.{name}": key for name, key in maker.used.items()}
         distill = self.settings.distill
         return Streams(
             effects,
@@ -140,7 +141,7 @@ class Session:
     def facts(self) -> dict[str, Any]:
         """All that the result of `distillation`, which was called before, depends on."""
         sections = ("model", "data", "student", "critic", "sampling", "targets", "match", "distill")
-        return run_facts(self.settings, sections, effects=list(self.prompts), **self.data)
+        return run_facts(self.settings, sections, effects=list(self.prompts), **self.cache_keys)
 
     def recipe_prompts(self) -> dict[str, str]:
         """What a user of the student writes for each effect."""

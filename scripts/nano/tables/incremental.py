@@ -11,7 +11,7 @@ from collectionlora.adapters.roles import STUDENT, TEACHER
 from collectionlora.effectbench.gate import Gate
 from collectionlora.files import write_json
 from collectionlora.progress import Progress
-from tables.study import NUM_TEACHERS, Study, add_effects_option, add_options
+from tables.study import Study, add_effects_option, add_options
 
 LAYER = {
     "match": {"updates": 750},
@@ -25,7 +25,7 @@ NUM_NEW = 2
 def options(parser: ArgumentParser) -> None:
     add_options(parser)
     parser.set_defaults(photos=32)
-    add_effects_option(parser, default=NUM_TEACHERS)
+    add_effects_option(parser, default=12)
     parser.add_argument("--margin", type=float, default=1.0, help="dB that a kept effect may lose")
 
 

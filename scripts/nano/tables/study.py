@@ -4,6 +4,7 @@ import json
 import shutil
 from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from collectionlora.effectbench.heldout import Heldout, heldout_photographs
 from collectionlora.effectbench.photographs import HELDOUT, TRAIN, load_photograph
 from collectionlora.effectbench.report.page import write_results
 from collectionlora.effectbench.running import run_bench
+from collectionlora.effects import EFFECTS
 from collectionlora.effects.crops import PhotoPool
 from collectionlora.effects.ordinary import load_photographs
 from collectionlora.errors import UserError
@@ -27,7 +29,6 @@ from collectionlora.session import resolve_settings
 from collectionlora.trainer import LOG
 
 OPTIONS = "options.json"
-NUM_TEACHERS = len(shipped_teachers())
 FREE = {"judged", "classifier_steps", "out"}  # options that change no training: they may be others next time
 NO_DISTILLATION = {"distill": {"student_updates": 0}}
 
@@ -54,6 +55,7 @@ def add_options(parser: ArgumentParser) -> None:
     add_judging_options(parser)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--photos", type=int, default=PHOTOS, help="crops that the effects are learned on")
+    parser.add_argument("--teachers", type=Path, help="folder of EFFECT.safetensors, beside those that ship")
     parser.add_argument("--set", dest="overrides", action="append", default=[], help="section.name=value")
 
 
@@ -65,8 +67,25 @@ def add_judging_options(parser: ArgumentParser) -> None:
 
 
 def add_effects_option(parser: ArgumentParser, default: int) -> None:
-    numbers = range(1, NUM_TEACHERS + 1)
-    parser.add_argument("--effects", type=int, default=default, choices=numbers, help="of those shipped")
+    parser.add_argument("--effects", type=int, default=default, help="how many")
+
+
+def first_teachers(number: int | None, extra: Path | None) -> dict[str, Path]:
+    """Teachers by effect: those that ship, then those of the folder `extra`; all, or the first ones.
+
+    Raises:
+        UserError: there are fewer, or the folder has a file that is not named after an effect.
+    """
+    found = shipped_teachers()
+    if extra:
+        for path in sorted(extra.glob("*.safetensors")):
+            if path.stem not in EFFECTS:
+                raise UserError(path, "name", "is not an effect's", "name it EFFECT.safetensors")
+            found.setdefault(path.stem, path)
+    if number and number > len(found):
+        message = f"{number} effects are asked for and there are {len(found)} teachers"
+        raise UserError(extra or "--teachers", "", message, "train more by scripts/nano/teachers.py")
+    return dict(islice(found.items(), number))
 
 
 def keep_options(out: Path, args: Namespace) -> None:
@@ -86,29 +105,33 @@ def keep_options(out: Path, args: Namespace) -> None:
 
 
 class Study:
-    """Runs over one collection of shipped teachers in OUT/collection, and what they are worth.
+    """Runs over one collection of teachers in OUT/collection, and what they are worth.
 
     Args:
         args: see `add_options`.
         layer: settings over nano's own; `--set` lies over both.
+        num_effects: as in `first_teachers`.
         num_general: photos of the general stream.
+
+    Raises:
+        UserError: see `first_teachers` and `keep_options`.
     """
 
     def __init__(
         self,
         args: Namespace,
         layer: Layer,
-        num_effects: int,
+        num_effects: int | None,
         progress: Progress,
         num_general: int = GENERAL_PHOTOS,
     ):
         self.args, self.progress = args, progress
         self.overrides = over(layer, parse_overrides([f"distill.seed={args.seed}", *args.overrides]))
         self.pool, folder = training_photographs(args.data), args.out / "collection"
+        teachers = first_teachers(num_effects, args.teachers)
         keep_options(args.out, args)
         with processes.main_first():
             if not (folder / MANIFEST).exists():
-                teachers = dict(list(shipped_teachers().items())[:num_effects])
                 build_collection(folder, teachers, self.pool, args.seed, num_general, args.photos)
         self.collection = Collection.load(folder)
         self.settings = resolve_settings(self.collection, self.overrides)
