@@ -73,6 +73,7 @@ TABLES = {
     "demo/metrics.json": "README.md",
     "long_run/metrics.json": "docs/results.md",
     "strength.json": "docs/studio.md",
+    "tables/ablation.json": "docs/results.md",
     "tables/deployment.json": "docs/results.md",
 }
 
