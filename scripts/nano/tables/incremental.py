@@ -13,11 +13,7 @@ from collectionlora.files import write_json
 from collectionlora.progress import Progress
 from tables.study import Study, add_effects_option, add_options
 
-LAYER = {
-    "match": {"updates": 750},
-    "distill": {"student_updates": 10, "batch_size": 4},
-    "add": {"match_updates": 100, "student_updates": 10},
-}
+LAYER = {"match": {"updates": 750}, "distill": {"student_updates": 10, "batch_size": 4}}
 METHODS = (TEACHER, f"{TEACHER}-8", STUDENT, f"{STUDENT}-4")
 NUM_NEW = 2
 

@@ -41,6 +41,7 @@ RECOMMENDED: dict[str, dict[str, Any]] = {
         "anchor_weight": 0,
         "rollout_steps": [8, 4],
     },
+    "add": {"match_updates": 400, "student_updates": 10},
 }
 WEIGHTS = Path(__file__).parents[1] / "weights" / "nano.safetensors"
 
