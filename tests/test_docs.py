@@ -76,6 +76,7 @@ TABLES = {  # a pattern of several files is of several seeds
     "tables/main-seed-*.json": "docs/results.md",
     "tables/ablation.json": "docs/results.md",
     "tables/composition.json": "docs/results.md",
+    "tables/incremental.json": "docs/results.md",
     "tables/deployment.json": "docs/results.md",
 }
 
