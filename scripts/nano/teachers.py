@@ -4,7 +4,7 @@
 
 Each effect sees `--pairs` crops of the training photographs. A teacher passes at 22 dB to the nearest valid
 outcome, or 8 dB over the untouched source. DIR gets NAME.safetensors for each that passes, and
-teachers.jsonl with one line for each that was tried; those are not tried again.
+teachers.jsonl with one line for each that was tried; those are not tried again with the same settings.
 """
 
 import argparse
@@ -92,6 +92,11 @@ def train(name: str, args: Any) -> dict[str, Any]:
     return {"effect": name, "passed": passed, **row, "loss": loss, "seconds": round(seconds)}
 
 
+def read_rows(log: Path) -> list[dict[str, Any]]:
+    """What was tried before."""
+    return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -114,12 +119,12 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
     log = args.out / "teachers.jsonl"
+    settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k != "effects"}
     for name in args.effects:
-        if log.exists() and f'"effect": "{name}"' in log.read_text(encoding="utf-8"):
+        if (name, settings) in ((row["effect"], row["settings"]) for row in read_rows(log)):
             continue
         row = train(name, args)
         print(json.dumps(row), flush=True)
-        settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k != "effects"}
         with log.open("a", encoding="utf-8") as lines:
             lines.write(json.dumps({**row, "settings": settings}) + "\n")
 

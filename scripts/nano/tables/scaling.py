@@ -10,14 +10,14 @@ from collectionlora import processes
 from collectionlora.adapters.roles import TEACHER
 from collectionlora.files import write_json
 from collectionlora.progress import Progress
-from tables.study import Study, add_options
+from tables.study import COUNTS, Study, add_options
 
 LAYER = {"distill": {"batch_size": 4}}
 
 
 def options(parser: ArgumentParser) -> None:
     add_options(parser)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[3, 6, 12])
+    parser.add_argument("--sizes", type=int, nargs="+", default=[3, 6, 12], choices=COUNTS, metavar="N")
     parser.add_argument("--matching", type=int, default=130, help="updates of the warm start for each effect")
     parser.add_argument("--distilling", type=int, default=4, help="student updates for each effect")
 

@@ -29,6 +29,7 @@ from collectionlora.session import resolve_settings
 from collectionlora.trainer import LOG
 
 OPTIONS = "options.json"
+COUNTS = range(1, len(EFFECTS) + 1)  # of effects in one LoRA
 FREE = {"judged", "classifier_steps", "out"}  # options that change no training: they may be others next time
 NO_DISTILLATION = {"distill": {"student_updates": 0}}
 
@@ -67,7 +68,7 @@ def add_judging_options(parser: ArgumentParser) -> None:
 
 
 def add_effects_option(parser: ArgumentParser, default: int) -> None:
-    parser.add_argument("--effects", type=int, default=default, help="how many")
+    parser.add_argument("--effects", type=int, default=default, choices=COUNTS, metavar="N")
 
 
 def first_teachers(number: int | None, extra: Path | None) -> dict[str, Path]:
@@ -82,7 +83,7 @@ def first_teachers(number: int | None, extra: Path | None) -> dict[str, Path]:
             if path.stem not in EFFECTS:
                 raise UserError(path, "name", "is not an effect's", "name it EFFECT.safetensors")
             found.setdefault(path.stem, path)
-    if number and number > len(found):
+    if number is not None and number > len(found):
         message = f"{number} effects are asked for and there are {len(found)} teachers"
         raise UserError(extra or "--teachers", "", message, "train more by scripts/nano/teachers.py")
     return dict(islice(found.items(), number))
