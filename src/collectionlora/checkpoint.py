@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.optim import Optimizer
 
 from collectionlora import processes
-from collectionlora.files import read_json, sha256, write_json, write_tensors
+from collectionlora.files import load_tensors, read_json, sha256, write_json, write_tensors
 
 log = logging.getLogger(__name__)
 
@@ -105,9 +105,8 @@ def latest_checkpoint(folder: Path) -> tuple[int, dict[str, Tensor]] | None:
     for path in checkpoints(folder):
         try:
             _prove(path)
-            with safe_open(path, framework="pt") as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                return int(file.metadata()["step"]), tensors
+            tensors, header = load_tensors(path)
+            return int(header["step"]), tensors
         except (SafetensorError, OSError, ValueError) as error:
             log.warning("%s: is damaged (%s) and passed over for the one before", path, error)
     return None

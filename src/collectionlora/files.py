@@ -156,12 +156,21 @@ def _as_os_error(error: SafetensorError) -> OSError:
     return OSError(int(number[1]), os.strerror(int(number[1]))) if number else OSError(str(error))
 
 
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and header of a safetensors file.
+
+    Raises:
+        SafetensorError, OSError: it is damaged, or cannot be read.
+    """
+    with safe_open(path, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return tensors, file.metadata() or {}
+
+
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]] | None:
-    """Tensors and header of a file that can be made again; None if there is none, or it is damaged."""
+    """The same of a file that can be made again; None if there is none, or it is damaged."""
     try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return tensors, file.metadata() or {}
+        return load_tensors(path)
     except FileNotFoundError:
         return None
     except (SafetensorError, OSError, ValueError) as error:

@@ -12,13 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from collectionlora.backbones.base import Condition, Prompt, Shapes
 from collectionlora.backbones.nano_network import EncodedCondition, NanoConfig, NanoTransformer
-from collectionlora.files import write_tensors
+from collectionlora.files import load_tensors, write_tensors
 from collectionlora.flow import few_step_sigmas
 from collectionlora.objectives import guided
 
@@ -105,11 +103,9 @@ class NanoBackbone:
         Raises:
             FileNotFoundError: there is no such file.
         """
-        with safe_open(path, framework="pt") as file:
-            sizes = {name: int(file.metadata()[name]) for name in NanoConfig().asdict()}
-        backbone = cls(NanoConfig(**sizes))
-        tensors = {name: tensor.float() for name, tensor in load_file(path).items()}
-        backbone.modules.load_state_dict(tensors)
+        tensors, header = load_tensors(path)
+        backbone = cls(NanoConfig(**{name: int(header[name]) for name in NanoConfig().asdict()}))
+        backbone.modules.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
         backbone.modules.requires_grad_(False).eval()
         return backbone
 
