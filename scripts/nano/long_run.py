@@ -6,9 +6,9 @@ Two processes of one thread are faster than one of two; `python scripts/nano/lon
 
 Runs the method over all teachers: the warm start, and from its last state the distillation; then, as
 a control of equal time from the same state, more of the warm start (teacher matching, no critic) for as long
-as the distillation took. Judges source, teachers in their many steps, undistilled teachers in few, and the
-three students; writes sheet.png, report.html and metrics.json into DIR. The adapter is
-DIR/collection/runs/distilled/collection.safetensors.
+as the distillation took; and the distillation from where the control ended. Judges source, teachers in their
+many steps, undistilled teachers in few, and the four students; writes sheet.png, report.html and metrics.json
+into DIR. The adapters are DIR/collection/runs/*/collection.safetensors.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from collectionlora.config import Settings
 from collectionlora.terminal import faults_in_a_line, joined_processes
 from collectionlora.trainer import LOG
 
-WARM, DISTILLED, CONTROL = "warm", "distilled", "matching"  # names of the runs
+WARM, DISTILLED, CONTROL, LONGER = "warm", "distilled", "matching", "matching-distilled"  # names of the runs
 STEPS = (8, 4, 2, 1)
 NUM_GENERAL = 256
 # Beside nano's own settings, which are a demo's: the warm start of an hour on two cores, checkpoints by time.
@@ -36,8 +36,8 @@ LONG: dict[str, dict[str, Any]] = {
 }
 
 
-def matching_overrides(log: Path, settings: Settings) -> dict[str, Any]:
-    """Settings that match teachers for as long as the run of `log` would take undisturbed.
+def equal_time(log: Path, settings: Settings) -> dict[str, Any]:
+    """Settings whose warm start takes as long as the whole run of `log` would undisturbed.
 
     Medians of seconds for each step: a run that was paused or shared its machine gives the same.
     """
@@ -45,8 +45,7 @@ def matching_overrides(log: Path, settings: Settings) -> dict[str, Any]:
     seconds = [end - start for start, end in itertools.pairwise([0.0, *ends])]
     matching, distilling = seconds[: settings.match.updates], seconds[settings.match.updates :]
     ratio = statistics.median(distilling) / statistics.median(matching)
-    updates = len(matching) + round(len(distilling) * ratio)
-    return {"match": {"updates": updates}, **NO_DISTILLATION}
+    return {"match": {"updates": len(matching) + round(len(distilling) * ratio)}}
 
 
 def main() -> None:
@@ -59,11 +58,12 @@ def main() -> None:
         study = Study(args, LONG, None, progress, NUM_GENERAL)
         study.train(WARM, NO_DISTILLATION)
         study.train(DISTILLED, start=WARM)
-        control = matching_overrides(study.run_folder(DISTILLED) / LOG, study.settings)
-        study.train(CONTROL, control, start=WARM)
+        longer = equal_time(study.run_folder(DISTILLED) / LOG, study.settings)
+        study.train(CONTROL, {**longer, **NO_DISTILLATION}, start=WARM)
+        study.train(LONGER, longer, start=CONTROL)
         methods = ["source", TEACHER, *(f"{TEACHER}-{n}" for n in STEPS)]
-        methods += [f"{run}-{n}" for run in (WARM, DISTILLED, CONTROL) for n in STEPS]
-        study.write(args.out, study.judge(methods), (DISTILLED, CONTROL))
+        methods += [f"{run}-{n}" for run in (WARM, DISTILLED, CONTROL, LONGER) for n in STEPS]
+        study.write(args.out, study.judge(methods), (DISTILLED, CONTROL, LONGER))
 
 
 if __name__ == "__main__":
