@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from collectionlora.effectbench.report.charts import Band, bar_chart, line_chart
-from collectionlora.effectbench.toy_studies import mean_and_range
+from collectionlora.effectbench.toy_studies import USUAL_EFFECTS, mean_and_range
 from collectionlora.files import write_text
 
 Rows = list[dict[str, Any]]
@@ -52,7 +52,10 @@ def main() -> None:
     if scaling := [row for row in rows if row["study"] == "scaling"]:
         labels = {"effects_mean": "student, mean", "effects_worst": "student, worst effect"}
         labels |= {"undistilled": "teachers in as few steps", "general": "student, general stream"}
-        lines = {label: curve(scaling, "effects", key) for key, label in labels.items()}
+        in_all = [row for row in scaling if not row["per_effect"]]
+        for_each = [row for row in scaling if row["per_effect"] or row["effects"] == USUAL_EFFECTS]
+        lines = {label: curve(in_all, "effects", key) for key, label in labels.items()}
+        lines["student, mean, as many updates for each effect"] = curve(for_each, "effects", "effects_mean")
         chart = line_chart("teachers in one student", "energy distance at 8 steps", lines, log_x=True)
         write_text(folder / "toy_scaling.svg", chart)
     if far := [row for row in rows if row["study"] == "far"]:
