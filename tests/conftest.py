@@ -24,11 +24,6 @@ LONGEST = (
 )
 
 
-def pytest_xdist_auto_num_workers(config):
-    """One more than there are cores: some tests wait for servers, browsers and other processes."""
-    return len(os.sched_getaffinity(0)) + 1
-
-
 def pytest_collection_modifyitems(items):
     places = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path.name, len(places)))
