@@ -47,6 +47,11 @@ def test_teachers_of_a_folder_follow_those_that_ship(tables, tmp_path):
         first(None, tmp_path)
 
 
+def test_a_collection_does_not_grow_from_nothing(tables, tmp_path):
+    with pytest.raises(UserError, match="--new: 4 of 4 leave none to keep"):
+        tables("incremental").make(Namespace(new=4, effects=4, out=tmp_path), print)
+
+
 def test_rows_of_the_ablation_differ_in_what_their_names_say(tables):
     ablation = tables("ablation")
     for row, (start, changes) in ablation.ROWS.items():

@@ -1,7 +1,8 @@
-"""`add` of two effects to a finished collection in few updates: what they reach, and what the others lost.
+"""`add` of effects to a finished collection in few updates: what they reach, and what the others lost.
 
-The two are the last of --effects. The same photos are judged before and after; OUT/before, OUT/after (both
-of the kept effects) and OUT/all have their reports. The gate is that of `bench --baseline`; it stops nothing.
+The new ones are the last of --effects. The same photos are judged before and after; OUT/before, OUT/after
+(both of the kept effects) and OUT/all have their reports. The gate is that of `bench --baseline`; it stops
+nothing.
 """
 
 from argparse import ArgumentParser, Namespace
@@ -9,25 +10,28 @@ from argparse import ArgumentParser, Namespace
 from collectionlora import growing, processes
 from collectionlora.adapters.roles import STUDENT, TEACHER
 from collectionlora.effectbench.gate import Gate
+from collectionlora.errors import UserError
 from collectionlora.files import write_json
 from collectionlora.progress import Progress
-from tables.study import Study, add_effects_option, add_options
+from tables.study import COUNTS, Study, add_effects_option, add_options
 
 LAYER = {"match": {"updates": 750}, "distill": {"student_updates": 10, "batch_size": 4}}
 METHODS = (TEACHER, f"{TEACHER}-8", STUDENT, f"{STUDENT}-4")
-NUM_NEW = 2
 
 
 def options(parser: ArgumentParser) -> None:
     add_options(parser)
     parser.set_defaults(photos=32)
     add_effects_option(parser, default=12)
+    parser.add_argument("--new", type=int, default=2, choices=COUNTS, metavar="N", help="effects to add")
     parser.add_argument("--margin", type=float, default=1.0, help="dB that a kept effect may lose")
 
 
 def make(args: Namespace, progress: Progress) -> None:
+    if args.new >= args.effects:
+        raise UserError("", "--new", f"{args.new} of {args.effects} leave none to keep", "add fewer")
     study, results = Study(args, LAYER, args.effects, progress), {}
-    kept, new = study.names[:-NUM_NEW], study.names[-NUM_NEW:]
+    kept, new = study.names[: -args.new], study.names[-args.new :]
     study.train("kept", names=kept)  # its adapter is the collection's again, also after an `add`
     for moment, names in {"before": kept, "after": kept, "all": study.names}.items():
         if moment == "after":
