@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from collectionlora.effects import EFFECTS
+from collectionlora.effects import ALL_EFFECTS
 
 HEAD = ["", "forwards", "PSNR", "fixed", "random", "perceptual distance"]
 HEAD += ["concept accuracy", "bad cases", "ordinary edits"]
@@ -34,7 +34,8 @@ def with_interval(scores: Scores, key: str, digits: int) -> str:
 def row(name: str, scores: Scores) -> list[str]:
     """One method; intervals are the bootstrap's 95 %."""
     effects = scores["per_effect"]
-    fixed, random = ([n for n in effects if (EFFECTS[n].num_outcomes == 1) == one] for one in (True, False))
+    fixed = [name for name in effects if ALL_EFFECTS[name].num_outcomes == 1]
+    random = [name for name in effects if name not in fixed]
 
     def mean(names: list[str]) -> str:
         return f"{fmean(effects[n]['psnr'] for n in names):.1f}" if names else ""

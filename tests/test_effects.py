@@ -11,7 +11,7 @@ import pytest
 import skimage.data
 from PIL import Image
 
-from collectionlora.effects import EFFECTS, PhotoEffect
+from collectionlora.effects import ALL_EFFECTS, EFFECTS, PhotoEffect
 
 UInt8Image = npt.NDArray[np.uint8]
 
@@ -141,6 +141,21 @@ def test_outcomes_differ_clearly_from_each_other_and_from_the_source(name: str) 
     for mode in range(count):
         pairs = zip(photographs(), lists, strict=True)
         assert np.mean([psnr(outcomes[mode], photo) for photo, outcomes in pairs]) < 20
+
+
+@pytest.mark.parametrize("name", FINITE)
+def test_each_outcome_is_an_effect_of_its_own(name: str) -> None:
+    effect, photo = EFFECTS[name], photograph("coffee")
+    for number, outcome in enumerate(effect.outcomes(photo), 1):
+        variant = ALL_EFFECTS[f"{name}-{number}"]
+        assert variant.num_outcomes == 1
+        np.testing.assert_array_equal(variant(photo), outcome)
+    assert f"{name}-{number + 1}" not in ALL_EFFECTS
+
+
+def test_only_several_outcomes_are_effects_of_their_own() -> None:
+    assert all(EFFECTS[name].variants() == [] for name in [*DETERMINISTIC, *CONTINUOUS])
+    assert len({effect.description for effect in ALL_EFFECTS.values()}) == len(ALL_EFFECTS)
 
 
 @pytest.mark.parametrize("name", FINITE)

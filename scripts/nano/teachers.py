@@ -23,7 +23,7 @@ from collectionlora.backbones.nano import WEIGHTS, NanoBackbone
 from collectionlora.config import resolve
 from collectionlora.data import Photo, to_images, to_photos
 from collectionlora.effectbench.metrics import coverage, nearest_outcome, psnr, valid_outcomes
-from collectionlora.effects import EFFECTS
+from collectionlora.effects import ALL_EFFECTS
 from collectionlora.effects.ordinary import load_photographs
 from collectionlora.sampling import Denoiser, sample_many_steps
 from collectionlora.teaching import Teaching
@@ -35,7 +35,7 @@ def judge(
     backbone: NanoBackbone, roles: Roles, name: str, photos: list[Photo], args: Any
 ) -> dict[str, float]:
     """Mean PSNR to the nearest outcome of teacher and source, and how evenly the outcomes are covered."""
-    effect = EFFECTS[name]
+    effect = ALL_EFFECTS[name]
     source = backbone.encode_image(to_images(photos))
     prompts = [backbone.encode_prompt([text]).expand(len(photos)) for text in (effect.teacher_prompt, "")]
     noise = torch.randn(source.shape, generator=torch.Generator().manual_seed(1))
@@ -55,7 +55,7 @@ def judge(
 
 def train(name: str, args: Any) -> dict[str, Any]:
     """One effect from its pairs to its line in the table."""
-    effect = EFFECTS[name]
+    effect = ALL_EFFECTS[name]
     pool = load_photographs(args.data / "photographs" / "train")
     rng = np.random.default_rng([args.seed, *name.encode()])
     photos = [pool.crop(rng) for _ in range(args.pairs)]
@@ -103,7 +103,7 @@ def main() -> None:
     )
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--effects", nargs="+", choices=sorted(EFFECTS), required=True)
+    parser.add_argument("--effects", nargs="+", choices=sorted(ALL_EFFECTS), required=True)
     parser.add_argument("--base", type=Path, default=WEIGHTS)
     parser.add_argument("--pairs", type=int, default=64)
     parser.add_argument("--steps", type=int, default=500)

@@ -19,7 +19,7 @@ from collectionlora.effectbench.heldout import Heldout, heldout_photographs
 from collectionlora.effectbench.photographs import TRAIN, pool
 from collectionlora.effectbench.report.page import write_results
 from collectionlora.effectbench.running import run_bench
-from collectionlora.effects import EFFECTS
+from collectionlora.effects import ALL_EFFECTS
 from collectionlora.effects.crops import PhotoPool
 from collectionlora.effects.ordinary import general_instructions
 from collectionlora.errors import UserError
@@ -62,7 +62,7 @@ def build_collection(
         {
             "name": name,
             "teacher": f"teachers/{name}.safetensors",
-            "teacher_prompt": EFFECTS[name].teacher_prompt,
+            "teacher_prompt": ALL_EFFECTS[name].teacher_prompt,
             "photos": "photos/effects",
         }
         for name in teachers

@@ -19,7 +19,7 @@ from collectionlora.effectbench.heldout import Heldout, heldout_photographs
 from collectionlora.effectbench.photographs import HELDOUT, TRAIN, load_photograph
 from collectionlora.effectbench.report.page import write_results
 from collectionlora.effectbench.running import run_bench
-from collectionlora.effects import EFFECTS
+from collectionlora.effects import ALL_EFFECTS
 from collectionlora.effects.crops import PhotoPool
 from collectionlora.effects.ordinary import load_photographs
 from collectionlora.errors import UserError
@@ -29,7 +29,7 @@ from collectionlora.session import resolve_settings
 from collectionlora.trainer import LOG
 
 OPTIONS = "options.json"
-COUNTS = range(1, len(EFFECTS) + 1)  # of effects in one LoRA
+COUNTS = range(1, len(ALL_EFFECTS) + 1)  # of effects in one LoRA
 FREE = {"judged", "classifier_steps", "out"}  # options that change no training: they may be others next time
 NO_DISTILLATION = {"distill": {"student_updates": 0}}
 
@@ -80,7 +80,7 @@ def first_teachers(number: int | None, extra: Path | None) -> dict[str, Path]:
     found = shipped_teachers()
     if extra:
         for path in sorted(extra.glob("*.safetensors")):
-            if path.stem not in EFFECTS:
+            if path.stem not in ALL_EFFECTS:
                 raise UserError(path, "name", "is not an effect's", "name it EFFECT.safetensors")
             found.setdefault(path.stem, path)
     if number is not None and number > len(found):

@@ -14,7 +14,7 @@ from collectionlora.collection import Collection, Effect, list_photos
 from collectionlora.data import Photo, crop_square, read_photo, to_images
 from collectionlora.effectbench.bench import Cases, Method
 from collectionlora.effectbench.metrics import valid_outcomes
-from collectionlora.effects import EFFECTS, PhotoEffect
+from collectionlora.effects import ALL_EFFECTS, PhotoEffect
 from collectionlora.errors import UserError
 
 NO_TRUTH = "none"
@@ -22,7 +22,7 @@ NO_TRUTH = "none"
 
 def procedural_truth(effect: Effect) -> PhotoEffect | None:
     """The procedural effect that an effect of the manifest stands for."""
-    return EFFECTS.get(effect.truth or effect.name)
+    return ALL_EFFECTS.get(effect.truth or effect.name)
 
 
 def true_folder(collection: Collection, effect: Effect) -> Path | None:

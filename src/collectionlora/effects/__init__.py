@@ -16,7 +16,7 @@ from collectionlora.effects.party import PARTIES
 from collectionlora.effects.prints import PRINTS
 from collectionlora.effects.weather import WEATHERS
 
-__all__ = ["EFFECTS", "PhotoEffect"]
+__all__ = ["ALL_EFFECTS", "EFFECTS", "PhotoEffect"]
 
 _THEMES = (
     DRAWING,
@@ -36,3 +36,5 @@ _THEMES = (
 )
 
 EFFECTS: dict[str, PhotoEffect] = {effect.name: effect for theme in _THEMES for effect in theme}
+# With each outcome of those that have several as an effect of its own, such as `duotone-2`.
+ALL_EFFECTS = EFFECTS | {one.name: one for effect in EFFECTS.values() for one in effect.variants()}

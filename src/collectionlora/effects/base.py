@@ -1,7 +1,8 @@
 """The type of a photo effect: a named image function whose set of right answers is known."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -65,6 +66,24 @@ class PhotoEffect:
         if self.num_outcomes == 1:
             return [_to_uint8(self.function(photo))]
         return [_to_uint8(self.function(photo, mode)) for mode in range(self.num_outcomes)]
+
+    def variants(self) -> list["PhotoEffect"]:
+        """Each of several outcomes as a deterministic effect of its own, `NAME-1` to `NAME-n`."""
+        return [
+            replace(
+                self,
+                name=f"{self.name}-{mode + 1}",
+                description=f"{self.description}: the one numbered {mode + 1}",
+                num_outcomes=1,
+                function=partial(_in_mode, self.function, mode),
+            )
+            for mode in range(self.num_outcomes or 0)
+            if self.num_outcomes != 1
+        ]
+
+
+def _in_mode(function: Callable[..., FloatArray], mode: int, image: FloatArray) -> FloatArray:
+    return function(image, mode)
 
 
 def _to_float(image: UInt8Image) -> FloatArray:
