@@ -38,13 +38,16 @@ def test_teachers_of_a_folder_follow_those_that_ship(tables, tmp_path):
     first, shipped = tables("study").first_teachers, shipped_teachers()
     for name in ("sepia", "season"):
         shutil.copyfile(shipped["season"], tmp_path / f"{name}.safetensors")
-    assert first(None, tmp_path) == {**shipped, "sepia": tmp_path / "sepia.safetensors"}
-    assert list(first(3, tmp_path)) == list(shipped)[:3]
+    assert first(None, [tmp_path]) == {**shipped, "sepia": tmp_path / "sepia.safetensors"}
+    assert list(first(3, [tmp_path])) == list(shipped)[:3]
+    (tmp_path / "more").mkdir()
+    shutil.copyfile(shipped["season"], tmp_path / "more" / "bloom.safetensors")
+    assert list(first(None, [tmp_path, tmp_path / "more"]))[-2:] == ["sepia", "bloom"]
     with pytest.raises(UserError, match="14 effects are asked for and there are 13 teachers"):
-        first(14, tmp_path)
+        first(14, [tmp_path])
     (tmp_path / "other.safetensors").touch()
     with pytest.raises(UserError, match=r"other\.safetensors: name: is not an effect's"):
-        first(None, tmp_path)
+        first(None, [tmp_path])
 
 
 def test_a_collection_does_not_grow_from_nothing(tables, tmp_path):

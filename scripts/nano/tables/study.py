@@ -56,7 +56,8 @@ def add_options(parser: ArgumentParser) -> None:
     add_judging_options(parser)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--photos", type=int, default=PHOTOS, help="crops that the effects are learned on")
-    parser.add_argument("--teachers", type=Path, help="folder of EFFECT.safetensors, beside those that ship")
+    text = "folders of EFFECT.safetensors, which follow those that ship"
+    parser.add_argument("--teachers", type=Path, nargs="+", default=[], help=text)
     parser.add_argument("--set", dest="overrides", action="append", default=[], help="section.name=value")
 
 
@@ -71,21 +72,20 @@ def add_effects_option(parser: ArgumentParser, default: int) -> None:
     parser.add_argument("--effects", type=int, default=default, choices=COUNTS, metavar="N")
 
 
-def first_teachers(number: int | None, extra: Path | None) -> dict[str, Path]:
-    """Teachers by effect: those that ship, then those of the folder `extra`; all, or the first ones.
+def first_teachers(number: int | None, folders: Sequence[Path]) -> dict[str, Path]:
+    """Teachers by effect: those that ship, then those of each folder by name; all, or the first ones.
 
     Raises:
-        UserError: there are fewer, or the folder has a file that is not named after an effect.
+        UserError: there are fewer, or a folder has a file that is not named after an effect.
     """
     found = shipped_teachers()
-    if extra:
-        for path in sorted(extra.glob("*.safetensors")):
-            if path.stem not in ALL_EFFECTS:
-                raise UserError(path, "name", "is not an effect's", "name it EFFECT.safetensors")
-            found.setdefault(path.stem, path)
+    for path in (path for folder in folders for path in sorted(folder.glob("*.safetensors"))):
+        if path.stem not in ALL_EFFECTS:
+            raise UserError(path, "name", "is not an effect's", "name it EFFECT.safetensors")
+        found.setdefault(path.stem, path)
     if number is not None and number > len(found):
         message = f"{number} effects are asked for and there are {len(found)} teachers"
-        raise UserError(extra or "--teachers", "", message, "train more by scripts/nano/teachers.py")
+        raise UserError("", "--teachers", message, "train more by scripts/nano/teachers.py")
     return dict(islice(found.items(), number))
 
 
@@ -96,7 +96,7 @@ def keep_options(out: Path, args: Namespace) -> None:
         UserError: the folder was begun with other options, of which its results would be a mixture.
     """
     path, before = out / OPTIONS, read_json(out / OPTIONS)
-    now = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
+    now = json.loads(json.dumps(vars(args), default=str))
     for name in (before or now).keys() - FREE:
         if before and before[name] != now.get(name):
             message = f"was {before[name]!r} and is {now.get(name)!r}"
