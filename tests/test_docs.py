@@ -75,6 +75,7 @@ TABLES = {  # a pattern of several files is of several seeds
     "strength.json": "docs/studio.md",
     "tables/main-seed-*.json": "docs/results.md",
     "tables/main-50.json": "docs/results.md",
+    "tables/scaling.json": "docs/results.md",
     "tables/ablation.json": "docs/results.md",
     "tables/composition.json": "docs/results.md",
     "tables/incremental.json": "docs/results.md",
