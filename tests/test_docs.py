@@ -79,6 +79,7 @@ TABLES = {  # a pattern of several files is of several seeds
     "tables/ablation.json": "docs/results.md",
     "tables/composition.json": "docs/results.md",
     "tables/incremental.json": "docs/results.md",
+    "tables/incremental-54.json": "docs/results.md",
     "tables/deployment.json": "docs/results.md",
 }
 
