@@ -66,7 +66,7 @@ def methods_table(files: Sequence[Metrics]) -> str:
 
 
 def scaling_table(metrics: Metrics) -> str:
-    """Every size with its teachers; the last column is the PSNR of the effects that all sizes have."""
+    """Every size with its teachers; the last columns are of the effects that all sizes have."""
     sizes = metrics["sizes"]
     common = next(iter(sizes.values()))["effects"]
     rows = [
@@ -74,11 +74,13 @@ def scaling_table(metrics: Metrics) -> str:
             size,
             *row(name.replace(f"{size}-effects", "student"), scores),
             f"{fmean(scores['per_effect'][e]['psnr'] for e in common):.1f}",
+            f"{fmean(scores['per_effect'][e]['concept_accuracy'] for e in common):.2f}",
         ]
         for size, of_size in sizes.items()
         for name, scores in of_size["methods"].items()
     ]
-    return markdown(["effects", *HEAD, f"PSNR of the first {len(common)}"], rows)
+    last = [f"PSNR of the first {len(common)}", "their concept accuracy"]
+    return markdown(["effects", *HEAD, *last], rows)
 
 
 def incremental_table(metrics: Metrics) -> str:

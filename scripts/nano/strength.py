@@ -37,7 +37,7 @@ from collectionlora.editing import STRIP, Editor
 from collectionlora.effectbench.gallery import contact_sheet
 from collectionlora.effectbench.metrics import psnr, valid_outcomes
 from collectionlora.effectbench.photographs import HELDOUT, pool
-from collectionlora.effects import EFFECTS
+from collectionlora.effects import ALL_EFFECTS
 from collectionlora.files import write_json
 from collectionlora.flow import add_noise, few_step_sigmas
 from collectionlora.sampling import Denoiser, noise_like, sample_few_steps
@@ -131,7 +131,7 @@ def sharpness(photo: NDArray[np.float64] | Photo) -> float:
 
 def judge(strip: Sequence[Sequence[Photo]], photos: Sequence[Photo], effect: str) -> dict[str, float]:
     """The numbers of one candidate and effect; `strip` by strength, then by photo."""
-    outcomes = [valid_outcomes(EFFECTS[effect], photo) for photo in photos]
+    outcomes = [valid_outcomes(ALL_EFFECTS[effect], photo) for photo in photos]
 
     def ideals(index: int, strength: float) -> list[Photo]:
         photo = photos[index].astype(float)
@@ -173,7 +173,7 @@ def main() -> None:
     images = to_images(photos)
     table: dict[str, dict[str, dict[str, float]]] = {}
     rows = []
-    for effect in (name for name in editor.recipe.effects if name in EFFECTS):
+    for effect in (name for name in editor.recipe.effects if name in ALL_EFFECTS):
         for name, candidate in Candidates(editor, args.collection).all().items():
             strip = [to_photos(candidate(images, editor.prompt([effect]), s, args.steps)) for s in STRIP]
             table.setdefault(name, {})[effect] = judge(strip, photos, effect)

@@ -32,7 +32,7 @@ from collectionlora.effectbench.bench import Cases, draw_crops
 from collectionlora.effectbench.classifier import ConceptClassifier, load_or_train, probabilities
 from collectionlora.effectbench.metrics import nearest_outcome, valid_outcomes
 from collectionlora.effectbench.scoring import Values, average, mean_over_effects
-from collectionlora.effects import EFFECTS
+from collectionlora.effects import ALL_EFFECTS
 from collectionlora.effects.crops import PhotoPool
 from collectionlora.files import read_tensors, write_json, write_tensors
 from collectionlora.progress import Progress
@@ -73,7 +73,7 @@ class Teachers:
         key = "+".join(names)
         self.library.teachers[key] = add([self.loras[name].weights for name in names])
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        text = compose([EFFECTS[name].teacher_prompt for name in names])
+        text = compose([ALL_EFFECTS[name].teacher_prompt for name in names])
         condition = encode_condition(self.backbone, [text] * len(images), images)
         uncond = condition.with_prompt(self.backbone.encode_prompt([""] * len(images)))
         with self.library.use(key):
@@ -89,7 +89,7 @@ def true_picture(effects: Sequence[str], images: Tensor, seeds: Sequence[int]) -
     for photo, seed in zip(to_photos(images), seeds, strict=True):
         rng = np.random.default_rng(seed)
         for name in effects:
-            photo = EFFECTS[name](photo, rng)
+            photo = ALL_EFFECTS[name](photo, rng)
         made.append(photo)
     return to_images(made)
 
@@ -139,8 +139,8 @@ def fidelity(pair: Pair, photos: Sequence[Photo], made: Sequence[Photo]) -> Valu
     """PSNR in dB to the nearest right answer, `[N]`."""
     values = []
     for photo, image in zip(photos, made, strict=True):
-        between = valid_outcomes(EFFECTS[pair[0]], photo)
-        outcomes = [answer for one in between for answer in valid_outcomes(EFFECTS[pair[1]], one)]
+        between = valid_outcomes(ALL_EFFECTS[pair[0]], photo)
+        outcomes = [answer for one in between for answer in valid_outcomes(ALL_EFFECTS[pair[1]], one)]
         values.append(nearest_outcome(image, outcomes)[1])
     return np.array(values)
 
@@ -163,7 +163,7 @@ def make(args: Namespace, progress: Progress) -> None:
         pictures[name] = processes.make_together([partial(draw, folder, key, how, p, cases) for p in pairs])
         progress("pictures", number, len(found), {})
     if processes.is_main():
-        effects = {name: EFFECTS[name] for name in names}
+        effects = {name: ALL_EFFECTS[name] for name in names}
         others = training_photographs(args.data)
         classifier = load_or_train(args.out, effects, others, args.classifier_steps, args.seed)
         rows = judge(classifier, pairs, cases.photos, pictures)

@@ -69,6 +69,8 @@ class PhotoEffect:
 
     def variants(self) -> list["PhotoEffect"]:
         """Each of several outcomes as a deterministic effect of its own, `NAME-1` to `NAME-n`."""
+        if self.num_outcomes in (1, None):
+            return []
         return [
             replace(
                 self,
@@ -77,8 +79,7 @@ class PhotoEffect:
                 num_outcomes=1,
                 function=partial(_in_mode, self.function, mode),
             )
-            for mode in range(self.num_outcomes or 0)
-            if self.num_outcomes != 1
+            for mode in range(self.num_outcomes)
         ]
 
 
