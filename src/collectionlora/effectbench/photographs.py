@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from skimage import data
-from sklearn.datasets import load_sample_image
 
 from collectionlora.data import Photo
 from collectionlora.effects.crops import PhotoPool
@@ -16,6 +15,9 @@ HELDOUT = ("chelsea", "rocket", "china")
 def load_photograph(name: str) -> Photo:
     """One of `TRAIN` or `HELDOUT`, uint8 `[H, W, 3]`; read from the installed packages, never downloaded."""
     if name in ("china", "flower"):
+        # A second of every command that shows no such photograph.
+        from sklearn.datasets import load_sample_image
+
         return np.asarray(load_sample_image(f"{name}.jpg"))
     if name == "motorcycle":
         return np.asarray(data.stereo_motorcycle()[0])
