@@ -1,6 +1,6 @@
 """The ablation on the toy world, in exact distances; resumes.
 
-    python scripts/toy_world.py [--out FILE] [--only NAME ...] [--seeds 3]
+    python scripts/toy_world.py [--out FILE] [--only NAME ...] [--seeds 5]
 
 A row of FILE is a variant at one number of steps, with the CPU seconds of its training; what is there is not
 made again. Draw them with toy_plots.py.
@@ -63,7 +63,7 @@ def main() -> None:
     parser.add_argument(
         "--displacement", type=float, default=4.0, help="distance of the effects from the base"
     )
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=5)
     args = parser.parse_args()
     torch.set_num_threads(1)
     table = Table(args.out)
