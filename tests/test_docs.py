@@ -77,6 +77,8 @@ TABLES = {  # a pattern of several files is of several seeds
     "tables/main-50.json": "docs/results.md",
     "tables/scaling.json": "docs/results.md",
     "tables/ablation.json": "docs/results.md",
+    "tables/starts-seed-0.json": "docs/results.md",
+    "tables/starts-seed-1.json": "docs/results.md",
     "tables/composition.json": "docs/results.md",
     "tables/incremental.json": "docs/results.md",
     "tables/incremental-54.json": "docs/results.md",

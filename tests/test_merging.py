@@ -1,8 +1,11 @@
 import pytest
 import torch
+from small_collection import build
 
+from collectionlora.adapters.formats import read_lora
 from collectionlora.adapters.low_rank import change
 from collectionlora.adapters.merging import MERGES, add, merge
+from collectionlora.api import distill
 
 
 def lora(seed, rank=2, modules=("m",)):
@@ -46,3 +49,21 @@ def test_svd_is_the_nearest_to_the_mean_and_linear_of_equals_is_itself():
     same = merge([loras[0]] * 3, "linear", rank=2)["m"]
     # The root of a third, three times, in both factors: three times the change.
     torch.testing.assert_close(change(same), 3 * change(loras[0]["m"]))
+
+
+def test_a_student_begins_as_the_mean_of_its_teachers(tmp_path):
+    settings = {
+        "student": {"rank": 16},
+        "critic": {"rank": 16},
+        "data": {"resolution": 16},
+        "targets": {"steps": 1, "general": 2},
+        "match": {"updates": 1, "learning_rate": 1e-12, "start": "merge"},
+        "distill": {"student_updates": 0},
+    }
+    folder = build(tmp_path / "mine", settings=settings)
+    student = read_lora(distill(folder)).weights
+    teachers = [read_lora(path).weights for path in sorted((folder / "teachers").iterdir())]
+    mean = add(teachers, 0.5)
+    assert student.keys() == mean.keys()
+    for module, pair in mean.items():
+        torch.testing.assert_close(change(student[module]), change(pair))

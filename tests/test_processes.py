@@ -130,7 +130,7 @@ def launched(tmp_path_factory):
     bench_collection.build(folder / "judged", prompts)
     # Behind the dashes nothing is read as an abbreviated option of torchrun.
     said = torchrun("-m", "--", "collectionlora", "distill", folder / "first", "--json")
-    torchrun(HERE / "two_processes.py", folder, "whole", "stopped", "sharded", "judged")
+    torchrun(HERE / "two_processes.py", folder, "whole", "stopped", "sharded", "copied", "judged")
     return folder, said
 
 
@@ -287,6 +287,11 @@ def test_a_launch_that_is_not_one_says_so(collections, monkeypatch):
     monkeypatch.delenv("WORLD_SIZE")
     with pytest.raises(UserError, match="several processes"):
         api.distill(collections[1], overrides={"model": {"sharding": "fsdp"}})
+
+
+def test_what_is_copied_from_the_main_process_is_the_same_in_all(launched):
+    for rank in (0, 1):
+        assert json.loads((launched[0] / f"copied-{rank}.json").read_text()) == [7, 7]
 
 
 def test_a_bench_of_two_processes_is_that_of_one(launched, monkeypatch):

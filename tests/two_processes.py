@@ -111,6 +111,12 @@ def sharded(folder):
     (runs / f"held-{processes.rank()}.json").write_text(json.dumps(numbers))
 
 
+def copied(folder):
+    tensor = torch.full((2,), float(7 - processes.rank()))
+    processes.copy_from_main([tensor])
+    (folder / f"copied-{processes.rank()}.json").write_text(json.dumps(tensor.tolist()))
+
+
 def judge_quickly(put):
     """Few steps of the classifier, few ordinary edits; `put(owner, name, value)` as `setattr`."""
     put(api, "CLASSIFIER_STEPS", 2)

@@ -9,7 +9,7 @@ Two processes of one thread are faster than one of two; `python scripts/nano/tab
 
 import argparse
 
-from tables import ablation, composition, deployment, incremental, main_table, scaling
+from tables import ablation, composition, deployment, incremental, main_table, scaling, starts
 
 from collectionlora.terminal import faults_in_a_line, joined_processes
 
@@ -17,6 +17,7 @@ TABLES = {
     "main": main_table,
     "ablation": ablation,
     "scaling": scaling,
+    "starts": starts,
     "incremental": incremental,
     "composition": composition,
     "deployment": deployment,

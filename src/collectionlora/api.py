@@ -201,6 +201,8 @@ def distill(
         if not resume:
             refuse_unfinished(folder)
         session = Session(collection, settings, with_critics=True)
+        if settings.match.start == "merge":
+            session.start_from_merge()
         distillation = session.distillation(progress)
         begin(folder, session.facts(), resume, anyway=True)
         if processes.is_main():

@@ -99,6 +99,9 @@ class MatchSettings(Section):
         "velocity",
         description="follow the teacher's velocity, or flow matching on samples of all teachers at once",
     )
+    start: Literal["base", "merge"] = Field(
+        "base", description="the student begins as the bare base, or as the mean of its teachers (SVD merge)"
+    )
 
 
 class DistillSettings(Section):

@@ -119,6 +119,14 @@ def make_together(makers: Sequence[Callable[[], Any]]) -> list[Any]:
     return [make() for make in makers]
 
 
+@torch.no_grad()
+def copy_from_main(tensors: Sequence[Tensor]) -> None:
+    """Give tensors, none of them sharded, the main process' values; all must call it."""
+    if world_size() > 1:
+        for tensor in tensors:
+            dist.broadcast(tensor, 0)
+
+
 def whole(tensor: Tensor) -> Tensor:
     """A tensor in one piece; of a sharded one a copy, for which all processes must ask at once."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from collectionlora import __version__, processes
 from collectionlora.adapters.formats import read_lora
+from collectionlora.adapters.merging import merge
 from collectionlora.adapters.recipe import Recipe, write_adapter
 from collectionlora.adapters.roles import STUDENT, TEACHER, Roles, TeacherLibrary, critic_role, target_weights
 from collectionlora.adapters.sharding import shard
@@ -106,6 +107,13 @@ class Session:
             writer = PromptWriter(collection, self.backbone, settings)
             self.prompts = {e.name: writer.write(e).student_prompt for e in collection.effects}
         self.cache_keys: dict[str, str] = {}  # of what `make_targets` took
+
+    def start_from_merge(self) -> None:
+        """Let the student begin as the mean of its teachers, as near as its rank comes."""
+        teachers = list(self.teachers.teachers.values())
+        self.roles.load(STUDENT, merge(teachers, "svd", self.settings.student.rank))
+        # Signs of singular vectors may differ between kinds of processors.
+        processes.copy_from_main(self.roles.parameters(STUDENT))
 
     def references(self, effect: str) -> list[Tensor]:
         """An effect's reference images, each `[1, 3, height, width]` in [0, 1]."""

@@ -1,0 +1,50 @@
+"""What a student begins as, each way with the same time of the warm start.
+
+`from-base` begins as the bare base, `from-merge` as the mean of its teachers, as near as its rank comes, and
+`wide` as the base with twice the rank. The time is that of `from-base` at `match.updates`: how many updates
+another row gets follows from its pace in a short run. Nothing is distilled.
+"""
+
+import json
+import statistics
+from argparse import ArgumentParser, Namespace
+from itertools import pairwise
+from typing import Any
+
+from collectionlora.adapters.roles import TEACHER
+from collectionlora.progress import Progress
+from collectionlora.trainer import LOG
+from tables.study import NO_DISTILLATION, Study, add_effects_option, add_options, over
+
+Layer = dict[str, dict[str, Any]]
+BASE = "from-base"
+ROWS: dict[str, Layer] = {
+    "from-merge": {"match": {"start": "merge"}},
+    "wide": {"student": {"rank": 64}, "critic": {"rank": 64}},
+}
+PROBE, WARM_UP = 24, 2  # updates that tell a pace, and the first of them, which do not
+
+
+def options(parser: ArgumentParser) -> None:
+    add_options(parser)
+    add_effects_option(parser, default=12)
+    parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=ROWS)
+
+
+def pace(study: Study, run: str) -> float:
+    """Median seconds of an update."""
+    lines = (study.run_folder(run) / LOG).read_text().splitlines()
+    ends = [json.loads(line)["seconds"] for line in lines[WARM_UP:]]
+    return statistics.median(end - start for start, end in pairwise(ends))
+
+
+def make(args: Namespace, progress: Progress) -> None:
+    study = Study(args, NO_DISTILLATION, args.effects, progress)
+    updates = study.settings.match.updates
+    study.train(BASE)
+    for row in args.rows:
+        probe = f"{row}-pace"
+        study.train(probe, over(ROWS[row], {"match": {"updates": PROBE}}))
+        number = round(updates * pace(study, BASE) / pace(study, probe))
+        study.train(row, over(ROWS[row], {"match": {"updates": number}}))
+    study.write(args.out, study.judge([f"{TEACHER}-8", BASE, *args.rows]), [BASE, *args.rows])
