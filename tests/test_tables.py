@@ -34,6 +34,12 @@ def test_a_folder_begun_with_other_options_is_refused(tables, tmp_path):
         keep(tmp_path, Namespace(seed=1, judged=2, overrides=["match.updates=1"]))
 
 
+def test_each_step_took_what_lies_between_its_end_and_the_one_before(tables, tmp_path):
+    log = tmp_path / "log.jsonl"
+    log.write_text("".join(json.dumps({"step": i, "seconds": s}) + "\n" for i, s in enumerate([2, 3, 6])))
+    assert tables("study").step_seconds(log) == [2, 1, 3]
+
+
 def test_teachers_of_a_folder_follow_those_that_ship(tables, tmp_path):
     first, shipped = tables("study").first_teachers, shipped_teachers()
     for name in ("sepia", "season"):

@@ -12,13 +12,11 @@ into DIR. The adapters are DIR/collection/runs/*/collection.safetensors.
 """
 
 import argparse
-import itertools
-import json
 import statistics
 from pathlib import Path
 from typing import Any
 
-from tables.study import NO_DISTILLATION, Study, add_options
+from tables.study import NO_DISTILLATION, Study, add_options, step_seconds
 
 from collectionlora.adapters.roles import TEACHER
 from collectionlora.config import Settings
@@ -41,8 +39,7 @@ def equal_time(log: Path, settings: Settings) -> dict[str, Any]:
 
     Medians of seconds for each step: a run that was paused or shared its machine gives the same.
     """
-    ends = [json.loads(line)["seconds"] for line in log.read_text().splitlines()]
-    seconds = [end - start for start, end in itertools.pairwise([0.0, *ends])]
+    seconds = step_seconds(log)
     matching, distilling = seconds[: settings.match.updates], seconds[settings.match.updates :]
     ratio = statistics.median(distilling) / statistics.median(matching)
     return {"match": {"updates": len(matching) + round(len(distilling) * ratio)}}

@@ -201,7 +201,7 @@ def distill(
         if not resume:
             refuse_unfinished(folder)
         session = Session(collection, settings, with_critics=True)
-        if settings.match.start == "merge":
+        if settings.match.start == "merge":  # of a resumed run as well, which may find no whole checkpoint
             session.start_from_merge()
         distillation = session.distillation(progress)
         begin(folder, session.facts(), resume, anyway=True)

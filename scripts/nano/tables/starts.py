@@ -5,16 +5,14 @@
 another row gets follows from its pace in a short run. Nothing is distilled.
 """
 
-import json
 import statistics
 from argparse import ArgumentParser, Namespace
-from itertools import pairwise
 from typing import Any
 
 from collectionlora.adapters.roles import TEACHER
 from collectionlora.progress import Progress
 from collectionlora.trainer import LOG
-from tables.study import NO_DISTILLATION, Study, add_effects_option, add_options, over
+from tables.study import NO_DISTILLATION, Study, add_effects_option, add_options, over, step_seconds
 
 Layer = dict[str, dict[str, Any]]
 BASE = "from-base"
@@ -33,9 +31,7 @@ def options(parser: ArgumentParser) -> None:
 
 def pace(study: Study, run: str) -> float:
     """Median seconds of an update."""
-    lines = (study.run_folder(run) / LOG).read_text().splitlines()
-    ends = [json.loads(line)["seconds"] for line in lines[WARM_UP:]]
-    return statistics.median(end - start for start, end in pairwise(ends))
+    return statistics.median(step_seconds(study.run_folder(run) / LOG)[WARM_UP:])
 
 
 def make(args: Namespace, progress: Progress) -> None:

@@ -4,7 +4,7 @@ import json
 import shutil
 from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping, Sequence
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +184,12 @@ class Study:
         if processes.is_main():
             write_results(out, result, logs)
         processes.barrier()
+
+
+def step_seconds(log: Path) -> list[float]:
+    """What each step of a training took."""
+    ends = [json.loads(line)["seconds"] for line in log.read_text().splitlines()]
+    return [end - start for start, end in pairwise([0.0, *ends])]
 
 
 def last_seconds(log: Path) -> float:
