@@ -1,6 +1,7 @@
 """A finished adapter in use: files of any size, mode and orientation, through Python and the command line."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from collectionlora.adapters.roles import STUDENT, Roles
 from collectionlora.backbones.nano import NanoBackbone
 from collectionlora.cli import app
 from collectionlora.data import read_photo, to_photos
+from collectionlora.destinations import plan_jobs, select_jobs
 from collectionlora.editing import Editor, edit, strength_strip
 from collectionlora.errors import UserError
 
@@ -116,7 +118,7 @@ def test_a_folder_goes_in_and_a_folder_comes_out(adapter, tmp_path, capsys):
     arguments = ["edit", adapter, "--effect", "beta", "--photo", tmp_path / "in", "--out", tmp_path / "out"]
     assert run([*arguments, "--steps", "1", "--json"]) == 0
     written = json.loads(capsys.readouterr().out)["images"]
-    assert written == [str(tmp_path / "out" / "a.png"), str(tmp_path / "out" / "sub" / "b.png")]
+    assert written == [str(tmp_path / "out" / "a-beta.png"), str(tmp_path / "out" / "sub" / "b-beta.png")]
     assert all((Image.open(path).size == (80, 60)) for path in written)
 
 
@@ -140,6 +142,102 @@ def test_bad_input_is_one_line_and_writes_nothing(adapter, tmp_path, arguments, 
     assert words in str(error.value)
     assert "\n" not in str(error.value)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in.png"]
+
+
+def test_a_photo_needs_no_more_than_an_effect(adapter, tmp_path, capsys):
+    picture().save(tmp_path / "me.jpg")
+    quick = ["--steps", "1", "--json"]
+    assert run(["edit", adapter, tmp_path / "me.jpg", "--effect", "beta", "--then", "alpha", *quick]) == 0
+    assert run(["edit", adapter, tmp_path / "me.jpg", "--effect", "all", *quick]) == 0
+    made = [json.loads(line)["images"] for line in capsys.readouterr().out.splitlines()]
+    names = [[Path(path).name for path in paths] for paths in made]
+    assert names == [["me-beta-alpha.png"], ["me-alpha.png", "me-beta.png"]]
+    assert all(Path(path).parent == tmp_path and Path(path).exists() for paths in made for path in paths)
+
+
+def test_a_folder_goes_on_where_it_stopped_and_names_what_cannot_be_read(adapter, tmp_path, capsys):
+    for name in ("a", "c"):
+        picture().save(in_folder(tmp_path / "in") / f"{name}.png")
+    (tmp_path / "in" / "b.png").write_bytes(b"no photo")
+    arguments = ["edit", adapter, tmp_path / "in", "--effect", "beta", "--out", tmp_path / "out"]
+    assert run([*arguments, "--steps", "1"]) == 2
+    assert "error: " in (told := capsys.readouterr().err)
+    assert "b.png: cannot be read as an image" in told
+    made = sorted((tmp_path / "out").iterdir())
+    assert [path.name for path in made] == ["a-beta.png", "c-beta.png"]
+    before = made[0].read_bytes()
+    made[1].unlink()
+    (tmp_path / "in" / "b.png").unlink()
+    assert run([*arguments, "--seed", "1", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["images"], told["skipped"]) == ([str(made[1])], [str(made[0])])
+    assert made[0].read_bytes() == before
+    assert run([*arguments, "--seed", "1", "--overwrite"]) == 0
+    assert made[0].read_bytes() != before
+
+
+def in_folder(folder):
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("out", "more", "words"),
+    [
+        ("me.png", [], "me.png: --out: is a file that this edit reads; give another file or folder"),
+        ("me.png", ["--overwrite"], "is a file that this edit reads"),
+        ("link.png", ["--overwrite"], "is a file that this edit reads"),
+        ("twin.png", ["--overwrite"], "is a file that this edit reads"),
+        ("old.png", [], "old.png: --out: exists already; give --overwrite, or another --out"),
+        ("old.png", ["--effect", "all"], "is one file for 2 results; give a folder"),
+    ],
+)
+def test_no_file_is_replaced_unasked(adapter, tmp_path, monkeypatch, out, more, words):
+    monkeypatch.setattr(Editor, "load", lambda _: pytest.fail("a model was loaded before all was checked"))
+    picture().save(tmp_path / "me.png")
+    (tmp_path / "link.png").symlink_to("me.png")
+    (tmp_path / "twin.png").hardlink_to(tmp_path / "me.png")
+    (tmp_path / "old.png").write_text("dear")
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    arguments = ["edit", str(adapter), str(tmp_path / "me.png"), "--effect", "alpha", *more]
+    with pytest.raises(UserError, match=words):
+        app([*arguments, "--out", str(tmp_path / out)])
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_reference_is_never_a_result(tmp_path):
+    picture().save(tmp_path / "me.png")
+    picture().save(tmp_path / "look.png")
+    jobs = plan_jobs(tmp_path / "me.png", [("alpha",)], tmp_path / "look.png")
+    with pytest.raises(UserError, match="is a file that this edit reads"):
+        select_jobs(jobs, [tmp_path / "look.png"], overwrite=True)
+
+
+def test_photos_of_one_name_have_results_of_their_own(tmp_path):
+    names = ["b.png", "me.JPG", "me.png", "me.webp"]
+    for name in names:
+        (in_folder(tmp_path / "in") / name).touch()
+    jobs = plan_jobs(tmp_path / "in", [("alpha",)], tmp_path / "out")
+    expected = ["b-alpha.png", "me.JPG-alpha.png", "me.png-alpha.png", "me.webp-alpha.png"]
+    assert [job.out.name for job in select_jobs(jobs, [], overwrite=False)] == expected
+    (tmp_path / "in" / "ME.png").touch()  # one file with me.png on macOS and Windows
+    with pytest.raises(UserError, match=r"would be the result of .*; rename one of the photos"):
+        select_jobs(plan_jobs(tmp_path / "in", [("alpha",)], tmp_path / "out"), [], overwrite=False)
+
+
+@pytest.mark.parametrize(
+    ("out", "words"),
+    [
+        (None, "--out: is missing; a folder of photos needs a folder for its results"),
+        ("in", "lies in the folder of the photos; give a folder outside of it"),
+        ("in/made", "lies in the folder of the photos"),
+        ("in/me.png", "is a file; a folder of photos needs a folder"),
+    ],
+)
+def test_results_of_a_folder_are_no_photos_of_the_next_call(tmp_path, out, words):
+    (in_folder(tmp_path / "in") / "me.png").touch()
+    with pytest.raises(UserError, match=words):
+        plan_jobs(tmp_path / "in", [("alpha",)], out and tmp_path / out)
 
 
 def test_a_plain_folder_or_file_is_refused_with_the_mend(tmp_path):

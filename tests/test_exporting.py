@@ -85,6 +85,20 @@ def test_an_export_is_the_same_adapter_and_can_itself_be_used(tmp_path, collecti
     assert read_adapter(tmp_path / "out" / file)[1] == RECIPE
 
 
+def test_a_file_that_exists_is_replaced_only_on_request(tmp_path, collection):
+    readme = tmp_path / "out" / "README.md"
+    readme.parent.mkdir()
+    readme.write_text("mine")
+    with pytest.raises(UserError, match=r"README\.md: --out: exists already; give --overwrite, or another"):
+        export(collection, "diffusers", tmp_path / "out")
+    assert [path.read_text() for path in (tmp_path / "out").iterdir()] == ["mine"]
+    export(collection, "diffusers", tmp_path / "out", overwrite=True)
+    assert readme.read_text() != "mine"
+    export(collection, "diffusers", tmp_path / "out")
+    with pytest.raises(UserError, match=r"README\.md: --out: exists already"):
+        export(collection, "peft", tmp_path / "out")
+
+
 def test_diffusers_keys_carry_their_scale(tmp_path, collection):
     export(collection, "diffusers", tmp_path / "out")
     tensors = load_file(tmp_path / "out" / "pytorch_lora_weights.safetensors")

@@ -19,7 +19,7 @@ FLOORS = [
         "collection",
         "memory",
     },
-    {"objectives", "adapters", "prompting", "data", "vlm", "rewriting"},
+    {"objectives", "adapters", "prompting", "data", "destinations", "vlm", "rewriting"},
     {"backbones"},
     {"checkpoint", "run_folder", "sampling", "streams", "workflows"},
     {"families"},

@@ -1,5 +1,6 @@
 """The verbs as functions: what the command line calls, and what `import collectionlora` offers."""
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -23,18 +24,19 @@ from collectionlora.effectbench.report.page import write_results
 from collectionlora.effectbench.running import DEFAULT_METHODS, run_bench
 from collectionlora.errors import UserError
 from collectionlora.exporting import export
-from collectionlora.files import write_json
+from collectionlora.files import earlier_kept, write_json
 from collectionlora.inputs import distillation_inputs, record_inputs, teaching_inputs
 from collectionlora.planning import plan
 from collectionlora.progress import Progress, ignore
 from collectionlora.prompt_writing import PromptWriter
 from collectionlora.prompting import cosine_table
-from collectionlora.run_folder import begin, held, refuse_unfinished, run_facts
+from collectionlora.run_folder import begin, held, is_finished, refuse_unfinished, run_facts, set_aside
 from collectionlora.session import (
     Session,
     build_roles,
     check_references,
     check_resolution,
+    distillation_facts,
     effect_names,
     resolve_settings,
 )
@@ -59,6 +61,7 @@ __all__ = [
 ]
 
 CLASSIFIER_STEPS = 800
+log = logging.getLogger(__name__)
 
 
 def open_collection(collection: Collection | Path | str) -> Collection:
@@ -105,7 +108,8 @@ def teach(
             report = tracked(tracker, partial(progress, name))
             train(teaching, folder, distill.checkpoint_every, goes_on, report, distill.keep_checkpoints)
             path = collection.teacher_path(effect)
-            write_lora(path, teaching.weights(), {"teacher_prompt": effect.teacher_prompt})
+            with earlier_kept(path):
+                write_lora(path, teaching.weights(), {"teacher_prompt": effect.teacher_prompt})
         written.append(path)
     return written
 
@@ -185,21 +189,38 @@ def distill(
     run: str = "default",
     overrides: Mapping[str, Any] | None = None,
     resume: bool = False,
+    again: bool = False,
     progress: Progress = ignore,
 ) -> Path:
     """The method over a collection; returns the finished adapter. Several processes train data-parallel.
 
+    A finished run stays as it is.
+
+    Args:
+        again: start over where a run is finished or unfinished; what it left moves into a folder beside it.
+
     Raises:
-        UserError: bad input, a run that another process holds, or one that is unfinished, without `resume`.
+        UserError: bad input, a run that another process holds, an unfinished run without `resume` or `again`,
+            or a run that was finished with other settings, without `again`.
         Interrupted: stopped by the user; call again with `resume=True` to go on.
     """
     collection = open_collection(collection)
     settings = resolve_settings(collection, overrides or {})
     folder = run_path(collection, run)
     collection.check_files()
+    if again and resume:
+        raise UserError("", "--again", "cannot go with --resume", "give one of them")
     with held(folder):
-        if not resume:
+        if again:
+            set_aside(folder)
+        elif not resume:
             refuse_unfinished(folder)
+            if is_finished(folder, distillation_facts(collection, settings)):
+                result = folder / collection.result.name
+                if result.exists():
+                    log.warning("%s: is finished; --again starts over and keeps what is there", folder)
+                    return result
+                resume = True  # stopped between its last step and its result
         session = Session(collection, settings, with_critics=True)
         if settings.match.start == "merge":  # of a resumed run as well, which may find no whole checkpoint
             session.start_from_merge()

@@ -188,6 +188,9 @@ def distill(
     folder: Folder,
     run: Annotated[str, typer.Option(help="name of the run's folder under runs/")] = "default",
     resume: Annotated[bool, typer.Option(help="go on from the newest checkpoint")] = False,
+    again: Annotated[
+        bool, typer.Option("--again", help="start over; the earlier run and adapter are kept beside")
+    ] = False,
     overrides: Set = None,
     as_json: Json = False,
 ) -> None:
@@ -199,22 +202,30 @@ def distill(
 
     try:
         with joined_processes() as progress:
-            path = api.distill(folder, run, parse_overrides(overrides or []), resume, progress)
+            path = api.distill(folder, run, parse_overrides(overrides or []), resume, again, progress)
     except Interrupted as stopped:
         tell(f"{stopped}; go on with: collectionlora distill {folder} --run {run} --resume")
         raise typer.Exit(130) from None
     say(
-        as_json, {"adapter": str(path)}, f"wrote {path}; next: collectionlora edit {folder} --effect NAME ..."
+        as_json,
+        {"adapter": str(path)},
+        f"the adapter is {path}; next: {program()} edit {folder} PHOTO --effect all",
     )
 
 
 @app.command()
 def edit(
     collection: Annotated[Path, typer.Argument(help="the folder, the one file, or nano: what ships")],
-    effect: Annotated[str, typer.Option(help="the effect to apply")],
-    photo: Annotated[Path, typer.Option(help="a photo, or a folder of photos")],
-    out: Annotated[Path, typer.Option(help="where to write: a file, or a folder for a folder")],
+    effect: Annotated[str, typer.Option(help="the effect to apply, or all for a result of each")],
+    photo_argument: Annotated[
+        Path | None, typer.Argument(metavar="[PHOTO]", help="a photo, or a folder of photos")
+    ] = None,
     then: Annotated[list[str] | None, typer.Option(help="a further effect, applied after the first")] = None,
+    photo: Annotated[Path | None, typer.Option(help="the same as PHOTO")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="a file or a folder; default: PHOTO-EFFECT.png beside the photo")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace results that exist")] = False,
     steps: Annotated[int | None, typer.Option(min=1, help="default: what the adapter was made for")] = None,
     seed: int = 0,
     strength: Annotated[float, typer.Option(min=0, max=1, help="0 is the photo, 1 the whole effect")] = 1.0,
@@ -223,30 +234,41 @@ def edit(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Edit one photo, or all photos of a folder.
+    """Edit one photo, or all photos of a folder. Photos and existing files are never replaced unasked.
 
-    Example: collectionlora edit my-collection --effect neon-edges --photo me.jpg --out me-neon.png
+    Example: collectionlora edit my-collection me.jpg --effect neon-edges
     """
-    from collectionlora.collection import list_photos
-    from collectionlora.data import photo_format, read_photo, write_photo
-    from collectionlora.editing import Editor
+    from collectionlora.editing import edit_files
 
-    effects = [effect, *(then or [])]
-    references = [read_photo(path) for path in reference or []]
-    if photo.is_dir():
-        pairs = [(p, out / p.relative_to(photo).with_suffix(".png")) for p in list_photos(photo)]
-    else:
-        photo_format(out)
-        pairs = [(photo, out)]
-    editor = Editor.load(collection)
-    editor.prompt(effects, len(references))
+    source = photo or photo_argument
+    if source is None or (photo and photo_argument):
+        message = "is given twice" if source else "is missing"
+        raise UserError("", "PHOTO", message, "give one photo, or one folder of photos")
     with ProgressLine() as progress:
-        for index, (source, destination) in enumerate(pairs):
-            made = editor.edit(read_photo(source), effects, seed, steps, strength, references)
-            write_photo(destination, made)
-            progress("edit", index + 1, len(pairs), {})
-    written = [str(destination) for _, destination in pairs]
-    say(as_json, {"images": written}, "\n".join(f"wrote {path}" for path in written))
+        edited = edit_files(
+            collection,
+            source,
+            effect,
+            then or [],
+            out,
+            overwrite,
+            seed,
+            steps,
+            strength,
+            reference or [],
+            progress,
+        )
+    lines = [f"error: {fault}" for fault in edited.failed] + [f"wrote {path}" for path in edited.written]
+    if edited.skipped:
+        lines.append(f"{len(edited.skipped)} results exist already; --overwrite makes them again")
+    result = {
+        "images": [str(path) for path in edited.written],
+        "skipped": [str(path) for path in edited.skipped],
+        "failed": [fault.as_dict() for fault in edited.failed],
+    }
+    say(as_json, result, "\n".join(lines))
+    if edited.failed:
+        raise typer.Exit(2)
 
 
 for verb in (bench, add, remove):
@@ -262,6 +284,7 @@ def export(
     preview: Annotated[
         list[Path] | None, typer.Option(help="an image for the model card, named after its effect")
     ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace files that exist")] = False,
     as_json: Json = False,
 ) -> None:
     """The finished adapter for diffusers, PEFT or ComfyUI, with model card, scheduler, example or workflow.
@@ -270,7 +293,7 @@ def export(
     """
     from collectionlora.exporting import export as run_export
 
-    result = run_export(collection, format, out, rank, preview or [])
+    result = run_export(collection, format, out, rank, preview or [], overwrite)
     lines = [f"wrote {path}" for path in result["files"]]
     if reduction := result["reduction"]:
         lines.append(

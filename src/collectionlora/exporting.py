@@ -1,7 +1,8 @@
 """A finished adapter for use elsewhere: diffusers, PEFT or ComfyUI, with what its users need beside it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from collectionlora.adapters.alpha import PEFT_CONFIG, PEFT_FILE
 from collectionlora.adapters.low_rank import change_norm, distance, pad, shrink
-from collectionlora.adapters.recipe import Recipe, adapter_path, read_adapter
+from collectionlora.adapters.recipe import Recipe, adapter_path, read_adapter, read_recipe
 from collectionlora.adapters.roles import LoraWeights
 from collectionlora.backbones import NANO
 from collectionlora.collection import PHOTO_SUFFIXES
@@ -33,6 +34,7 @@ def export(
     out: Path | str,
     rank: int | None = None,
     previews: Sequence[Path | str] = (),
+    overwrite: bool = False,
 ) -> dict[str, Any]:
     """Write a finished adapter into the folder `out` as others read it.
 
@@ -41,13 +43,14 @@ def export(
         format: "diffusers", "peft" or "comfyui".
         rank: reduce the adapter to this rank by singular values.
         previews: images for the model card, named after their effects.
+        overwrite: replace files that exist in `out`; those of an earlier export are replaced anyway.
 
     Returns:
         `{"format", "files", "rank", "reduction"}`, the last the fields of `Reduction`, or None.
 
     Raises:
         UserError: no finished adapter, a format that is unknown or not for its base, a rank above the
-            adapter's, or a preview of no effect.
+            adapter's, a preview of no effect, or a file that exists.
     """
     source, out = adapter_path(Path(collection)), Path(out)
     if format not in KEYS:
@@ -76,40 +79,50 @@ def export(
         reduction=reduction,
         previews={effect: f"images/{path.name}" for effect, path in images.items()},
     )
-    for path in images.values():
-        copy_whole(path, out / "images" / path.name)
-    files = [*card.previews.values(), *write_files(card, weights, out)]
+    writers = plan_files(card, weights)
+    writers |= {f"images/{path.name}": partial(copy_whole, path) for path in images.values()}
+    taken = [out / name for name in writers if (out / name).exists()]
+    if taken and not overwrite and not holds_adapter(out / card.file):
+        raise UserError(taken[0], "--out", "exists already", "give --overwrite, or another folder")
+    for name, write in writers.items():
+        write(out / name)
     size = lora.rank if rank is None else rank
     return {
         "format": format,
-        "files": [str(out / file) for file in files],
+        "files": [str(out / name) for name in writers],
         "rank": size,
         "reduction": asdict(reduction) if reduction else None,
     }
 
 
-def write_files(card: Card, weights: LoraWeights, out: Path) -> list[str]:
-    """The adapter and all that goes with it; returns the names of the files."""
+def holds_adapter(path: Path) -> bool:
+    """Whether a file is a finished adapter made here."""
+    try:
+        read_recipe(path)
+    except UserError:
+        return False
+    return True
+
+
+def plan_files(card: Card, weights: LoraWeights) -> dict[str, Callable[[Path], None]]:
+    """How the adapter, and each file that goes with it, is written to a path, by its name in the folder."""
     rank = len(next(iter(weights.values()))[0])
-    write_tensors(out / card.file, spell(card, weights, rank), card.header())
-    write_text(out / "README.md", card.text())
-    files = [card.file, "README.md"]
+    writers: dict[str, Callable[[Path], None]] = {
+        card.file: lambda path: write_tensors(path, spell(card, weights, rank), card.header()),
+        "README.md": lambda path: write_text(path, card.text()),
+    }
     if card.format == "comfyui":
-        if card.family.workflow:
+        if workflow := card.family.workflow:
             prompt = next(iter(card.recipe.effects.values()))
-            graph = card.family.workflow(card.file, prompt, card.recipe)
-            write_json(out / "workflow.json", graph)
-            files.append("workflow.json")
-        return files
-    write_json(out / "scheduler" / "scheduler_config.json", scheduler_config(card.recipe.shift))
-    files.append("scheduler/scheduler_config.json")
+            writers["workflow.json"] = lambda path: write_json(path, workflow(card.file, prompt, card.recipe))
+        return writers
+    scheduler = scheduler_config(card.recipe.shift)
+    writers["scheduler/scheduler_config.json"] = lambda path: write_json(path, scheduler)
     if card.format == "peft":
-        write_json(out / PEFT_CONFIG, peft_config(card, list(weights), rank))
-        files.append(PEFT_CONFIG)
+        writers[PEFT_CONFIG] = lambda path: write_json(path, peft_config(card, list(weights), rank))
     elif card.recipe.base != NANO:
-        write_text(out / "example.py", card.example())
-        files.append("example.py")
-    return files
+        writers["example.py"] = lambda path: write_text(path, card.example())
+    return writers
 
 
 def spell(card: Card, weights: LoraWeights, rank: int) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 What is made from other things (a cache, pictures) and found damaged is made again, and it is said.
 """
 
+import filecmp
 import hashlib
 import json
 import logging
@@ -12,7 +13,9 @@ import shutil
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from functools import cache
+from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -102,6 +105,39 @@ def _sha256_of(path: Path, _inode: int, _size: int, _changed: int) -> str:
 def copy_whole(source: Path, path: Path) -> None:
     with written_whole(path) as partial:
         shutil.copyfile(source, partial)
+
+
+def refuse_other(source: Path, path: Path) -> None:
+    """Refuse to copy a file to where another one lies.
+
+    Raises:
+        UserError: `path` exists and has other contents than `source`.
+    """
+    if path.exists() and not filecmp.cmp(source, path, shallow=False):
+        raise UserError(path, "", f"exists already and is not {source}", "move one of them away")
+
+
+@contextmanager
+def earlier_kept(path: Path) -> Iterator[None]:
+    """Keep the file that the block replaces, if its contents change, as `NAME-DATE.SUFFIX` beside it."""
+    if not path.exists():
+        yield
+        return
+    kept = dated(path)
+    copy_whole(path, kept)
+    yield
+    if filecmp.cmp(path, kept, shallow=False):
+        kept.unlink()
+    else:
+        log.warning("%s: is written anew; the earlier file is kept as %s", path, kept.name)
+
+
+def dated(path: Path) -> Path:
+    """A name beside `path` with the time of its last change, under which nothing lies yet."""
+    changed = datetime.fromtimestamp(path.stat().st_mtime)
+    name = f"{path.stem}-{changed:%Y-%m-%d-%H%M%S}"
+    numbers = (f"-{number}" if number > 1 else "" for number in count(1))
+    return next(p for end in numbers if not (p := path.with_name(f"{name}{end}{path.suffix}")).exists())
 
 
 def write_text(path: Path, text: str) -> None:

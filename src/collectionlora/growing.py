@@ -17,7 +17,7 @@ from collectionlora.backbones import empty_network
 from collectionlora.collection import MANIFEST, Collection
 from collectionlora.config import Settings, changed
 from collectionlora.errors import UserError
-from collectionlora.files import copy_whole, write_text
+from collectionlora.files import copy_whole, refuse_other, write_text
 from collectionlora.inputs import distillation_inputs, record_inputs
 from collectionlora.manifest_editing import add_effect, drop_effects
 from collectionlora.progress import Progress
@@ -51,7 +51,9 @@ def enter_teacher(collection: Collection, name: str, teacher: Path, teacher_prom
     text = add_effect(collection.folder, {**entry, "photos": f"photos/{name}"})
     grown = Collection.parse(collection.folder, text)
     grown.photo_paths(grown.effect(name))
-    copy_whole(teacher, grown.teacher_path(grown.effect(name)))
+    place_of_teacher = grown.teacher_path(grown.effect(name))
+    refuse_other(teacher, place_of_teacher)
+    copy_whole(teacher, place_of_teacher)
     write_text(place, text)
     return grown
 

@@ -9,7 +9,7 @@ from collectionlora.adapters.formats import read_header
 from collectionlora.backbones import NANO
 from collectionlora.collection import MANIFEST, Collection
 from collectionlora.errors import UserError
-from collectionlora.files import copy_whole, write_text
+from collectionlora.files import copy_whole, refuse_other, write_text
 
 HEADER = """\
 # A collection: many effect LoRAs to be distilled into one. All paths are relative to this folder.
@@ -71,12 +71,14 @@ def create(folder: Path, base: str, loras: Sequence[Path]) -> None:
     )
     manifest = HEADER.format(base=base, what=describe_base(base)) + effects + FOOTER
     Collection.parse(folder, manifest)
+    copies = {folder / "teachers" / teachers[name]: path for name, (_, path) in found.items()}
+    copies |= {folder / "teachers" / name / PEFT_CONFIG: path for name, path in beside.items()}
+    for path, source in copies.items():
+        refuse_other(source, path)
     for sub in ("teachers", "pairs", "photos/general", *(f"photos/{name}" for name in entries)):
         (folder / sub).mkdir(parents=True, exist_ok=True)
-    for name, (_, path) in found.items():
-        if name in beside:
-            copy_whole(beside[name], folder / "teachers" / name / PEFT_CONFIG)
-        copy_whole(path, folder / "teachers" / teachers[name])
+    for path, source in copies.items():
+        copy_whole(source, path)
     if not (folder / "general.txt").exists():
         write_text(folder / "general.txt", GENERAL)
     write_text(folder / MANIFEST, manifest)

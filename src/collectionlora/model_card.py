@@ -101,7 +101,7 @@ Put `$file` into `models/loras`, load `workflow.json`, choose your photo and you
 the prompt of an effect.""",
 }
 NANO_USE = """\
-`collectionlora edit $file --effect EFFECT --photo PHOTO --out OUT` edits one photo. The nano base is embedded
+`collectionlora edit $file PHOTO --effect EFFECT` edits one photo. The nano base is embedded
 in collectionlora; neither diffusers nor ComfyUI has it."""
 
 

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from collectionlora import processes
-from collectionlora.checkpoint import drop_checkpoints, unfinished
+from collectionlora.checkpoint import checkpoints, drop_checkpoints, unfinished
 from collectionlora.config import Settings
 from collectionlora.errors import UserError, cannot_write
-from collectionlora.files import read_json, write_json
+from collectionlora.files import dated, read_json, write_json
 
 LOCK, FACTS, CHECKPOINTS = "lock", "run.json", "checkpoints"
 WATCHED = {"keep_checkpoints", "checkpoint_every"}  # settings that change no result
@@ -73,6 +73,31 @@ def refuse_unfinished(folder: Path) -> None:
         message = f"holds a run that stopped before step {left[0]} of {left[1]}"
         mend = "go on with --resume, or give a new run its own --run NAME, or remove the folder"
         raise UserError(folder, "", message, mend)
+
+
+def is_finished(folder: Path, facts: Mapping[str, Any]) -> bool:
+    """Whether a folder holds a finished run that was begun with `facts`.
+
+    Raises:
+        UserError: the finished run was begun with others.
+    """
+    finished = bool(checkpoints(folder / CHECKPOINTS)) and not unfinished(folder / CHECKPOINTS)
+    if finished and (different := changes(folder, facts)):
+        mend = "give the new run a name with --run NAME, or give --again to start over"
+        raise UserError(folder, "", f"holds a finished run, but {different}", mend)
+    return finished
+
+
+def set_aside(folder: Path) -> None:
+    """Move all that a run left in a folder, which this process holds, into a dated folder beside it."""
+    if not processes.is_main() or not (folder / FACTS).exists():
+        return
+    aside = dated(folder)
+    aside.mkdir()
+    for path in folder.iterdir():
+        if path.name != LOCK:
+            path.rename(aside / path.name)
+    log.warning("%s: starts over; the earlier run is kept in %s", folder, aside)
 
 
 def run_facts(settings: Settings, sections: tuple[str, ...], **others: Any) -> dict[str, Any]:

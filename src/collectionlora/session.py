@@ -18,6 +18,7 @@ from collectionlora.collection import MANIFEST, Collection
 from collectionlora.config import Settings, SettingsError, resolve
 from collectionlora.distillation import Distillation
 from collectionlora.errors import UserError
+from collectionlora.files import earlier_kept
 from collectionlora.progress import Progress
 from collectionlora.prompt_writing import PromptWriter
 from collectionlora.run_folder import run_facts
@@ -148,8 +149,7 @@ class Session:
 
     def facts(self) -> dict[str, Any]:
         """All that the result of `distillation`, which was called before, depends on."""
-        sections = ("model", "data", "student", "critic", "sampling", "targets", "match", "distill")
-        return run_facts(self.settings, sections, effects=list(self.prompts), **self.cache_keys)
+        return distillation_facts(self.collection, self.settings) | self.cache_keys
 
     def recipe_prompts(self) -> dict[str, str]:
         """What a user of the student writes for each effect."""
@@ -171,7 +171,14 @@ class Session:
             references={e.name: len(e.references) for e in self.collection.effects if e.references},
             version=__version__,
         )
-        write_adapter(path, weights, recipe)
+        with earlier_kept(path):
+            write_adapter(path, weights, recipe)
+
+
+def distillation_facts(collection: Collection, settings: Settings) -> dict[str, Any]:
+    """What the result of a distillation depends on, beside the contents of files."""
+    sections = ("model", "data", "student", "critic", "sampling", "targets", "match", "distill")
+    return run_facts(settings, sections, effects=[effect.name for effect in collection.effects])
 
 
 def effect_names(collection: Collection, names: Sequence[str]) -> list[str]:

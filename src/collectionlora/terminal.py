@@ -123,7 +123,7 @@ def next_after_demo(out: Path, effect: str) -> str:
     tool = program()
     return f"""
 look      {out}/sheet.png, {out}/report.html
-edit      {tool} edit {out}/collection --effect {effect} --photo YOURS.jpg --out edited.png
+edit      {tool} edit {out}/collection YOURS.jpg --effect {effect}
 click     {tool} studio {out}/collection
 take out  {tool} export {out}/collection --format diffusers --out {out}/lora
 your own  {tool} init mine --base Qwen/Qwen-Image-Edit-2509 --from-loras YOUR.safetensors"""
