@@ -15,12 +15,12 @@ from chat_server import SOON, ChatServer, completion
 
 from collectionlora import api, cli
 from collectionlora.backbones.nano import NanoBackbone
+from collectionlora.cache import cache_path, effect_key
 from collectionlora.collection import Collection
 from collectionlora.data import write_photo
 from collectionlora.files import write_tensors
 from collectionlora.prompting import CANDIDATES, cosine_table, draw_trigger
 from collectionlora.session import resolve_settings
-from collectionlora.target_making import cache_path, effect_key
 from collectionlora.vlm import plain
 
 MODEL, KEY = "some-vlm", "sk-secret-5ad1"

@@ -23,8 +23,8 @@ from collectionlora.backbones import base_files, load_backbone
 from collectionlora.config import ModelSettings
 from collectionlora.data import read_photo
 from collectionlora.errors import UserError
+from collectionlora.files import fingerprint
 from collectionlora.inputs import INPUTS, distillation_inputs, record_inputs
-from collectionlora.target_making import fingerprint
 
 EVIL = "http://evil.example"
 

@@ -19,7 +19,8 @@ from collectionlora.data import read_photo
 from collectionlora.editing import Editor
 from collectionlora.errors import UserError
 from collectionlora.studio.batching import Batcher, Cancelled, Request
-from collectionlora.studio.command import is_local, read_accounts
+from collectionlora.studio.command import read_accounts
+from collectionlora.studio.guard import is_local
 
 WAIT = 120
 

@@ -16,7 +16,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor
 from worlds import cpu_seconds, nano_run, qwen_backbone, qwen_run
 
-from collectionlora import __version__, processes
+from collectionlora import processes
 from collectionlora.adapters.recipe import Recipe, write_adapter
 from collectionlora.adapters.roles import STUDENT, Roles
 from collectionlora.backbones.diffusers_model import pack
@@ -26,6 +26,7 @@ from collectionlora.data import write_photo
 from collectionlora.effectbench.photographs import HELDOUT, load_photograph
 from collectionlora.exporting import scheduler_config
 from collectionlora.sampling import Denoiser, noise_like, sample_few_steps
+from collectionlora.version import __version__
 
 STEPS = 8
 

@@ -22,10 +22,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_, parameters_to_vector, vector_to_parameters
 
+from collectionlora.adapters.optimizers import load_optimizer, optimizer_tensors
 from collectionlora.backbones.base import Condition
 from collectionlora.backbones.nano import NanoBackbone
 from collectionlora.backbones.nano_network import NanoConfig
-from collectionlora.checkpoint import load_optimizer, optimizer_tensors
 from collectionlora.data import to_images
 from collectionlora.effects.ordinary import (
     ORDINARY_EDITS,

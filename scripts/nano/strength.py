@@ -34,12 +34,12 @@ from collectionlora.adapters.roles import STUDENT
 from collectionlora.backbones.base import Condition, Prompt
 from collectionlora.data import Photo, to_images, to_photos, write_photo
 from collectionlora.editing import STRIP, Editor
-from collectionlora.effectbench.gallery import contact_sheet
 from collectionlora.effectbench.metrics import psnr, valid_outcomes
 from collectionlora.effectbench.photographs import HELDOUT, pool
 from collectionlora.effects import ALL_EFFECTS
 from collectionlora.files import write_json
 from collectionlora.flow import add_noise, few_step_sigmas
+from collectionlora.pictures import contact_sheet
 from collectionlora.sampling import Denoiser, noise_like, sample_few_steps
 
 KEEP = "keep the photo unchanged"

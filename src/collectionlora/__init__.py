@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
+from collectionlora.version import __version__
+
 if TYPE_CHECKING:
     from collectionlora.api import (
         Editor,
@@ -18,10 +20,10 @@ if TYPE_CHECKING:
     )
     from collectionlora.collection import Collection
 
-__version__ = "0.1.0"
 __all__ = [
     "Collection",
     "Editor",
+    "__version__",
     "add",
     "bench",
     "distill",

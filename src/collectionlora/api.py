@@ -15,6 +15,7 @@ from collectionlora.adapters.roles import STUDENT
 from collectionlora.backbones import load_backbone
 from collectionlora.collection import Collection, Effect
 from collectionlora.config import Settings
+from collectionlora.data import read_images
 from collectionlora.editing import Editor, edit
 from collectionlora.effectbench.gate import Gate
 from collectionlora.effectbench.heldout import Heldout, heldout_photographs
@@ -24,13 +25,22 @@ from collectionlora.effectbench.report.page import write_results
 from collectionlora.effectbench.running import DEFAULT_METHODS, run_bench
 from collectionlora.errors import UserError
 from collectionlora.exporting import export
-from collectionlora.files import earlier_kept, write_json
+from collectionlora.files import earlier_kept, fingerprint, write_json
 from collectionlora.inputs import distillation_inputs, record_inputs, teaching_inputs
 from collectionlora.planning import plan
 from collectionlora.progress import Progress, ignore
 from collectionlora.prompt_writing import PromptWriter
 from collectionlora.prompting import cosine_table
-from collectionlora.run_folder import begin, held, is_finished, refuse_unfinished, run_facts, set_aside
+from collectionlora.run_folder import (
+    begin,
+    changes,
+    held,
+    is_finished,
+    refuse_finished,
+    refuse_unfinished,
+    run_facts,
+    set_aside,
+)
 from collectionlora.session import (
     Session,
     build_roles,
@@ -40,7 +50,7 @@ from collectionlora.session import (
     effect_names,
     resolve_settings,
 )
-from collectionlora.target_making import encode_for_photos, fingerprint, read_images, read_references
+from collectionlora.target_making import encode_for_photos, read_references
 from collectionlora.teaching import Teaching
 from collectionlora.trainer import train
 from collectionlora.vlm import Endpoint, Vlm
@@ -211,17 +221,20 @@ def distill(
     if again and resume:
         raise UserError("", "--again", "cannot go with --resume", "give one of them")
     with held(folder):
-        if again:
-            set_aside(folder)
-        elif not resume:
+        facts = distillation_facts(collection, settings)
+        if not (resume or again):
             refuse_unfinished(folder)
-            if is_finished(folder, distillation_facts(collection, settings)):
+            if is_finished(folder) and not changes(folder, facts):
                 result = folder / collection.result.name
                 if result.exists():
                     log.warning("%s: is finished; --again starts over and keeps what is there", folder)
                     return result
                 resume = True  # stopped between its last step and its result
         session = Session(collection, settings, with_critics=True)
+        if again:
+            set_aside(folder)
+        elif not resume:
+            refuse_finished(folder, facts)
         if settings.match.start == "merge":  # of a resumed run as well, which may find no whole checkpoint
             session.start_from_merge()
         distillation = session.distillation(progress)

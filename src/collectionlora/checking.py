@@ -9,10 +9,10 @@ from torch import Tensor
 from collectionlora.adapters.formats import read_lora
 from collectionlora.adapters.roles import target_weights
 from collectionlora.backbones import empty_network
-from collectionlora.collection import Collection
+from collectionlora.collection import PROMPTS, Collection
 from collectionlora.data import read_photo
 from collectionlora.errors import UserError
-from collectionlora.prompt_writing import PROMPTS, read_kept
+from collectionlora.prompt_writing import read_kept
 from collectionlora.session import check_references, resolve_settings
 
 T = TypeVar("T")

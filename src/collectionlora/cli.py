@@ -13,7 +13,6 @@ from typing import Annotated
 
 import typer
 
-from collectionlora import __version__
 from collectionlora.cli_growth import add, bench, remove
 from collectionlora.cli_options import Folder, Json, Names, Set, VlmKey, VlmTokens, with_token_cap
 from collectionlora.config import parse_overrides
@@ -33,6 +32,7 @@ from collectionlora.terminal import (
     say,
     tell,
 )
+from collectionlora.version import __version__
 
 app = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, help=__doc__)
 SEVERAL_PROCESSES = ("demo", "targets", "distill", "bench")  # verbs that share their work

@@ -15,6 +15,7 @@ from collectionlora.yaml_reading import read_yaml
 
 MANIFEST = "collection.yaml"
 RESULT = "collection.safetensors"
+PROMPTS = "prompts.json"  # student prompts, see `prompt_writing`
 NAME = r"^[a-z0-9]+(-[a-z0-9]+)*$"  # of an effect; files are named after it
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 LONGEST_PROMPT = 2000  # characters

@@ -1,6 +1,6 @@
 """Photos in and out: any mode, size and orientation becomes RGB; the network's sizes are decided here."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +9,12 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from collectionlora.config import Settings
 from collectionlora.errors import UserError
 from collectionlora.files import written_whole
 
 MOST_PIXELS = 200_000_000
+CHUNK = 16  # images that a network takes at a time
 # Whatever the name of a file says. Pillow reads more, some by programs that it starts (EPS: Ghostscript).
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 Photo = NDArray[np.uint8]  # [H, W, 3]
@@ -115,3 +117,13 @@ def write_photo(path: Path, photo: Photo) -> None:
     kind = photo_format(path)
     with written_whole(path) as partial:
         Image.fromarray(photo).save(partial, format=kind)
+
+
+def read_images(paths: Sequence[Path], settings: Settings) -> Tensor:
+    """Photos as images of the training size in [0, 1], `[N, 3, side, side]`."""
+    side = settings.data.resolution
+    return to_images([crop_square(read_photo(path), side) for path in paths])
+
+
+def chunks(total: int) -> Iterator[slice]:
+    return (slice(start, min(start + CHUNK, total)) for start in range(0, total, CHUNK))

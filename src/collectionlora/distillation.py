@@ -21,9 +21,9 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import AdamW
 
 from collectionlora import processes
+from collectionlora.adapters.optimizers import load_optimizer, optimizer_tensors
 from collectionlora.adapters.roles import STUDENT, LoraWeights, Roles, TeacherLibrary, critic_role
 from collectionlora.backbones.base import Backbone
-from collectionlora.checkpoint import load_optimizer, optimizer_tensors
 from collectionlora.config import RoleSettings, Settings
 from collectionlora.flow import add_noise, few_step_sigmas, shift_sigma
 from collectionlora.objectives import dmd_loss, flow_matching_loss, velocity_matching_loss

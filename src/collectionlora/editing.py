@@ -206,12 +206,12 @@ def edit_files(
         UserError: an effect that the adapter does not hold, no place for the results, or the only photo
             cannot be read.
     """
-    recipe = read_recipe(adapter_path(Path(collection)))
-    names = list(recipe.effects) if effect == ALL else [effect]
-    choices = [(name, *then) for name in names]
-    for choice in choices:
-        compose_prompt(recipe, choice, len(references))
-    jobs = plan_jobs(photo, choices, out)
+    folder = Path(collection)
+    names = list(read_recipe(adapter_path(folder)).effects) if effect == ALL else [effect]
+    jobs = plan_jobs(photo, [(name, *then) for name in names], out)
+    recipe = read_recipe(adapter_path(folder))
+    for name in names:
+        compose_prompt(recipe, [name, *then], len(references))
     chosen = select_jobs(jobs, references, overwrite)
     shown = [read_photo(path) for path in references]
     edited = EditedFiles([], [job.out for job in jobs if job not in chosen], [])

@@ -11,6 +11,7 @@ from peft import LoraConfig
 from torch import Tensor
 
 from collectionlora.adapters.alpha import PEFT_CONFIG, PEFT_FILE
+from collectionlora.adapters.formats import LoraFile
 from collectionlora.adapters.low_rank import change_norm, distance, pad, shrink
 from collectionlora.adapters.recipe import Recipe, adapter_path, read_adapter, read_recipe
 from collectionlora.adapters.roles import LoraWeights
@@ -60,13 +61,7 @@ def export(
     if format == "comfyui" and family.comfyui_prefix is None:
         message = f"ComfyUI is not known to read every module of {recipe.base}"
         raise UserError(source, "format", message, "export for diffusers or peft")
-    reduction = None
-    if rank is None:
-        weights = {name: pad((a.half(), b.half()), lora.rank) for name, (a, b) in lora.weights.items()}
-    elif 1 <= rank <= lora.rank:
-        weights, reduction = reduce_rank(lora.weights, rank)
-    else:
-        raise UserError(source, "rank", f"is {lora.rank}, so it cannot become {rank}", "give a smaller rank")
+    weights, reduction = at_rank(source, lora, rank)
     title = (source.parent if Path(collection).is_dir() else source.with_suffix("")).resolve().name
     images = preview_names(previews, recipe)
     names = {"diffusers": "pytorch_lora_weights.safetensors", "peft": PEFT_FILE}
@@ -93,6 +88,19 @@ def export(
         "rank": size,
         "reduction": asdict(reduction) if reduction else None,
     }
+
+
+def at_rank(source: Path, lora: LoraFile, rank: int | None) -> tuple[LoraWeights, Reduction | None]:
+    """An adapter in half precision, every module padded or reduced to one rank; by default to its own.
+
+    Raises:
+        UserError: the rank is above the adapter's.
+    """
+    if rank is None:
+        return {name: pad((a.half(), b.half()), lora.rank) for name, (a, b) in lora.weights.items()}, None
+    if 1 <= rank <= lora.rank:
+        return reduce_rank(lora.weights, rank)
+    raise UserError(source, "rank", f"is {lora.rank}, so it cannot become {rank}", "give a smaller rank")
 
 
 def holds_adapter(path: Path) -> bool:

@@ -102,6 +102,15 @@ def _sha256_of(path: Path, _inode: int, _size: int, _changed: int) -> str:
     return sha256(path)
 
 
+def fingerprint(*parts: Any) -> str:
+    """A short hash of values, and of the contents of files."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update((sha256_once(part) if isinstance(part, Path) else repr(part)).encode())
+        digest.update(b"\0")
+    return digest.hexdigest()[:16]
+
+
 def copy_whole(source: Path, path: Path) -> None:
     with written_whole(path) as partial:
         shutil.copyfile(source, partial)

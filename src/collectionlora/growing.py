@@ -17,13 +17,12 @@ from collectionlora.backbones import empty_network
 from collectionlora.collection import MANIFEST, Collection
 from collectionlora.config import Settings, changed
 from collectionlora.errors import UserError
-from collectionlora.files import copy_whole, refuse_other, write_text
+from collectionlora.files import copy_whole, fingerprint, refuse_other, write_text
 from collectionlora.inputs import distillation_inputs, record_inputs
 from collectionlora.manifest_editing import add_effect, drop_effects
 from collectionlora.progress import Progress
 from collectionlora.run_folder import begin, held
 from collectionlora.session import Session, resolve_settings
-from collectionlora.target_making import fingerprint
 from collectionlora.trainer import train
 
 

@@ -5,11 +5,10 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
 
-from collectionlora import __version__
 from collectionlora.backbones import base_files
-from collectionlora.collection import MANIFEST, Collection, Effect
+from collectionlora.collection import MANIFEST, PROMPTS, Collection, Effect
 from collectionlora.files import sha256_once, write_json
-from collectionlora.prompt_writing import PROMPTS
+from collectionlora.version import __version__
 
 INPUTS = "inputs.json"
 

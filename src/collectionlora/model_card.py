@@ -11,10 +11,10 @@ from string import Template
 
 from huggingface_hub import ModelCardData
 
-from collectionlora import __version__
 from collectionlora.adapters.recipe import KEY, Recipe
 from collectionlora.backbones import NANO
 from collectionlora.families import Family
+from collectionlora.version import __version__
 
 EXAMPLE = Template('''\
 """Edit one photo: python example.py PHOTO EFFECT OUT [SEED [REFERENCE ...]]"""

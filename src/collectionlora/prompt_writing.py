@@ -11,16 +11,15 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from collectionlora.backbones.base import Backbone
-from collectionlora.collection import Collection, Effect
+from collectionlora.cache import cache_path, effect_key
+from collectionlora.collection import PROMPTS, Collection, Effect
 from collectionlora.config import Settings
 from collectionlora.data import Photo, read_photo, to_photos
-from collectionlora.files import read_models, read_tensors, write_json
+from collectionlora.files import fingerprint, read_models, read_tensors, write_json
 from collectionlora.prompting import add_trigger
 from collectionlora.rewriting import request, rewrite
-from collectionlora.target_making import cache_path, effect_key, fingerprint
 from collectionlora.vlm import Vlm
 
-PROMPTS = "prompts.json"
 MANIFEST_WRITER, PLAIN_WRITER = "manifest", "teacher prompt"
 NUM_PAIRS = 2
 

@@ -75,17 +75,20 @@ def refuse_unfinished(folder: Path) -> None:
         raise UserError(folder, "", message, mend)
 
 
-def is_finished(folder: Path, facts: Mapping[str, Any]) -> bool:
-    """Whether a folder holds a finished run that was begun with `facts`.
+def refuse_finished(folder: Path, facts: Mapping[str, Any]) -> None:
+    """A new run must not take the place of one that was finished with other facts.
 
     Raises:
-        UserError: the finished run was begun with others.
+        UserError: it would.
     """
-    finished = bool(checkpoints(folder / CHECKPOINTS)) and not unfinished(folder / CHECKPOINTS)
-    if finished and (different := changes(folder, facts)):
+    if is_finished(folder) and processes.is_main():
         mend = "give the new run a name with --run NAME, or give --again to start over"
-        raise UserError(folder, "", f"holds a finished run, but {different}", mend)
-    return finished
+        raise UserError(folder, "", f"holds a finished run, but {changes(folder, facts)}", mend)
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a folder holds a run that has no steps left."""
+    return bool(checkpoints(folder / CHECKPOINTS)) and not unfinished(folder / CHECKPOINTS)
 
 
 def set_aside(folder: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from collectionlora import __version__, processes
+from collectionlora import processes
 from collectionlora.adapters.formats import read_lora
 from collectionlora.adapters.merging import merge
 from collectionlora.adapters.recipe import Recipe, write_adapter
@@ -24,6 +24,7 @@ from collectionlora.prompt_writing import PromptWriter
 from collectionlora.run_folder import run_facts
 from collectionlora.streams import Streams
 from collectionlora.target_making import TargetMaker, read_references
+from collectionlora.version import __version__
 
 
 def resolve_settings(collection: Collection, overrides: Mapping[str, Any]) -> Settings:

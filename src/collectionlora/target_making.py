@@ -6,11 +6,9 @@ an interrupted run goes on with what is still missing. Several processes share t
 one: each file's noise is its own, so it is the same whoever makes it.
 """
 
-import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,32 +18,15 @@ from torch import Tensor
 from collectionlora import processes
 from collectionlora.adapters.roles import TeacherLibrary
 from collectionlora.backbones.base import Backbone, Condition, Prompt, beside
+from collectionlora.cache import cache_key, cache_path, effect_key, reference_parts
 from collectionlora.collection import MANIFEST, Collection, Effect
 from collectionlora.config import Settings
-from collectionlora.data import crop_square, fit, read_photo, to_images
+from collectionlora.data import chunks, fit, read_images, read_photo
 from collectionlora.errors import UserError
-from collectionlora.files import read_tensors, sha256_once, write_tensors
+from collectionlora.files import fingerprint, read_tensors, write_tensors
 from collectionlora.progress import Progress
 from collectionlora.sampling import Denoiser, sample_many_steps
 from collectionlora.streams import EffectData, GeneralData
-
-CACHE = "cache"
-CHUNK = 16  # images sampled at a time
-
-
-def fingerprint(*parts: Any) -> str:
-    """A short hash of values, and of the contents of files."""
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update((sha256_once(part) if isinstance(part, Path) else repr(part)).encode())
-        digest.update(b"\0")
-    return digest.hexdigest()[:16]
-
-
-def read_images(paths: Sequence[Path], settings: Settings) -> Tensor:
-    """Photos as images of the training size in [0, 1], `[N, 3, side, side]`."""
-    side = settings.data.resolution
-    return to_images([crop_square(read_photo(path), side) for path in paths])
 
 
 def read_references(
@@ -54,29 +35,6 @@ def read_references(
     """An effect's reference images as the network takes them, each `[1, 3, height, width]` in [0, 1]."""
     paths, side = collection.reference_paths(effect), settings.data.resolution
     return [fit(read_photo(path), side, backbone.side_multiple) for path in paths]
-
-
-def cache_key(collection: Collection, settings: Settings, *parts: Any) -> str:
-    """The fingerprint of `parts` and of all that anything cached depends on."""
-    model = settings.model.model_copy(update={"gradient_checkpointing": False})
-    return fingerprint(collection.manifest.base, model, settings.data, *parts)
-
-
-def effect_key(collection: Collection, effect: Effect, settings: Settings) -> str:
-    """The fingerprint of an effect's targets."""
-    teacher, photos = collection.teacher_path(effect), collection.photo_paths(effect)
-    seen = photos + reference_parts(collection, effect)
-    return cache_key(collection, settings, settings.targets, effect.teacher_prompt, teacher, *seen)
-
-
-def reference_parts(collection: Collection, effect: Effect) -> list[Any]:
-    """What reference images add to a fingerprint; nothing where there are none."""
-    paths = collection.reference_paths(effect)
-    return ["references", *paths] if paths else []
-
-
-def cache_path(collection: Collection, name: str, key: str) -> Path:
-    return collection.folder / CACHE / f"{name}-{key}.safetensors"
 
 
 def encode_for_photos(
@@ -212,7 +170,3 @@ class TargetMaker:
             message, mend = "samples that are not finite", "lower targets.guidance_scale or mend the teacher"
             raise UserError(self.collection.folder / MANIFEST, what, f"the teacher makes {message}", mend)
         return samples
-
-
-def chunks(total: int) -> Iterator[slice]:
-    return (slice(start, min(start + CHUNK, total)) for start in range(0, total, CHUNK))

@@ -7,9 +7,9 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import AdamW
 
+from collectionlora.adapters.optimizers import load_optimizer, optimizer_tensors
 from collectionlora.adapters.roles import STUDENT, LoraWeights, Roles
 from collectionlora.backbones.base import Backbone, Condition, Prompt, beside
-from collectionlora.checkpoint import load_optimizer, optimizer_tensors
 from collectionlora.config import Settings
 from collectionlora.flow import add_noise, shift_sigma
 from collectionlora.objectives import flow_matching_loss

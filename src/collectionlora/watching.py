@@ -23,8 +23,8 @@ from collectionlora.adapters.roles import STUDENT
 from collectionlora.config import LogSettings
 from collectionlora.data import Photo, to_photos, write_photo
 from collectionlora.distillation import Distillation
-from collectionlora.effectbench.gallery import contact_sheet
 from collectionlora.errors import UserError
+from collectionlora.pictures import contact_sheet
 from collectionlora.sampling import Denoiser, noise_like, sample_few_steps
 from collectionlora.streams import EffectData
 from collectionlora.trainer import StepProgress

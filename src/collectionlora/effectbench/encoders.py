@@ -14,9 +14,8 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel, Dinov2Model
 
-from collectionlora.data import Photo
+from collectionlora.data import Photo, chunks
 from collectionlora.errors import UserError
-from collectionlora.target_making import chunks
 
 
 class ImageEncoder(ABC):

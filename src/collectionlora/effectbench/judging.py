@@ -17,9 +17,8 @@ from collectionlora.collection import Collection, Effect
 from collectionlora.data import Photo
 from collectionlora.effectbench.bench import GENERAL, Cases, Pictures
 from collectionlora.effectbench.scoring import Measured, Meter
-from collectionlora.files import read_models, write_json
+from collectionlora.files import fingerprint, read_models, write_json
 from collectionlora.progress import Progress
-from collectionlora.target_making import fingerprint
 from collectionlora.vlm import Vlm, plain
 
 WITH_REFERENCE = """\

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from collectionlora import __version__, processes
+from collectionlora import processes
 from collectionlora.adapters.recipe import adapter_path
 from collectionlora.adapters.roles import STUDENT, TEACHER
 from collectionlora.collection import Collection
@@ -42,11 +42,11 @@ from collectionlora.effectbench.scoring import score
 from collectionlora.effectbench.similarity import check_library
 from collectionlora.effectbench.truths import Truths
 from collectionlora.errors import UserError
-from collectionlora.files import read_tensors, write_tensors
+from collectionlora.files import fingerprint, read_tensors, write_tensors
 from collectionlora.progress import Progress
 from collectionlora.prompt_writing import find_pairs
 from collectionlora.session import Session
-from collectionlora.target_making import fingerprint
+from collectionlora.version import __version__
 from collectionlora.vlm import Vlm
 
 DEFAULT_METHODS = ("source", TEACHER, STUDENT)

@@ -1,6 +1,5 @@
 """`collectionlora studio`: what may connect, how much it may send, and the page."""
 
-import ipaddress
 import os
 import socket
 import threading
@@ -34,15 +33,16 @@ def studio(
     Example: collectionlora studio my-collection --port 7860
     """
     accounts = read_accounts(auth)
-    if not is_local(host) and not accounts:
-        mend = f"give --auth FILE or set {AUTH_VARIABLE}, or stay on 127.0.0.1"
-        raise UserError("", "--host", f"{host} lets other machines in without a password", mend)
     # Gradio calls home for these unless told otherwise, and it reads them when it is imported.
     os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
     try:
         from starlette.middleware import Middleware
 
-        from collectionlora.studio.guard import SameSite
+        from collectionlora.studio.guard import SameSite, is_local
+
+        if not is_local(host) and not accounts:
+            mend = f"give --auth FILE or set {AUTH_VARIABLE}, or stay on 127.0.0.1"
+            raise UserError("", "--host", f"{host} lets other machines in without a password", mend)
         from collectionlora.studio.page import STYLE, build_page
     except ImportError as error:
         mend = "install it: pip install 'collectionlora[studio]'"
@@ -88,14 +88,6 @@ def check_port(host: str, port: int) -> None:
         socket.create_server((host, port), family=family).close()
     except OSError as error:
         raise UserError("", "--port", f"cannot listen on {host}:{port} ({error})", "try --port 0") from None
-
-
-def is_local(host: str) -> bool:
-    """Whether only this machine reaches an address."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def read_accounts(path: Path | None) -> list[tuple[str, str]]:

@@ -1,12 +1,11 @@
 """Keeps other websites out of the studio: a browser sends what any page that it shows asks it to send."""
 
+import ipaddress
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
-
-from collectionlora.studio.command import is_local
 
 
 class SameSite:
@@ -41,3 +40,11 @@ class SameSite:
             return all(urlsplit(origin).netloc in names for origin in headers.getlist("origin"))
         except ValueError:  # no address at all
             return False
+
+
+def is_local(host: str) -> bool:
+    """Whether only this machine reaches an address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -9,8 +9,8 @@ from typing import Any
 import gradio as gr
 
 from collectionlora.data import Photo, read_photo, resize, to_photos
-from collectionlora.effectbench.gallery import labelled_grid
 from collectionlora.errors import UserError
+from collectionlora.pictures import labelled_grid
 from collectionlora.studio.batching import Cancelled, Job
 from collectionlora.studio.pictures import Studio
 

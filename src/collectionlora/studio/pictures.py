@@ -8,9 +8,9 @@ from collectionlora.collection import MANIFEST, Collection
 from collectionlora.data import Photo, read_photo, to_photos, write_photo
 from collectionlora.editing import Editor
 from collectionlora.effectbench.photographs import HELDOUT, load_photograph
+from collectionlora.files import fingerprint
 from collectionlora.progress import Progress
 from collectionlora.studio.batching import Batcher, Job, Request
-from collectionlora.target_making import fingerprint
 
 PREVIEW_SEED = 0
 
