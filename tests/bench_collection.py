@@ -8,7 +8,7 @@ from collectionlora.adapters.recipe import Recipe, write_adapter
 from collectionlora.adapters.roles import STUDENT, Roles
 from collectionlora.backbones.nano import NanoBackbone
 from collectionlora.collection import Collection
-from collectionlora.data import write_photo
+from collectionlora.pictures.photos import write_photo
 
 SETTINGS = {
     "data": {"resolution": 32},

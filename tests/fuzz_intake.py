@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save
 
 from collectionlora.adapters.formats import read_lora
-from collectionlora.errors import UserError
+from collectionlora.system.errors import UserError
 
 BASE = {"blocks.0.attn.to_q": (8, 6), "blocks.0.mlp.net.0": (12, 8), "mix.1": (5, 3, 3, 3)}
 SLOWEST = 5.0  # seconds for one file

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from collectionlora import api
-from collectionlora.cli import main
+from collectionlora.command_line.verbs import main
 from collectionlora.effectbench import bench
 
 SETTINGS = {
@@ -33,7 +33,9 @@ SETTINGS = {
     "log": {"tracker": "none", "preview_every": 100},
 }
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["collectionlora.api", "collectionlora.cli", "collectionlora.backbones.nano"])
+FORKS.set_forkserver_preload(
+    ["collectionlora.api", "collectionlora.command_line.verbs", "collectionlora.backbones.nano"]
+)
 
 
 def live(arguments, told):

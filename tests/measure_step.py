@@ -6,8 +6,8 @@ from collectionlora.adapters.roles import STUDENT, TEACHER, TeacherLibrary, crit
 from collectionlora.backbones.base import Prompt
 from collectionlora.backbones.qwen_image_edit import QwenImageEditPlus
 from collectionlora.distillation import Distillation
-from collectionlora.memory import MemoryTally
-from collectionlora.session import build_roles
+from collectionlora.planning.memory import MemoryTally
+from collectionlora.runs.session import build_roles
 from collectionlora.streams import EffectData, GeneralData, Streams
 
 

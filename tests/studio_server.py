@@ -42,7 +42,13 @@ def serve(folder, password=True):
     """The address of a studio that runs until the block ends."""
     accounts = folder.parent / "accounts"
     accounts.write_text(f"{USER}:{PASSWORD}\n")
-    command = [sys.executable, "-c", "from collectionlora.cli import main; main()", "studio", str(folder)]
+    command = [
+        sys.executable,
+        "-c",
+        "from collectionlora.command_line.verbs import main; main()",
+        "studio",
+        str(folder),
+    ]
     command += ["--port", "0", "--max-megapixels", str(MAX_MEGAPIXELS)]
     command += ["--max-upload", "3", *(["--auth", str(accounts)] if password else [])]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GRADIO_TEMP_DIR": str(folder.parent / "gradio")}

@@ -24,14 +24,14 @@ from collectionlora.backbones.flux2 import Flux2
 from collectionlora.backbones.flux_kontext import FluxKontext
 from collectionlora.backbones.nano import NanoBackbone
 from collectionlora.backbones.qwen_image_edit import QwenImageEditPlus
-from collectionlora.checking import check_collection
 from collectionlora.collection import Collection
 from collectionlora.config import ModelSettings, resolve
-from collectionlora.data import to_images, write_photo
-from collectionlora.errors import UserError
 from collectionlora.objectives import guided
+from collectionlora.pictures.photos import to_images, write_photo
+from collectionlora.planning.checking import check_collection
+from collectionlora.runs.session import Session, build_roles, resolve_settings
 from collectionlora.sampling import Denoiser, sample_many_steps
-from collectionlora.session import Session, build_roles, resolve_settings
+from collectionlora.system.errors import UserError
 
 NANO = "nano"
 REAL = ("qwen_image_edit", "qwen_image_edit_first", "flux_kontext", "flux2", "flux2_klein")

@@ -39,8 +39,8 @@ from small_collection import build
 
 from collectionlora.adapters.formats import read_lora
 from collectionlora.adapters.recipe import Recipe, write_adapter
-from collectionlora.cli import main
 from collectionlora.collection import Collection
+from collectionlora.command_line.verbs import main
 
 RECIPE = Recipe(base="nano", steps=1, shift=3.0, resolution=64, effects={"sepia": "sepia"}, version="0")
 # What is spoilt, the file and the field that the line names, what it says, and how it says to mend it.

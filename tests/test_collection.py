@@ -5,8 +5,8 @@ from safetensors.torch import save_file
 
 from collectionlora.adapters.formats import read_lora, write_lora
 from collectionlora.collection import Collection
-from collectionlora.errors import UserError
-from collectionlora.manifest_template import create
+from collectionlora.manifest.template import create
+from collectionlora.system.errors import UserError
 
 GOOD = {
     "base": "nano",

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from collectionlora.data import (
+from collectionlora.pictures.photos import (
     crop_square,
     read_photo,
     resize,
@@ -14,7 +14,7 @@ from collectionlora.data import (
     working_size,
     write_photo,
 )
-from collectionlora.errors import UserError
+from collectionlora.system.errors import UserError
 
 RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(0, 255, (20, 30, 3), dtype=np.uint8)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from collectionlora.adapters.roles import STUDENT, TEACHER, critic_role
-from collectionlora.effectbench.toy_world import ToyWorld, toy_settings
+from collectionlora.toy.world import ToyWorld, toy_settings
 
 CRITIC = critic_role(8)
 COLD = {"match": {"updates": 0}, "distill": {"batch_size": 4, "effect_ratio": 1, "anchor_weight": 1}}

@@ -11,11 +11,11 @@ from PIL import Image
 from collectionlora.adapters.recipe import Recipe, write_adapter
 from collectionlora.adapters.roles import STUDENT, Roles
 from collectionlora.backbones.nano import NanoBackbone
-from collectionlora.cli import app
-from collectionlora.data import read_photo, to_photos
-from collectionlora.destinations import plan_jobs, select_jobs
+from collectionlora.command_line.verbs import app
 from collectionlora.editing import Editor, edit, strength_strip
-from collectionlora.errors import UserError
+from collectionlora.pictures.destinations import plan_jobs, select_jobs
+from collectionlora.pictures.photos import read_photo, to_photos
+from collectionlora.system.errors import UserError
 
 EFFECTS = {"alpha": "<alpha_bodogi> make it a cartoon", "beta": "<beta_nuvaka> make it glow"}
 

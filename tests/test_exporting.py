@@ -18,11 +18,11 @@ from collectionlora.adapters.formats import read_lora
 from collectionlora.adapters.low_rank import change
 from collectionlora.adapters.recipe import Recipe, read_adapter, write_adapter
 from collectionlora.adapters.roles import STUDENT, Roles, target_weights
-from collectionlora.cli import app
-from collectionlora.errors import UserError
-from collectionlora.exporting import export
-from collectionlora.families import find_family
+from collectionlora.command_line.verbs import app
+from collectionlora.exporting.export import export
+from collectionlora.exporting.families import find_family
 from collectionlora.flow import few_step_sigmas
+from collectionlora.system.errors import UserError
 
 TARGETS = ["first", "mix", "small"]
 RECIPE = Recipe(

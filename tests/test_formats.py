@@ -9,14 +9,14 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from collectionlora import checking
 from collectionlora.adapters.formats import read_lora, write_lora
 from collectionlora.adapters.low_rank import change
 from collectionlora.adapters.recipe import Recipe, read_adapter, write_adapter
 from collectionlora.adapters.roles import STUDENT, Roles, target_weights
-from collectionlora.errors import UserError
-from collectionlora.manifest_template import create
-from collectionlora.terminal import describe_lora
+from collectionlora.command_line.terminal import describe_lora
+from collectionlora.manifest.template import create
+from collectionlora.planning import checking
+from collectionlora.system.errors import UserError
 
 ATTENTION, MLP, CONV = "blocks.0.attn.to_q", "blocks.0.img_mlp.net.0", "mix.1"
 ALPHA, RANKS = 2.0, {ATTENTION: 4, MLP: 3, CONV: 2}

@@ -12,16 +12,18 @@ import torch
 import yaml
 from bench_collection import PROMPTS, build, photo
 
-from collectionlora import api, cli, growing
+from collectionlora import api
 from collectionlora.adapters.formats import write_lora
 from collectionlora.adapters.recipe import read_adapter
 from collectionlora.collection import Collection
-from collectionlora.data import write_photo
+from collectionlora.command_line import verbs as cli
 from collectionlora.effectbench import bench
 from collectionlora.effectbench.gate import Gate
-from collectionlora.errors import Interrupted, UserError
-from collectionlora.manifest_editing import add_effect, drop_effects
+from collectionlora.manifest.edits import add_effect, drop_effects
+from collectionlora.pictures.photos import write_photo
+from collectionlora.runs import growing
 from collectionlora.streams import EffectData, Streams
+from collectionlora.system.errors import Interrupted, UserError
 
 SHORT = {"add": {"match_updates": 1, "student_updates": 1}}
 MANIFEST = """\

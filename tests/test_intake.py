@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from collectionlora.collection import Collection
 from collectionlora.config import SettingsError, parse_overrides, resolve
-from collectionlora.errors import UserError
+from collectionlora.system.errors import UserError
 
 QUICK = settings(max_examples=100, deadline=None, derandomize=True, database=None)
 PLACE = Path("mine")

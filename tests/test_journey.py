@@ -9,17 +9,17 @@ from PIL import Image
 from random_loras import write_random_loras
 
 from collectionlora import api
-from collectionlora import demo as demo_module
 from collectionlora.adapters.formats import read_lora
 from collectionlora.adapters.recipe import read_adapter
-from collectionlora.cli import app
 from collectionlora.collection import Collection
+from collectionlora.command_line import demo as demo_module
+from collectionlora.command_line.verbs import app
 from collectionlora.config import SettingsError
 from collectionlora.effectbench import bench
-from collectionlora.effectbench.photographs import TRAIN, pool
 from collectionlora.effects import EFFECTS
-from collectionlora.errors import UserError
-from collectionlora.files import read_tensors
+from collectionlora.pictures.photographs import TRAIN, pool
+from collectionlora.system.errors import UserError
+from collectionlora.system.files import read_tensors
 
 SMALL = {
     "data": {"resolution": 32},

@@ -10,10 +10,11 @@ from bench_collection import build
 from chat_server import SOON, ChatServer
 from tiny_encoders import save_clip, save_dino
 
-from collectionlora import api, cli
-from collectionlora.data import write_photo
+from collectionlora import api
+from collectionlora.command_line import verbs as cli
 from collectionlora.effectbench import bench
 from collectionlora.effectbench.judging import read_verdict
+from collectionlora.pictures.photos import write_photo
 
 MODEL = "some-judge"
 GOOD, BAD = '{"bad_case": false, "identity": 4}', '{"bad_case": true, "identity": 5}'

@@ -8,8 +8,8 @@ import small_collection
 
 from collectionlora import api
 from collectionlora.collection import Collection
-from collectionlora.errors import UserError
-from collectionlora.manifest_template import create
+from collectionlora.manifest.template import create
+from collectionlora.system.errors import UserError
 
 SMALL = {
     "data": {"resolution": 16},

@@ -7,14 +7,14 @@ import pytest
 from measure_step import measure
 from typer.testing import CliRunner
 
-from collectionlora import planning
-from collectionlora.advising import advise
 from collectionlora.backbones import backbone_without_weights, recommended_settings
 from collectionlora.backbones.known import KNOWN
-from collectionlora.cli import app
+from collectionlora.command_line.verbs import app
 from collectionlora.config import resolve
-from collectionlora.errors import UserError
-from collectionlora.planning import Request, base_bytes, count_forwards, make_request, plan
+from collectionlora.planning import plan as planning
+from collectionlora.planning.advice import advise
+from collectionlora.planning.plan import Request, base_bytes, count_forwards, make_request, plan
+from collectionlora.system.errors import UserError
 
 QWEN, KONTEXT = "Qwen/Qwen-Image-Edit-2509", "black-forest-labs/FLUX.1-Kontext-dev"
 SMALL = {

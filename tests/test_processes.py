@@ -17,17 +17,18 @@ import yaml
 from safetensors.torch import load_file
 from two_processes import FADING, judge_quickly, toy_run
 
-from collectionlora import api, processes
+from collectionlora import api
 from collectionlora.adapters.formats import read_lora, write_lora
 from collectionlora.adapters.roles import target_weights
 from collectionlora.backbones import empty_network
-from collectionlora.checkpoint import latest_checkpoint
 from collectionlora.collection import Collection
-from collectionlora.data import write_photo
 from collectionlora.editing import Editor
-from collectionlora.errors import UserError
-from collectionlora.run_folder import held
-from collectionlora.session import Session, resolve_settings
+from collectionlora.pictures.photos import write_photo
+from collectionlora.runs.checkpoint import latest_checkpoint
+from collectionlora.runs.folder import held
+from collectionlora.runs.session import Session, resolve_settings
+from collectionlora.system import processes
+from collectionlora.system.errors import UserError
 
 HERE = Path(__file__).parent
 
@@ -204,7 +205,7 @@ def test_the_main_process_alone_speaks_and_says_how_many_there_are(launched):
 
 def two_whole_runs(folder, settings, monkeypatch):
     """Both ranks' runs in this process, sharded nowhere."""
-    monkeypatch.setattr("collectionlora.session.shard", lambda roles: None)
+    monkeypatch.setattr("collectionlora.runs.session.shard", lambda roles: None)
     runs = []
     for rank in (0, 1):
         session = Session(Collection.load(folder), settings, with_critics=True)

@@ -13,15 +13,16 @@ import torch
 import yaml
 from chat_server import SOON, ChatServer, completion
 
-from collectionlora import api, cli
+from collectionlora import api
 from collectionlora.backbones.nano import NanoBackbone
 from collectionlora.cache import cache_path, effect_key
 from collectionlora.collection import Collection
-from collectionlora.data import write_photo
-from collectionlora.files import write_tensors
-from collectionlora.prompting import CANDIDATES, cosine_table, draw_trigger
-from collectionlora.session import resolve_settings
-from collectionlora.vlm import plain
+from collectionlora.command_line import verbs as cli
+from collectionlora.pictures.photos import write_photo
+from collectionlora.prompting.endpoint import plain
+from collectionlora.prompting.triggers import CANDIDATES, cosine_table, draw_trigger
+from collectionlora.runs.session import resolve_settings
+from collectionlora.system.files import write_tensors
 
 MODEL, KEY = "some-vlm", "sk-secret-5ad1"
 NAMES = ("sketch", "neon", "plain")  # the first two have pairs

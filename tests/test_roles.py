@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from collectionlora.adapters.roles import STUDENT, TEACHER, Roles, TeacherLibrary, critic_role
-from collectionlora.errors import UserError
+from collectionlora.system.errors import UserError
 
 CRITIC = critic_role(8)
 

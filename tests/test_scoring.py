@@ -6,7 +6,6 @@ import torch
 import yaml
 
 from collectionlora.collection import Collection
-from collectionlora.data import crop_square, write_photo
 from collectionlora.effectbench.bench import GENERAL, Cases, Method, draw_crops, draw_whole
 from collectionlora.effectbench.classifier import load_or_train
 from collectionlora.effectbench.metrics import perceptual_distance
@@ -15,7 +14,8 @@ from collectionlora.effectbench.truths import Truths, relative_names
 from collectionlora.effects import EFFECTS
 from collectionlora.effects.crops import PhotoPool
 from collectionlora.effects.ordinary_kinds import Edit
-from collectionlora.errors import UserError
+from collectionlora.pictures.photos import crop_square, write_photo
+from collectionlora.system.errors import UserError
 
 RNG = np.random.default_rng(0)
 PHOTOGRAPHS = {f"me-{i}": RNG.integers(0, 256, (40, 50, 3), dtype=np.uint8) for i in range(3)}

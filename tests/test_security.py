@@ -21,10 +21,10 @@ from studio_server import PASSWORD, USER, serve, write_collection
 from collectionlora.adapters.recipe import KEY, Recipe, read_adapter
 from collectionlora.backbones import base_files, load_backbone
 from collectionlora.config import ModelSettings
-from collectionlora.data import read_photo
-from collectionlora.errors import UserError
-from collectionlora.files import fingerprint
-from collectionlora.inputs import INPUTS, distillation_inputs, record_inputs
+from collectionlora.pictures.photos import read_photo
+from collectionlora.runs.inputs import INPUTS, distillation_inputs, record_inputs
+from collectionlora.system.errors import UserError
+from collectionlora.system.files import fingerprint
 
 EVIL = "http://evil.example"
 

@@ -10,7 +10,7 @@ from collectionlora.config import BenchSettings
 from collectionlora.effectbench.bench import Cases
 from collectionlora.effectbench.encoders import Clip, Dino
 from collectionlora.effectbench.similarity import missing_models, similarity_meters
-from collectionlora.errors import UserError
+from collectionlora.system.errors import UserError
 
 PHOTOS = [np.random.default_rng(i).integers(0, 256, (40, 40, 3), dtype=np.uint8) for i in range(20)]
 CASES = Cases(PHOTOS[:2], [0, 1], [])

@@ -14,13 +14,13 @@ from gradio_client.exceptions import AppError
 from PIL import Image
 from studio_server import EFFECTS, PASSWORD, REPORT, USER, serve, write_collection
 
-from collectionlora.cli import app
-from collectionlora.data import read_photo
+from collectionlora.command_line.studio import read_accounts
+from collectionlora.command_line.verbs import app
 from collectionlora.editing import Editor
-from collectionlora.errors import UserError
+from collectionlora.pictures.photos import read_photo
 from collectionlora.studio.batching import Batcher, Cancelled, Request
-from collectionlora.studio.command import read_accounts
 from collectionlora.studio.guard import is_local
+from collectionlora.system.errors import UserError
 
 WAIT = 120
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from collectionlora.adapters.roles import STUDENT, critic_role
-from collectionlora.effectbench.toy_world import COLD, ToyWorld, run_to_end, toy_settings
 from collectionlora.objectives import dmd_gradient
+from collectionlora.toy.world import COLD, ToyWorld, run_to_end, toy_settings
 
 
 class OneBase(ToyWorld):

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from collectionlora.adapters.roles import STUDENT
-from collectionlora.checkpoint import latest_checkpoint, save_checkpoint
-from collectionlora.effectbench.toy_world import ToyWorld, toy_settings
-from collectionlora.errors import Interrupted, UserError
-from collectionlora.run_folder import begin, held
-from collectionlora.trainer import train
+from collectionlora.runs.checkpoint import latest_checkpoint, save_checkpoint
+from collectionlora.runs.folder import begin, held
+from collectionlora.runs.trainer import train
+from collectionlora.system.errors import Interrupted, UserError
+from collectionlora.toy.world import ToyWorld, toy_settings
 
 SETTINGS = ({"match": {"updates": 3}}, {"distill": {"student_updates": 4, "batch_size": 16}})
 

@@ -11,15 +11,15 @@ from random_loras import write_random_loras
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from collectionlora import api
-from collectionlora import demo as demo_module
-from collectionlora.checkpoint import latest_checkpoint
+from collectionlora.command_line import demo as demo_module
 from collectionlora.config import SettingsError
-from collectionlora.data import write_photo
-from collectionlora.effectbench.photographs import TRAIN, pool
-from collectionlora.errors import UserError
-from collectionlora.session import Session, resolve_settings
+from collectionlora.pictures.photographs import TRAIN, pool
+from collectionlora.pictures.photos import write_photo
+from collectionlora.runs.checkpoint import latest_checkpoint
+from collectionlora.runs.session import Session, resolve_settings
+from collectionlora.runs.watching import curves, teacher_distance
 from collectionlora.streams import EffectData
-from collectionlora.watching import curves, teacher_distance
+from collectionlora.system.errors import UserError
 
 SMALL = {
     "data": {"resolution": 32},

@@ -11,15 +11,16 @@ from pathlib import Path
 import torch
 from torch.distributed.tensor import DTensor
 
-from collectionlora import api, processes
+from collectionlora import api
 from collectionlora.adapters.roles import STUDENT, TEACHER
 from collectionlora.collection import Collection
 from collectionlora.effectbench import bench
-from collectionlora.effectbench.toy_world import ToyWorld, toy_settings
-from collectionlora.errors import Interrupted
-from collectionlora.files import write_tensors
-from collectionlora.session import Session, resolve_settings
-from collectionlora.trainer import train
+from collectionlora.runs.session import Session, resolve_settings
+from collectionlora.runs.trainer import train
+from collectionlora.system import processes
+from collectionlora.system.errors import Interrupted
+from collectionlora.system.files import write_tensors
+from collectionlora.toy.world import ToyWorld, toy_settings
 
 TRAINED = (
     {"targets": {"guidance_scale": 2}, "match": {"updates": 3}},

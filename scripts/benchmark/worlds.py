@@ -16,7 +16,7 @@ from collectionlora.backbones.nano import RECOMMENDED, NanoBackbone
 from collectionlora.backbones.qwen_image_edit import QwenImageEditPlus
 from collectionlora.config import Settings, resolve
 from collectionlora.distillation import Distillation
-from collectionlora.session import build_roles
+from collectionlora.runs.session import build_roles
 from collectionlora.streams import EffectData, GeneralData, Streams
 
 Layer = dict[str, dict[str, Any]]

@@ -26,7 +26,6 @@ from collectionlora.adapters.optimizers import load_optimizer, optimizer_tensors
 from collectionlora.backbones.base import Condition
 from collectionlora.backbones.nano import NanoBackbone
 from collectionlora.backbones.nano_network import NanoConfig
-from collectionlora.data import to_images
 from collectionlora.effects.ordinary import (
     ORDINARY_EDITS,
     Cutout,
@@ -36,10 +35,11 @@ from collectionlora.effects.ordinary import (
     load_cutouts,
     load_photographs,
 )
-from collectionlora.files import write_tensors
 from collectionlora.flow import add_noise, shift_sigma
 from collectionlora.objectives import flow_matching_loss
+from collectionlora.pictures.photos import to_images
 from collectionlora.sampling import Denoiser, sample_many_steps
+from collectionlora.system.files import write_tensors
 
 # Square for the most part; the others have about as many patches.
 SIZES = ((64, 64), (64, 64), (64, 64), (64, 64), (48, 80), (80, 48), (56, 72), (72, 56))

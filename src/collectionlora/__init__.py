@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from collectionlora.version import __version__
+from collectionlora.system.version import __version__
 
 if TYPE_CHECKING:
     from collectionlora.api import (

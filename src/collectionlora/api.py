@@ -9,29 +9,26 @@ from typing import Any
 
 from torch import Tensor
 
-from collectionlora import growing, processes
 from collectionlora.adapters.formats import write_lora
 from collectionlora.adapters.roles import STUDENT
 from collectionlora.backbones import load_backbone
 from collectionlora.collection import Collection, Effect
 from collectionlora.config import Settings
-from collectionlora.data import read_images
 from collectionlora.editing import Editor, edit
 from collectionlora.effectbench.gate import Gate
 from collectionlora.effectbench.heldout import Heldout, heldout_photographs
-from collectionlora.effectbench.photographs import TRAIN, pool
 from collectionlora.effectbench.report.curves import find_logs
 from collectionlora.effectbench.report.page import write_results
 from collectionlora.effectbench.running import DEFAULT_METHODS, run_bench
-from collectionlora.errors import UserError
-from collectionlora.exporting import export
-from collectionlora.files import earlier_kept, fingerprint, write_json
-from collectionlora.inputs import distillation_inputs, record_inputs, teaching_inputs
-from collectionlora.planning import plan
-from collectionlora.progress import Progress, ignore
-from collectionlora.prompt_writing import PromptWriter
-from collectionlora.prompting import cosine_table
-from collectionlora.run_folder import (
+from collectionlora.exporting.export import export
+from collectionlora.pictures.photographs import TRAIN, pool
+from collectionlora.pictures.photos import read_images
+from collectionlora.planning.plan import plan
+from collectionlora.prompting.endpoint import Endpoint, Vlm
+from collectionlora.prompting.triggers import cosine_table
+from collectionlora.prompting.writing import PromptWriter
+from collectionlora.runs import growing
+from collectionlora.runs.folder import (
     begin,
     changes,
     held,
@@ -41,7 +38,8 @@ from collectionlora.run_folder import (
     run_facts,
     set_aside,
 )
-from collectionlora.session import (
+from collectionlora.runs.inputs import distillation_inputs, record_inputs, teaching_inputs
+from collectionlora.runs.session import (
     Session,
     build_roles,
     check_references,
@@ -50,11 +48,14 @@ from collectionlora.session import (
     effect_names,
     resolve_settings,
 )
-from collectionlora.target_making import encode_for_photos, read_references
-from collectionlora.teaching import Teaching
-from collectionlora.trainer import train
-from collectionlora.vlm import Endpoint, Vlm
-from collectionlora.watching import Tracker, Watch, tracked
+from collectionlora.runs.target_making import encode_for_photos, read_references
+from collectionlora.runs.teaching import Teaching
+from collectionlora.runs.trainer import train
+from collectionlora.runs.watching import Tracker, Watch, tracked
+from collectionlora.system import processes
+from collectionlora.system.errors import UserError
+from collectionlora.system.files import earlier_kept, fingerprint, write_json
+from collectionlora.system.progress import Progress, ignore
 
 __all__ = [
     "Editor",

@@ -9,7 +9,7 @@ from typing import Any
 
 from collectionlora.collection import Collection, Effect
 from collectionlora.config import Settings
-from collectionlora.files import fingerprint
+from collectionlora.system.files import fingerprint
 
 CACHE = "cache"
 

@@ -10,12 +10,12 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from collectionlora.errors import UserError, shown
-from collectionlora.yaml_reading import read_yaml
+from collectionlora.system.errors import UserError, shown
+from collectionlora.system.yaml_reading import read_yaml
 
 MANIFEST = "collection.yaml"
 RESULT = "collection.safetensors"
-PROMPTS = "prompts.json"  # student prompts, see `prompt_writing`
+PROMPTS = "prompts.json"  # student prompts, see `prompting.writing`
 NAME = r"^[a-z0-9]+(-[a-z0-9]+)*$"  # of an effect; files are named after it
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 LONGEST_PROMPT = 2000  # characters

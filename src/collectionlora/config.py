@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from collectionlora.errors import shown
-from collectionlora.yaml_reading import read_yaml
+from collectionlora.system.errors import shown
+from collectionlora.system.yaml_reading import read_yaml
 
 
 class Section(BaseModel):

@@ -20,7 +20,6 @@ from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import AdamW
 
-from collectionlora import processes
 from collectionlora.adapters.optimizers import load_optimizer, optimizer_tensors
 from collectionlora.adapters.roles import STUDENT, LoraWeights, Roles, TeacherLibrary, critic_role
 from collectionlora.backbones.base import Backbone
@@ -29,6 +28,7 @@ from collectionlora.flow import add_noise, few_step_sigmas, shift_sigma
 from collectionlora.objectives import dmd_loss, flow_matching_loss, velocity_matching_loss
 from collectionlora.sampling import Denoiser, noise_like, rollout
 from collectionlora.streams import Batch, Streams
+from collectionlora.system import processes
 
 MIXED = "mixed"
 # Target simulation starts from the student's steps at or below this noise level: the last 5 of 8.

@@ -11,12 +11,12 @@ from collectionlora.adapters.recipe import Recipe, adapter_path, read_adapter, r
 from collectionlora.adapters.roles import STUDENT, Roles
 from collectionlora.backbones import load_backbone
 from collectionlora.backbones.base import Backbone, Condition, encode_condition
-from collectionlora.data import Photo, fit, read_photo, resize, to_photos, write_photo
-from collectionlora.destinations import plan_jobs, select_jobs
-from collectionlora.errors import UserError
-from collectionlora.progress import Progress, ignore
-from collectionlora.prompting import compose
+from collectionlora.pictures.destinations import plan_jobs, select_jobs
+from collectionlora.pictures.photos import Photo, fit, read_photo, resize, to_photos, write_photo
+from collectionlora.prompting.triggers import compose
 from collectionlora.sampling import Denoiser, noise_like, sample_few_steps
+from collectionlora.system.errors import UserError
+from collectionlora.system.progress import Progress, ignore
 
 ALL = "all"  # in place of an effect's name: every effect of the collection
 STRIP = (0.0, 0.25, 0.5, 0.75, 1.0)

@@ -18,15 +18,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from collectionlora import processes
 from collectionlora.adapters.formats import read_lora
 from collectionlora.adapters.merging import add
 from collectionlora.adapters.recipe import adapter_path
 from collectionlora.adapters.roles import TEACHER, Roles, TeacherLibrary
 from collectionlora.backbones.base import encode_condition
 from collectionlora.backbones.nano import RECOMMENDED, NanoBackbone
-from collectionlora.data import Photo, chunks, to_images, to_photos
-from collectionlora.demo import shipped_teachers
+from collectionlora.command_line.demo import shipped_teachers
 from collectionlora.editing import Editor
 from collectionlora.effectbench.bench import Cases, draw_crops
 from collectionlora.effectbench.classifier import ConceptClassifier, load_or_train, probabilities
@@ -34,10 +32,12 @@ from collectionlora.effectbench.metrics import nearest_outcome, valid_outcomes
 from collectionlora.effectbench.scoring import Values, average, mean_over_effects
 from collectionlora.effects import ALL_EFFECTS
 from collectionlora.effects.crops import PhotoPool
-from collectionlora.files import fingerprint, read_tensors, write_json, write_tensors
-from collectionlora.progress import Progress
-from collectionlora.prompting import compose
+from collectionlora.pictures.photos import Photo, chunks, to_images, to_photos
+from collectionlora.prompting.triggers import compose
 from collectionlora.sampling import Denoiser, noise_like, sample_few_steps
+from collectionlora.system import processes
+from collectionlora.system.files import fingerprint, read_tensors, write_json, write_tensors
+from collectionlora.system.progress import Progress
 from tables.study import add_judging_options, keep_options, training_photographs, unseen_photographs
 
 GUIDANCE_SCALE = RECOMMENDED["targets"]["guidance_scale"]

@@ -10,8 +10,8 @@ from argparse import ArgumentParser, Namespace
 from typing import Any
 
 from collectionlora.adapters.roles import TEACHER
-from collectionlora.progress import Progress
-from collectionlora.trainer import LOG
+from collectionlora.runs.trainer import LOG
+from collectionlora.system.progress import Progress
 from tables.study import NO_DISTILLATION, Study, add_effects_option, add_options, over, step_seconds
 
 Layer = dict[str, dict[str, Any]]

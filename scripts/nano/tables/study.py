@@ -8,25 +8,25 @@ from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
-from collectionlora import processes
 from collectionlora.api import distill
 from collectionlora.collection import MANIFEST, Collection
+from collectionlora.command_line.demo import GENERAL_PHOTOS, PHOTOS, build_collection, shipped_teachers
 from collectionlora.config import parse_overrides
-from collectionlora.data import Photo
-from collectionlora.demo import GENERAL_PHOTOS, PHOTOS, build_collection, shipped_teachers
 from collectionlora.effectbench.gallery import Result
 from collectionlora.effectbench.heldout import Heldout, heldout_photographs
-from collectionlora.effectbench.photographs import HELDOUT, TRAIN, load_photograph
 from collectionlora.effectbench.report.page import write_results
 from collectionlora.effectbench.running import run_bench
 from collectionlora.effects import ALL_EFFECTS
 from collectionlora.effects.crops import PhotoPool
 from collectionlora.effects.ordinary import load_photographs
-from collectionlora.errors import UserError
-from collectionlora.files import read_json, write_json
-from collectionlora.progress import Progress
-from collectionlora.session import resolve_settings
-from collectionlora.trainer import LOG
+from collectionlora.pictures.photographs import HELDOUT, TRAIN, load_photograph
+from collectionlora.pictures.photos import Photo
+from collectionlora.runs.session import resolve_settings
+from collectionlora.runs.trainer import LOG
+from collectionlora.system import processes
+from collectionlora.system.errors import UserError
+from collectionlora.system.files import read_json, write_json
+from collectionlora.system.progress import Progress
 
 OPTIONS = "options.json"
 COUNTS = range(1, len(ALL_EFFECTS) + 1)  # of effects in one LoRA

@@ -11,7 +11,7 @@ from peft.utils.other import get_pattern_key
 from torch import Tensor
 
 from collectionlora.adapters.lycoris import Rebuilt
-from collectionlora.errors import UserError, shown
+from collectionlora.system.errors import UserError, shown
 
 DIFFUSERS_HEADER = "lora_adapter_metadata"
 PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"

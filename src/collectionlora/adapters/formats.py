@@ -19,8 +19,8 @@ from collectionlora.adapters.keys import ModuleNames, split_key
 from collectionlora.adapters.low_rank import Pair, change_norm
 from collectionlora.adapters.lycoris import MOST_RANK, Rebuilt, dora, rebuild
 from collectionlora.adapters.roles import LoraWeights
-from collectionlora.errors import UserError
-from collectionlora.files import write_tensors
+from collectionlora.system.errors import UserError
+from collectionlora.system.files import write_tensors
 
 MOST_LOSS = 0.1  # of a converted module's change; beyond it the teacher would no longer be the user's
 MAGNITUDES = ("dora_scale", "lora_magnitude_vector")

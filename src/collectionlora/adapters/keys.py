@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Collection
 from pathlib import Path
 
-from collectionlora.errors import UserError
+from collectionlora.system.errors import UserError
 
 DOTTED = {
     "base_model.model.": "peft",

@@ -10,7 +10,7 @@ from collectionlora.adapters.formats import LoraFile, read_header, read_lora, wr
 from collectionlora.adapters.roles import LoraWeights
 from collectionlora.collection import NAME, RESULT
 from collectionlora.config import ModelSettings
-from collectionlora.errors import UserError
+from collectionlora.system.errors import UserError
 
 KEY = "collectionlora"
 SHIPPED = Path(__file__).parents[1] / "weights" / RESULT

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 from torch.utils.checkpoint import CheckpointError, checkpoint
 
-from collectionlora import processes
-from collectionlora.errors import UserError
+from collectionlora.system import processes
+from collectionlora.system.errors import UserError
 
 BASE = None
 STUDENT, TEACHER = "student", "teacher"

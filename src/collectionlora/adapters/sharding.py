@@ -11,9 +11,9 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from collectionlora import processes
 from collectionlora.adapters.roles import TEACHER, Roles
-from collectionlora.errors import UserError
+from collectionlora.system import processes
+from collectionlora.system.errors import UserError
 
 
 def shard(roles: Roles) -> None:

@@ -10,7 +10,7 @@ from torch import nn
 from collectionlora.backbones.base import Backbone
 from collectionlora.collection import MANIFEST
 from collectionlora.config import ModelSettings
-from collectionlora.errors import UserError
+from collectionlora.system.errors import UserError
 
 if TYPE_CHECKING:
     from collectionlora.backbones.diffusers_model import DiffusersBackbone

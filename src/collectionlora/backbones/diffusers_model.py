@@ -28,8 +28,8 @@ from collectionlora.backbones.known import find_known
 from collectionlora.backbones.quantization import quantize
 from collectionlora.collection import MANIFEST
 from collectionlora.config import ModelSettings
-from collectionlora.errors import UserError
 from collectionlora.objectives import guided
+from collectionlora.system.errors import UserError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # What a base of billions of parameters asks for, beside what its own file adds; the paper's ranks.

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from collectionlora.backbones.base import Condition, Prompt, Shapes
 from collectionlora.backbones.nano_network import EncodedCondition, NanoConfig, NanoTransformer
-from collectionlora.files import load_tensors, write_tensors
 from collectionlora.flow import few_step_sigmas
 from collectionlora.objectives import guided
+from collectionlora.system.files import load_tensors, write_tensors
 
 NUM_BUCKETS = 4096
 MOST_WORDS = 48

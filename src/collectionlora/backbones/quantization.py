@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from collectionlora.collection import MANIFEST
-from collectionlora.errors import UserError
+from collectionlora.system.errors import UserError
 
 
 def quantize(network: nn.Module, names: Sequence[str], kind: str, dtype: torch.dtype) -> None:

@@ -22,8 +22,8 @@ from torch import Tensor
 
 from collectionlora.backbones.base import Condition, Prompt, Shapes
 from collectionlora.backbones.diffusers_model import LARGE, DiffusersBackbone, pack, unpack
-from collectionlora.data import to_photos
 from collectionlora.objectives import guided
+from collectionlora.pictures.photos import to_photos
 
 TEXT_TOKENS = 64  # of an instruction, for a plan
 UNCONDITIONAL = " "  # the negative prompt that the model card gives

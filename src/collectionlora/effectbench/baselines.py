@@ -12,18 +12,18 @@ from functools import cached_property, partial
 import torch
 from torch import Tensor
 
-from collectionlora import processes
 from collectionlora.adapters.merging import MERGES, add, merge
 from collectionlora.adapters.roles import LoraWeights
 from collectionlora.backbones.base import encode_condition
 from collectionlora.collection import Collection
 from collectionlora.config import Settings, changed
 from collectionlora.effectbench.bench import GENERAL, Method
-from collectionlora.progress import Progress
-from collectionlora.run_folder import begin, held
+from collectionlora.runs.folder import begin, held
+from collectionlora.runs.session import Session
+from collectionlora.runs.trainer import train
 from collectionlora.sampling import Denoiser, noise_like, sample_few_steps
-from collectionlora.session import Session
-from collectionlora.trainer import train
+from collectionlora.system import processes
+from collectionlora.system.progress import Progress
 
 STACK, FLOW_MATCHING = "stack", "flow-matching"
 MERGE_METHODS = tuple(f"merge-{how}" for how in MERGES)

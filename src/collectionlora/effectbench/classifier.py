@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from collectionlora.data import Photo, crop_square, to_images
 from collectionlora.effects import PhotoEffect
 from collectionlora.effects.crops import PhotoPool
-from collectionlora.files import fingerprint, read_tensors, write_tensors
+from collectionlora.pictures.photos import Photo, crop_square, to_images
+from collectionlora.system.files import fingerprint, read_tensors, write_tensors
 
 SIDE = 64
 MOST_FADED_RECOGNISED = 0.5  # share of the effect below which a picture no longer shows it

@@ -14,8 +14,8 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel, Dinov2Model
 
-from collectionlora.data import Photo, chunks
-from collectionlora.errors import UserError
+from collectionlora.pictures.photos import Photo, chunks
+from collectionlora.system.errors import UserError
 
 
 class ImageEncoder(ABC):

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from collectionlora.data import Photo
 from collectionlora.effectbench.bench import GENERAL, Cases, Pictures
 from collectionlora.effectbench.truths import Truths
-from collectionlora.pictures import contact_sheet
+from collectionlora.pictures.photos import Photo
+from collectionlora.pictures.sheets import contact_sheet
 
 PHOTOS_SHOWN, PHOTOS_IN_SHEET = 3, 2
 

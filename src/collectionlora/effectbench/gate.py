@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from collectionlora.adapters.roles import STUDENT
-from collectionlora.errors import UserError
+from collectionlora.system.errors import UserError
 
 KEY = "psnr"
 

@@ -14,12 +14,12 @@ import numpy as np
 from pydantic import BaseModel, Field, StrictBool, ValidationError
 
 from collectionlora.collection import Collection, Effect
-from collectionlora.data import Photo
 from collectionlora.effectbench.bench import GENERAL, Cases, Pictures
 from collectionlora.effectbench.scoring import Measured, Meter
-from collectionlora.files import fingerprint, read_models, write_json
-from collectionlora.progress import Progress
-from collectionlora.vlm import Vlm, plain
+from collectionlora.pictures.photos import Photo
+from collectionlora.prompting.endpoint import Vlm, plain
+from collectionlora.system.files import fingerprint, read_models, write_json
+from collectionlora.system.progress import Progress
 
 WITH_REFERENCE = """\
 You judge one edit of a photo. Images 1 and 2 show what the edit does: a photo, and the same photo after it.

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from collectionlora.adapters.roles import BASE, STUDENT, TEACHER
 from collectionlora.backbones.base import beside, encode_condition
-from collectionlora.data import Photo
 from collectionlora.editing import Editor, strength_strip
 from collectionlora.effectbench.bench import Method
+from collectionlora.pictures.photos import Photo
+from collectionlora.runs.session import Session
 from collectionlora.sampling import Denoiser, Generators, noise_like, sample_few_steps, sample_many_steps
-from collectionlora.session import Session
 
 SOURCE = Method("source", 0, lambda effect, images, seeds: images, lambda images, prompts, seeds: images)
 

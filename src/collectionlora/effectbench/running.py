@@ -16,12 +16,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from collectionlora import processes
 from collectionlora.adapters.recipe import adapter_path
 from collectionlora.adapters.roles import STUDENT, TEACHER
 from collectionlora.collection import Collection
 from collectionlora.config import BenchSettings, LogSettings, Settings, VlmSettings
-from collectionlora.data import Photo
 from collectionlora.editing import Editor
 from collectionlora.effectbench.baselines import BASELINES, Baselines
 from collectionlora.effectbench.bench import (
@@ -41,13 +39,15 @@ from collectionlora.effectbench.methods import SOURCE, student_method, teacher_m
 from collectionlora.effectbench.scoring import score
 from collectionlora.effectbench.similarity import check_library
 from collectionlora.effectbench.truths import Truths
-from collectionlora.errors import UserError
-from collectionlora.files import fingerprint, read_tensors, write_tensors
-from collectionlora.progress import Progress
-from collectionlora.prompt_writing import find_pairs
-from collectionlora.session import Session
-from collectionlora.version import __version__
-from collectionlora.vlm import Vlm
+from collectionlora.pictures.photos import Photo
+from collectionlora.prompting.endpoint import Vlm
+from collectionlora.prompting.writing import find_pairs
+from collectionlora.runs.session import Session
+from collectionlora.system import processes
+from collectionlora.system.errors import UserError
+from collectionlora.system.files import fingerprint, read_tensors, write_tensors
+from collectionlora.system.progress import Progress
+from collectionlora.system.version import __version__
 
 DEFAULT_METHODS = ("source", TEACHER, STUDENT)
 TRUTH = "truth"

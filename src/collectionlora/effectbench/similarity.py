@@ -8,10 +8,10 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from collectionlora.config import BenchSettings
-from collectionlora.data import Photo
 from collectionlora.effectbench.bench import Cases
 from collectionlora.effectbench.scoring import Measured, Meter, Values
-from collectionlora.errors import UserError
+from collectionlora.pictures.photos import Photo
+from collectionlora.system.errors import UserError
 
 if TYPE_CHECKING:
     from collectionlora.effectbench.encoders import Clip, Dino, ImageEncoder

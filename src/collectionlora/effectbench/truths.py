@@ -11,11 +11,11 @@ import numpy as np
 from torch import Tensor
 
 from collectionlora.collection import Collection, Effect, list_photos
-from collectionlora.data import Photo, crop_square, read_photo, to_images
 from collectionlora.effectbench.bench import Cases, Method
 from collectionlora.effectbench.metrics import valid_outcomes
 from collectionlora.effects import ALL_EFFECTS, PhotoEffect
-from collectionlora.errors import UserError
+from collectionlora.pictures.photos import Photo, crop_square, read_photo, to_images
+from collectionlora.system.errors import UserError
 
 NO_TRUTH = "none"
 

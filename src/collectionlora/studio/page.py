@@ -8,11 +8,11 @@ from typing import Any
 
 import gradio as gr
 
-from collectionlora.data import Photo, read_photo, resize, to_photos
-from collectionlora.errors import UserError
-from collectionlora.pictures import labelled_grid
+from collectionlora.pictures.photos import Photo, read_photo, resize, to_photos
+from collectionlora.pictures.sheets import labelled_grid
 from collectionlora.studio.batching import Cancelled, Job
 from collectionlora.studio.pictures import Studio
+from collectionlora.system.errors import UserError
 
 NOTHING = "nothing"  # no second effect
 STYLE = """

@@ -5,12 +5,12 @@ from pathlib import Path
 
 from collectionlora.adapters.recipe import adapter_path
 from collectionlora.collection import MANIFEST, Collection
-from collectionlora.data import Photo, read_photo, to_photos, write_photo
 from collectionlora.editing import Editor
-from collectionlora.effectbench.photographs import HELDOUT, load_photograph
-from collectionlora.files import fingerprint
-from collectionlora.progress import Progress
+from collectionlora.pictures.photographs import HELDOUT, load_photograph
+from collectionlora.pictures.photos import Photo, read_photo, to_photos, write_photo
 from collectionlora.studio.batching import Batcher, Job, Request
+from collectionlora.system.files import fingerprint
+from collectionlora.system.progress import Progress
 
 PREVIEW_SEED = 0
 

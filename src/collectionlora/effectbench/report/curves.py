@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from collectionlora.collection import Collection
-from collectionlora.trainer import LOG
+from collectionlora.runs.trainer import LOG
 
 Curve = list[tuple[float, float]]  # (step, value)
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from collectionlora.data import Photo
 from collectionlora.effectbench.gallery import Shown
+from collectionlora.pictures.photos import Photo
 
 MOST_BYTES = 4_000_000
 LOSSLESS_SIDE = 96

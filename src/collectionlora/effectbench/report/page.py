@@ -7,13 +7,13 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from collectionlora.data import write_photo
 from collectionlora.effectbench.gallery import Result, draw_sheet
 from collectionlora.effectbench.report.charts import sparkline
 from collectionlora.effectbench.report.columns import COSTS, Column, measured, write_value
 from collectionlora.effectbench.report.curves import read_curves
 from collectionlora.effectbench.report.embedding import embed_gallery, embed_strip
-from collectionlora.files import write_json, write_text
+from collectionlora.pictures.photos import write_photo
+from collectionlora.system.files import write_json, write_text
 
 HERE = Path(__file__).parent
 BOUNDS = ("source", "truth")  # what is no contestant: never the best of a column
