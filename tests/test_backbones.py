@@ -397,7 +397,7 @@ def test_bases_that_cannot_be_loaded_say_why(folders, tmp_path):
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipeline"}))
     with pytest.raises(UserError, match="StableDiffusionPipeline, which is not supported") as error:
         backbones.load_backbone(str(tmp_path), SETTINGS)
-    assert "FluxKontextPipeline" in error.value.mend
+    assert "FluxKontextPipeline" in error.value.hint
     pickled = shutil.copytree(folders["flux_kontext"], tmp_path / "pickled")
     weights = pickled / "transformer" / "diffusion_pytorch_model.safetensors"
     weights.rename(weights.with_suffix(".bin"))

@@ -1,4 +1,4 @@
-"""Every bad input is exit code 2 and ONE line that names file, field and mend; nothing is half written."""
+"""Every bad input is exit code 2 and ONE line that names file, field and fix; nothing is half written."""
 
 import os
 import re
@@ -43,27 +43,27 @@ from collectionlora.collection import Collection
 from collectionlora.command_line.verbs import main
 
 RECIPE = Recipe(base="nano", steps=1, shift=3.0, resolution=64, effects={"sepia": "sepia"}, version="0")
-# What is spoilt, the file and the field that the line names, what it says, and how it says to mend it.
+# What is spoilt, the file and the field that the line names, what it says, and how it says to fix it.
 MANIFESTS = {
     "no manifest": (gone(MANIFEST), "", "is missing", "collectionlora init"),
     "a folder in its place": (folder_instead(MANIFEST), "", "cannot be read", "put a readable file there"),
     "a link to itself": (link(MANIFEST, MANIFEST), "", "cannot be read", "put a readable file there"),
-    "not UTF-8": (raw(MANIFEST, b"base: \xff\xfe"), "", "is not valid YAML", "mend the syntax"),
-    "a NUL": (raw(MANIFEST, "base: a\0b"), "", "is not valid YAML", "mend the syntax"),
-    "an open bracket": (raw(MANIFEST, "effects: ["), "", "is not valid YAML", "mend the syntax"),
-    "a tab": (raw(MANIFEST, "general:\n\tphotos: a"), "", "is not valid YAML", "mend the syntax"),
+    "not UTF-8": (raw(MANIFEST, b"base: \xff\xfe"), "", "is not valid YAML", "fix the syntax"),
+    "a NUL": (raw(MANIFEST, "base: a\0b"), "", "is not valid YAML", "fix the syntax"),
+    "an open bracket": (raw(MANIFEST, "effects: ["), "", "is not valid YAML", "fix the syntax"),
+    "a tab": (raw(MANIFEST, "general:\n\tphotos: a"), "", "is not valid YAML", "fix the syntax"),
     "a list": (raw(MANIFEST, "- base"), "", "is not a mapping", "start it with"),
     "a word": (raw(MANIFEST, "nano"), "", "is not a mapping", "start it with"),
     "empty": (raw(MANIFEST, ""), "", "is not a mapping", "start it with"),
-    "a key twice": (raw(MANIFEST, "base: nano\nbase: nano"), "", "'base' is there twice", "mend the syntax"),
-    "no such day": (raw(MANIFEST, "base: 2020-13-45"), "", "is not valid YAML", "mend the syntax"),
-    "an empty number": (raw(MANIFEST, "base: !!int ''"), "", "is not valid YAML", "mend the syntax"),
-    "nested too deeply": (raw(MANIFEST, "[" * 5000), "", "nested too deeply", "mend the syntax"),
+    "a key twice": (raw(MANIFEST, "base: nano\nbase: nano"), "", "'base' is there twice", "fix the syntax"),
+    "no such day": (raw(MANIFEST, "base: 2020-13-45"), "", "is not valid YAML", "fix the syntax"),
+    "an empty number": (raw(MANIFEST, "base: !!int ''"), "", "is not valid YAML", "fix the syntax"),
+    "nested too deeply": (raw(MANIFEST, "[" * 5000), "", "nested too deeply", "fix the syntax"),
     "a tag that runs code": (
         *(raw(MANIFEST, "base: !!python/object/apply:os.getcwd []"), ""),
-        *("is not valid YAML", "mend the syntax"),
+        *("is not valid YAML", "fix the syntax"),
     ),
-    "an unknown alias": (raw(MANIFEST, "base: *nano"), "", "is not valid YAML", "mend the syntax"),
+    "an unknown alias": (raw(MANIFEST, "base: *nano"), "", "is not valid YAML", "fix the syntax"),
     "an alias of itself": (raw(MANIFEST, "effects: &a [*a]"), "effects.0", "valid dictionary", "it is"),
     "keys that are no words": (
         lambda folder: (folder / MANIFEST).write_text((folder / MANIFEST).read_text() + "1: 2\n"),
@@ -138,10 +138,10 @@ MANIFESTS = {
     "a link that leads outside": (link(LORA, "/etc/hosts"), "effects.sepia.teacher", "outside", "copy it"),
     "a loop of links": (
         lambda folder: [link("loop", "loop")(folder), effect(photos="loop")(folder)],
-        *("effects.sepia.photos", "is no path", "mend the path or the link"),
+        *("effects.sepia.photos", "is no path", "fix the path or the link"),
     ),
     "a NUL in a path": (effect(photos="a\0b"), "effects.0.photos", "control character U+0000", "now"),
-    "a path too long": (effect(photos="a" * 500), "effects.sepia.photos", "is no path", "mend the path"),
+    "a path too long": (effect(photos="a" * 500), "effects.sepia.photos", "is no path", "fix the path"),
     "an unknown section": (settings(distil={"seed": 1}), "distil", "no such setting", "did you mean distill"),
     "an unknown setting": (
         settings(distill={"student_update": 1}),
@@ -411,11 +411,11 @@ def refused(run, folder, *arguments):
     return lines[0]
 
 
-def assert_names(line, place, field, says, mend):
+def assert_names(line, place, field, says, hint):
     assert line.startswith(f"error: {place}: "), line
     assert field in line.removeprefix(f"error: {place}: "), line
     assert any(part in line for part in says.split("|")), line
-    assert mend in line.partition("; ")[2], line
+    assert hint in line.partition("; ")[2], line
 
 
 def good_collection(folder):

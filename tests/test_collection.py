@@ -35,9 +35,9 @@ def test_a_good_manifest_is_read(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("document", "field", "mend"),
+    ("document", "field", "hint"),
     [
-        ("base: [", "", "mend the syntax"),
+        ("base: [", "", "fix the syntax"),
         ("- 1", "", "start it with"),
         ({**GOOD, "efects": []}, "efects", "did you mean effects"),
         (changed(teacher_promt="x"), "effects.0.teacher_promt", "did you mean teacher_prompt"),
@@ -49,12 +49,12 @@ def test_a_good_manifest_is_read(tmp_path):
         (changed(name=3), "effects.0.name", "3 now"),
     ],
 )
-def test_a_bad_manifest_names_file_field_and_mend(tmp_path, document, field, mend):
+def test_a_bad_manifest_names_file_field_and_hint(tmp_path, document, field, hint):
     with pytest.raises(UserError) as error:
         Collection.load(write(tmp_path, document))
     assert error.value.file == str(tmp_path / "collection.yaml")
     assert error.value.field == field
-    assert mend in error.value.mend
+    assert hint in error.value.hint
 
 
 def test_two_effects_with_one_student_prompt_are_refused(tmp_path):

@@ -20,18 +20,18 @@ def test_later_layers_win_and_leave_the_rest():
 
 
 @pytest.mark.parametrize(
-    ("layer", "field", "mend"),
+    ("layer", "field", "hint"),
     [
         ({"distill": {"batch_sise": 2}}, "distill.batch_sise", "distill.batch_size"),
         ({"distil": {"seed": 2}}, "distil", "distill"),
         ({"student": {"rnk": 2}}, "student.rnk", "student.rank"),
     ],
 )
-def test_an_unknown_setting_names_the_nearest(layer, field, mend):
+def test_an_unknown_setting_names_the_nearest(layer, field, hint):
     with pytest.raises(SettingsError) as error:
         resolve(layer)
     assert error.value.field == field
-    assert mend in error.value.mend
+    assert hint in error.value.hint
 
 
 @pytest.mark.parametrize(

@@ -165,6 +165,6 @@ def test_any_damage_to_a_photo_is_a_photo_or_refused(tmp_path, kind):
             damaged[int(rng.integers(min(len(damaged), 400)))] = int(rng.integers(256))
         path.write_bytes(damaged[: int(rng.integers(1, len(damaged) + 1)) if rng.random() < 0.3 else None])
         with suppress(UserError):
-            photo = read_photo(path, most_pixels=1_000_000)
+            photo = read_photo(path, max_pixels=1_000_000)
             assert photo.ndim == 3
             assert photo.dtype == np.uint8

@@ -39,7 +39,7 @@ def picture(size=(80, 60), mode="RGB", seed=0):
 
 
 def run(arguments):
-    """The command line's exit code; a fault that the user can mend is 2."""
+    """The command line's exit code; a fault that the user can fix is 2."""
     try:
         app([str(a) for a in arguments])
     except UserError:
@@ -240,7 +240,7 @@ def test_results_of_a_folder_are_no_photos_of_the_next_call(tmp_path, out, words
         plan_jobs(tmp_path / "in", [("alpha",)], out and tmp_path / out)
 
 
-def test_a_plain_folder_or_file_is_refused_with_the_mend(tmp_path):
+def test_a_plain_folder_or_file_is_refused_with_a_hint(tmp_path):
     with pytest.raises(UserError, match="collectionlora distill"):
         Editor.load(tmp_path)
     (tmp_path / "x.safetensors").write_bytes(b"no")

@@ -338,7 +338,7 @@ def test_a_file_that_would_be_read_in_part_is_refused_by_name(tmp_path, base, ex
         read_lora(path, base)
     assert error.value.file == str(path)
     assert error.value.field
-    assert error.value.mend
+    assert error.value.hint
 
 
 FLUX = {

@@ -48,7 +48,7 @@ def is_taken_or_refused(text):
     assert str(problem).isprintable()
     assert problem.file == str(PLACE / "collection.yaml")
     assert problem.message
-    assert problem.mend
+    assert problem.hint
 
 
 @QUICK

@@ -177,7 +177,7 @@ def test_targets_are_made_once(taught, capsys):
         (["targets", "--set", "targets"], SettingsError, "write --set section.name=value"),
     ],
 )
-def test_bad_arguments_name_the_mend(folder, arguments, error, words):
+def test_bad_arguments_name_the_hint(folder, arguments, error, words):
     verb, *rest = arguments
     with pytest.raises(error, match=words):
         app([verb, str(folder), *rest])

@@ -25,7 +25,7 @@ from collectionlora.collection import Collection
 from collectionlora.editing import Editor
 from collectionlora.pictures.photos import write_photo
 from collectionlora.runs.checkpoint import latest_checkpoint
-from collectionlora.runs.folder import held
+from collectionlora.runs.folder import hold
 from collectionlora.runs.session import Session, resolve_settings
 from collectionlora.system import processes
 from collectionlora.system.errors import UserError
@@ -268,7 +268,7 @@ def test_the_finished_adapter_edits(collections):
 
 def test_a_run_that_is_held_refuses_a_launch_and_every_process_says_one_line(tmp_path):
     write_collection(tmp_path, base=str(tmp_path / "base"))
-    with held(tmp_path / "runs" / "default"):
+    with hold(tmp_path / "runs" / "default"):
         done = launch("-m", "--", "collectionlora", "distill", tmp_path)
     assert done.returncode != 0
     said = sorted(line for line in done.stderr.splitlines() if line.startswith("error: "))

@@ -242,7 +242,7 @@ def test_a_bad_answer_is_asked_for_again_then_left(ask, server, folder, answer, 
 
 
 @pytest.mark.parametrize(
-    ("reply", "message", "mend", "num_requests"),
+    ("reply", "message", "hint", "num_requests"),
     [
         ((500, {"error": {"message": "out\nof  memory"}}, SOON), "answers 500 {", "look at the server", 2),
         ((429, "slow down", SOON), "answers 429 slow down", "wait", 2),
@@ -254,10 +254,10 @@ def test_a_bad_answer_is_asked_for_again_then_left(ask, server, folder, answer, 
         ((200, {"choices": []}, {}), "something else", "/v1", 1),
     ],
 )
-def test_a_lasting_fault_is_one_line(run, server, folder, reply, message, mend, num_requests):
+def test_a_lasting_fault_is_one_line(run, server, folder, reply, message, hint, num_requests):
     server.replies = [reply]
     endpoint = ("--vlm", f"http://{server.host}/v1", "--model", MODEL)
-    fails(run(*endpoint, "--set", "vlm.max_retries=1"), f"{server.host}: {MODEL}: ", message, mend)
+    fails(run(*endpoint, "--set", "vlm.max_retries=1"), f"{server.host}: {MODEL}: ", message, hint)
     assert len(server.requests) == num_requests
     assert not (folder / "prompts.json").exists()
 

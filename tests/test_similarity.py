@@ -72,7 +72,7 @@ def test_what_is_not_given_is_named_with_its_reason(folders):
 
 
 @pytest.mark.parametrize("kind", ["nothing", "another model", "a pickle"])
-def test_a_model_that_cannot_be_opened_is_a_fault_the_user_can_mend(folders, tmp_path, kind):
+def test_a_model_that_cannot_be_opened_is_a_fault_the_user_can_fix(folders, tmp_path, kind):
     if kind == "another model":
         save_dino(tmp_path)
         (tmp_path / "config.json").write_text("{not json")

@@ -13,7 +13,6 @@ from torch.utils.checkpoint import checkpoint
 from worlds import (
     QWEN,
     TEXT_TOKENS,
-    Layer,
     cpu_seconds,
     flops_of,
     matmul_ceiling,
@@ -23,7 +22,7 @@ from worlds import (
     qwen_run,
 )
 
-from collectionlora.config import resolve
+from collectionlora.config import Overrides, resolve
 from collectionlora.distillation import Distillation
 
 CHECKPOINTED = {"model": {"gradient_checkpointing": True}}
@@ -50,9 +49,9 @@ def count_calls(run: Distillation, step: int) -> tuple[float, int]:
 def counts() -> dict[str, Any]:
     """Forwards and backwards of a student update, guidance counted twice; the mean where they are random."""
     paper = {"anchor_weight": 1.0, "rollout_steps": [8], "batch_size": 2}
-    small: Layer = {"data": {"resolution": 16}, "student": {"rank": 2}, "critic": {"rank": 2}}
-    recipe: Layer = {**small, "distill": paper, "targets": {"guidance_scale": 5.0}}
-    variants: dict[str, Layer] = {
+    small: Overrides = {"data": {"resolution": 16}, "student": {"rank": 2}, "critic": {"rank": 2}}
+    recipe: Overrides = {**small, "distill": paper, "targets": {"guidance_scale": 5.0}}
+    variants: dict[str, Overrides] = {
         "effect": {},
         "general": {"distill": {"effect_ratio": 0.0}},
         "simulated": {"distill": {"critic_samples": "simulated"}},
@@ -65,7 +64,7 @@ def counts() -> dict[str, Any]:
     return {**result, "reference": [REFERENCE_FORWARDS, REFERENCE_BACKWARDS]}
 
 
-def cycle(layer: Layer) -> dict[str, Any]:
+def cycle(layer: Overrides) -> dict[str, Any]:
     """A student update with its critic updates over the Qwen transformer."""
     run = qwen_run(layer)
     run(0)

@@ -14,12 +14,11 @@ from collectionlora.adapters.roles import STUDENT, TEACHER, TeacherLibrary, crit
 from collectionlora.backbones.base import Backbone, Prompt
 from collectionlora.backbones.nano import RECOMMENDED, NanoBackbone
 from collectionlora.backbones.qwen_image_edit import QwenImageEditPlus
-from collectionlora.config import Settings, resolve
+from collectionlora.config import Overrides, Settings, resolve
 from collectionlora.distillation import Distillation
 from collectionlora.runs.session import build_roles
 from collectionlora.streams import EffectData, GeneralData, Streams
 
-Layer = dict[str, dict[str, Any]]
 # 77 M parameters; at 256 pixels it reads 256 noisy, 256 photo and 64 text tokens.
 QWEN: dict[str, Any] = {
     "num_layers": 8,
@@ -30,7 +29,7 @@ QWEN: dict[str, Any] = {
 }
 TEXT_TOKENS = 64
 # The paper's losses and guidance, every step an effect's, all three losses to the end.
-PAPER: Layer = {
+PAPER: Overrides = {
     "student": {"rank": 16},
     "critic": {"rank": 16},
     "targets": {"guidance_scale": 5.0},
@@ -59,7 +58,7 @@ def qwen_backbone(settings: Settings) -> QwenImageEditPlus:
     return backbone
 
 
-def qwen_run(*layers: Layer, effects: int = 1) -> Distillation:
+def qwen_run(*layers: Overrides, effects: int = 1) -> Distillation:
     """A run over the Qwen transformer; `layers` over the paper's settings."""
     settings = resolve(PAPER, {"data": {"resolution": 256}}, *layers)
     tokens = torch.randn(1, TEXT_TOKENS, QWEN["joint_attention_dim"])
@@ -68,7 +67,7 @@ def qwen_run(*layers: Layer, effects: int = 1) -> Distillation:
     return make_run(qwen_backbone(settings), settings, torch.randn(1, 16, side, side), prompt, effects)
 
 
-def nano_run(*layers: Layer, effects: int = 1) -> Distillation:
+def nano_run(*layers: Overrides, effects: int = 1) -> Distillation:
     """A run over the nano base as the demo's, past its warm start."""
     settings = resolve(RECOMMENDED, {"match": {"updates": 0}, "distill": {"effect_ratio": 1.0}}, *layers)
     torch.manual_seed(0)

@@ -31,7 +31,7 @@ from collectionlora.runs import growing
 from collectionlora.runs.folder import (
     begin,
     changes,
-    held,
+    hold,
     is_finished,
     refuse_finished,
     refuse_unfinished,
@@ -51,10 +51,10 @@ from collectionlora.runs.session import (
 from collectionlora.runs.target_making import encode_for_photos, read_references
 from collectionlora.runs.teaching import Teaching
 from collectionlora.runs.trainer import train
-from collectionlora.runs.watching import Tracker, Watch, tracked
+from collectionlora.runs.watching import Tracker, Watch, track
 from collectionlora.system import processes
 from collectionlora.system.errors import UserError
-from collectionlora.system.files import earlier_kept, fingerprint, write_json
+from collectionlora.system.files import fingerprint, keep_earlier, write_json
 from collectionlora.system.progress import Progress, ignore
 
 __all__ = [
@@ -105,7 +105,7 @@ def teach(
         sources, answers = read_pairs(collection, effect, settings)
         shown = read_references(collection, effect, backbone, settings)
         seen = teaching_inputs(collection, effect)
-        with held(folder), Tracker(folder, settings.log) as tracker:
+        with hold(folder), Tracker(folder, settings.log) as tracker:
             roles.load(STUDENT, fresh)
             prompt = encode_for_photos(backbone, [effect.teacher_prompt] * len(sources), sources, shown)
             references = [backbone.encode_image(image) for image in shown]
@@ -116,10 +116,10 @@ def teach(
             facts |= run_facts(settings, ("model", "data", "sampling", "teach"), pairs=fingerprint(*seen))
             goes_on, distill = begin(folder, facts, resume), settings.distill
             record_inputs(folder, collection, seen)
-            report = tracked(tracker, partial(progress, name))
+            report = track(tracker, partial(progress, name))
             train(teaching, folder, distill.checkpoint_every, goes_on, report, distill.keep_checkpoints)
             path = collection.teacher_path(effect)
-            with earlier_kept(path):
+            with keep_earlier(path):
                 write_lora(path, teaching.weights(), {"teacher_prompt": effect.teacher_prompt})
         written.append(path)
     return written
@@ -221,7 +221,7 @@ def distill(
     collection.check_files()
     if again and resume:
         raise UserError("", "--again", "cannot go with --resume", "give one of them")
-    with held(folder):
+    with hold(folder):
         facts = distillation_facts(collection, settings)
         if not (resume or again):
             refuse_unfinished(folder)

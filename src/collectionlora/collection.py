@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from collectionlora.system.errors import UserError, shown
+from collectionlora.system.errors import UserError, quote
 from collectionlora.system.yaml_reading import read_yaml
 
 MANIFEST = "collection.yaml"
@@ -18,7 +18,7 @@ RESULT = "collection.safetensors"
 PROMPTS = "prompts.json"  # student prompts, see `prompting.writing`
 NAME = r"^[a-z0-9]+(-[a-z0-9]+)*$"  # of an effect; files are named after it
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
-LONGEST_PROMPT = 2000  # characters
+MAX_PROMPT = 2000  # characters
 TRIGGER = re.compile(r"<[^<>\s]+>")
 
 
@@ -34,7 +34,7 @@ def refuse_control(text: str) -> str:
     return text
 
 
-Prompt = Annotated[str, Field(min_length=1, max_length=LONGEST_PROMPT), AfterValidator(refuse_control)]
+PromptText = Annotated[str, Field(min_length=1, max_length=MAX_PROMPT), AfterValidator(refuse_control)]
 Place = Annotated[str, Field(min_length=1, max_length=1000), AfterValidator(refuse_control)]
 
 
@@ -47,10 +47,10 @@ class Effect(Entry):
 
     name: str = Field(pattern=NAME, max_length=64)
     teacher: Place
-    teacher_prompt: Prompt
+    teacher_prompt: PromptText
     photos: Place
     references: tuple[Place, ...] = ()  # images that are shown beside every photo
-    student_prompt: Prompt | None = None
+    student_prompt: PromptText | None = None
     criteria: str | None = None
     truth: str | None = None  # for `bench`: a procedural effect, a folder of true images, or "none"
 
@@ -91,7 +91,7 @@ class Collection:
         except FileNotFoundError:
             raise UserError(path, "", "is missing", f"make one: collectionlora init {folder}") from None
         except UnicodeDecodeError as error:
-            raise UserError(path, "", f"is not valid YAML ({error})", "mend the syntax") from None
+            raise UserError(path, "", f"is not valid YAML ({error})", "fix the syntax") from None
         except OSError as error:
             raise UserError(
                 path, "", f"cannot be read ({error.strerror})", "put a readable file there"
@@ -108,7 +108,7 @@ class Collection:
         try:
             document = read_yaml(text)
         except ValueError as error:
-            raise UserError(path, "", f"is not valid YAML ({error})", "mend the syntax") from None
+            raise UserError(path, "", f"is not valid YAML ({error})", "fix the syntax") from None
         if not isinstance(document, dict):
             raise UserError(path, "", "is not a mapping", "start it with base:, effects: and general:")
         try:
@@ -127,7 +127,7 @@ class Collection:
         prompts = Counter(e.student_prompt for e in self.effects if e.student_prompt)
         for prompt, count in prompts.items():
             if count > 1:
-                message = f"two effects share the student prompt {shown(prompt)}"
+                message = f"two effects share the student prompt {quote(prompt)}"
                 raise UserError(path, "student_prompt", message, "give each effect its own trigger")
         found = [match[0] for prompt in prompts if (match := TRIGGER.match(prompt))]
         for trigger, count in Counter(found).items():
@@ -168,12 +168,12 @@ class Collection:
             path.is_dir()
         except (OSError, RuntimeError) as error:  # a loop is a RuntimeError in older versions of Python
             message = (
-                f"{shown(relative)} is no path ({error.strerror if isinstance(error, OSError) else error})"
+                f"{quote(relative)} is no path ({error.strerror if isinstance(error, OSError) else error})"
             )
-            raise UserError(self.folder / MANIFEST, field, message, "mend the path or the link") from None
+            raise UserError(self.folder / MANIFEST, field, message, "fix the path or the link") from None
         if not inside:
-            mend = "copy it into the collection"
-            raise UserError(self.folder / MANIFEST, field, f"{relative} lies outside the folder", mend)
+            hint = "copy it into the collection"
+            raise UserError(self.folder / MANIFEST, field, f"{relative} lies outside the folder", hint)
         return path
 
     def teacher_path(self, effect: Effect) -> Path:
@@ -216,9 +216,9 @@ class Collection:
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(path, "general.prompts", str(error), "give a text file") from None
         for number, line in enumerate(lines, 1):
-            if len(line) > LONGEST_PROMPT:
-                message, mend = f"has {len(line):,} characters", f"keep it under {LONGEST_PROMPT:,}"
-                raise UserError(path, f"line {number}", message, mend)
+            if len(line) > MAX_PROMPT:
+                message, hint = f"has {len(line):,} characters", f"keep it under {MAX_PROMPT:,}"
+                raise UserError(path, f"line {number}", message, hint)
             try:
                 refuse_control(line)
             except ValueError as error:
@@ -237,7 +237,7 @@ class Collection:
         for effect in self.effects:
             for path in (self.teacher_path(effect), *self.reference_paths(effect)):
                 if not path.is_file():
-                    raise UserError(path, "", "there is no such file", "put it there or mend the path")
+                    raise UserError(path, "", "there is no such file", "put it there or fix the path")
             self.photo_paths(effect)
         self.general_photo_paths()
         self.general_prompts()
@@ -255,7 +255,7 @@ def list_photos(folder: Path) -> list[Path]:
         UserError: no such folder, or no photo in it.
     """
     if not folder.is_dir():
-        raise UserError(folder, "photos", "there is no such folder", "put photos there or mend the path")
+        raise UserError(folder, "photos", "there is no such folder", "put photos there or fix the path")
     paths = sorted(p for p in _files(folder) if p.suffix.lower() in PHOTO_SUFFIXES)
     if not paths:
         raise UserError(folder, "photos", "holds no photos", f"put {', '.join(PHOTO_SUFFIXES)} files there")
@@ -292,4 +292,4 @@ def _explain(path: Path, error: ValidationError) -> UserError:
     if first["type"] == "missing":
         return UserError(path, field, "is missing", "add it")
     message = first["msg"].removeprefix("Value error, ")
-    return UserError(path, field, message, f"it is {shown(first['input'])} now")
+    return UserError(path, field, message, f"it is {quote(first['input'])} now")

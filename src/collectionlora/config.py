@@ -10,8 +10,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from collectionlora.system.errors import shown
+from collectionlora.system.errors import quote
 from collectionlora.system.yaml_reading import read_yaml
+
+Overrides = Mapping[str, Mapping[str, Any]]  # values of settings by section and name
 
 
 class Section(BaseModel):
@@ -215,11 +217,11 @@ class Settings(Section):
 
 
 class SettingsError(ValueError):
-    """A setting that does not exist or does not fit; `field` is its dotted name, `mend` what to write."""
+    """A setting that does not exist or does not fit; `field` is its dotted name, `hint` what to write."""
 
-    def __init__(self, field: str, message: str, mend: str):
-        super().__init__(f"{field}: {message}; {mend}")
-        self.field, self.message, self.mend = field, message, mend
+    def __init__(self, field: str, message: str, hint: str):
+        super().__init__(f"{field}: {message}; {hint}")
+        self.field, self.message, self.hint = field, message, hint
 
 
 def setting_names(model: type[BaseModel] = Settings, prefix: str = "") -> list[str]:
@@ -253,7 +255,7 @@ def resolve(*layers: Mapping[str, Any]) -> Settings:
         raise _explain(error) from None
 
 
-def changed(settings: Settings, **sections: Mapping[str, Any]) -> Settings:
+def replace_settings(settings: Settings, **sections: Mapping[str, Any]) -> Settings:
     """Settings with some values replaced, section by section."""
     whole = settings.model_dump()
     return Settings(**{**whole, **{name: {**whole[name], **values} for name, values in sections.items()}})
@@ -267,7 +269,7 @@ def _explain(error: ValidationError) -> SettingsError:
         nearest = difflib.get_close_matches(field, names, n=1, cutoff=0.0)[0]
         return SettingsError(field, "no such setting", f"did you mean {nearest}?")
     message = first["msg"].removeprefix("Value error, ")
-    return SettingsError(field, message, f"it is {shown(first['input'])} now")
+    return SettingsError(field, message, f"it is {quote(first['input'])} now")
 
 
 def parse_overrides(assignments: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -285,5 +287,5 @@ def parse_overrides(assignments: Sequence[str]) -> dict[str, dict[str, Any]]:
         try:
             layer.setdefault(section, {})[name] = read_yaml(text)
         except ValueError:
-            raise SettingsError(path, f"cannot read the value {shown(text)}", "write a YAML value") from None
+            raise SettingsError(path, f"cannot read the value {quote(text)}", "write a YAML value") from None
     return layer

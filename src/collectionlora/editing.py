@@ -64,8 +64,8 @@ def compose_prompt(recipe: Recipe, effects: Sequence[str], references: int = 0) 
     if references != taught:
         names = " and ".join(effects)
         message = f"{names} was taught with {taught} reference images, {references} are given"
-        mend = "give as many (on the command line by --reference FILE)" if taught else "leave them out"
-        raise UserError("", "references", message, mend)
+        hint = "give as many (on the command line by --reference FILE)" if taught else "leave them out"
+        raise UserError("", "references", message, hint)
     return compose([recipe.effects[name] for name in effects])
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from collectionlora.backbones.base import Condition, Prompt, beside
+from collectionlora.backbones.base import Condition, Prompt, repeat_references
 
 # Separate the uses of one (seed, step, rank), so that they are independent of each other.
 ROUTE, BATCH, NOISE, LENGTH, FAVOUR = range(5)
@@ -73,7 +73,7 @@ class EffectData:
 
     def condition(self, prompt: Prompt, photo: Tensor) -> Condition:
         """What the network reads under one of the prompts, for the photos at `photo` `[B]`."""
-        references = beside(self.references, len(photo))
+        references = repeat_references(self.references, len(photo))
         return Condition(prompt.of_photos(photo), self.sources[photo], references)
 
 

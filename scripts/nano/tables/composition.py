@@ -41,9 +41,9 @@ from collectionlora.system.progress import Progress
 from tables.study import add_judging_options, keep_options, training_photographs, unseen_photographs
 
 GUIDANCE_SCALE = RECOMMENDED["targets"]["guidance_scale"]
-Pair = tuple[str, str]
+Effects = tuple[str, str]
 Make = Callable[
-    [Pair, Tensor, Sequence[int]], Tensor
+    [Effects, Tensor, Sequence[int]], Tensor
 ]  # images in [0, 1] and a seed for each to edited images
 
 
@@ -113,7 +113,7 @@ def ways(editor: Editor, teachers: Teachers) -> dict[str, tuple[int, Make]]:
     }
 
 
-def draw(folder: Path, key: str, make: Make, pair: Pair, cases: Cases) -> list[Photo]:
+def draw(folder: Path, key: str, make: Make, pair: Effects, cases: Cases) -> list[Photo]:
     """Pictures of one pair, kept in a file."""
     path = folder / f"{'+'.join(pair)}-{key}.safetensors"
     found = read_tensors(path)
@@ -126,7 +126,7 @@ def draw(folder: Path, key: str, make: Make, pair: Pair, cases: Cases) -> list[P
 
 
 def recognised(
-    classifier: ConceptClassifier, pair: Pair, photos: Sequence[Photo], made: Sequence[Photo]
+    classifier: ConceptClassifier, pair: Effects, photos: Sequence[Photo], made: Sequence[Photo]
 ) -> dict[str, Values]:
     """Whether the first, the second and both are among the two most probable effects, `[N]` each."""
     top = probabilities(classifier, photos, made)[:, :-1].topk(2).indices.numpy()
@@ -134,7 +134,7 @@ def recognised(
     return {"first": first * 1.0, "second": second * 1.0, "both": (first & second) * 1.0}
 
 
-def fidelity(pair: Pair, photos: Sequence[Photo], made: Sequence[Photo]) -> Values:
+def fidelity(pair: Effects, photos: Sequence[Photo], made: Sequence[Photo]) -> Values:
     """PSNR in dB to the nearest right answer, `[N]`."""
     values = []
     for photo, image in zip(photos, made, strict=True):
@@ -148,7 +148,7 @@ def make(args: Namespace, progress: Progress) -> None:
     keep_options(args.out, args)
     editor = Editor.load(args.adapter)
     names, steps, side = list(editor.recipe.effects), editor.recipe.steps, editor.recipe.resolution
-    pairs: list[Pair] = list(permutations(names, 2))
+    pairs: list[Effects] = list(permutations(names, 2))
     drawn = np.random.default_rng(args.seed).permutation(len(pairs))[: args.pairs]
     pairs = [pairs[i] for i in sorted(drawn)]
     pool = PhotoPool(list(unseen_photographs(args.data).values()))
@@ -173,7 +173,7 @@ def make(args: Namespace, progress: Progress) -> None:
 
 def judge(
     classifier: ConceptClassifier,
-    pairs: Sequence[Pair],
+    pairs: Sequence[Effects],
     photos: Sequence[Photo],
     pictures: dict[str, list[list[Photo]]],
 ) -> dict[str, dict[str, object]]:

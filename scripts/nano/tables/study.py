@@ -3,7 +3,7 @@
 import json
 import shutil
 from argparse import ArgumentParser, Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from collectionlora.api import distill
 from collectionlora.collection import MANIFEST, Collection
 from collectionlora.command_line.demo import GENERAL_PHOTOS, PHOTOS, build_collection, shipped_teachers
-from collectionlora.config import parse_overrides
+from collectionlora.config import Overrides, parse_overrides
 from collectionlora.effectbench.gallery import Result
 from collectionlora.effectbench.heldout import Heldout, heldout_photographs
 from collectionlora.effectbench.report.page import write_results
@@ -33,10 +33,8 @@ COUNTS = range(1, len(ALL_EFFECTS) + 1)  # of effects in one LoRA
 FREE = {"judged", "classifier_steps", "out"}  # options that change no training: they may be others next time
 NO_DISTILLATION = {"distill": {"student_updates": 0}}
 
-Layer = Mapping[str, Mapping[str, Any]]
 
-
-def over(layer: Layer, changes: Layer) -> dict[str, dict[str, Any]]:
+def over(layer: Overrides, changes: Overrides) -> dict[str, dict[str, Any]]:
     """Settings with those of `changes` in their place."""
     return {name: {**layer.get(name, {}), **changes.get(name, {})} for name in {**layer, **changes}}
 
@@ -121,7 +119,7 @@ class Study:
     def __init__(
         self,
         args: Namespace,
-        layer: Layer,
+        layer: Overrides,
         num_effects: int | None,
         progress: Progress,
         num_general: int = GENERAL_PHOTOS,
@@ -145,7 +143,7 @@ class Study:
         return self.collection.folder / "runs" / run
 
     def train(
-        self, run: str, changes: Layer | None = None, start: str | None = None, names: Sequence[str] = ()
+        self, run: str, changes: Overrides | None = None, start: str | None = None, names: Sequence[str] = ()
     ) -> None:
         """One run, which resumes; its adapter is the collection's.
 

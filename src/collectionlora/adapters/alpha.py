@@ -11,12 +11,12 @@ from peft.utils.other import get_pattern_key
 from torch import Tensor
 
 from collectionlora.adapters.lycoris import Rebuilt
-from collectionlora.system.errors import UserError, shown
+from collectionlora.system.errors import UserError, quote
 
 DIFFUSERS_HEADER = "lora_adapter_metadata"
 PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 AGAIN = "export or train this LoRA again"
-MOST_STATED = 1_000_000  # a rank or an alpha beyond it is no such number
+MAX_STATED = 1_000_000  # a rank or an alpha beyond it is no such number
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq")  # initialisations of PEFT that move the base's weights
 
 
@@ -78,8 +78,8 @@ class AlphaHeader:
         except (re.error, TypeError, AttributeError, RecursionError) as error:
             raise UserError(path, self.place, f"states patterns that are none ({error})", AGAIN) from None
         numbers = isinstance(rank, int) and isinstance(alpha, int | float)
-        if not numbers or not 1 <= rank <= MOST_STATED or not abs(alpha) <= MOST_STATED:
-            message = f"states rank {shown(rank)} and alpha {shown(alpha)}"
+        if not numbers or not 1 <= rank <= MAX_STATED or not abs(alpha) <= MAX_STATED:
+            message = f"states rank {quote(rank)} and alpha {quote(alpha)}"
             raise UserError(path, self.place, message, AGAIN)
         if built.rank and rank != built.rank:
             message = f"states rank {rank} for {module}, the tensors have {built.rank}"

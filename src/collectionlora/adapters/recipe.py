@@ -46,8 +46,8 @@ def adapter_path(collection: Path) -> Path:
         return SHIPPED if collection == Path("nano") and not collection.exists() else collection
     path = collection / RESULT
     if not path.exists():
-        mend = f"run: collectionlora distill {collection}"
-        raise UserError(path, "", "this collection is not distilled yet", mend)
+        hint = f"run: collectionlora distill {collection}"
+        raise UserError(path, "", "this collection is not distilled yet", hint)
     return path
 
 
@@ -79,5 +79,5 @@ def _parse_recipe(path: Path, header: Mapping[str, str]) -> Recipe:
     try:
         return Recipe.model_validate_json(header[KEY])
     except (KeyError, ValidationError):
-        mend = "give a collection folder or the file that distill wrote"
-        raise UserError(path, "header", "carries no collectionlora recipe", mend) from None
+        hint = "give a collection folder or the file that distill wrote"
+        raise UserError(path, "header", "carries no collectionlora recipe", hint) from None

@@ -29,7 +29,7 @@ from collectionlora.system.errors import UserError
 BASE = None
 STUDENT, TEACHER = "student", "teacher"
 # Relative error of gradients that are computed twice; of those in a wrong role it is about 1.
-MOST_ERROR = 0.1
+MAX_ERROR = 0.1
 
 # module name -> (A [rank, in, ...], B [out, rank, ...]); the weight change is B @ A, the scale baked in.
 LoraWeights = dict[str, tuple[Tensor, Tensor]]
@@ -206,7 +206,7 @@ class Roles:
             for parameter in teacher:
                 parameter.requires_grad_(False)
         error = [a - b for a, b in zip(crossed, plain, strict=True)]
-        if total_norm(error) > MOST_ERROR * total_norm(plain):
+        if total_norm(error) > MAX_ERROR * total_norm(plain):
             raise _broken(f"blocks of {first} are recomputed as another role")
 
     def _own_gradients(

@@ -23,8 +23,8 @@ def shard(roles: Roles) -> None:
         UserError: there is one process.
     """
     if processes.world_size() == 1:
-        mend = "launch with torchrun --nproc-per-node N -m -- collectionlora ..."
-        raise UserError("", "model.sharding", "fsdp needs several processes", mend)
+        hint = "launch with torchrun --nproc-per-node N -m -- collectionlora ..."
+        raise UserError("", "model.sharding", "fsdp needs several processes", hint)
     network = roles.network
     device = next(network.parameters()).device.type
     mesh = init_device_mesh(device, (processes.world_size(),))

@@ -134,8 +134,8 @@ def diffusers_class(base: str) -> tuple[type["DiffusersBackbone"], dict[str, Any
     try:
         from collectionlora.backbones import diffusers_model, flux2, flux_kontext, qwen_image_edit
     except ImportError as error:
-        mend = "write nano, or install it: pip install 'collectionlora[diffusers]'"
-        raise UserError(MANIFEST, "base", f"{base!r} needs diffusers ({error})", mend) from None
+        hint = "write nano, or install it: pip install 'collectionlora[diffusers]'"
+        raise UserError(MANIFEST, "base", f"{base!r} needs diffusers ({error})", hint) from None
 
     families: dict[str, type[DiffusersBackbone]] = {
         "QwenImageEditPlusPipeline": qwen_image_edit.QwenImageEditPlus,
@@ -147,6 +147,6 @@ def diffusers_class(base: str) -> tuple[type["DiffusersBackbone"], dict[str, Any
     pipeline_config = diffusers_model.read_pipeline_config(base)
     name = str(pipeline_config.get("_class_name"))  # a custom pipeline's is a pair, and never loaded
     if name not in families:
-        mend = f"use nano or a pipeline of {', '.join(families)}"
-        raise UserError(MANIFEST, "base", f"{base!r} is a {name}, which is not supported", mend)
+        hint = f"use nano or a pipeline of {', '.join(families)}"
+        raise UserError(MANIFEST, "base", f"{base!r} is a {name}, which is not supported", hint)
     return families[name], pipeline_config

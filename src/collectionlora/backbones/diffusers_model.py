@@ -60,8 +60,8 @@ def opening(base: str) -> Iterator[None]:
         yield
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
-        mend = "give a diffusers pipeline in safetensors: its folder, or owner/name@revision on the hub"
-        raise UserError(MANIFEST, "base", f"{base!r} cannot be opened ({reason})", mend) from error
+        hint = "give a diffusers pipeline in safetensors: its folder, or owner/name@revision on the hub"
+        raise UserError(MANIFEST, "base", f"{base!r} cannot be opened ({reason})", hint) from error
 
 
 def read_pipeline_config(base: str) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from collectionlora.objectives import guided
 from collectionlora.system.files import load_tensors, write_tensors
 
 NUM_BUCKETS = 4096
-MOST_WORDS = 48
+MAX_WORDS = 48
 WORD = re.compile(r"[^\W_]+|[^\w\s]|_")
 # A small network on few pixels learns at far higher rates than the paper's 20 B model, and from batches.
 RECOMMENDED: dict[str, dict[str, Any]] = {
@@ -60,7 +60,7 @@ class NanoTextEncoder(nn.Module):
         nn.init.normal_(self.table.weight, std=1.0)
 
     def forward(self, prompts: Sequence[str]) -> Prompt:
-        texts = [WORD.findall(prompt.lower())[:MOST_WORDS] for prompt in prompts]
+        texts = [WORD.findall(prompt.lower())[:MAX_WORDS] for prompt in prompts]
         # A lone masked token keeps the shapes of an empty text valid.
         length = max(1, *(len(words) for words in texts)) if texts else 1
         mask = torch.zeros(len(texts), length, dtype=torch.bool)
@@ -134,7 +134,7 @@ class NanoBackbone:
         """Nothing is large."""
 
     def shapes(self, resolution: int) -> Shapes:
-        return Shapes((3, resolution, resolution), (MOST_WORDS, self.network.config.text_width))
+        return Shapes((3, resolution, resolution), (MAX_WORDS, self.network.config.text_width))
 
     def prepare(self, condition: Condition) -> EncodedCondition:
         """Keys and values of the condition, the same for every noisy point and sigma."""

@@ -41,12 +41,12 @@ def studio(
         from collectionlora.studio.guard import SameSite, is_local
 
         if not is_local(host) and not accounts:
-            mend = f"give --auth FILE or set {AUTH_VARIABLE}, or stay on 127.0.0.1"
-            raise UserError("", "--host", f"{host} lets other machines in without a password", mend)
+            hint = f"give --auth FILE or set {AUTH_VARIABLE}, or stay on 127.0.0.1"
+            raise UserError("", "--host", f"{host} lets other machines in without a password", hint)
         from collectionlora.studio.page import STYLE, build_page
     except ImportError as error:
-        mend = "install it: pip install 'collectionlora[studio]'"
-        raise UserError("", "studio", f"needs gradio ({error})", mend) from None
+        hint = "install it: pip install 'collectionlora[studio]'"
+        raise UserError("", "studio", f"needs gradio ({error})", hint) from None
     from collectionlora.studio.pictures import Studio
 
     check_port(host, port)
@@ -106,7 +106,7 @@ def read_accounts(path: Path | None) -> list[tuple[str, str]]:
         user, colon, password = line.partition(":")
         if not (user and colon and password):
             # The line itself may hold a password: it is not repeated.
-            raise UserError(place, "--auth", "has a line that is not USER:PASSWORD", "mend that line")
+            raise UserError(place, "--auth", "has a line that is not USER:PASSWORD", "fix that line")
         accounts.append((user, password))
     if path and not accounts:
         raise UserError(place, "--auth", "is empty", "write one USER:PASSWORD a line")

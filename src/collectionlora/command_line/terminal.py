@@ -15,8 +15,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from collectionlora.config import SettingsError
-from collectionlora.effectbench.report.columns import measured, write_value
-from collectionlora.system.errors import Interrupted, UserError, mendable, one_line
+from collectionlora.effectbench.report.columns import find_measured, write_value
+from collectionlora.system.errors import Interrupted, UserError, explain_fault, one_line
 
 console = Console(stderr=True)
 # The measures that a terminal has room for; metrics.json and the report have all.
@@ -73,7 +73,7 @@ def joined_processes() -> Iterator[ProgressLine]:
 
 @contextmanager
 def faults_in_a_line() -> Iterator[None]:
-    """End the process in a line for what the user can mend, exit code 2, or stopped, 130; no traceback."""
+    """End the process in a line for what the user can fix, exit code 2, or stopped, 130; no traceback."""
     try:
         yield
     except (UserError, SettingsError) as error:
@@ -83,7 +83,7 @@ def faults_in_a_line() -> Iterator[None]:
         print(f"{stopped}; the same command goes on", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
-        fault = mendable(error)
+        fault = explain_fault(error)
         if fault is None:
             raise
         print(f"error: {fault}", file=sys.stderr)
@@ -109,7 +109,7 @@ def say(as_json: bool, result: dict[str, Any], *shown: RenderableType) -> None:
 
 def methods_table(metrics: dict[str, Any]) -> Table:
     """The summary table of a benchmark; what was not measured is named under it."""
-    columns = [column for column in measured(metrics["methods"].values()) if column.key in IN_TERMINAL]
+    columns = [column for column in find_measured(metrics["methods"].values()) if column.key in IN_TERMINAL]
     left_out = [f"{name} ({reason})" for name, reason in metrics["skipped"].items()]
     caption = f"not measured: {'; '.join(left_out)}" if left_out else None
     table = Table("method", "nfe", *(column.key for column in columns), caption=caption)

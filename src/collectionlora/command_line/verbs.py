@@ -1,7 +1,7 @@
 """The command line: a verb imports what it needs when it runs, and nothing before.
 
 Text and progress go to stderr; `--json` puts one JSON object on stdout. Exit codes: 0 done, 2 the user can
-mend it (one line), 1 a fault of ours (traceback), 130 interrupted with the state saved.
+fix it (one line), 1 a fault of ours (traceback), 130 interrupted with the state saved.
 """
 
 import logging
@@ -168,7 +168,7 @@ def plan(
     from collectionlora.planning.advice import advise
 
     layer = parse_overrides(overrides or [])
-    request = planning.make_request(
+    workload = planning.make_workload(
         folder,
         base,
         effects,
@@ -179,8 +179,8 @@ def plan(
         devices=devices,
         sharding=sharding,
     )
-    result = {**planning.plan(request), "advice": advise(request)}
-    say(as_json, result, plan_table(request.base, result), advice_lines(result))
+    result = {**planning.plan(workload), "advice": advise(workload)}
+    say(as_json, result, plan_table(workload.base, result), advice_lines(result))
 
 
 @app.command()
@@ -320,12 +320,12 @@ def options(
     """Distil many effect LoRAs and few-step generation into one LoRA."""
     verb = str(context.invoked_subcommand)
     if verb not in SEVERAL_PROCESSES and os.environ.get("WORLD_SIZE", "1") != "1":
-        message, mend = f"{verb} runs in one process", "start it without torchrun"
-        raise UserError("environment", "WORLD_SIZE", message, mend)
+        message, hint = f"{verb} runs in one process", "start it without torchrun"
+        raise UserError("environment", "WORLD_SIZE", message, hint)
 
 
 def main() -> None:
-    """The entry point: mendable faults are one line and exit code 2."""
+    """The entry point: fixable faults are one line and exit code 2."""
     # peft imports it where it is installed, and it then tells every user of a CPU about a kernel of its own.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     # Pillow warns of photos that `read_photo` reads all the same, or refuses in its own words.

@@ -16,9 +16,9 @@ from collectionlora.adapters.merging import MERGES, add, merge
 from collectionlora.adapters.roles import LoraWeights
 from collectionlora.backbones.base import encode_condition
 from collectionlora.collection import Collection
-from collectionlora.config import Settings, changed
+from collectionlora.config import Settings, replace_settings
 from collectionlora.effectbench.bench import GENERAL, Method
-from collectionlora.runs.folder import begin, held
+from collectionlora.runs.folder import begin, hold
 from collectionlora.runs.session import Session
 from collectionlora.runs.trainer import train
 from collectionlora.sampling import Denoiser, noise_like, sample_few_steps
@@ -33,7 +33,7 @@ BASELINES = (STACK, FLOW_MATCHING, *MERGE_METHODS)
 def train_baseline(collection: Collection, settings: Settings, name: str, progress: Progress) -> LoraWeights:
     """The student of a run under other settings, kept in `bench/NAME`; resumes."""
     folder, distill = collection.folder / "bench" / name, settings.distill
-    with held(folder):
+    with hold(folder):
         session = Session(collection, settings, with_critics=True)
         run = session.distillation(progress)
         with processes.main_first():
@@ -57,7 +57,9 @@ class Baselines:
     @cached_property
     def acceleration(self) -> LoraWeights:
         """The bare base in few steps: the method with the general stream alone."""
-        return self._train(changed(self.session.settings, distill={"effect_ratio": 0}), "acceleration")
+        return self._train(
+            replace_settings(self.session.settings, distill={"effect_ratio": 0}), "acceleration"
+        )
 
     def _train(self, settings: Settings, name: str) -> LoraWeights:
         return train_baseline(self.session.collection, settings, name, self.progress)
@@ -82,7 +84,7 @@ class Baselines:
         settings = self.session.settings
         updates = settings.match.updates + settings.distill.student_updates
         match = {"loss": "flow", "updates": updates}
-        return changed(settings, match=match, distill={"effect_ratio": 1, "student_updates": 0})
+        return replace_settings(settings, match=match, distill={"effect_ratio": 1, "student_updates": 0})
 
     def _few_steps(
         self,

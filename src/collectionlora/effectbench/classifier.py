@@ -20,7 +20,7 @@ from collectionlora.pictures.photos import Photo, crop_square, to_images
 from collectionlora.system.files import fingerprint, read_tensors, write_tensors
 
 SIDE = 64
-MOST_FADED_RECOGNISED = 0.5  # share of the effect below which a picture no longer shows it
+MAX_FADED_RECOGNISED = 0.5  # share of the effect below which a picture no longer shows it
 
 
 class ConceptClassifier(nn.Module):
@@ -56,7 +56,7 @@ def draw_example(
     edited = effects[label](photo, rng)
     if rng.random() < 0.5:
         edited, kept = degrade(photo, edited, rng)
-        label = label if kept >= MOST_FADED_RECOGNISED else len(effects)
+        label = label if kept >= MAX_FADED_RECOGNISED else len(effects)
     return photo, edited, label
 
 

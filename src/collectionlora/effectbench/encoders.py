@@ -85,5 +85,5 @@ class Dino(ImageEncoder):
 
 def _explain(field: str, name: str, error: Exception) -> UserError:
     reason = " ".join(str(error).split())[:200]
-    mend = "give a folder with safetensors and a processor, or a name on the hub"
-    return UserError("--set", field, f"{name!r} cannot be opened ({reason})", mend)
+    hint = "give a folder with safetensors and a processor, or a name on the hub"
+    return UserError("--set", field, f"{name!r} cannot be opened ({reason})", hint)

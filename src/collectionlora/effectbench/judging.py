@@ -39,7 +39,7 @@ REFUSAL = (
 )
 TRIES = 2
 
-Pair = tuple[Photo, Photo]
+ImagePair = tuple[Photo, Photo]
 
 
 class Verdict(BaseModel):
@@ -90,7 +90,7 @@ class Judge:
     """
 
     def __init__(
-        self, vlm: Vlm, collection: Collection, cases: Cases, references: Mapping[str, Sequence[Pair]]
+        self, vlm: Vlm, collection: Collection, cases: Cases, references: Mapping[str, Sequence[ImagePair]]
     ):
         self.vlm, self.collection, self.cases, self.references = vlm, collection, cases, references
 

@@ -125,8 +125,8 @@ def find_adapter(collection: Collection, name: str) -> Path:
     path = collection.folder / "runs" / role / collection.result.name
     if not path.exists():
         known = ", ".join((SOURCE.name, TRUTH, TEACHER, "teacher-8", STUDENT, "student-4", *BASELINES))
-        mend = f"choose from {known}, or name a finished run"
-        raise UserError("", "--methods", f"{name!r} is no method", mend)
+        hint = f"choose from {known}, or name a finished run"
+        raise UserError("", "--methods", f"{name!r} is no method", hint)
     return path
 
 
@@ -139,16 +139,20 @@ def split_steps(name: str) -> tuple[str, int | None]:
 def draw(maker: MethodMaker, method: Method, name: str, kind: str, cases: Cases) -> tuple[list[Photo], float]:
     """A method's pictures of one effect or of the ordinary edits, and the seconds of each."""
     make_all = partial(make_edits, method, cases) if kind == GENERAL else partial(make, method, kind, cases)
-    return kept(maker.collection, f"{name}/{kind}-{maker.key(name, kind, cases)}", make_all)
+    return load_or_make(maker.collection, f"{name}/{kind}-{maker.key(name, kind, cases)}", make_all)
 
 
 def draw_strip(maker: MethodMaker, strip: Strip, name: str, effect: str, cases: Cases) -> list[Photo]:
     """The first photo under an effect, by rising strength."""
     make_strip = partial(strip, effect, cases.photos[0], cases.seeds[0])
-    return kept(maker.collection, f"{name}/{effect}-strip-{maker.key(name, effect, cases)}", make_strip)[0]
+    return load_or_make(
+        maker.collection, f"{name}/{effect}-strip-{maker.key(name, effect, cases)}", make_strip
+    )[0]
 
 
-def kept(collection: Collection, name: str, make_all: Callable[[], list[Photo]]) -> tuple[list[Photo], float]:
+def load_or_make(
+    collection: Collection, name: str, make_all: Callable[[], list[Photo]]
+) -> tuple[list[Photo], float]:
     """Pictures from their file, or made and put there, and the seconds that each took."""
     path = collection.folder / "bench" / "pictures" / f"{name}.safetensors"
     found = read_tensors(path)

@@ -40,8 +40,8 @@ def check_library(settings: BenchSettings) -> None:
     """
     for name in sorted({"clip", "dino"} - missing_models(settings).keys()):
         if find_spec("transformers") is None:
-            mend = "install it: pip install 'collectionlora[bench]'"
-            raise UserError("", f"bench.{name}", "needs transformers", mend)
+            hint = "install it: pip install 'collectionlora[bench]'"
+            raise UserError("", f"bench.{name}", "needs transformers", hint)
 
 
 def load_clip(settings: BenchSettings) -> "Clip | None":

@@ -53,8 +53,8 @@ class Truths:
                 paths = relative_names(folder)
                 missing = sorted(set(cases.names) - set(paths))
                 if missing:
-                    mend = "add it, or take it out of --photos"
-                    raise UserError(folder, missing[0], "has no true image for this photograph", mend)
+                    hint = "add it, or take it out of --photos"
+                    raise UserError(folder, missing[0], "has no true image for this photograph", hint)
                 self.images[effect.name] = [self._read(paths[name]) for name in cases.names]
 
     def _read(self, path: Path) -> Photo:

@@ -195,7 +195,7 @@ def preview_names(previews: Sequence[Path | str], recipe: Recipe) -> dict[str, P
         if not path.is_file() or path.suffix.lower() not in PHOTO_SUFFIXES:
             raise UserError(path, "preview", "is no image file", f"give {', '.join(PHOTO_SUFFIXES)}")
         if path.stem not in recipe.effects:
-            mend = f"name it after one of {', '.join(recipe.effects)}"
-            raise UserError(path, "preview", "is named after no effect of this collection", mend)
+            hint = f"name it after one of {', '.join(recipe.effects)}"
+            raise UserError(path, "preview", "is named after no effect of this collection", hint)
         found[path.stem] = path
     return found

@@ -45,8 +45,8 @@ def read_items(folder: Path) -> tuple[list[str], list[tuple[str, int, int]]]:
     assert isinstance(document, yaml.MappingNode)  # the collection was loaded from it
     effects = next(value for key, value in document.value if key.value == "effects")
     if effects.flow_style or any(effect.flow_style for effect in effects.value):
-        mend = "write each effect as lines under a dash, or edit the manifest yourself"
-        raise UserError(folder / MANIFEST, "effects", "is written in brackets", mend)
+        hint = "write each effect as lines under a dash, or edit the manifest yourself"
+        raise UserError(folder / MANIFEST, "effects", "is written in brackets", hint)
     items = []
     for effect in effects.value:
         name = next(value.value for key, value in effect.value if key.value == "name")

@@ -11,16 +11,16 @@ from torch import Tensor
 
 from collectionlora.config import Settings
 from collectionlora.system.errors import UserError
-from collectionlora.system.files import written_whole
+from collectionlora.system.files import write_whole
 
-MOST_PIXELS = 200_000_000
+MAX_PIXELS = 200_000_000
 CHUNK = 16  # images that a network takes at a time
 # Whatever the name of a file says. Pillow reads more, some by programs that it starts (EPS: Ghostscript).
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 Photo = NDArray[np.uint8]  # [H, W, 3]
 
 
-def read_photo(path: Path, most_pixels: int = MOST_PIXELS) -> Photo:
+def read_photo(path: Path, max_pixels: int = MAX_PIXELS) -> Photo:
     """A photo as uint8 RGB `[H, W, 3]`, upright; transparency over white, 16 bits scaled to 8.
 
     Raises:
@@ -28,9 +28,9 @@ def read_photo(path: Path, most_pixels: int = MOST_PIXELS) -> Photo:
     """
     try:
         with Image.open(path, formats=FORMATS) as image:
-            if not 0 < image.width * image.height <= most_pixels:
+            if not 0 < image.width * image.height <= max_pixels:
                 size = f"{image.width} x {image.height}"
-                raise UserError(path, "", f"has {size} pixels", f"keep it under {most_pixels:,} pixels")
+                raise UserError(path, "", f"has {size} pixels", f"keep it under {max_pixels:,} pixels")
             upright = ImageOps.exif_transpose(image)
             return np.asarray(_to_rgb(upright))
     except FileNotFoundError:
@@ -115,7 +115,7 @@ def write_photo(path: Path, photo: Photo) -> None:
         UserError: a suffix that is no image format, or it cannot be written.
     """
     kind = photo_format(path)
-    with written_whole(path) as partial:
+    with write_whole(path) as partial:
         Image.fromarray(photo).save(partial, format=kind)
 
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 from collectionlora.config import Settings, parse_overrides, resolve
-from collectionlora.planning.plan import PACKED_BYTES, WHOLE_BYTES, Request, plan, step_of
+from collectionlora.planning.plan import PACKED_BYTES, WHOLE_BYTES, Workload, plan, step_of
 
 CHANGES = (
     ["model.gradient_checkpointing=true"],
@@ -20,7 +20,7 @@ CHANGES = (
 )
 
 
-def advise(request: Request) -> list[dict[str, Any]]:
+def advise(workload: Workload) -> list[dict[str, Any]]:
     """What to change, in this order and together, until the smallest device is large enough.
 
     What costs time alone comes first, then capacity, precision, and the size of the images.
@@ -29,18 +29,18 @@ def advise(request: Request) -> list[dict[str, Any]]:
         `[{"change", "total_bytes_per_device", "fits": [DEVICE]}]`; empty if everything fits now.
     """
     advice: list[dict[str, Any]] = []
-    step = step_of(request)
-    fitting = plan(request, step)["fits"]
+    step = step_of(workload)
+    fitting = plan(workload, step)["fits"]
     for change in CHANGES:
-        settings = resolve(request.settings.model_dump(), parse_overrides(change))
-        sharded = request.sharding == "fsdp" and settings.model.quantization != "none"
-        if all(fitting.values()) or sharded or not is_smaller(settings, request.settings):
+        settings = resolve(workload.settings.model_dump(), parse_overrides(change))
+        sharded = workload.sharding == "fsdp" and settings.model.quantization != "none"
+        if all(fitting.values()) or sharded or not is_smaller(settings, workload.settings):
             continue
-        request = replace(request, settings=settings)
+        workload = replace(workload, settings=settings)
         # Smaller ranks and packed weights make nothing larger: no need to tally again.
         if not any(word in change[0] for word in ("rank", "quantization")):
-            step = step_of(request)
-        planned = plan(request, step)
+            step = step_of(workload)
+        planned = plan(workload, step)
         fitting, total = planned["fits"], planned["total_bytes_per_device"]
         flags = " ".join(f"--set {assignment}" for assignment in change)
         names = [device for device, enough in fitting.items() if enough]

@@ -22,7 +22,7 @@ def check_collection(folder: Path) -> dict[str, Any]:
     """All problems found, not only the first.
 
     Returns:
-        `{"ok", "problems": [{"file", "field", "message", "mend"}], "effects": [{"name", **LoraFile.report}]}`
+        `{"ok", "problems": [{"file", "field", "message", "hint"}], "effects": [{"name", **LoraFile.report}]}`
     """
     problems: list[UserError] = []
 

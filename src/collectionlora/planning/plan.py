@@ -21,7 +21,7 @@ from collectionlora.backbones import backbone_without_weights, block_stacks, rec
 from collectionlora.backbones.base import Backbone
 from collectionlora.backbones.known import find_known
 from collectionlora.collection import Collection
-from collectionlora.config import Settings, changed, resolve
+from collectionlora.config import Settings, replace_settings, resolve
 from collectionlora.distillation import Distillation, Simulation
 from collectionlora.flow import few_step_sigmas
 from collectionlora.planning.memory import MemoryTally, flash_on_meta
@@ -46,7 +46,7 @@ SHALLOW = 2
 
 
 @dataclass(frozen=True)
-class Request:
+class Workload:
     """What is planned: a base under settings, and what the settings do not hold.
 
     Attributes:
@@ -76,7 +76,7 @@ class Request:
         }
 
 
-def make_request(
+def make_workload(
     folder: Path | None,
     base: str | None,
     effects: int | None,
@@ -84,8 +84,8 @@ def make_request(
     overrides: Mapping[str, Mapping[str, Any]],
     sharding: str | None = None,
     **rest: Any,
-) -> Request:
-    """A request from a collection's folder, or from a base alone; `rest` as in `Request`.
+) -> Workload:
+    """A workload from a collection's folder, or from a base alone; `rest` as in `Workload`.
 
     Args:
         sharding: by default what `model.sharding` says.
@@ -108,8 +108,8 @@ def make_request(
         assert base is not None
         settings = resolve(recommended_settings(base), layer)
     sharding = sharding or ("fsdp" if settings.model.sharding == "fsdp" else "ddp")
-    settings = changed(settings, model={"sharding": "none"})  # said once, in the request
-    return Request(base, effects or 50, settings, sharding=sharding, **rest)
+    settings = replace_settings(settings, model={"sharding": "none"})  # stated once, in the workload
+    return Workload(base, effects or 50, settings, sharding=sharding, **rest)
 
 
 def count_forwards(settings: Settings) -> tuple[int, int]:
@@ -164,13 +164,13 @@ class TalliedRun(Distillation):
         super()._backward(loss)
 
 
-def empty_run(request: Request, backbone: Backbone, tally: MemoryTally) -> tuple[TalliedRun, Batch]:
+def empty_run(workload: Workload, backbone: Backbone, tally: MemoryTally) -> tuple[TalliedRun, Batch]:
     """A run on the meta device as its second step finds it: gradients and moments are there."""
-    settings = request.settings
+    settings = workload.settings
     with torch.device("meta"):
-        roles = build_roles(backbone, request.ranks(), 0, settings)
+        roles = build_roles(backbone, workload.ranks(), 0, settings)
         shapes = backbone.shapes(settings.data.resolution)
-        condition = shapes.empty_condition(settings.distill.batch_size, request.references)
+        condition = shapes.empty_condition(settings.distill.batch_size, workload.references)
         teachers = TeacherLibrary(roles, {"effect": roles.weights(TEACHER)})
         batch = Batch("effect", torch.empty_like(condition.source), condition, condition, condition)
     run = TalliedRun(backbone, roles, teachers, cast(Streams, None), settings)
@@ -182,15 +182,15 @@ def empty_run(request: Request, backbone: Backbone, tally: MemoryTally) -> tuple
     return run, batch
 
 
-def step_peaks(request: Request, depths: Mapping[str, int]) -> list[int]:
+def step_peaks(workload: Workload, depths: Mapping[str, int]) -> list[int]:
     """The most bytes in each phase of a step, beyond what is there at its start.
 
     A phase is a call of the network, or a backward with the optimizer's update.
     """
     tally = MemoryTally()
     with tally, flash_on_meta():
-        backbone = backbone_without_weights(request.base, request.settings.model, depths)
-        run, batch = empty_run(request, backbone, tally)
+        backbone = backbone_without_weights(workload.base, workload.settings.model, depths)
+        run, batch = empty_run(workload, backbone, tally)
         backbone.network.register_forward_pre_hook(lambda *_: tally.begin_phase())
         start, setup = tally.live, len(tally.peaks)
         tally.begin_phase()
@@ -202,57 +202,57 @@ def step_peaks(request: Request, depths: Mapping[str, int]) -> list[int]:
 
 
 @lru_cache
-def activation_bytes(request: Request) -> int:
+def activation_bytes(workload: Workload) -> int:
     """The most bytes in a step beyond weights, gradients and moments: what autograd saves, and workspace.
 
     Blocks of a stack are alike, so each phase's peak is linear in the number of each: measured on shallow
     networks, carried to the true depth.
     """
-    stacks = block_stacks(request.base)
+    stacks = block_stacks(workload.base)
     shallow = {name: min(SHALLOW, depth) for name, depth in stacks.items()}
-    first = step_peaks(request, shallow)
+    first = step_peaks(workload, shallow)
     peaks = list(first)
     for name, depth in stacks.items():
         if depth > SHALLOW:
-            deeper = step_peaks(request, {**shallow, name: SHALLOW + 1})
+            deeper = step_peaks(workload, {**shallow, name: SHALLOW + 1})
             more = depth - SHALLOW
             peaks = [p + more * (d - f) for p, d, f in zip(peaks, deeper, first, strict=True)]
     return max(peaks)
 
 
-def step_of(request: Request) -> Request:
+def step_of(workload: Workload) -> Workload:
     """The same for all requests whose steps make the same tensors."""
-    model = request.settings.model.model_copy(update={"quantization": "none"})
-    settings = request.settings.model_copy(update={"model": model})
-    return replace(request, settings=settings, effects=1, photos=1, devices=1, sharding="ddp")
+    model = workload.settings.model.model_copy(update={"quantization": "none"})
+    settings = workload.settings.model_copy(update={"model": model})
+    return replace(workload, settings=settings, effects=1, photos=1, devices=1, sharding="ddp")
 
 
-def check(request: Request, backbone: Backbone) -> None:
+def check(workload: Workload, backbone: Backbone) -> None:
     """Refuse what no run could be.
 
     Raises:
         UserError: the resolution does not fit the base, or a sharding has nothing to share.
     """
-    side, multiple = request.settings.data.resolution, backbone.side_multiple
+    side, multiple = workload.settings.data.resolution, backbone.side_multiple
     if side % multiple:
-        mend = f"write a multiple of {multiple}"
-        raise UserError("--set", "data.resolution", f"{side} does not fit the base", mend)
-    if request.sharding == "fsdp" and not block_stacks(request.base):
+        hint = f"write a multiple of {multiple}"
+        raise UserError("--set", "data.resolution", f"{side} does not fit the base", hint)
+    if workload.sharding == "fsdp" and not block_stacks(workload.base):
         raise UserError("--sharding", "fsdp", "the nano base is too small to share", "leave it out")
-    if request.sharding == "fsdp" and request.settings.model.quantization != "none":
+    if workload.sharding == "fsdp" and workload.settings.model.quantization != "none":
         raise UserError("--sharding", "fsdp", "packed weights are not sharded", "use ddp or no quantization")
 
 
-def cache_bytes(request: Request, backbone: Backbone) -> int:
+def cache_bytes(workload: Workload, backbone: Backbone) -> int:
     """Disk for latents and encoded prompts in float32: three texts a photo of an effect, two in general."""
-    shapes, targets = backbone.shapes(request.settings.data.resolution), request.settings.targets
+    shapes, targets = backbone.shapes(workload.settings.data.resolution), workload.settings.targets
     prompt = 4 * math.prod(shapes.tokens) + 4 * (shapes.pooled or 0) + shapes.tokens[0]
-    latents, photos = 4 * math.prod(shapes.latents), request.photos
+    latents, photos = 4 * math.prod(shapes.latents), workload.photos
     texts = 3 * (photos if backbone.prompts_see_photos else 1)
     effect = (2 + targets.samples) * photos * latents + texts * prompt
     unconditional = targets.general if backbone.prompts_see_photos else 1
     general = targets.general * (2 * latents + prompt) + unconditional * prompt
-    return request.effects * effect + general
+    return workload.effects * effect + general
 
 
 def fits(size: int, device: str) -> bool:
@@ -260,40 +260,40 @@ def fits(size: int, device: str) -> bool:
     return size <= (DEVICES[device] * (1 - RESERVED_SHARE) - RESERVED_GIB) * GIB
 
 
-def plan(request: Request, step: Request | None = None) -> dict[str, Any]:
-    """All numbers of a request; sizes in bytes, `fits` by device.
+def plan(workload: Workload, step: Workload | None = None) -> dict[str, Any]:
+    """All numbers of a workload; sizes in bytes, `fits` by device.
 
     Args:
-        step: a request whose step makes at least the tensors of this one's, if that one is tallied already.
+        step: a workload whose step makes at least the tensors of this one's, if that one is tallied already.
 
     Raises:
         UserError: no such base, or numbers that do not fit it.
     """
-    settings, ranks = request.settings, request.ranks()
-    backbone = backbone_without_weights(request.base, settings.model, {})
+    settings, ranks = workload.settings, workload.ranks()
+    backbone = backbone_without_weights(workload.base, settings.model, {})
     network, targets = backbone.network, backbone.lora_targets
-    check(request, backbone)
+    check(workload, backbone)
     weights = list(target_weights(network, targets).values())
     ends = sum(weight.shape[0] + weight[0].numel() for weight in weights)
     loras = {role: 4 * rank * ends for role, rank in ranks.items()}
     trained = sum(size for role, size in loras.items() if role != TEACHER)
     optimizer = 3 * trained + loras[STUDENT]  # gradients, two moments; the student's moving average
     base = base_bytes(network, targets, settings)
-    devices = request.devices if request.sharding == "fsdp" else 1
+    devices = workload.devices if workload.sharding == "fsdp" else 1
 
     # On a GPU, AdamW's lists hold the roots of one role's second moments, when the activations are gone.
     largest = max(size for role, size in loras.items() if role != TEACHER)
-    activations = max(activation_bytes(step or step_of(request)), largest // devices)
+    activations = max(activation_bytes(step or step_of(workload)), largest // devices)
     if settings.model.quantization != "none":  # one layer at a time is unpacked
         activations += round(WHOLE_BYTES[settings.model.dtype] * max(w.numel() for w in weights))
     gathered = start = 0
-    if request.sharding == "fsdp":
+    if workload.sharding == "fsdp":
         gathered = gathered_bytes(network, base + trained, largest)
         start = base + sum(loras.values())
     shared = base + trained + optimizer  # all but the teacher slot
     total = -(-shared // devices) + loras[TEACHER] + gathered + activations
     forwards, backwards = count_forwards(settings)
-    known = find_known(request.base)
+    known = find_known(workload.base)
     encoders = known and round(known.encoder_parameters * WHOLE_BYTES[settings.model.dtype])
     return {
         "base_parameters": sum(p.numel() for p in network.parameters()),
@@ -310,9 +310,9 @@ def plan(request: Request, step: Request | None = None) -> dict[str, Any]:
         "reference_layout_bytes": total + 2 * base,
         "forwards_per_student_update": forwards,
         "backwards_per_student_update": backwards,
-        "images_per_student_update": settings.distill.batch_size * request.devices,
-        "teacher_library_bytes": request.effects * loras[TEACHER],
-        "cache_bytes": cache_bytes(request, backbone),
+        "images_per_student_update": settings.distill.batch_size * workload.devices,
+        "teacher_library_bytes": workload.effects * loras[TEACHER],
+        "cache_bytes": cache_bytes(workload, backbone),
         "adapter_bytes": 2 * ranks[STUDENT] * ends,
         "fits": {device: fits(max(total, start), device) for device in DEVICES},
     }

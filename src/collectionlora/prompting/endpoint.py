@@ -21,7 +21,7 @@ from collectionlora.pictures.photos import Photo
 from collectionlora.system.errors import UserError
 
 QUOTES = {'"': '"', "'": "'", "`": "`", "“": "”", "‘": "’", "«": "»"}
-MENDS = {
+HINTS = {
     400: "give a {model_option} that reads images",
     401: "name the variable that holds the key: --api-key-env NAME",
     403: "name the variable that holds the key: --api-key-env NAME",
@@ -54,8 +54,8 @@ class Endpoint:
         if not usable or not re.fullmatch(r"[^\s\x00-\x1f]+", self.url):
             raise UserError("", self.option, "is no http address", "write it as http://localhost:8000/v1")
         if "@" in parts.netloc or parts.query:
-            mend = "put the key into an environment variable and name it: --api-key-env NAME"
-            raise UserError("", self.option, "the address carries a password or a query", mend)
+            hint = "put the key into an environment variable and name it: --api-key-env NAME"
+            raise UserError("", self.option, "the address carries a password or a query", hint)
 
     @classmethod
     def of(
@@ -71,8 +71,8 @@ class Endpoint:
         if not url:
             raise UserError("", option, "is missing", "give the endpoint's address")
         if not model:
-            mend = "give the model's name as the server lists it"
-            raise UserError("", model_option(option), "is missing", mend)
+            hint = "give the model's name as the server lists it"
+            raise UserError("", model_option(option), "is missing", hint)
         return cls(url, model, api_key_env, option)
 
     @property
@@ -172,8 +172,8 @@ class Vlm:
             raise self._explain(error) from None
         except ValidationError:
             option = self.endpoint.option
-            mend = f"check that the address after {option} is that of an OpenAI-compatible API, ending in /v1"
-            raise self._fault("answers with something else than a chat completion", mend) from None
+            hint = f"check that the address after {option} is that of an OpenAI-compatible API, ending in /v1"
+            raise self._fault("answers with something else than a chat completion", hint) from None
         tokens = reply.usage.total_tokens if reply.usage else expected
         self.calls, self.tokens = self.calls + 1, self.tokens + tokens
         self._most_tokens = max(self._most_tokens, tokens)
@@ -198,13 +198,13 @@ class Vlm:
         option = self.endpoint.option
         if isinstance(error, openai.APITimeoutError):
             tries, seconds = self.settings.max_retries + 1, self.settings.timeout
-            mend = "raise it: --set vlm.timeout=SECONDS, or look at the server"
-            return self._fault(f"no answer within {seconds:g} seconds, {tries} times", mend)
+            hint = "raise it: --set vlm.timeout=SECONDS, or look at the server"
+            return self._fault(f"no answer within {seconds:g} seconds, {tries} times", hint)
         if isinstance(error, openai.APIStatusError):
-            mend = MENDS.get(error.status_code, "look at the server, then run the same command again")
-            mend = mend.format(option=option, model_option=model_option(option))
-            return self._fault(f"answers {error.status_code} {self._quote(error.response.text)}", mend)
-        return self._fault("cannot be reached", f"start the server, or mend the address after {option}")
+            hint = HINTS.get(error.status_code, "look at the server, then run the same command again")
+            hint = hint.format(option=option, model_option=model_option(option))
+            return self._fault(f"answers {error.status_code} {self._quote(error.response.text)}", hint)
+        return self._fault("cannot be reached", f"start the server, or fix the address after {option}")
 
     def _quote(self, text: str) -> str:
         """The start of a server's words on one line, without the key that it may repeat."""
@@ -213,8 +213,8 @@ class Vlm:
         line = " ".join(text.split())
         return "".join(letter for letter in line if letter.isprintable())[:200]
 
-    def _fault(self, message: str, mend: str) -> UserError:
-        return UserError(self.endpoint.host, self.endpoint.model, message, mend)
+    def _fault(self, message: str, hint: str) -> UserError:
+        return UserError(self.endpoint.host, self.endpoint.model, message, hint)
 
 
 def shrink(photo: Photo, side: int) -> Image.Image:

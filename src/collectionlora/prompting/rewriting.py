@@ -17,7 +17,7 @@ style, colours, light, material, lines and background.
 - One line, at most two sentences, no angle brackets.
 - Answer with the prompt alone: no introduction, no quotation marks, no comment."""
 REFUSAL = "\n\nYour last answer was refused because it {fault}. Answer again, with the prompt alone."
-MOST_LETTERS = 2000
+MAX_LETTERS = 2000
 TRIES = 2
 
 
@@ -48,8 +48,8 @@ def find_fault(answer: Answer, description: str) -> str:
         return "is empty"
     if "\n" in description:
         return "has several lines"
-    if len(description) >= MOST_LETTERS:
-        return f"has {MOST_LETTERS} letters or more"
+    if len(description) >= MAX_LETTERS:
+        return f"has {MAX_LETTERS} letters or more"
     if "<" in description or ">" in description:
         return "has angle brackets"  # they mark triggers, and special tokens of models
     return "" if description.isprintable() else "has control characters"

@@ -1,1 +1,1 @@
-"""From a collection to a finished adapter: session, targets, training loop, checkpoints, `add` and `remove`."""
+"""From a collection to a finished adapter: session, targets, training, checkpoints, `add` and `remove`."""

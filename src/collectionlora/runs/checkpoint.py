@@ -68,7 +68,7 @@ def _drop(paths: list[Path]) -> None:
         path.unlink()
 
 
-def unfinished(folder: Path) -> tuple[int, int] | None:
+def find_unfinished(folder: Path) -> tuple[int, int] | None:
     """The newest checkpoint's step and the number of steps, if there are steps left to take."""
     for path in checkpoints(folder):
         facts = read_json(path.with_suffix(".json")) or {}

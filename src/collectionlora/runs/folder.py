@@ -11,11 +11,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from collectionlora.system import processes
-from collectionlora.runs.checkpoint import checkpoints, drop_checkpoints, unfinished
 from collectionlora.config import Settings
+from collectionlora.runs.checkpoint import checkpoints, drop_checkpoints, find_unfinished
+from collectionlora.system import processes
 from collectionlora.system.errors import UserError, cannot_write
-from collectionlora.system.files import dated, read_json, write_json
+from collectionlora.system.files import name_by_date, read_json, write_json
 
 LOCK, FACTS, CHECKPOINTS = "lock", "run.json", "checkpoints"
 WATCHED = {"keep_checkpoints", "checkpoint_every"}  # settings that change no result
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 @contextmanager
-def held(folder: Path) -> Iterator[None]:
+def hold(folder: Path) -> Iterator[None]:
     """Hold a run's folder inside the block; of one launch the main process holds it for all.
 
     The kernel frees the lock however its process ends, so a killed run never blocks the next one.
@@ -45,8 +45,8 @@ def held(folder: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            message, mend = f"this run is held by {_holder(file.read())}", "wait for it or stop it"
-            raise UserError(path, "", message, f"{mend}, or give another --run") from None
+            message, hint = f"this run is held by {_holder(file.read())}", "wait for it or stop it"
+            raise UserError(path, "", message, f"{hint}, or give another --run") from None
         since = datetime.now().astimezone().isoformat(timespec="seconds")
         file.truncate(0)
         json.dump({"pid": os.getpid(), "host": socket.gethostname(), "since": since}, file)
@@ -68,11 +68,11 @@ def refuse_unfinished(folder: Path) -> None:
     Raises:
         UserError: it would.
     """
-    left = unfinished(folder / CHECKPOINTS)
+    left = find_unfinished(folder / CHECKPOINTS)
     if left and processes.is_main():
         message = f"holds a run that stopped before step {left[0]} of {left[1]}"
-        mend = "go on with --resume, or give a new run its own --run NAME, or remove the folder"
-        raise UserError(folder, "", message, mend)
+        hint = "go on with --resume, or give a new run its own --run NAME, or remove the folder"
+        raise UserError(folder, "", message, hint)
 
 
 def refuse_finished(folder: Path, facts: Mapping[str, Any]) -> None:
@@ -82,20 +82,20 @@ def refuse_finished(folder: Path, facts: Mapping[str, Any]) -> None:
         UserError: it would.
     """
     if is_finished(folder) and processes.is_main():
-        mend = "give the new run a name with --run NAME, or give --again to start over"
-        raise UserError(folder, "", f"holds a finished run, but {changes(folder, facts)}", mend)
+        hint = "give the new run a name with --run NAME, or give --again to start over"
+        raise UserError(folder, "", f"holds a finished run, but {changes(folder, facts)}", hint)
 
 
 def is_finished(folder: Path) -> bool:
     """Whether a folder holds a run that has no steps left."""
-    return bool(checkpoints(folder / CHECKPOINTS)) and not unfinished(folder / CHECKPOINTS)
+    return bool(checkpoints(folder / CHECKPOINTS)) and not find_unfinished(folder / CHECKPOINTS)
 
 
 def set_aside(folder: Path) -> None:
     """Move all that a run left in a folder, which this process holds, into a dated folder beside it."""
     if not processes.is_main() or not (folder / FACTS).exists():
         return
-    aside = dated(folder)
+    aside = name_by_date(folder)
     aside.mkdir()
     for path in folder.iterdir():
         if path.name != LOCK:

@@ -9,21 +9,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from collectionlora.system import processes
 from collectionlora.adapters.formats import LoraFile, read_header, read_lora
 from collectionlora.adapters.recipe import Recipe, adapter_path, read_adapter, write_adapter
 from collectionlora.adapters.roles import STUDENT, target_weights
 from collectionlora.backbones import empty_network
 from collectionlora.collection import MANIFEST, Collection
-from collectionlora.config import Settings, changed
-from collectionlora.system.errors import UserError
-from collectionlora.system.files import copy_whole, fingerprint, refuse_other, write_text
-from collectionlora.runs.inputs import distillation_inputs, record_inputs
+from collectionlora.config import Settings, replace_settings
 from collectionlora.manifest.edits import add_effect, drop_effects
-from collectionlora.system.progress import Progress
-from collectionlora.runs.folder import begin, held
+from collectionlora.runs.folder import begin, hold
+from collectionlora.runs.inputs import distillation_inputs, record_inputs
 from collectionlora.runs.session import Session, resolve_settings
 from collectionlora.runs.trainer import train
+from collectionlora.system import processes
+from collectionlora.system.errors import UserError
+from collectionlora.system.files import copy_whole, fingerprint, refuse_other, write_text
+from collectionlora.system.progress import Progress
 
 
 def backup_path(collection: Collection) -> Path:
@@ -76,16 +76,18 @@ def add(
     known = [e.name for e in collection.effects]
     for name in recipe.effects:
         if name not in known:
-            mend = f"put it back, or run: collectionlora remove {collection.folder} {name}"
-            raise UserError(collection.folder / MANIFEST, name, "is in the adapter, not here", mend)
+            hint = f"put it back, or run: collectionlora remove {collection.folder} {name}"
+            raise UserError(collection.folder / MANIFEST, name, "is in the adapter, not here", hint)
     chosen = [name for name in known if name in recipe.effects or name in names]
     settings = resolve_settings(collection, overrides)
     updates = {"match": {"updates": settings.add.match_updates}}
-    settings = changed(settings, **updates, distill={"student_updates": settings.add.student_updates})
+    settings = replace_settings(
+        settings, **updates, distill={"student_updates": settings.add.student_updates}
+    )
     grown, distill = collection.only(chosen), settings.distill
     folder = collection.folder / "runs" / f"add-{fingerprint(path, settings, chosen)}"
     grown.check_files()
-    with held(folder):
+    with hold(folder):
         session = start_session(grown, settings, path, lora, recipe)
         run = session.distillation(progress)
         run.streams.favour(names, settings.add.new_ratio)
@@ -112,19 +114,19 @@ def start_session(
         UserError: the adapter has another base, more rank than the student, or another prompt of an effect.
     """
     if recipe.base != collection.manifest.base:
-        mend = "write the adapter's base"
-        raise UserError(collection.folder / MANIFEST, "base", f"the adapter is of {recipe.base}", mend)
+        hint = "write the adapter's base"
+        raise UserError(collection.folder / MANIFEST, "base", f"the adapter is of {recipe.base}", hint)
     session = Session(collection, settings, with_critics=True)
     prompts = session.recipe_prompts()
     for name, prompt in recipe.effects.items():
         if prompts[name] != prompt:
-            mend = f"the adapter knows it as {prompt!r}: give it as its student_prompt"
-            raise UserError(collection.folder / MANIFEST, name, "has another student prompt now", mend)
+            hint = f"the adapter knows it as {prompt!r}: give it as its student_prompt"
+            raise UserError(collection.folder / MANIFEST, name, "has another student prompt now", hint)
     try:
         session.roles.load(STUDENT, lora.weights)
     except ValueError as error:
-        mend = f"write --set student.rank={lora.rank} --set critic.rank={lora.rank}"
-        raise UserError(path, "", str(error), mend) from None
+        hint = f"write --set student.rank={lora.rank} --set critic.rank={lora.rank}"
+        raise UserError(path, "", str(error), hint) from None
     return session
 
 
@@ -139,19 +141,19 @@ def remove(collection: Collection, names: Sequence[str]) -> list[str]:
     place = collection.folder / MANIFEST
     path = collection.result
     lora, recipe = read_adapter(path) if path.exists() else (None, None)
-    held = recipe.effects if recipe else {}
+    in_adapter = recipe.effects if recipe else {}
     for name in names:
-        if name not in held:
+        if name not in in_adapter:
             collection.effect(name)
     left = [e.name for e in collection.effects if e.name not in names]
-    if not left or (recipe and not held.keys() - set(names)):
+    if not left or (recipe and not in_adapter.keys() - set(names)):
         raise UserError(
             place, "effects", "nothing would be left", "keep one effect, or delete the collection"
         )
     text = drop_effects(collection.folder, names)
     Collection.parse(collection.folder, text)
     if lora and recipe:
-        fewer = {name: prompt for name, prompt in held.items() if name not in names}
+        fewer = {name: prompt for name, prompt in in_adapter.items() if name not in names}
         references = {name: count for name, count in recipe.references.items() if name in fewer}
         update = {"effects": fewer, "references": references}
         write_adapter(path, lora.weights, recipe.model_copy(update=update))

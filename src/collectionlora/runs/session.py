@@ -6,7 +6,6 @@ from typing import Any
 
 from torch import Tensor
 
-from collectionlora.system import processes
 from collectionlora.adapters.formats import read_lora
 from collectionlora.adapters.merging import merge
 from collectionlora.adapters.recipe import Recipe, write_adapter
@@ -17,13 +16,14 @@ from collectionlora.backbones.base import Backbone
 from collectionlora.collection import MANIFEST, Collection
 from collectionlora.config import Settings, SettingsError, resolve
 from collectionlora.distillation import Distillation
-from collectionlora.system.errors import UserError
-from collectionlora.system.files import earlier_kept
-from collectionlora.system.progress import Progress
 from collectionlora.prompting.writing import PromptWriter
 from collectionlora.runs.folder import run_facts
-from collectionlora.streams import Streams
 from collectionlora.runs.target_making import TargetMaker, read_references
+from collectionlora.streams import Streams
+from collectionlora.system import processes
+from collectionlora.system.errors import UserError
+from collectionlora.system.files import keep_earlier
+from collectionlora.system.progress import Progress
 from collectionlora.system.version import __version__
 
 
@@ -40,7 +40,7 @@ def resolve_settings(collection: Collection, overrides: Mapping[str, Any]) -> Se
         place = "--set"
         return resolve(*layers, overrides)
     except SettingsError as error:
-        raise UserError(place, error.field, error.message, error.mend) from None
+        raise UserError(place, error.field, error.message, error.hint) from None
 
 
 def check_references(collection: Collection, settings: Settings) -> None:
@@ -53,8 +53,8 @@ def check_references(collection: Collection, settings: Settings) -> None:
     for effect in collection.effects:
         if effect.references and not reads_references(collection.manifest.base):
             message = f"the base {collection.manifest.base} reads the photo alone"
-            mend = "leave them out, or take Qwen-Image-Edit-2509, 2511 or FLUX.2"
-            raise UserError(place, f"effects.{effect.name}.references", message, mend)
+            hint = "leave them out, or take Qwen-Image-Edit-2509, 2511 or FLUX.2"
+            raise UserError(place, f"effects.{effect.name}.references", message, hint)
         if effect.references and settings.match.loss == "flow" and settings.match.updates:
             message = f"flow mixes effects in a batch, and {effect.name} has references that others have not"
             raise UserError(place, "settings.match.loss", message, "write velocity")
@@ -68,8 +68,8 @@ def check_resolution(collection: Collection, backbone: Backbone, settings: Setti
     """
     side, multiple = settings.data.resolution, backbone.side_multiple
     if side % multiple:
-        field, mend = "settings.data.resolution", f"write a multiple of {multiple}"
-        raise UserError(collection.folder / MANIFEST, field, f"{side} does not fit the base", mend)
+        field, hint = "settings.data.resolution", f"write a multiple of {multiple}"
+        raise UserError(collection.folder / MANIFEST, field, f"{side} does not fit the base", hint)
 
 
 def build_roles(backbone: Backbone, ranks: Mapping[str, int], seed: int, settings: Settings) -> Roles:
@@ -172,7 +172,7 @@ class Session:
             references={e.name: len(e.references) for e in self.collection.effects if e.references},
             version=__version__,
         )
-        with earlier_kept(path):
+        with keep_earlier(path):
             write_adapter(path, weights, recipe)
 
 

@@ -15,18 +15,18 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from collectionlora.system import processes
 from collectionlora.adapters.roles import TeacherLibrary
-from collectionlora.backbones.base import Backbone, Condition, Prompt, beside
+from collectionlora.backbones.base import Backbone, Condition, Prompt, repeat_references
 from collectionlora.cache import cache_key, cache_path, effect_key, reference_parts
 from collectionlora.collection import MANIFEST, Collection, Effect
 from collectionlora.config import Settings
 from collectionlora.pictures.photos import chunks, fit, read_images, read_photo
+from collectionlora.sampling import Denoiser, sample_many_steps
+from collectionlora.streams import EffectData, GeneralData
+from collectionlora.system import processes
 from collectionlora.system.errors import UserError
 from collectionlora.system.files import fingerprint, read_tensors, write_tensors
 from collectionlora.system.progress import Progress
-from collectionlora.sampling import Denoiser, sample_many_steps
-from collectionlora.streams import EffectData, GeneralData
 
 
 def read_references(
@@ -42,7 +42,7 @@ def encode_for_photos(
 ) -> Prompt:
     """The prompt of each image: one for all where all texts are the same and the base reads them alone."""
     if backbone.prompts_see_photos:
-        return backbone.encode_prompt(texts, [images, *beside(references, len(images))])
+        return backbone.encode_prompt(texts, [images, *repeat_references(references, len(images))])
     return backbone.encode_prompt(texts[:1] if len(set(texts)) == 1 else texts)
 
 
@@ -121,7 +121,9 @@ class TargetMaker:
 
         def make() -> dict[str, Tensor]:
             photo = torch.arange(len(sources)).repeat_interleave(samples)
-            condition = Condition(teacher.of_photos(photo), sources[photo], beside(references, len(photo)))
+            condition = Condition(
+                teacher.of_photos(photo), sources[photo], repeat_references(references, len(photo))
+            )
             with self.teachers.use(effect.name):
                 targets = self._sample(effect.name, condition, uncond.of_photos(photo), int(key, 16))
             # With the sources, so that this file alone holds image pairs.
@@ -167,6 +169,6 @@ class TargetMaker:
             self.progress(what, min(part.stop, total), total, {})
         samples = torch.cat(done)
         if not torch.isfinite(samples).all():
-            message, mend = "samples that are not finite", "lower targets.guidance_scale or mend the teacher"
-            raise UserError(self.collection.folder / MANIFEST, what, f"the teacher makes {message}", mend)
+            message, hint = "samples that are not finite", "lower targets.guidance_scale or fix the teacher"
+            raise UserError(self.collection.folder / MANIFEST, what, f"the teacher makes {message}", hint)
         return samples

@@ -9,7 +9,7 @@ from torch.optim import AdamW
 
 from collectionlora.adapters.optimizers import load_optimizer, optimizer_tensors
 from collectionlora.adapters.roles import STUDENT, LoraWeights, Roles
-from collectionlora.backbones.base import Backbone, Condition, Prompt, beside
+from collectionlora.backbones.base import Backbone, Condition, Prompt, repeat_references
 from collectionlora.config import Settings
 from collectionlora.flow import add_noise, shift_sigma
 from collectionlora.objectives import flow_matching_loss
@@ -84,7 +84,7 @@ class Teaching:
         return {"loss": loss.item(), "grad_norm": norm.item()}
 
     def _condition(self, pair: Tensor) -> Condition:
-        references = beside(self.references, len(pair))
+        references = repeat_references(self.references, len(pair))
         return Condition(self.prompt.of_photos(pair), self.sources[pair], references)
 
     def tensors(self) -> dict[str, Tensor]:

@@ -19,11 +19,11 @@ from typing import Protocol
 
 from torch import Tensor
 
-from collectionlora.system import processes
 from collectionlora.runs.checkpoint import checkpoint_path, latest_checkpoint, save_checkpoint
+from collectionlora.runs.folder import CHECKPOINTS, FACTS
+from collectionlora.system import processes
 from collectionlora.system.errors import Interrupted, UserError
 from collectionlora.system.files import put_on_disk, write_text
-from collectionlora.runs.folder import CHECKPOINTS, FACTS
 
 LOG = "log.jsonl"
 
@@ -91,7 +91,7 @@ def train(
     step.verify()
     checkpoints = folder / CHECKPOINTS
     first = load_newest(step, checkpoints) if resume else 0
-    with stop_requested() as stop, opened_log(folder / LOG, first) as write_log:
+    with stop_requested() as stop, open_log(folder / LOG, first) as write_log:
         for number in range(first, step.num_steps):
             metrics = step(number)
             check_finite(step, number, metrics, folder)
@@ -127,8 +127,8 @@ def load_newest(step: Step, checkpoints: Path) -> int:
         held = list(tensors[name].shape) if name in tensors else "missing"
         if held != list(tensor.shape):
             message = f"is {held}, this run needs {list(tensor.shape)}"
-            mend = f"give the settings of {checkpoints.parent / FACTS}, or start a new run"
-            raise UserError(checkpoint_path(checkpoints, first), name, message, mend)
+            hint = f"give the settings of {checkpoints.parent / FACTS}, or start a new run"
+            raise UserError(checkpoint_path(checkpoints, first), name, message, hint)
     step.load_tensors(tensors)
     return first
 
@@ -144,12 +144,12 @@ def check_finite(step: Step, number: int, metrics: Mapping[str, float], folder: 
             stream, effect = step.stream_at(number)
             where = f"{stream} stream, effect {effect}" if effect else f"{stream} stream"
             message = f"is {value} at step {number + 1} of {step.num_steps} ({where})"
-            mend = "resume with a smaller learning rate, or look at what this step learns from"
-            raise UserError(folder, name, message, f"the last good checkpoint is kept: {mend}")
+            hint = "resume with a smaller learning rate, or look at what this step learns from"
+            raise UserError(folder, name, message, f"the last good checkpoint is kept: {hint}")
 
 
 @contextmanager
-def opened_log(path: Path, first: int) -> Iterator[Callable[[int, dict[str, float]], None]]:
+def open_log(path: Path, first: int) -> Iterator[Callable[[int, dict[str, float]], None]]:
     """A function for the main process that logs a step's metrics, after those of the steps before `first`."""
     if not processes.is_main():
         yield lambda _step, _metrics: None

@@ -18,16 +18,16 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from collectionlora.system import processes
 from collectionlora.adapters.roles import STUDENT
 from collectionlora.config import LogSettings
-from collectionlora.pictures.photos import Photo, to_photos, write_photo
 from collectionlora.distillation import Distillation
-from collectionlora.system.errors import UserError
+from collectionlora.pictures.photos import Photo, to_photos, write_photo
 from collectionlora.pictures.sheets import contact_sheet
+from collectionlora.runs.trainer import StepProgress
 from collectionlora.sampling import Denoiser, noise_like, sample_few_steps
 from collectionlora.streams import EffectData
-from collectionlora.runs.trainer import StepProgress
+from collectionlora.system import processes
+from collectionlora.system.errors import UserError
 
 PREVIEWS, PHOTOS_SHOWN, SEED, CELL = "previews", 2, 0, 128
 GRAD_NORM = "_grad_norm"
@@ -46,8 +46,8 @@ class Tracker:
         if self.name != "none":
             self.accelerator = Accelerator(log_with=self.name, project_dir=folder)
             if not self.accelerator.log_with:
-                mend = f"pip install {self.name}, or --set log.tracker=none"
-                raise UserError("", "log.tracker", f"{self.name} is not installed", mend)
+                hint = f"pip install {self.name}, or --set log.tracker=none"
+                raise UserError("", "log.tracker", f"{self.name} is not installed", hint)
         self.started = False
 
     def __enter__(self) -> "Tracker":
@@ -74,7 +74,7 @@ class Tracker:
                 tracker.finish()
 
 
-def tracked(tracker: Tracker, progress: StepProgress) -> StepProgress:
+def track(tracker: Tracker, progress: StepProgress) -> StepProgress:
     """`progress`, and beside it every metric as the curve of its own name."""
 
     def report(done: int, total: int, metrics: dict[str, float]) -> None:

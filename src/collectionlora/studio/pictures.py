@@ -29,7 +29,7 @@ class Studio:
         self.effects = list(self.recipe.effects)
         # Those that need the photo alone, and the most reference images that two effects together need.
         self.alone = [name for name in self.effects if not self.recipe.references.get(name)]
-        self.most_references = sum(sorted(self.recipe.references.values())[-2:])
+        self.max_references = sum(sorted(self.recipe.references.values())[-2:])
         self.batcher = Batcher(self.editor, batch_size)
 
     def submit(

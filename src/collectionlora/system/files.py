@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
+def write_whole(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it becomes `path`, on failure it is removed.
 
     Raises:
@@ -112,7 +112,7 @@ def fingerprint(*parts: Any) -> str:
 
 
 def copy_whole(source: Path, path: Path) -> None:
-    with written_whole(path) as partial:
+    with write_whole(path) as partial:
         shutil.copyfile(source, partial)
 
 
@@ -127,12 +127,12 @@ def refuse_other(source: Path, path: Path) -> None:
 
 
 @contextmanager
-def earlier_kept(path: Path) -> Iterator[None]:
+def keep_earlier(path: Path) -> Iterator[None]:
     """Keep the file that the block replaces, if its contents change, as `NAME-DATE.SUFFIX` beside it."""
     if not path.exists():
         yield
         return
-    kept = dated(path)
+    kept = name_by_date(path)
     copy_whole(path, kept)
     yield
     if filecmp.cmp(path, kept, shallow=False):
@@ -141,7 +141,7 @@ def earlier_kept(path: Path) -> Iterator[None]:
         log.warning("%s: is written anew; the earlier file is kept as %s", path, kept.name)
 
 
-def dated(path: Path) -> Path:
+def name_by_date(path: Path) -> Path:
     """A name beside `path` with the time of its last change, under which nothing lies yet."""
     changed = datetime.fromtimestamp(path.stat().st_mtime)
     name = f"{path.stem}-{changed:%Y-%m-%d-%H%M%S}"
@@ -150,7 +150,7 @@ def dated(path: Path) -> Path:
 
 
 def write_text(path: Path, text: str) -> None:
-    with written_whole(path) as partial:
+    with write_whole(path) as partial:
         partial.write_text(text, encoding="utf-8")
 
 
@@ -167,11 +167,11 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def read_models(path: Path, kind: type[Model], mend: str) -> dict[str, Model]:
+def read_models(path: Path, kind: type[Model], hint: str) -> dict[str, Model]:
     """What `write_json` wrote of several models by name; none if there is no file.
 
     Raises:
-        UserError: the file is damaged; `mend` says what to do then.
+        UserError: the file is damaged; `hint` says what to do then.
     """
     if not path.exists():
         return {}
@@ -180,13 +180,13 @@ def read_models(path: Path, kind: type[Model], mend: str) -> dict[str, Model]:
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
-        raise UserError(path, field, first["msg"], mend) from None
+        raise UserError(path, field, first["msg"], hint) from None
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """A safetensors file with a header; the same content gives the same bytes."""
     whole = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
-    with written_whole(path) as partial:
+    with write_whole(path) as partial:
         try:
             save_file(whole, partial, dict(metadata))
         except SafetensorError as error:

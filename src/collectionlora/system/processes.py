@@ -49,8 +49,8 @@ def joined() -> Iterator[None]:
     try:
         dist.init_process_group(timeout=PATIENCE)
     except ValueError as error:
-        mend = "launch with torchrun --nproc-per-node N -m -- collectionlora ..., or unset WORLD_SIZE"
-        raise UserError("environment", "WORLD_SIZE", f"no group of processes ({error})", mend) from None
+        hint = "launch with torchrun --nproc-per-node N -m -- collectionlora ..., or unset WORLD_SIZE"
+        raise UserError("environment", "WORLD_SIZE", f"no group of processes ({error})", hint) from None
     try:
         if torch.cuda.is_available():
             torch.cuda.set_device(dist.get_node_local_rank())

@@ -7,17 +7,17 @@ import torch
 from torch import Tensor
 
 from collectionlora.adapters.roles import critic_role
-from collectionlora.config import Settings, changed
+from collectionlora.config import Overrides, Settings, replace_settings
 from collectionlora.distillation import Distillation
 from collectionlora.flow import add_noise, shift_sigma
 from collectionlora.sampling import Denoiser, noise_like
 from collectionlora.streams import Batch
-from collectionlora.toy.world import COLD, Layer, ToyWorld, run_to_end, toy_settings
+from collectionlora.toy.world import COLD, ToyWorld, run_to_end, toy_settings
 
 NUM_STEPS = 8
 BATCHES, UNSEEN = 8, 10**6  # batches that a pull is measured on, and the first of their numbers
 FOLLOW_EVERY = 25
-OBJECTIVES: dict[str, Layer] = {
+OBJECTIVES: dict[str, Overrides] = {
     "plain": {"distill": {"target_weight": 0, "anchor_weight": 0}},
     "with target simulation": {"distill": {"anchor_weight": 0}},
     "with target simulation and anchoring": {},
@@ -26,14 +26,14 @@ OBJECTIVES: dict[str, Layer] = {
 USUAL_EFFECTS = 4
 
 
-def scaling_settings(num_effects: int, seed: int, per_effect: bool, *layers: Layer) -> Settings:
+def scaling_settings(num_effects: int, seed: int, per_effect: bool, *layers: Overrides) -> Settings:
     """The toy's recipe; with `per_effect` as many updates for each effect, not in all, as for 4 effects."""
     settings = toy_settings(*layers, {"distill": {"seed": seed}})
     if not per_effect:
         return settings
     times = num_effects / USUAL_EFFECTS
     match = {"updates": round(settings.match.updates * times)}
-    return changed(
+    return replace_settings(
         settings, match=match, distill={"student_updates": round(settings.distill.student_updates * times)}
     )
 
@@ -53,7 +53,7 @@ def follow(
     `backward` is the pull on the student's own images (L_BS), `target` on those of target simulation (L_TS),
     whether they are trained on or not.
     """
-    updates: Layer = {"distill": {"student_updates": num_updates, "effect_ratio": 1, "seed": seed}}
+    updates: Overrides = {"distill": {"student_updates": num_updates, "effect_ratio": 1, "seed": seed}}
     run = world.distillation(toy_settings(COLD, OBJECTIVES[objective], updates))
     for step in range(num_updates + 1):
         if step % FOLLOW_EVERY == 0:

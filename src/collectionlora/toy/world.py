@@ -9,7 +9,6 @@ energy distances of (sample, source) jointly, so that ignoring the source costs.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,7 +23,7 @@ from collectionlora.adapters.roles import (
 )
 from collectionlora.backbones.base import Backbone, Condition
 from collectionlora.backbones.toy import ToyBackbone, encode_prompt
-from collectionlora.config import Settings, resolve
+from collectionlora.config import Overrides, Settings, resolve
 from collectionlora.distillation import Distillation
 from collectionlora.flow import add_noise, shift_sigma
 from collectionlora.objectives import flow_matching_loss
@@ -36,8 +35,6 @@ GENERAL_PROMPTS = tuple(f"move {d}" for d in DIRECTIONS)
 TEACHER_RANK, TEACHER_STEPS = 8, 40
 MODE_DISTANCE = 1.2  # each mode lies this far to one side of its effect's centre
 SCATTER = 0.1
-
-Layer = dict[str, dict[str, Any]]
 
 
 def direction(angle: float) -> Tensor:
@@ -131,7 +128,7 @@ def sample_student(
     return sample_few_steps(Denoiser(backbone, condition), noise, num_steps, generator)
 
 
-def fit(
+def train_network(
     backbone: Backbone,
     parameters: list[Tensor],
     draw: Callable[[], tuple[Condition, Tensor]],
@@ -174,7 +171,7 @@ class ToyWorld:
 
     def _train_base(self, generator: torch.Generator) -> dict[str, Tensor]:
         backbone = ToyBackbone(self.seed)
-        fit(
+        train_network(
             backbone,
             list(backbone.network.parameters()),
             lambda: draw_general(512, generator),
@@ -197,7 +194,9 @@ class ToyWorld:
             return condition_on(effect.teacher_prompt, source), effect.sample(source, generator)
 
         with roles.use(STUDENT):
-            fit(backbone, list(roles.parameters(STUDENT)), draw, self.teacher_steps, 3e-3, generator)
+            train_network(
+                backbone, list(roles.parameters(STUDENT)), draw, self.teacher_steps, 3e-3, generator
+            )
         return roles.weights(STUDENT)
 
     def _make_targets(
@@ -275,7 +274,7 @@ class ToyWorld:
         return sum(distances) / len(distances)
 
 
-RECIPE: Layer = {
+RECIPE: Overrides = {
     "student": {"rank": 16, "learning_rate": 3e-4},
     "critic": {"rank": 16, "learning_rate": 1e-3},
     "targets": {"guidance_scale": 1},
@@ -283,16 +282,16 @@ RECIPE: Layer = {
     "distill": {"student_updates": 500, "batch_size": 256, "weight_decay": 0, "anchor_weight": 0},
 }
 # No warm start: the paper's order, in which the parts of the objective show what they do.
-COLD: Layer = {
+COLD: Overrides = {
     "student": {"learning_rate": 1e-3},
     "match": {"updates": 0},
     "distill": {"anchor_weight": {"start": 1, "end": 0}},
 }
 # Long enough that the warm start alone reaches the teachers in their own few steps.
-LONG: Layer = {"match": {"updates": 6000}}
-ALL_LENGTHS: Layer = {"distill": {"rollout_steps": [8, 4, 2, 1], "student_updates": 1000}}
+LONG: Overrides = {"match": {"updates": 6000}}
+ALL_LENGTHS: Overrides = {"distill": {"rollout_steps": [8, 4, 2, 1], "student_updates": 1000}}
 # Name of a row of the ablation -> what it changes.
-VARIANTS: dict[str, list[Layer]] = {
+VARIANTS: dict[str, list[Overrides]] = {
     "warm start alone": [{"distill": {"student_updates": 0}}],
     "full": [],
     "full, critic on random steps": [{"distill": {"critic_samples": "simulated"}}],
@@ -312,7 +311,7 @@ VARIANTS: dict[str, list[Layer]] = {
 }
 
 
-def toy_settings(*layers: Layer) -> Settings:
+def toy_settings(*layers: Overrides) -> Settings:
     """The toy's recipe with overrides, for example `toy_settings({"distill": {"effect_ratio": 1}})`."""
     return resolve(RECIPE, *layers)
 
