@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from collectionlora.adapters.roles import STUDENT, TEACHER, critic_role
+from collectionlora.flow import few_step_sigmas
 from collectionlora.toy.world import ToyWorld, toy_settings
 
 CRITIC = critic_role(8)
@@ -116,7 +117,8 @@ def test_gradients_taken_loss_by_loss_are_those_of_the_sum(world):
         if together:
             torch.stack([weight * loss for _, weight, loss in losses]).sum().backward()
         else:
-            run._update(STUDENT, (weight * loss for _, weight, loss in losses), 0.0, 0.0)
+            for _, weight, loss in losses:
+                run.backward(weight * loss)
         return [p.grad for p in run.roles.parameters(STUDENT)]
 
     for one, several in zip(gradients(True), gradients(False), strict=True):
@@ -127,9 +129,9 @@ def test_the_graph_of_a_loss_is_gone_before_the_next_is_made(world):
     run = world.distillation(toy_settings(COLD, GUIDED))
     batch, generator = run.streams.batch(0), run.streams.generator(0)
     simulation = run.simulate_backward(batch, 8, generator)
-    order, plain = [], run._backward
+    order, plain = [], run.backward
     recorder = Recorder(run)
-    run._backward = lambda loss: (plain(loss), order.append(len(recorder.calls)))
+    run.backward = lambda loss: (plain(loss), order.append(len(recorder.calls)))
     run.update_student(batch, simulation, CRITIC, generator, 0.0)
     assert order == [3, 6, 7]
 
@@ -163,6 +165,31 @@ def test_target_simulation_starts_at_the_last_five_of_eight_steps(world):
         run.student_on_target(batch, simulation.sigmas, generator)
     seen = sorted({round(1000 * float(sigma[0]), 1) for *_, sigma in recorder.calls}, reverse=True)
     assert seen == [833.3, 750.0, 642.9, 500.0, 300.0]
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0, 5.0])
+@pytest.mark.parametrize(("num_steps", "last"), [(8, 5), (4, 2), (2, 1), (1, 1), (16, 10)])
+def test_the_steps_of_target_simulation_follow_from_the_schedule(world, num_steps, last, shift):
+    run = world.distillation(toy_settings(COLD, {"sampling": {"shift": shift}}))
+    batch, generator = run.streams.batch(0), torch.Generator().manual_seed(0)
+    sigmas = few_step_sigmas(num_steps, shift)
+    recorder = Recorder(run)
+    for _ in range(100):
+        run.student_on_target(batch, sigmas, generator)
+    assert {float(sigma[0]) for *_, sigma in recorder.calls} == set(sigmas[-last:].tolist())
+
+
+def test_a_denoiser_plays_its_own_role_wherever_it_is_called(world):
+    run = world.distillation(toy_settings(COLD, GUIDED))
+    batch = next(batch for batch in map(run.streams.batch, range(20)) if batch.effect)
+    recorder = Recorder(run)
+    student, judges = run.student(batch), run.judges(batch, CRITIC)
+    with run.roles.use(CRITIC):
+        student.velocity(batch.target, 0.5)
+    judges.critic.velocity(batch.target, 0.5)
+    with run.roles.use(STUDENT):
+        judges.teacher.velocity(batch.target, 0.5)
+    assert [role for role, *_ in recorder.calls] == [STUDENT, CRITIC, TEACHER]
 
 
 def test_the_anchor_is_drawn_above_the_dmd_sigma(world):

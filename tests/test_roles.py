@@ -173,6 +173,19 @@ def test_a_frozen_role_is_the_same_role_fused_and_leaves_the_base_bit_equal(role
     assert all(torch.equal(a, b) for a, b in zip(roles.network.parameters(), base, strict=True))
 
 
+def test_a_fused_role_stays_alone_until_its_block_ends(roles):
+    x = torch.randn(2, 4)
+    roles.fuse = True
+    with roles.frozen(STUDENT):
+        fused = roles.network(x)
+        with roles.frozen(STUDENT):
+            assert torch.equal(roles.network(x), fused)
+        assert torch.equal(roles.network(x), fused)
+        for enter in (roles.use, roles.frozen):
+            with pytest.raises(AssertionError, match="student is in the base's weights"), enter(CRITIC):
+                pass
+
+
 def test_a_role_frozen_between_forward_and_backward_changes_no_gradient(roles):
     x = torch.randn(5, 4)
 

@@ -5,6 +5,7 @@ import torch
 
 from collectionlora.adapters.roles import STUDENT, critic_role
 from collectionlora.objectives import dmd_gradient
+from collectionlora.sampling import Denoiser
 from collectionlora.toy.world import COLD, ToyWorld, run_to_end, toy_settings
 
 
@@ -76,7 +77,7 @@ def test_a_student_that_equals_its_teacher_stays(world):
         predictions = []
         for role in (run.roles.use(critic_role(8)), run.teachers.use(batch.effect)):
             with role, torch.no_grad():
-                denoiser = run._teacher(batch)
+                denoiser = Denoiser(run.backbone, batch.teacher)
                 predictions.append(denoiser.x0(image, 0.5))
         gradients.append(dmd_gradient(image, *predictions).abs().mean())
     assert max(gradients) < 1e-4

@@ -12,8 +12,9 @@ for several schedule lengths has one critic for each: one critic for all sees th
 then drift apart under a mixture that still looks right.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -31,8 +32,7 @@ from collectionlora.streams import Batch, Streams
 from collectionlora.system import processes
 
 MIXED = "mixed"
-# Target simulation starts from the student's steps at or below this noise level: the last 5 of 8.
-HIGHEST_TARGET_SIGMA = 5 / 6 + 1e-4
+TARGET_SHARE = 5 / 8  # target simulation starts from the last of the student's steps: 5 of 8, 2 of 4
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,8 @@ class Simulation:
 
 @dataclass(frozen=True)
 class Judges:
-    """Critic (in its `role`) and teacher on one batch: their conditions are read once for all losses."""
+    """Critic and teacher on one batch, without gradient: their conditions are read once for all losses."""
 
-    role: str
     critic: Denoiser
     teacher: Denoiser
 
@@ -115,6 +114,7 @@ class Distillation:
         """
         batch = self.streams.batch(0)
         noise = noise_like(batch.target, self.streams.generator(0))
+        # In whatever role `verify` has put the network.
         self.roles.verify(lambda: Denoiser(self.backbone, batch.student).velocity(noise, 1.0))
 
     def __call__(self, step: int) -> dict[str, float]:
@@ -136,15 +136,15 @@ class Distillation:
         noise = noise_like(batch.target, generator)
         sigma = self._shift(self._draw_uniform(len(noise), generator))
         x_sigma = add_noise(batch.target, noise, sigma)
-        with self.roles.use(STUDENT):
-            velocity = Denoiser(self.backbone, batch.student).velocity(x_sigma, sigma)
+        velocity = self.student(batch).velocity(x_sigma, sigma)
         if self.settings.match.loss == "flow":
             loss = flow_matching_loss(velocity, batch.target, noise)
         else:
-            with torch.no_grad(), self.teachers.use(batch.effect):
-                velocity_teacher = self._teacher(batch).velocity(x_sigma, sigma)
+            with torch.no_grad():
+                velocity_teacher = self.teacher(batch).velocity(x_sigma, sigma)
             loss = velocity_matching_loss(velocity, velocity_teacher)
-        norm = self._update(STUDENT, [loss], self.settings.match.learning_rate, progress)
+        self.backward(loss)
+        norm = self.step(STUDENT, self.settings.match.learning_rate, progress)
         with torch.no_grad():
             for average, parameter in zip(self.ema, self.roles.parameters(STUDENT), strict=True):
                 average.copy_(parameter)
@@ -157,7 +157,8 @@ class Distillation:
 
         With `critic_samples = "final"` one simulation serves them all: a random state of it carries the
         student's gradient, its final images teach the critic. With `"simulated"`, the paper's order, each
-        critic update routes and simulates anew, and learns the image predicted at a random step.
+        critic update routes and simulates anew, and learns the image predicted at a random step. The critic's
+        metrics are those of its last update.
         """
         distill = self.settings.distill
         num_steps = self.streams.schedule_length(step, distill.rollout_steps)
@@ -180,9 +181,9 @@ class Distillation:
         if self.settings.distill.critic_samples == "simulated":
             stop = int(torch.randint(num_steps, (), generator=generator))
         with self.roles.frozen(STUDENT):
-            denoiser = Denoiser(self.backbone, batch.student)
-            states = rollout(denoiser, noise_like(batch.target, generator), sigmas, stop, generator)
-            return Simulation(sigmas, states, denoiser.x0(states[-1], float(sigmas[stop])))
+            student = Denoiser(self.backbone, batch.student)
+            states = rollout(student, noise_like(batch.target, generator), sigmas, stop, generator)
+            return Simulation(sigmas, states, student.x0(states[-1], float(sigmas[stop])))
 
     def update_student(
         self, batch: Batch, simulation: Simulation, critic: str, generator: torch.Generator, progress: float
@@ -191,14 +192,11 @@ class Distillation:
 
         The gradient of each loss is taken before the next one is made, so that one graph lives at a time.
         """
-        losses: dict[str, float] = {}
-
-        def weighted() -> Iterator[Tensor]:
-            for name, weight, loss in self.student_losses(batch, simulation, critic, generator, progress):
-                losses[name] = loss.item()
-                yield weight * loss
-
-        norm = self._update(STUDENT, weighted(), self.settings.student.learning_rate, progress)
+        losses = {}
+        for name, weight, loss in self.student_losses(batch, simulation, critic, generator, progress):
+            self.backward(weight * loss)
+            losses[name] = loss.item()
+        norm = self.step(STUDENT, self.settings.student.learning_rate, progress)
         with torch.no_grad():
             parameters = list[Tensor](self.roles.parameters(STUDENT))
             torch._foreach_lerp_(self.ema, parameters, 1 - self.settings.distill.ema)
@@ -209,17 +207,17 @@ class Distillation:
     ) -> Iterator[tuple[str, float, Tensor]]:
         """Name, weight and value of each loss of the objective; a weight of 0 saves that loss's forwards."""
         distill = self.settings.distill
-        judges = self._judges(batch, critic)
+        judges = self.judges(batch, critic)
         if (weight := distill.backward_weight.at(progress)) > 0:
             x0 = self.student_on_policy(batch, simulation, generator)
             u = self._draw_uniform(len(x0), generator)
-            yield "backward", weight, self.distribution_matching(x0, batch, judges, u, generator)
+            yield "backward", weight, self.distribution_matching(x0, judges, u, generator)
         if batch.effect is None:
             return
         u = self._draw_uniform(len(batch.target), generator, lowest=0.5)
         if (weight := distill.target_weight.at(progress)) > 0:
             x0 = self.student_on_target(batch, simulation.sigmas, generator)
-            yield "target", weight, self.distribution_matching(x0, batch, judges, u, generator)
+            yield "target", weight, self.distribution_matching(x0, judges, u, generator)
         if (weight := distill.anchor_weight.at(progress)) > 0:
             yield "anchor", weight, self.anchor(batch, u, generator)
 
@@ -228,9 +226,7 @@ class Distillation:
         index = len(simulation.states) - 1
         if self.settings.distill.critic_samples == "final":
             index = int(torch.randint(len(simulation.states), (), generator=generator))
-        with self.roles.use(STUDENT):
-            denoiser = Denoiser(self.backbone, batch.student)
-            return denoiser.x0(simulation.states[index], float(simulation.sigmas[index]))
+        return self.student(batch).x0(simulation.states[index], float(simulation.sigmas[index]))
 
     def student_on_target(self, batch: Batch, sigmas: Tensor, generator: torch.Generator) -> Tensor:
         """L_TS's image: the student's x0 from a teacher sample noised to one of the student's later steps.
@@ -238,11 +234,10 @@ class Distillation:
         The paper's reason: it keeps the gradient alive where student and teacher are far apart, for there, on
         the student's own samples, critic and teacher agree and the plain gradient vanishes.
         """
-        first = min(int((sigmas > HIGHEST_TARGET_SIGMA).sum()), len(sigmas) - 1)
+        first = len(sigmas) - max(1, int(len(sigmas) * TARGET_SHARE))
         sigma = float(sigmas[torch.randint(first, len(sigmas), (), generator=generator)])
         x_sigma = add_noise(batch.target, noise_like(batch.target, generator), sigma)
-        with self.roles.use(STUDENT):
-            return Denoiser(self.backbone, batch.student).x0(x_sigma, sigma)
+        return self.student(batch).x0(x_sigma, sigma)
 
     def anchor(self, batch: Batch, u: Tensor, generator: torch.Generator) -> Tensor:
         """L_TA, trajectory anchoring: flow matching on teacher samples, above the sigmas of this step's DMD.
@@ -251,22 +246,18 @@ class Distillation:
         """
         sigma = self._shift(u + (1 - u) * torch.rand(u.shape, generator=generator))
         noise = noise_like(batch.target, generator)
-        with self.roles.use(STUDENT):
-            denoiser = Denoiser(self.backbone, batch.student)
-            velocity = denoiser.velocity(add_noise(batch.target, noise, sigma), sigma)
+        velocity = self.student(batch).velocity(add_noise(batch.target, noise, sigma), sigma)
         return flow_matching_loss(velocity, batch.target, noise)
 
     def distribution_matching(
-        self, x0: Tensor, batch: Batch, judges: Judges, u: Tensor, generator: torch.Generator
+        self, x0: Tensor, judges: Judges, u: Tensor, generator: torch.Generator
     ) -> Tensor:
         """DMD loss of student images `x0`, renoised to `shift(u)`; teacher and critic without gradient."""
         sigma = self._shift(u)
         with torch.no_grad():
             x_sigma = add_noise(x0, noise_like(x0, generator), sigma)
-            with self.roles.frozen(judges.role):
-                x0_critic = judges.critic.x0(x_sigma, sigma)
-            with self.teachers.use(batch.effect):
-                x0_teacher = judges.teacher.x0(x_sigma, sigma)
+            x0_critic = judges.critic.x0(x_sigma, sigma)
+            x0_teacher = judges.teacher.x0(x_sigma, sigma)
         return dmd_loss(x0, x0_critic, x0_teacher)
 
     def update_critic(
@@ -275,11 +266,10 @@ class Distillation:
         """Flow matching of the critic on the student's own images, under the student's prompt."""
         noise = noise_like(image, generator)
         sigma = self._shift(self._draw_uniform(len(image), generator))
-        with self.roles.use(critic):
-            denoiser = Denoiser(self.backbone, batch.student)
-            velocity = denoiser.velocity(add_noise(image, noise, sigma), sigma)
-        loss = flow_matching_loss(velocity, image, noise)
-        norm = self._update(critic, [loss], self.settings.critic.learning_rate, progress)
+        learner = Denoiser(self.backbone, batch.student, role=partial(self.roles.use, critic))
+        loss = flow_matching_loss(learner.velocity(add_noise(image, noise, sigma), sigma), image, noise)
+        self.backward(loss)
+        norm = self.step(critic, self.settings.critic.learning_rate, progress)
         return {"critic": loss.item(), "critic_grad_norm": norm}
 
     def tensors(self) -> dict[str, Tensor]:
@@ -304,43 +294,44 @@ class Distillation:
 
     def student_weights(self) -> LoraWeights:
         """The finished LoRA: the student's moving average, whole; all processes must call it."""
-        average = [processes.whole(tensor) for tensor in self.ema]
-        pairs = zip(average[0::2], average[1::2], strict=True)
-        return dict(zip(self.roles.layers, pairs, strict=True))
+        return self.roles.as_weights([processes.whole(tensor) for tensor in self.ema])
 
-    def _update(self, role: str, losses: Iterable[Tensor], learning_rate: float, progress: float) -> float:
-        """Add up gradients, average them over processes, clip, one optimizer step of one role.
+    def backward(self, loss: Tensor) -> None:
+        """Add a loss's gradients to those of its role; `planning.plan` overrides this to count memory."""
+        loss.backward()
 
-        Without any loss here another process may have one, and this one joins it. The rate falls over the
-        phase's last share.
+    def step(self, role: str, learning_rate: float, progress: float) -> float:
+        """Average a role's gradients over processes, clip them, take one optimizer step; returns their norm.
+
+        A role that had no loss in this process may have one in another: it steps with the others' gradients.
+        The rate falls over the phase's last share. No gradient stays, so that one role at a time has some.
         """
         distill, optimizer = self.settings.distill, self.optimizers[role]
+        parameters = self.roles.parameters(role)
         remaining = (1 - progress) / distill.decay_ratio if distill.decay_ratio else 1.0
         optimizer.param_groups[0]["lr"] = learning_rate * min(1.0, remaining)
-        optimizer.zero_grad()
-        for loss in losses:
-            self._backward(loss)
-        parameters = self.roles.parameters(role)
         processes.average_gradients(parameters)
         gradients = [p.grad for p in parameters if p.grad is not None]
         norm = processes.whole(get_total_norm(gradients, foreach=self.foreach))
         clip_grads_with_norm_(parameters, distill.max_grad_norm, norm, foreach=self.foreach)
         optimizer.step()
+        optimizer.zero_grad()
         return norm.item()
 
-    def _backward(self, loss: Tensor) -> None:
-        loss.backward()
+    def student(self, batch: Batch) -> Denoiser:
+        """The student on a batch, with gradient."""
+        return Denoiser(self.backbone, batch.student, role=partial(self.roles.use, STUDENT))
+
+    def teacher(self, batch: Batch) -> Denoiser:
+        """The guided teacher on a batch, without gradient."""
+        scale, role = self.settings.targets.guidance_scale, partial(self.teachers.use, batch.effect)
+        return Denoiser(self.backbone, batch.teacher, batch.uncond, scale, role)
 
     @torch.no_grad()
-    def _judges(self, batch: Batch, critic: str) -> Judges:
-        with self.roles.frozen(critic):
-            denoiser = Denoiser(self.backbone, batch.student)
-        with self.teachers.use(batch.effect):
-            return Judges(critic, denoiser, self._teacher(batch))
-
-    def _teacher(self, batch: Batch) -> Denoiser:
-        guidance_scale = self.settings.targets.guidance_scale
-        return Denoiser(self.backbone, batch.teacher, batch.uncond, guidance_scale)
+    def judges(self, batch: Batch, critic: str) -> Judges:
+        """Critic and teacher on a batch."""
+        role = partial(self.roles.frozen, critic)
+        return Judges(Denoiser(self.backbone, batch.student, role=role), self.teacher(batch))
 
     def _shift(self, u: Tensor) -> Tensor:
         return shift_sigma(u, self.settings.sampling.shift)

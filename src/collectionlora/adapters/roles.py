@@ -86,12 +86,19 @@ class Roles:
                 parameter.data = parameter.data.float()
                 parameter.requires_grad_(name != TEACHER)
         self.ranks, self.fuse = dict(ranks), fuse
+        self._fused: str | None = BASE  # the role that is in the base's weights now
 
     @contextmanager
     def use(self, role: str | None) -> Iterator[None]:
         """Run the network in a role inside the block; `None` is the bare base."""
+        assert self._fused is BASE, f"{self._fused} is in the base's weights"
+        with self._activate(role):
+            yield
+
+    @contextmanager
+    def _activate(self, role: str | None) -> Iterator[None]:
         before = list(self._active)
-        self._active[:] = [] if role is None else [role]
+        self._active[:] = [] if role is BASE else [role]
         try:
             yield
         finally:
@@ -101,8 +108,13 @@ class Roles:
     def frozen(self, role: str | None) -> Iterator[None]:
         """`use` for forwards that need no gradient; fused, they cost as much as the bare base's.
 
-        The base's own weights are put back untouched: subtracting what was added would round.
+        Inside its own block it does nothing, so that a trajectory is fused once. The base's own weights are
+        put back untouched: subtracting what was added would round.
         """
+        if self._fused is not BASE:
+            assert role == self._fused, f"{self._fused} is in the base's weights, not {role}"
+            yield
+            return
         if role is BASE or not self.fuse:
             with self.use(role):
                 yield
@@ -112,9 +124,11 @@ class Roles:
         try:
             for weight, layer in zip(weights, self.layers.values(), strict=True):
                 weight.data = weight.data + cast(Tensor, layer.get_delta_weight(role))
-            with self.use(BASE):
+            self._fused = role
+            with self._activate(BASE):
                 yield
         finally:
+            self._fused = BASE
             for weight, own in zip(weights, kept, strict=True):
                 weight.data = own
 
@@ -135,11 +149,12 @@ class Roles:
 
     def weights(self, role: str) -> LoraWeights:
         """A detached, whole copy of a role's LoRA, module by module."""
-        copies = {}
-        for name, layer in self.layers.items():
-            a, b = self._pair(layer, role)
-            copies[name] = (processes.whole(a.detach()).clone(), processes.whole(b.detach()).clone())
-        return copies
+        parameters = self.parameters(role)
+        return self.as_weights([processes.whole(parameter.detach()).clone() for parameter in parameters])
+
+    def as_weights(self, tensors: Sequence[Tensor]) -> LoraWeights:
+        """Tensors in the order of `parameters`, module by module."""
+        return dict(zip(self.layers, zip(tensors[0::2], tensors[1::2], strict=True), strict=True))
 
     @torch.no_grad()
     def load(self, role: str, weights: LoraWeights) -> None:

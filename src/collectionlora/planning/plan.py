@@ -9,7 +9,7 @@ the deep one (docs/planning.md).
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -159,9 +159,9 @@ class TalliedRun(Distillation):
 
     tally: MemoryTally
 
-    def _backward(self, loss: Tensor) -> None:
+    def backward(self, loss: Tensor) -> None:
         self.tally.begin_phase()
-        super()._backward(loss)
+        super().backward(loss)
 
 
 def empty_run(workload: Workload, backbone: Backbone, tally: MemoryTally) -> tuple[TalliedRun, Batch]:
@@ -192,13 +192,19 @@ def step_peaks(workload: Workload, depths: Mapping[str, int]) -> list[int]:
         backbone = backbone_without_weights(workload.base, workload.settings.model, depths)
         run, batch = empty_run(workload, backbone, tally)
         backbone.network.register_forward_pre_hook(lambda *_: tally.begin_phase())
-        start, setup = tally.live, len(tally.peaks)
-        tally.begin_phase()
         critic, generator = run.critics[0], torch.Generator()
         simulation = Simulation(few_step_sigmas(1), [batch.target], batch.target)
-        run.update_student(batch, simulation, critic, generator, 0.0)
-        run.update_critic(batch, batch.target, critic, generator, 0.0)
-    return [peak - start for peak in tally.peaks[setup:]]
+        updates = (
+            partial(run.update_student, batch, simulation, critic),
+            partial(run.update_critic, batch, batch.target, critic),
+        )
+        peaks = []
+        for update in updates:  # each begins without the gradients of the one before
+            start, setup = tally.live, len(tally.peaks)
+            tally.begin_phase()
+            update(generator, 0.0)
+            peaks += [peak - start for peak in tally.peaks[setup:]]
+    return peaks
 
 
 @lru_cache
@@ -277,12 +283,13 @@ def plan(workload: Workload, step: Workload | None = None) -> dict[str, Any]:
     ends = sum(weight.shape[0] + weight[0].numel() for weight in weights)
     loras = {role: 4 * rank * ends for role, rank in ranks.items()}
     trained = sum(size for role, size in loras.items() if role != TEACHER)
-    optimizer = 3 * trained + loras[STUDENT]  # gradients, two moments; the student's moving average
+    largest = max(size for role, size in loras.items() if role != TEACHER)
+    # Gradients of one role at a time, two moments of each; the student's moving average.
+    optimizer = largest + 2 * trained + loras[STUDENT]
     base = base_bytes(network, targets, settings)
     devices = workload.devices if workload.sharding == "fsdp" else 1
 
     # On a GPU, AdamW's lists hold the roots of one role's second moments, when the activations are gone.
-    largest = max(size for role, size in loras.items() if role != TEACHER)
     activations = max(activation_bytes(step or step_of(workload)), largest // devices)
     if settings.model.quantization != "none":  # one layer at a time is unpacked
         activations += round(WHOLE_BYTES[settings.model.dtype] * max(w.numel() for w in weights))
