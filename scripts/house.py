@@ -6,7 +6,7 @@ python scripts/house.py --write              # put the table into docs/architect
 
 A room is a file or a folder directly in the package. It stands one floor above the highest room that it
 imports. An arrow runs back up if it belongs to a circle, or if it imports the package itself, whose face
-offers every verb.
+offers every verb, from a room that the face needs.
 """
 
 import argparse
@@ -81,47 +81,51 @@ def rooms_of(imports: Graph) -> Graph:
     return {room: found - {room} for room, found in rooms.items()}
 
 
-def find_circles(graph: Graph) -> list[list[str]]:
-    """Groups whose members all reach each other, without the arrows to the package's face."""
-    reach = {node: _reachable(graph, node) for node in graph}
-    circles = {tuple(sorted({n for n in reach[node] if node in reach[n]})) for node in graph}
-    return sorted(list(circle) for circle in circles if circle)
+def drop_face(graph: Graph) -> Graph:
+    """The graph without the arrows to the package's face from what the face itself reaches."""
+    reached = reach(graph, FACE)
+    return {node: found - {FACE} if node in reached else found for node, found in graph.items()}
 
 
-def _reachable(graph: Graph, start: str) -> set[str]:
+def reach(graph: Graph, start: str) -> set[str]:
+    """All that is imported from `start` on."""
     seen: set[str] = set()
     waiting = [start]
     while waiting:
-        for node in graph[waiting.pop()] - {FACE}:
-            if node not in seen:
-                seen.add(node)
-                waiting.append(node)
+        new = graph.get(waiting.pop(), set()) - seen
+        seen |= new
+        waiting += new
     return seen
+
+
+def find_circles(graph: Graph) -> list[list[str]]:
+    """Groups whose members all reach each other, arrows back to the package's face left out."""
+    forward = drop_face(graph)
+    reached = {node: reach(forward, node) for node in forward}
+    circles = {tuple(sorted({n for n in reached[node] if node in reached[n]})) for node in forward}
+    return sorted(list(circle) for circle in circles if circle)
 
 
 def find_floors(rooms: Graph) -> dict[str, int]:
     """The floor of each room; the rooms of a circle share one."""
+    forward = drop_face(rooms)
     circle_of = {room: circle for circle in find_circles(rooms) for room in circle}
 
     @cache
     def floor(room: str) -> int:
         group = circle_of.get(room, [room])
-        below = {other for member in group for other in rooms[member]} - {FACE, *group}
+        below = {other for member in group for other in forward[member]} - set(group)
         return 1 + max(map(floor, below), default=-1)
 
     return {room: floor(room) for room in rooms}
 
 
 def arrows_back_up(rooms: Graph) -> list[tuple[str, str]]:
-    """Imports that run against the floors."""
-    circles = find_circles(rooms)
-    return sorted(
-        (room, other)
-        for room, found in rooms.items()
-        for other in found
-        if (other == FACE and room != "__main__")
-        or any(room in circle and other in circle for circle in circles)
-    )
+    """Imports that run against the floors: within a circle, or back to the package's face."""
+    forward, circles = drop_face(rooms), find_circles(rooms)
+    to_face = {(room, FACE) for room in rooms if FACE in rooms[room] - forward[room]}
+    inside = {(a, b) for circle in circles for a in circle for b in forward[a] if b in circle}
+    return sorted(to_face | inside)
 
 
 def purpose(source: Path, room: str) -> str:

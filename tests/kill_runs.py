@@ -14,9 +14,8 @@ from pathlib import Path
 
 import torch
 
-from collectionlora import api
 from collectionlora.command_line.verbs import main
-from collectionlora.effectbench import bench
+from collectionlora.effectbench import bench, benching
 
 SETTINGS = {
     "data": {"resolution": 16},
@@ -34,7 +33,7 @@ SETTINGS = {
 }
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
-    ["collectionlora.api", "collectionlora.command_line.verbs", "collectionlora.backbones.nano"]
+    ["collectionlora.runs.verbs", "collectionlora.command_line.verbs", "collectionlora.backbones.nano"]
 )
 
 
@@ -46,7 +45,7 @@ def live(arguments, told):
     os.dup2(descriptor, 2)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.argv = ["collectionlora", *arguments]
-    api.CLASSIFIER_STEPS, bench.GENERAL_KINDS = 2, ("blur",)
+    benching.CLASSIFIER_STEPS, bench.GENERAL_KINDS = 2, ("blur",)
     main()
 
 

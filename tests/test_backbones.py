@@ -15,7 +15,8 @@ import yaml
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit, pipeline_qwenimage_edit_plus
 from PIL import Image
 
-from collectionlora import api, backbones
+import collectionlora
+from collectionlora import backbones
 from collectionlora.adapters.formats import read_lora, write_lora
 from collectionlora.adapters.roles import STUDENT, TEACHER, Roles, critic_role
 from collectionlora.backbones.base import Condition
@@ -435,18 +436,20 @@ def test_a_collection_over_a_real_base_from_pairs_to_an_edited_photo(name, folde
         "settings": settings,
     }
     (tmp_path / "collection.yaml").write_text(yaml.safe_dump(manifest))
-    api.teach(tmp_path)
+    collectionlora.teach(tmp_path)
     assert check_collection(tmp_path)["ok"]
-    api.distill(tmp_path)
-    made = api.edit(tmp_path, photo((50, 70)), "warm", steps=2, references=shown)
+    collectionlora.distill(tmp_path)
+    made = collectionlora.edit(tmp_path, photo((50, 70)), "warm", steps=2, references=shown)
     assert made.shape == (50, 70, 3)
     if shown:
-        another = api.edit(tmp_path, photo((50, 70)), "warm", steps=2, references=[photo((32, 96), seed=3)])
+        another = collectionlora.edit(
+            tmp_path, photo((50, 70)), "warm", steps=2, references=[photo((32, 96), seed=3)]
+        )
         assert not np.array_equal(another, made)
     with pytest.raises(
         UserError, match=f"taught with {len(shown)} reference images, {1 - len(shown)} are given"
     ):
-        api.edit(tmp_path, photo(), "warm", references=[photo()] * (1 - len(shown)))
+        collectionlora.edit(tmp_path, photo(), "warm", references=[photo()] * (1 - len(shown)))
 
     # A second run reads everything from the cache: no encoder is loaded.
     session = Session(Collection.load(tmp_path), resolve_settings(Collection.load(tmp_path), {}), False)
@@ -464,7 +467,7 @@ def test_a_collection_over_a_real_base_from_pairs_to_an_edited_photo(name, folde
     assert [len(references) for references in read] == [len(shown)] * 3
 
     with pytest.raises(UserError, match="multiple of 16"):
-        api.distill(tmp_path, overrides={"data": {"resolution": 40}})
+        collectionlora.distill(tmp_path, overrides={"data": {"resolution": 40}})
 
 
 @pytest.mark.parametrize(

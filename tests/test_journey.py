@@ -8,14 +8,13 @@ import yaml
 from PIL import Image
 from random_loras import write_random_loras
 
-from collectionlora import api
 from collectionlora.adapters.formats import read_lora
 from collectionlora.adapters.recipe import read_adapter
 from collectionlora.collection import Collection
 from collectionlora.command_line import demo as demo_module
 from collectionlora.command_line.verbs import app
 from collectionlora.config import SettingsError
-from collectionlora.effectbench import bench
+from collectionlora.effectbench import bench, benching
 from collectionlora.effects import EFFECTS
 from collectionlora.pictures.photographs import TRAIN, pool
 from collectionlora.system.errors import UserError
@@ -224,7 +223,7 @@ def test_demo_ends_with_table_sheet_and_report(tmp_path, monkeypatch, capsys):
 
 
 def test_bench_judges_methods_keeps_their_pictures_and_goes_on(taught, capsys, monkeypatch):
-    monkeypatch.setattr(api, "CLASSIFIER_STEPS", 2)
+    monkeypatch.setattr(benching, "CLASSIFIER_STEPS", 2)
     monkeypatch.setattr(bench, "GENERAL_KINDS", ("blur",))
     call(capsys, "distill", taught, "--run", "first")
     arguments = ["bench", taught, "--crops", "1", "--seeds", "2"]

@@ -2,10 +2,10 @@ import pytest
 import torch
 from small_collection import build
 
+from collectionlora import distill
 from collectionlora.adapters.formats import read_lora
 from collectionlora.adapters.low_rank import change
 from collectionlora.adapters.merging import MERGES, add, merge
-from collectionlora.api import distill
 
 
 def lora(seed, rank=2, modules=("m",)):

@@ -6,7 +6,7 @@ import shutil
 import pytest
 import small_collection
 
-from collectionlora import api
+import collectionlora
 from collectionlora.collection import Collection
 from collectionlora.manifest.template import create
 from collectionlora.system.errors import UserError
@@ -27,7 +27,7 @@ SMALL = {
 @pytest.fixture(scope="module")
 def distilled(tmp_path_factory):
     folder = small_collection.build(tmp_path_factory.mktemp("distilled") / "mine", settings=SMALL)
-    api.distill(folder)
+    collectionlora.distill(folder)
     return folder
 
 
@@ -42,7 +42,7 @@ def contents(folder):
 
 def test_a_finished_run_is_not_trained_again(folder, caplog):
     before = contents(folder)
-    assert api.distill(folder) == folder / "runs" / "default" / "collection.safetensors"
+    assert collectionlora.distill(folder) == folder / "runs" / "default" / "collection.safetensors"
     assert contents(folder) == before
     assert "runs/default: is finished; --again starts over and keeps what is there" in caplog.text
 
@@ -50,7 +50,7 @@ def test_a_finished_run_is_not_trained_again(folder, caplog):
 def test_a_finished_run_is_not_replaced_by_one_with_other_settings(folder):
     before = contents(folder)
     with pytest.raises(UserError, match=r"distill\.seed was 0 and is 1; give the new run a name with --run"):
-        api.distill(folder, overrides={"distill": {"seed": 1}})
+        collectionlora.distill(folder, overrides={"distill": {"seed": 1}})
     assert contents(folder) == before
 
 
@@ -58,7 +58,7 @@ def test_again_keeps_the_earlier_run_and_its_adapter(folder):
     adapter, run = folder / "collection.safetensors", folder / "runs" / "default"
     before = adapter.read_bytes()
     log = (run / "log.jsonl").read_bytes()
-    api.distill(folder, overrides={"distill": {"seed": 1}}, again=True)
+    collectionlora.distill(folder, overrides={"distill": {"seed": 1}}, again=True)
     assert adapter.read_bytes() != before
     (kept,) = folder.glob("collection-*.safetensors")
     (aside,) = folder.glob("runs/default-*")
@@ -66,12 +66,12 @@ def test_again_keeps_the_earlier_run_and_its_adapter(folder):
     assert (aside / "log.jsonl").read_bytes() == log
     assert json.loads((run / "run.json").read_text())["distill.seed"] == 1
     with pytest.raises(UserError, match="--again: cannot go with --resume"):
-        api.distill(folder, again=True, resume=True)
+        collectionlora.distill(folder, again=True, resume=True)
 
 
 def test_a_second_run_keeps_the_adapter_of_the_first(folder):
     before = (folder / "collection.safetensors").read_bytes()
-    api.distill(folder, "second", {"distill": {"seed": 1}})
+    collectionlora.distill(folder, "second", {"distill": {"seed": 1}})
     (kept,) = folder.glob("collection-*.safetensors")
     assert kept.read_bytes() == before
     assert (folder / "collection.safetensors").read_bytes() != before
@@ -81,7 +81,7 @@ def test_a_run_that_ended_before_it_wrote_its_result_writes_it(folder):
     result = folder / "runs" / "default" / "collection.safetensors"
     before = result.read_bytes()
     result.unlink()
-    api.distill(folder)
+    collectionlora.distill(folder)
     assert result.read_bytes() == before
     assert not list(folder.glob("collection-*.safetensors"))
 
@@ -89,10 +89,10 @@ def test_a_run_that_ended_before_it_wrote_its_result_writes_it(folder):
 def test_teaching_keeps_the_teacher_that_was_there(folder):
     teacher = folder / "teachers" / "sepia.safetensors"
     before = teacher.read_bytes()
-    api.teach(folder, ["sepia"])
+    collectionlora.teach(folder, ["sepia"])
     (kept,) = folder.glob("teachers/sepia-*.safetensors")
     assert kept.read_bytes() == before != teacher.read_bytes()
-    api.teach(folder, ["sepia"])
+    collectionlora.teach(folder, ["sepia"])
     assert len(list(folder.glob("teachers/sepia-*.safetensors"))) == 1
 
 
@@ -111,6 +111,6 @@ def test_init_and_add_refuse_to_replace_a_lora(folder, tmp_path):
     shutil.copy(folder / "teachers" / "sepia.safetensors", folder / "teachers" / "grain.safetensors")
     before = contents(folder)
     with pytest.raises(UserError, match=r"teachers/grain\.safetensors: exists already and is not"):
-        api.add(folder, ["grain"], stranger, "add grain")
+        collectionlora.add(folder, ["grain"], stranger, "add grain")
     assert contents(folder) == before
     assert [effect.name for effect in Collection.load(folder).effects] == ["sepia", "technicolor"]

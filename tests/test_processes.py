@@ -17,7 +17,7 @@ import yaml
 from safetensors.torch import load_file
 from two_processes import FADING, judge_quickly, toy_run
 
-from collectionlora import api
+import collectionlora
 from collectionlora.adapters.formats import read_lora, write_lora
 from collectionlora.adapters.roles import target_weights
 from collectionlora.backbones import empty_network
@@ -189,7 +189,7 @@ def collections(launched):
 
 def test_shared_targets_are_those_of_one_process_bit_for_bit(collections):
     first, second = collections
-    api.targets(second)
+    collectionlora.targets(second)
     names = [sorted(path.name for path in (folder / "cache").iterdir()) for folder in (first, second)]
     assert names[0] == names[1]
     assert len(names[0]) == 6
@@ -219,7 +219,7 @@ def two_whole_runs(folder, settings, monkeypatch):
 @pytest.mark.parametrize(("run", "sharding", "atol"), [("default", "none", 1e-6), ("sharded", "fsdp", 1e-4)])
 def test_a_distilled_collection_is_that_of_one_process(collections, monkeypatch, run, sharding, atol):
     first, second = collections
-    api.targets(second)
+    collectionlora.targets(second)
     settings = resolve_settings(Collection.load(second), {"model": {"sharding": sharding}})
     runs = two_whole_runs(second, settings, monkeypatch)
     batches = [[r.streams.batch(step).effect for r in runs] for step in range(runs[0].num_steps)]
@@ -284,10 +284,10 @@ def test_a_run_that_is_held_refuses_a_launch_and_every_process_says_one_line(tmp
 def test_a_launch_that_is_not_one_says_so(collections, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="WORLD_SIZE"):
-        api.targets(collections[1])
+        collectionlora.targets(collections[1])
     monkeypatch.delenv("WORLD_SIZE")
     with pytest.raises(UserError, match="several processes"):
-        api.distill(collections[1], overrides={"model": {"sharding": "fsdp"}})
+        collectionlora.distill(collections[1], overrides={"model": {"sharding": "fsdp"}})
 
 
 def test_what_is_copied_from_the_main_process_is_the_same_in_all(launched):
@@ -300,7 +300,7 @@ def test_a_bench_of_two_processes_is_that_of_one(launched, monkeypatch):
     together = json.loads((folder / "bench" / "metrics.json").read_text())
     shutil.rmtree(folder / "bench")
     judge_quickly(monkeypatch.setattr)
-    api.bench(folder, crops=2)
+    collectionlora.bench(folder, crops=2)
     alone = json.loads((folder / "bench" / "metrics.json").read_text())
     assert list(together["methods"]) == ["source", "teacher", "student"]
     for name, row in alone["methods"].items():

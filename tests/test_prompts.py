@@ -13,7 +13,6 @@ import torch
 import yaml
 from chat_server import SOON, ChatServer, completion
 
-from collectionlora import api
 from collectionlora.backbones.nano import NanoBackbone
 from collectionlora.cache import cache_path, effect_key
 from collectionlora.collection import Collection
@@ -21,6 +20,7 @@ from collectionlora.command_line import verbs as cli
 from collectionlora.pictures.photos import write_photo
 from collectionlora.prompting.endpoint import plain
 from collectionlora.prompting.triggers import CANDIDATES, cosine_table, draw_trigger
+from collectionlora.runs import verbs
 from collectionlora.runs.session import resolve_settings
 from collectionlora.system.files import write_tensors
 
@@ -49,7 +49,7 @@ def server():
 @pytest.fixture
 def folder(tmp_path, monkeypatch, backbone):
     """A collection of three effects, two with image pairs: sources are dark, targets light."""
-    monkeypatch.setattr(api, "load_backbone", lambda base, settings: backbone)
+    monkeypatch.setattr(verbs, "load_backbone", lambda base, settings: backbone)
     for name in ("OPENAI_API_KEY", "OPENAI_ADMIN_KEY", "OPENAI_LOG"):
         monkeypatch.delenv(name, raising=False)
     for index, name in enumerate(NAMES[:2]):

@@ -11,10 +11,10 @@ from pathlib import Path
 import torch
 from torch.distributed.tensor import DTensor
 
-from collectionlora import api
+import collectionlora
 from collectionlora.adapters.roles import STUDENT, TEACHER
 from collectionlora.collection import Collection
-from collectionlora.effectbench import bench
+from collectionlora.effectbench import bench, benching
 from collectionlora.runs.session import Session, resolve_settings
 from collectionlora.runs.trainer import train
 from collectionlora.system import processes
@@ -88,7 +88,7 @@ def sharded(folder):
     """A run in shards, and the same again from its middle; what this process holds of it."""
     folder = folder / "first"
     overrides = {"model": {"sharding": "fsdp"}, "distill": {"checkpoint_every": 3}}
-    api.distill(folder, "sharded", overrides)
+    collectionlora.distill(folder, "sharded", overrides)
     runs = folder / "runs"
     if processes.is_main():
         shutil.copytree(runs / "sharded", runs / "resumed")
@@ -120,13 +120,13 @@ def copied(folder):
 
 def judge_quickly(put):
     """Few steps of the classifier, few ordinary edits; `put(owner, name, value)` as `setattr`."""
-    put(api, "CLASSIFIER_STEPS", 2)
+    put(benching, "CLASSIFIER_STEPS", 2)
     put(bench, "GENERAL_KINDS", ("blur",))
 
 
 def judged(folder):
     judge_quickly(setattr)
-    api.bench(folder / "judged", crops=2)
+    collectionlora.bench(folder / "judged", crops=2)
 
 
 if __name__ == "__main__":

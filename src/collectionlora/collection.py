@@ -248,6 +248,11 @@ class Collection:
         return self.folder / RESULT
 
 
+def open_collection(collection: Collection | Path | str) -> Collection:
+    """A collection as it is, or the one of a folder; see `Collection.load`."""
+    return collection if isinstance(collection, Collection) else Collection.load(collection)
+
+
 def list_photos(folder: Path) -> list[Path]:
     """The photos of a folder by name, its sub-folders included.
 

@@ -8,7 +8,7 @@ from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
-from collectionlora.api import distill
+from collectionlora import distill
 from collectionlora.collection import MANIFEST, Collection
 from collectionlora.command_line.demo import GENERAL_PHOTOS, PHOTOS, build_collection, shipped_teachers
 from collectionlora.config import Overrides, parse_overrides

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import yaml
 
+from collectionlora import distill
 from collectionlora.adapters.roles import STUDENT, TEACHER
-from collectionlora.api import distill
 from collectionlora.collection import MANIFEST, Collection
 from collectionlora.effectbench.heldout import Heldout, heldout_photographs
 from collectionlora.effectbench.report.page import write_results

@@ -46,13 +46,13 @@ def bench(
     Example: collectionlora bench my-collection --methods teacher,student,student-4,stack
     Example: collectionlora bench my-collection --baseline before.json --margin 0.5
     """
-    from collectionlora import api
+    import collectionlora
     from collectionlora.prompting.endpoint import Endpoint
 
     layer = with_token_cap(parse_overrides(overrides or []), max_tokens_total)
     endpoint = Endpoint.of(judge, judge_model, api_key_env, "--judge")
     with joined_processes() as progress:
-        metrics = api.bench(
+        metrics = collectionlora.bench(
             folder,
             photos,
             methods.split(","),
@@ -89,12 +89,13 @@ def add(
 
     Example: collectionlora add my-collection neon-edges --teacher neon.safetensors
     """
-    from collectionlora import api
+    import collectionlora
     from collectionlora.system.errors import Interrupted
 
     try:
         with ProgressLine() as progress:
-            path = api.add(folder, names, teacher, teacher_prompt, parse_overrides(overrides or []), progress)
+            layer = parse_overrides(overrides or [])
+            path = collectionlora.add(folder, names, teacher, teacher_prompt, layer, progress)
     except Interrupted as stopped:
         command = f"collectionlora add {folder} {' '.join(names)}"
         tell(f"{stopped}; go on with the same settings, without --teacher: {command}")
@@ -108,7 +109,7 @@ def remove(folder: Folder, names: SomeNames, as_json: Json = False) -> None:
 
     Example: collectionlora remove my-collection neon-edges
     """
-    from collectionlora import api
+    import collectionlora
 
-    left = api.remove(folder, names)
+    left = collectionlora.remove(folder, names)
     say(as_json, {"effects": left}, f"left: {', '.join(left)}")

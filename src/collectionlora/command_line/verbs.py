@@ -98,10 +98,12 @@ def teach(folder: Folder, names: Names = None, overrides: Set = None, as_json: J
 
     Example: collectionlora teach my-collection pencil-sketch --set teach.steps=800
     """
-    from collectionlora import api
+    import collectionlora
 
     with ProgressLine() as progress:
-        written = api.teach(folder, names or [], parse_overrides(overrides or []), progress=progress)
+        written = collectionlora.teach(
+            folder, names or [], parse_overrides(overrides or []), progress=progress
+        )
     result = {"teachers": [str(path) for path in written]}
     say(as_json, result, "\n".join(f"wrote {path}" for path in written))
 
@@ -120,12 +122,12 @@ def prompts(
 
     Example: collectionlora prompts my-collection --vlm http://localhost:11434/v1 --model qwen2.5vl
     """
-    from collectionlora import api
+    import collectionlora
     from collectionlora.prompting.endpoint import Endpoint
 
     layer = with_token_cap(parse_overrides(overrides or []), max_tokens_total)
     with ProgressLine() as progress:
-        result = api.prompts(folder, Endpoint.of(vlm, model, api_key_env), layer, progress)
+        result = collectionlora.prompts(folder, Endpoint.of(vlm, model, api_key_env), layer, progress)
     say(as_json, result, prompt_table(result))
 
 
@@ -135,10 +137,10 @@ def targets(folder: Folder, overrides: Set = None, as_json: Json = False) -> Non
 
     Example: collectionlora targets my-collection --set targets.samples=4
     """
-    from collectionlora import api
+    import collectionlora
 
     with joined_processes() as progress:
-        counts = api.targets(folder, parse_overrides(overrides or []), progress=progress)
+        counts = collectionlora.targets(folder, parse_overrides(overrides or []), progress=progress)
     say(as_json, counts, "\n".join(f"{name}: {count} targets" for name, count in counts.items()))
 
 
@@ -198,11 +200,13 @@ def distill(
 
     Example: collectionlora distill my-collection --set distill.student_updates=1000
     """
-    from collectionlora import api
+    import collectionlora
 
     try:
         with joined_processes() as progress:
-            path = api.distill(folder, run, parse_overrides(overrides or []), resume, again, progress)
+            path = collectionlora.distill(
+                folder, run, parse_overrides(overrides or []), resume, again, progress
+            )
     except Interrupted as stopped:
         tell(f"{stopped}; go on with: collectionlora distill {folder} --run {run} --resume")
         raise typer.Exit(130) from None

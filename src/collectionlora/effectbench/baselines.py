@@ -18,11 +18,10 @@ from collectionlora.backbones.base import encode_condition
 from collectionlora.collection import Collection
 from collectionlora.config import Settings, replace_settings
 from collectionlora.effectbench.bench import GENERAL, Method
-from collectionlora.runs.folder import begin, hold
+from collectionlora.runs.inputs import distillation_inputs
+from collectionlora.runs.run import open_run
 from collectionlora.runs.session import Session
-from collectionlora.runs.trainer import train
 from collectionlora.sampling import Denoiser, noise_like, sample_few_steps
-from collectionlora.system import processes
 from collectionlora.system.progress import Progress
 
 STACK, FLOW_MATCHING = "stack", "flow-matching"
@@ -32,14 +31,11 @@ BASELINES = (STACK, FLOW_MATCHING, *MERGE_METHODS)
 
 def train_baseline(collection: Collection, settings: Settings, name: str, progress: Progress) -> LoraWeights:
     """The student of a run under other settings, kept in `bench/NAME`; resumes."""
-    folder, distill = collection.folder / "bench" / name, settings.distill
-    with hold(folder):
+    with open_run(collection.folder / "bench" / name) as opened:
         session = Session(collection, settings, with_critics=True)
         run = session.distillation(progress)
-        with processes.main_first():
-            resume = begin(folder, session.facts(), True)
-        report = partial(progress, name)
-        train(run, folder, distill.checkpoint_every, resume, report, distill.keep_checkpoints)
+        inputs = distillation_inputs(collection)
+        opened.train(run, settings, session.facts(), collection, inputs, partial(progress, name))
     return run.student_weights()
 
 

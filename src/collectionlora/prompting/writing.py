@@ -70,6 +70,21 @@ class PromptWriter:
         """The student prompt of an effect; a new one is in the file when this returns.
 
         Raises:
+            UserError: see `propose`.
+        """
+        prompt = self.propose(effect)
+        self.save()
+        return prompt
+
+    def save(self) -> None:
+        """Write the file, if there is something new."""
+        if self.kept != read_kept(self.path):
+            write_json(self.path, {name: entry.model_dump() for name, entry in self.kept.items()})
+
+    def propose(self, effect: Effect) -> StudentPrompt:
+        """The student prompt of an effect, kept for the prompts after it and for `save`.
+
+        Raises:
             UserError: the model's endpoint fails, or image pairs cannot be read.
         """
         if effect.student_prompt:
@@ -82,9 +97,7 @@ class PromptWriter:
         if kept and kept.teacher_prompt != effect.teacher_prompt:
             kept = None
         new = self._ask(effect, kept, self.vlm) if self.vlm else kept or self._plain(effect)
-        if new != kept:
-            self.kept[effect.name] = new
-            write_json(self.path, {name: entry.model_dump() for name, entry in self.kept.items()})
+        self.kept[effect.name] = new
         return new
 
     def _ask(self, effect: Effect, kept: StudentPrompt | None, vlm: Vlm) -> StudentPrompt:

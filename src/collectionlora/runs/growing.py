@@ -16,10 +16,9 @@ from collectionlora.backbones import empty_network
 from collectionlora.collection import MANIFEST, Collection
 from collectionlora.config import Settings, replace_settings
 from collectionlora.manifest.edits import add_effect, drop_effects
-from collectionlora.runs.folder import begin, hold
-from collectionlora.runs.inputs import distillation_inputs, record_inputs
+from collectionlora.runs.inputs import distillation_inputs
+from collectionlora.runs.run import open_run
 from collectionlora.runs.session import Session, resolve_settings
-from collectionlora.runs.trainer import train
 from collectionlora.system import processes
 from collectionlora.system.errors import UserError
 from collectionlora.system.files import copy_whole, fingerprint, refuse_other, write_text
@@ -84,18 +83,15 @@ def add(
     settings = replace_settings(
         settings, **updates, distill={"student_updates": settings.add.student_updates}
     )
-    grown, distill = collection.only(chosen), settings.distill
+    grown = collection.only(chosen)
     folder = collection.folder / "runs" / f"add-{fingerprint(path, settings, chosen)}"
     grown.check_files()
-    with hold(folder):
+    with open_run(folder) as opened:
         session = start_session(grown, settings, path, lora, recipe)
         run = session.distillation(progress)
         run.streams.favour(names, settings.add.new_ratio)
-        resume = begin(folder, session.facts(), True)
-        if processes.is_main():
-            record_inputs(folder, collection, [path, *distillation_inputs(grown)])
-        report = partial(progress, "add")
-        train(run, folder, distill.checkpoint_every, resume, report, distill.keep_checkpoints)
+        inputs = [path, *distillation_inputs(grown)]
+        opened.train(run, settings, session.facts(), collection, inputs, partial(progress, "add"))
         session.write_result(run, folder / path.name)
         backup = backup_path(collection)
         if processes.is_main() and not backup.exists():  # of several without a passed gate the oldest stays

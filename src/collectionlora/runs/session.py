@@ -105,9 +105,8 @@ class Session:
             ranks |= {critic_role(n): settings.critic.rank for n in settings.distill.rollout_steps}
         self.roles = build_roles(self.backbone, ranks, settings.distill.seed, settings)
         self.teachers = TeacherLibrary(self.roles, {name: file.weights for name, file in files.items()})
-        with processes.main_first():
-            writer = PromptWriter(collection, self.backbone, settings)
-            self.prompts = {e.name: writer.write(e).student_prompt for e in collection.effects}
+        self.writer = PromptWriter(collection, self.backbone, settings)
+        self.prompts = {e.name: self.writer.propose(e).student_prompt for e in collection.effects}
         self.cache_keys: dict[str, str] = {}  # of what `make_targets` took
 
     def start_from_merge(self) -> None:
@@ -123,7 +122,9 @@ class Session:
         return read_references(self.collection, chosen, self.backbone, self.settings)
 
     def make_targets(self, progress: Progress) -> Streams:
-        """All data of the collection, from the cache where it is there."""
+        """All data of the collection, from the cache where it is there; new student prompts are written."""
+        if processes.is_main():
+            self.writer.save()
         maker = TargetMaker(self.collection, self.backbone, self.teachers, self.settings, progress)
         effects, general = maker.make(self.prompts)
         self.cache_keys = {f"cache.{name}": key for name, key in maker.used.items()}

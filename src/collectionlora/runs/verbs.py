@@ -1,4 +1,4 @@
-"""The verbs as functions: what the command line calls, and what `import collectionlora` offers."""
+"""The verbs from prompts to `add` and `remove`, as functions."""
 
 import logging
 import re
@@ -12,33 +12,23 @@ from torch import Tensor
 from collectionlora.adapters.formats import write_lora
 from collectionlora.adapters.roles import STUDENT
 from collectionlora.backbones import load_backbone
-from collectionlora.collection import Collection, Effect
+from collectionlora.collection import Collection, Effect, open_collection
 from collectionlora.config import Settings
-from collectionlora.editing import Editor, edit
-from collectionlora.effectbench.gate import Gate
-from collectionlora.effectbench.heldout import Heldout, heldout_photographs
-from collectionlora.effectbench.report.curves import find_logs
-from collectionlora.effectbench.report.page import write_results
-from collectionlora.effectbench.running import DEFAULT_METHODS, run_bench
-from collectionlora.exporting.export import export
-from collectionlora.pictures.photographs import TRAIN, pool
 from collectionlora.pictures.photos import read_images
-from collectionlora.planning.plan import plan
 from collectionlora.prompting.endpoint import Endpoint, Vlm
 from collectionlora.prompting.triggers import cosine_table
 from collectionlora.prompting.writing import PromptWriter
 from collectionlora.runs import growing
 from collectionlora.runs.folder import (
-    begin,
     changes,
-    hold,
     is_finished,
     refuse_finished,
     refuse_unfinished,
     run_facts,
     set_aside,
 )
-from collectionlora.runs.inputs import distillation_inputs, record_inputs, teaching_inputs
+from collectionlora.runs.inputs import distillation_inputs, teaching_inputs
+from collectionlora.runs.run import open_run
 from collectionlora.runs.session import (
     Session,
     build_roles,
@@ -50,33 +40,13 @@ from collectionlora.runs.session import (
 )
 from collectionlora.runs.target_making import encode_for_photos, read_references
 from collectionlora.runs.teaching import Teaching
-from collectionlora.runs.trainer import train
 from collectionlora.runs.watching import Tracker, Watch, track
 from collectionlora.system import processes
 from collectionlora.system.errors import UserError
-from collectionlora.system.files import fingerprint, keep_earlier, write_json
+from collectionlora.system.files import fingerprint, keep_earlier
 from collectionlora.system.progress import Progress, ignore
 
-__all__ = [
-    "Editor",
-    "add",
-    "bench",
-    "distill",
-    "edit",
-    "export",
-    "plan",
-    "prompts",
-    "remove",
-    "targets",
-    "teach",
-]
-
-CLASSIFIER_STEPS = 800
 log = logging.getLogger(__name__)
-
-
-def open_collection(collection: Collection | Path | str) -> Collection:
-    return collection if isinstance(collection, Collection) else Collection.load(collection)
 
 
 def teach(
@@ -105,7 +75,7 @@ def teach(
         sources, answers = read_pairs(collection, effect, settings)
         shown = read_references(collection, effect, backbone, settings)
         seen = teaching_inputs(collection, effect)
-        with hold(folder), Tracker(folder, settings.log) as tracker:
+        with open_run(folder) as run, Tracker(folder, settings.log) as tracker:
             roles.load(STUDENT, fresh)
             prompt = encode_for_photos(backbone, [effect.teacher_prompt] * len(sources), sources, shown)
             references = [backbone.encode_image(image) for image in shown]
@@ -114,10 +84,8 @@ def teach(
             teaching = Teaching(name, backbone, roles, x, y, prompt, settings, references)
             facts = {"base": collection.manifest.base, "teacher_prompt": effect.teacher_prompt}
             facts |= run_facts(settings, ("model", "data", "sampling", "teach"), pairs=fingerprint(*seen))
-            goes_on, distill = begin(folder, facts, resume), settings.distill
-            record_inputs(folder, collection, seen)
             report = track(tracker, partial(progress, name))
-            train(teaching, folder, distill.checkpoint_every, goes_on, report, distill.keep_checkpoints)
+            run.train(teaching, settings, facts, collection, seen, report, resume)
             path = collection.teacher_path(effect)
             with keep_earlier(path):
                 write_lora(path, teaching.weights(), {"teacher_prompt": effect.teacher_prompt})
@@ -221,7 +189,7 @@ def distill(
     collection.check_files()
     if again and resume:
         raise UserError("", "--again", "cannot go with --resume", "give one of them")
-    with hold(folder):
+    with open_run(folder) as opened:
         facts = distillation_facts(collection, settings)
         if not (resume or again):
             refuse_unfinished(folder)
@@ -239,18 +207,14 @@ def distill(
         if settings.match.start == "merge":  # of a resumed run as well, which may find no whole checkpoint
             session.start_from_merge()
         distillation = session.distillation(progress)
-        begin(folder, session.facts(), resume, anyway=True)
-        if processes.is_main():
-            write_json(folder / "settings.json", settings.model_dump(mode="json"))
-            record_inputs(folder, collection, distillation_inputs(collection))
+        facts, inputs = session.facts(), distillation_inputs(collection)
         with Watch(distillation, folder) as watch:
 
             def report(done: int, total: int, metrics: dict[str, float]) -> None:
                 watch(done, metrics)
                 progress("distill", done, total, metrics)
 
-            every, keep = settings.distill.checkpoint_every, settings.distill.keep_checkpoints
-            train(distillation, folder, every, resume, report, keep)
+            opened.train(distillation, settings, facts, collection, inputs, report, resume, anyway=True)
         for path in (folder / collection.result.name, collection.result):
             session.write_result(distillation, path)
         processes.barrier()
@@ -266,54 +230,6 @@ def run_path(collection: Collection, run: str) -> Path:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", run):
         raise UserError("", "--run", f"{run!r} cannot name a folder", "use letters, digits, . _ and -")
     return collection.folder / "runs" / run
-
-
-def bench(
-    collection: Collection | Path | str,
-    photos: Path | None = None,
-    methods: Sequence[str] = DEFAULT_METHODS,
-    crops: int = 24,
-    seeds: int = 1,
-    overrides: Mapping[str, Any] | None = None,
-    judge: Endpoint | None = None,
-    baseline: Path | None = None,
-    margin: float = 1.0,
-    progress: Progress = ignore,
-) -> dict[str, Any]:
-    """EffectBench over a collection; writes into `bench/`.
-
-    Args:
-        photos: a folder of photographs that nothing was trained on; by default some that ship with packages.
-        methods: names, see `MethodMaker.method`.
-        crops: photos of each effect and seed: random crops of the photographs, or the middles of whole ones
-            if an effect has no procedural truth.
-        judge: a vision-language model that judges every picture.
-        baseline: an earlier metrics.json; no effect of it may have lost more than `margin` dB.
-
-    Returns:
-        the content of metrics.json.
-
-    Raises:
-        UserError: an unknown method, no finished adapter, too few photographs, a model or judge that
-            fails, or a kept effect that lost more than the margin; all is written then.
-    """
-    collection = open_collection(collection)
-    settings = resolve_settings(collection, overrides or {})
-    out = collection.folder / "bench"
-    gate = Gate.load(baseline, margin, out / "metrics.json") if baseline else None
-    photographs, numbers = heldout_photographs(photos), list(range(seeds))
-    heldout = Heldout(photographs, pool(TRAIN), crops, numbers, CLASSIFIER_STEPS)
-    result = run_bench(
-        collection, settings, methods, heldout, progress, Vlm(judge, settings.vlm) if judge else None
-    )
-    if gate:
-        result.metrics["gate"] = gate.check(result.metrics)
-    if processes.is_main():
-        write_results(out, result, find_logs(collection))
-    processes.barrier()
-    if gate:
-        gate.enforce(result.metrics, growing.backup_path(collection), collection.result)
-    return result.metrics
 
 
 def add(
