@@ -1,6 +1,13 @@
 import pytest
 
-from collectionlora.config import Settings, SettingsError, parse_overrides, resolve, setting_names
+from collectionlora.config import (
+    Settings,
+    SettingsError,
+    parse_overrides,
+    resolve,
+    result_settings,
+    setting_names,
+)
 
 
 def test_defaults_are_the_papers_recipe():
@@ -12,6 +19,16 @@ def test_defaults_are_the_papers_recipe():
     assert settings.student.learning_rate == settings.critic.learning_rate == 1e-4
     assert settings.targets.guidance_scale == 5
     assert (settings.sampling.steps, settings.sampling.shift) == (8, 3)
+
+
+def test_settings_that_change_no_result_are_marked():
+    held = set(result_settings(Settings()))
+    assert set(setting_names()) - held == {
+        *("model.sharding", "model.gradient_checkpointing"),
+        *("distill.checkpoint_every", "distill.keep_checkpoints"),
+        *(name for name in setting_names() if name.split(".")[0] in ("log", "vlm", "bench")),
+    }
+    assert result_settings(Settings(), ["data"]) == {"data.resolution": 64}
 
 
 def test_later_layers_win_and_leave_the_rest():

@@ -54,6 +54,14 @@ def test_every_function_of_the_method_page_exists():
         assert re.search(rf"(def|class) {name}\b", SOURCE), name
 
 
+def test_every_heading_that_the_code_cites_is_there():
+    headings = [heading.lower() for heading in quoted("method.md", r"^#+ (.*)$")]
+    anchors = {re.sub(r"[^\w -]", "", heading).replace(" ", "-") for heading in headings}
+    cited = set(re.findall(r"docs/method\.md#([\w-]+)", SOURCE))
+    assert cited
+    assert cited <= anchors
+
+
 PAGES = sorted(path.name for path in (ROOT / "docs").glob("*.md"))
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from collectionlora.collection import Collection, Effect
-from collectionlora.config import Settings
+from collectionlora.config import Settings, result_settings
 from collectionlora.system.files import fingerprint
 
 CACHE = "cache"
@@ -16,8 +16,7 @@ CACHE = "cache"
 
 def cache_key(collection: Collection, settings: Settings, *parts: Any) -> str:
     """The fingerprint of `parts` and of all that anything cached depends on."""
-    model = settings.model.model_copy(update={"gradient_checkpointing": False})
-    return fingerprint(collection.manifest.base, model, settings.data, *parts)
+    return fingerprint(collection.manifest.base, result_settings(settings, ["model", "data"]), *parts)
 
 
 def effect_key(collection: Collection, effect: Effect, settings: Settings) -> str:

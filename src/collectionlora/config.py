@@ -5,15 +5,22 @@ them, and the resolved settings are saved with every run.
 """
 
 import difflib
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic.config import JsonDict
+from pydantic.fields import FieldInfo
 
 from collectionlora.system.errors import quote
 from collectionlora.system.yaml_reading import read_yaml
 
 Overrides = Mapping[str, Mapping[str, Any]]  # values of settings by section and name
+
+
+# Marks a setting, or a whole section, that changes no result: neither a picture nor a weight.
+NO_RESULT: JsonDict = {"changes_result": False}
 
 
 class Section(BaseModel):
@@ -47,12 +54,15 @@ class ModelSettings(Section):
     quantization: Literal["none", "nf4", "int8"] = Field(
         "none", description="of the frozen base's blocks, by bitsandbytes"
     )
-    # Cached files are named after the representation; what they hold does not depend on this.
     sharding: Literal["none", "fsdp"] = Field(
-        "none", repr=False, description="of the frozen base over the processes of a distillation"
+        "none",
+        description="of the frozen base over the processes of a distillation",
+        json_schema_extra=NO_RESULT,
     )
     gradient_checkpointing: bool = Field(
-        False, description="recompute blocks in backward: less memory, slower"
+        False,
+        description="recompute blocks in backward: less memory, slower",
+        json_schema_extra=NO_RESULT,
     )
     embedded_guidance: float = Field(
         2.5, ge=0, description="the guidance input of guidance-distilled bases; not the w of guidance_scale"
@@ -113,8 +123,10 @@ class DistillSettings(Section):
     effect_ratio: float = Field(0.5, ge=0, le=1, description="p_switch; 1 switches PDSR off")
     route_every: int = Field(1, ge=1, description="steps that keep one routing decision")
     seed: int = Field(0, ge=0, lt=2**63)
-    checkpoint_every: int = Field(500, ge=1, description="steps between checkpoints")
-    keep_checkpoints: int = Field(3, ge=1, description="how many of them stay")
+    checkpoint_every: int = Field(
+        500, ge=1, description="steps between checkpoints", json_schema_extra=NO_RESULT
+    )
+    keep_checkpoints: int = Field(3, ge=1, description="how many of them stay", json_schema_extra=NO_RESULT)
     asymmetric_prompts: bool = Field(True, description="AOP; off, the student reads the teacher's prompt")
     rollout_steps: tuple[Annotated[int, Field(ge=1)], ...] = Field(
         (8,), min_length=1, description="schedule lengths the student learns; one is drawn for each step"
@@ -191,10 +203,10 @@ class Settings(Section):
     teach: TeachSettings = TeachSettings()
     match: MatchSettings = MatchSettings()
     distill: DistillSettings = DistillSettings()
-    log: LogSettings = LogSettings()
+    log: LogSettings = Field(LogSettings(), json_schema_extra=NO_RESULT)
     add: AddSettings = AddSettings()
-    vlm: VlmSettings = VlmSettings()
-    bench: BenchSettings = BenchSettings()
+    vlm: VlmSettings = Field(VlmSettings(), json_schema_extra=NO_RESULT)
+    bench: BenchSettings = Field(BenchSettings(), json_schema_extra=NO_RESULT)
 
     @model_validator(mode="after")
     def _shards_run_together(self) -> "Settings":
@@ -214,6 +226,22 @@ class Settings(Section):
                 "critic.rank must be at least student.rank: the critic starts as the student's copy"
             )
         return self
+
+
+def result_settings(settings: Settings, sections: Iterable[str] = Settings.model_fields) -> dict[str, Any]:
+    """The settings that a result depends on, of some sections, as JSON values by their dotted names."""
+    values = settings.model_dump(mode="json")
+    return {
+        f"{section}.{name}": values[section][name]
+        for section in sections
+        if _changes_result(Settings.model_fields[section])
+        for name, field in type(getattr(settings, section)).model_fields.items()
+        if _changes_result(field)
+    }
+
+
+def _changes_result(field: FieldInfo) -> bool:
+    return field.json_schema_extra != NO_RESULT
 
 
 class SettingsError(ValueError):
@@ -253,6 +281,38 @@ def resolve(*layers: Mapping[str, Any]) -> Settings:
         return Settings(**merged)
     except ValidationError as error:
         raise _explain(error) from None
+
+
+@dataclass(frozen=True)
+class ResolvedSetting:
+    """One setting as a run would use it: its dotted name, value, the layer it comes from, what it means."""
+
+    name: str
+    value: Any
+    layer: str
+    description: str | None
+
+
+DEFAULT_LAYER = "default"
+
+
+def trace_settings(layers: Mapping[str, Mapping[str, Any]]) -> list[ResolvedSetting]:
+    """Every setting of named layers, later ones over earlier ones, with the layer that decides it.
+
+    Raises:
+        SettingsError: see `resolve`.
+    """
+    values = resolve(*layers.values()).model_dump(mode="json")
+    traced = []
+    for section, section_field in Settings.model_fields.items():
+        fields = cast(type[Section], section_field.annotation).model_fields
+        for name, field in fields.items():
+            deciding = [layer for layer, given in layers.items() if name in given.get(section, {})]
+            layer = deciding[-1] if deciding else DEFAULT_LAYER
+            traced.append(
+                ResolvedSetting(f"{section}.{name}", values[section][name], layer, field.description)
+            )
+    return traced
 
 
 def replace_settings(settings: Settings, **sections: Mapping[str, Any]) -> Settings:

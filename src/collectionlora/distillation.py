@@ -1,8 +1,8 @@
-"""CollectionLoRA: multi-teacher on-policy distribution matching distillation into one LoRA, step by step.
+"""C2F-DO, the coarse-to-fine distillation objective: many teachers into one LoRA, step by step.
 
 The paper's words: the student is its generator, a critic its fake score, a teacher its real score. A run has
 two phases. In the first the student follows the routed teacher without a critic (warm start). In the second
-every step is one student update by the coarse-to-fine objective (method section 2c)
+every step is one student update by the coarse-to-fine objective (docs/method.md#the-objective-c2f-do)
 
     L = w_BS * L_BS + w_TS * L_TS + w_TA * L_TA        effect stream
     L = w_BS * L_BS                                    general stream

@@ -1,4 +1,6 @@
-"""The losses of the coarse-to-fine objective (method section 2c) as pure functions of tensors.
+"""The losses of C2F-DO, the coarse-to-fine distillation objective, as pure functions of tensors.
+
+Formulas: docs/method.md#the-objective-c2f-do.
 
 No model and no setting is known here; shapes are `[B, ...]` with the batch first.
 """

@@ -1,4 +1,7 @@
-"""Probabilistic dual-stream routing (method section 2a): what a step trains on.
+"""PDSR, probabilistic dual-stream routing: what a step trains on.
+
+With probability `effect_ratio` a step takes the effect stream (a random effect and its teacher), else the
+general stream (an ordinary edit, taught by the bare base): docs/method.md#what-a-step-trains-on-pdsr.
 
 A route is a pure function of (seed, step, rank), and so are the draws inside a batch: a resumed run repeats
 them without any saved random state.
@@ -96,6 +99,8 @@ class Batch:
     """A batch of one stream or, mixed, of all; the critic reads the student's condition.
 
     `effect` is None in the general stream, and in a mixed batch, which no single teacher can answer.
+    `target` `[B, C, H, W]` are teacher samples, in the general stream the bare base's. `teacher`, `student`
+    and `uncond` are conditions of the same B photos: the teacher's prompt, the student's, the empty one.
     """
 
     effect: str | None
@@ -109,8 +114,8 @@ class Streams:
     """Routed batches over the effects and the general stream.
 
     Args:
-        asymmetric_prompts: the student and critic read `student_prompt` (method section 2b); otherwise the
-            teacher's prompt, the ablation.
+        asymmetric_prompts: the student and critic read `student_prompt` (AOP); otherwise the teacher's
+            prompt, the ablation.
         same_stream: all processes take the effect stream, or all the general one, so that they run the same
             forwards: a sharded base needs it.
     """

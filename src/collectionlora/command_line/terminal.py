@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from collectionlora.config import SettingsError
+from collectionlora.config import ResolvedSetting, SettingsError
 from collectionlora.effectbench.report.columns import find_measured, write_value
 from collectionlora.system.errors import Interrupted, UserError, explain_fault, one_line
 
@@ -169,6 +169,22 @@ def prompt_table(result: dict[str, Any]) -> Table:
         # Prompts may hold what rich would read as its own markup.
         cells = [escape(cell) for cell in (name, text, writer, result["teacher_prompts"][name])]
         table.add_row(*cells, *(f"{c:.2f}" for c in nearest))
+    return table
+
+
+def settings_table(traced: Sequence[ResolvedSetting]) -> Table:
+    """Settings with their values, and the layer that each value comes from."""
+    table = Table("setting", "value", "from", "meaning")
+    for one in traced:
+        table.add_row(one.name, escape(str(one.value)), escape(one.layer), escape(one.description or ""))
+    return table
+
+
+def effects_table(effects: Mapping[str, str]) -> Table:
+    """Effects with their student prompts."""
+    table = Table("effect", "the student reads")
+    for name, prompt in effects.items():
+        table.add_row(name, escape(prompt))
     return table
 
 

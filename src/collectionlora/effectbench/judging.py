@@ -1,4 +1,4 @@
-"""A vision-language model as the judge (method section 4).
+"""A vision-language model as the judge.
 
 ONE answer for each picture gives both figures: VSA is 0 for a bad case and else the identity score, BCR is
 the share of bad cases, so that VSA <= 5 (1 - BCR) holds in every mean. Answers are kept as they came beside

@@ -19,7 +19,7 @@ import torch
 from collectionlora.adapters.recipe import adapter_path
 from collectionlora.adapters.roles import STUDENT, TEACHER
 from collectionlora.collection import Collection
-from collectionlora.config import BenchSettings, LogSettings, Settings, VlmSettings
+from collectionlora.config import BenchSettings, Settings, result_settings
 from collectionlora.editing import Editor
 from collectionlora.effectbench.baselines import BASELINES, Baselines
 from collectionlora.effectbench.bench import (
@@ -89,10 +89,8 @@ class MethodMaker:
         """The fingerprint of all that a method's pictures of an effect depend on."""
         shown = [photo.tobytes() for photo in cases.photos]
         shown += [edit.source.tobytes() + edit.instruction.encode() for edit in cases.edits]
-        others = {"bench": BenchSettings(), "log": LogSettings(), "vlm": VlmSettings()}
-        drawing = self.settings.model_copy(update=others)
         references = [path for e in self.collection.effects for path in self.collection.reference_paths(e)]
-        parts: list[Any] = [drawing, cases.seeds, *shown, *references]
+        parts: list[Any] = [result_settings(self.settings), cases.seeds, *shown, *references]
         if split_steps(name)[0] == TEACHER and effect != GENERAL:
             chosen = self.collection.effect(effect)
             return fingerprint(self.collection.teacher_path(chosen), chosen.teacher_prompt, *parts)

@@ -1,4 +1,4 @@
-"""Descriptions of effects, written by a vision-language model that sees image pairs (method section 2b)."""
+"""Descriptions of effects, written by a vision-language model that sees image pairs (AOP)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,6 @@
-"""Asymmetric orthogonal prompting (method section 2b): a unique trigger for each effect.
+"""AOP, asymmetric orthogonal prompting: a unique trigger for each effect.
+
+Paper: docs/method.md#what-each-role-reads-aop.
 
 The teacher reads the prompt it was trained with. Student and critic read `<trigger> description`, and prompts
 of different effects should point in different directions: their pairwise cosine is measured, and triggers

@@ -11,14 +11,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from collectionlora.config import Settings
 from collectionlora.runs.checkpoint import checkpoints, drop_checkpoints, find_unfinished
 from collectionlora.system import processes
 from collectionlora.system.errors import UserError, cannot_write
 from collectionlora.system.files import name_by_date, read_json, write_json
 
 LOCK, FACTS, CHECKPOINTS = "lock", "run.json", "checkpoints"
-WATCHED = {"keep_checkpoints", "checkpoint_every"}  # settings that change no result
 log = logging.getLogger(__name__)
 
 
@@ -101,17 +99,6 @@ def set_aside(folder: Path) -> None:
         if path.name != LOCK:
             path.rename(aside / path.name)
     log.warning("%s: starts over; the earlier run is kept in %s", folder, aside)
-
-
-def run_facts(settings: Settings, sections: tuple[str, ...], **others: Any) -> dict[str, Any]:
-    """What the result of a run depends on: settings by their dotted names, and others."""
-    facts = {
-        f"{section}.{name}": value
-        for section, values in settings.model_dump(mode="json", include=set(sections)).items()
-        for name, value in values.items()
-        if name not in WATCHED
-    }
-    return {**facts, **others}
 
 
 def changes(folder: Path, facts: Mapping[str, Any]) -> str:

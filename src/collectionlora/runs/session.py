@@ -14,10 +14,9 @@ from collectionlora.adapters.sharding import shard
 from collectionlora.backbones import load_backbone, reads_references, recommended_settings
 from collectionlora.backbones.base import Backbone
 from collectionlora.collection import MANIFEST, Collection
-from collectionlora.config import Settings, SettingsError, resolve
+from collectionlora.config import Settings, SettingsError, resolve, result_settings
 from collectionlora.distillation import Distillation
 from collectionlora.prompting.writing import PromptWriter
-from collectionlora.runs.folder import run_facts
 from collectionlora.runs.target_making import TargetMaker, read_references
 from collectionlora.streams import Streams
 from collectionlora.system import processes
@@ -26,6 +25,8 @@ from collectionlora.system.files import keep_earlier
 from collectionlora.system.progress import Progress
 from collectionlora.system.version import __version__
 
+SET = "--set"
+
 
 def resolve_settings(collection: Collection, overrides: Mapping[str, Any]) -> Settings:
     """The base's recommendations, then the manifest, then `overrides`.
@@ -33,14 +34,24 @@ def resolve_settings(collection: Collection, overrides: Mapping[str, Any]) -> Se
     Raises:
         UserError: a setting of the manifest or an override that does not exist or fit.
     """
-    layers = [recommended_settings(collection.manifest.base), collection.manifest.settings]
+    layers = setting_layers(collection, overrides)
     place = str(collection.folder / MANIFEST)
     try:
-        resolve(*layers)
-        place = "--set"
-        return resolve(*layers, overrides)
+        resolve(*(layer for name, layer in layers.items() if name != SET))
+        place = SET
+        return resolve(*layers.values())
     except SettingsError as error:
         raise UserError(place, error.field, error.message, error.hint) from None
+
+
+def setting_layers(collection: Collection, overrides: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Where the settings of a run come from, by name; later layers lie over earlier ones."""
+    base = collection.manifest.base
+    return {
+        f"recommended for {base}": recommended_settings(base),
+        MANIFEST: collection.manifest.settings,
+        SET: overrides,
+    }
 
 
 def check_references(collection: Collection, settings: Settings) -> None:
@@ -180,7 +191,10 @@ class Session:
 def distillation_facts(collection: Collection, settings: Settings) -> dict[str, Any]:
     """What the result of a distillation depends on, beside the contents of files."""
     sections = ("model", "data", "student", "critic", "sampling", "targets", "match", "distill")
-    return run_facts(settings, sections, effects=[effect.name for effect in collection.effects])
+    effects = [effect.name for effect in collection.effects]
+    # Sharding changes no forward, but which stream the processes take.
+    routing = {"model.sharding": settings.model.sharding}
+    return result_settings(settings, sections) | routing | {"effects": effects}
 
 
 def effect_names(collection: Collection, names: Sequence[str]) -> list[str]:

@@ -13,7 +13,7 @@ from collectionlora.adapters.formats import write_lora
 from collectionlora.adapters.roles import STUDENT
 from collectionlora.backbones import load_backbone
 from collectionlora.collection import Collection, Effect, open_collection
-from collectionlora.config import Settings
+from collectionlora.config import Settings, result_settings
 from collectionlora.pictures.photos import read_images
 from collectionlora.prompting.endpoint import Endpoint, Vlm
 from collectionlora.prompting.triggers import cosine_table
@@ -24,7 +24,6 @@ from collectionlora.runs.folder import (
     is_finished,
     refuse_finished,
     refuse_unfinished,
-    run_facts,
     set_aside,
 )
 from collectionlora.runs.inputs import distillation_inputs, teaching_inputs
@@ -82,8 +81,11 @@ def teach(
             x, y = backbone.encode_image(sources), backbone.encode_image(answers)
             backbone.release_encoders()
             teaching = Teaching(name, backbone, roles, x, y, prompt, settings, references)
-            facts = {"base": collection.manifest.base, "teacher_prompt": effect.teacher_prompt}
-            facts |= run_facts(settings, ("model", "data", "sampling", "teach"), pairs=fingerprint(*seen))
+            facts = result_settings(settings, ("model", "data", "sampling", "teach")) | {
+                "base": collection.manifest.base,
+                "teacher_prompt": effect.teacher_prompt,
+                "pairs": fingerprint(*seen),
+            }
             report = track(tracker, partial(progress, name))
             run.train(teaching, settings, facts, collection, seen, report, resume)
             path = collection.teacher_path(effect)
