@@ -309,6 +309,7 @@ def test_the_base_is_what_its_folder_or_else_its_name_says(tmp_path, collection)
     [
         ("Qwen/Qwen-Image-Edit", "qwen_image_edit_bf16.safetensors"),
         ("Qwen/Qwen-Image-Edit-2509", "qwen_image_edit_2509_bf16.safetensors"),
+        ("Qwen/Qwen-Image-Edit-2511@0123abc", "qwen_image_edit_2511_bf16.safetensors"),
         ("black-forest-labs/FLUX.1-Kontext-dev", "flux1-dev-kontext_fp8_scaled.safetensors"),
     ],
 )

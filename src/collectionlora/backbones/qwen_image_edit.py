@@ -161,8 +161,9 @@ def make_workflow(student: Student) -> Graph:
 
 
 def make_plus_workflow(student: Student) -> Graph:
-    """ComfyUI's nodes for Qwen-Image-Edit-2509 and 2511."""
-    file = "qwen_image_edit_2509_bf16.safetensors"
+    """ComfyUI's nodes for Qwen-Image-Edit-2509 and 2511, each with its own file."""
+    version = "2511" if "2511" in student.base else "2509"
+    file = f"qwen_image_edit_{version}_bf16.safetensors"
     return make_graph(student, file, "TextEncodeQwenImageEditPlus", image1=["scaled", 0])
 
 
