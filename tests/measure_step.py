@@ -1,10 +1,11 @@
 """Peak bytes of real tensors in two real steps, for `test_planning.py`."""
 
 import torch
+from diffusers import QwenImageTransformer2DModel
 
 from collectionlora.adapters.roles import STUDENT, TEACHER, TeacherLibrary, critic_role
 from collectionlora.backbones.base import Prompt
-from collectionlora.backbones.qwen_image_edit import QwenImageEditPlus
+from collectionlora.backbones.qwen_image_edit import QWEN_IMAGE_EDIT_PLUS
 from collectionlora.distillation import Distillation
 from collectionlora.planning.memory import MemoryTally
 from collectionlora.runs.session import build_roles
@@ -13,9 +14,10 @@ from collectionlora.streams import EffectData, GeneralData, Streams
 
 def measure(folder, settings):
     """The tallied peak in bytes."""
-    backbone = QwenImageEditPlus(folder, settings.model)
+    backbone = QWEN_IMAGE_EDIT_PLUS.load(folder, settings.model)
     with MemoryTally() as tally:
-        backbone.network = QwenImageEditPlus.network_class.from_config(backbone.transformer_config(folder))
+        config = backbone.family.transformer_config(folder)
+        backbone.network = QwenImageTransformer2DModel.from_config(config)
         shapes = backbone.shapes(settings.data.resolution)
         ranks = {STUDENT: settings.student.rank, TEACHER: settings.student.rank}
         ranks |= {critic_role(n): settings.critic.rank for n in settings.distill.rollout_steps}

@@ -563,6 +563,8 @@ def test_a_verb_that_runs_alone(run, folder, monkeypatch):
     [
         ("gradio", ["studio", "{}"], r"needs gradio .*; install it: pip install 'collectionlora\[studio\]'"),
         ("diffusers", ["targets", "{}"], r"needs diffusers .*pip install 'collectionlora\[diffusers\]'"),
+        ("diffusers", ["check", "{}"], r"needs diffusers .*pip install 'collectionlora\[diffusers\]'"),
+        ("diffusers", ["prompts", "{}"], r"needs diffusers .*pip install 'collectionlora\[diffusers\]'"),
         (
             "transformers",
             ["bench", "{}", "--methods", "source", "--set", "bench.clip=any"],
@@ -572,12 +574,10 @@ def test_a_verb_that_runs_alone(run, folder, monkeypatch):
 )
 def test_an_extra_that_is_not_installed(run, folder, monkeypatch, package, arguments, expected):
     if package == "diffusers":
-        manifest(base="some/where")(folder)
+        base = "some/where" if arguments[0] == "targets" else "Qwen/Qwen-Image-Edit-2509"
+        manifest(base=base)(folder)
     for name in [name for name in sys.modules if name.split(".")[0] == package or "studio.page" in name]:
         monkeypatch.delitem(sys.modules, name)
-    for name in ("diffusers_model", "flux2", "flux_kontext", "qwen_image_edit"):
-        monkeypatch.delitem(sys.modules, f"collectionlora.backbones.{name}", raising=False)
-        monkeypatch.delattr(f"collectionlora.backbones.{name}", raising=False)
     monkeypatch.setitem(sys.modules, package, None)
     assert re.search(expected, refused(run, folder, *(part.format(folder) for part in arguments)))
 

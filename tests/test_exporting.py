@@ -20,7 +20,6 @@ from collectionlora.adapters.recipe import Recipe, read_adapter, write_adapter
 from collectionlora.adapters.roles import STUDENT, Roles, target_weights
 from collectionlora.command_line.verbs import app
 from collectionlora.exporting.export import export
-from collectionlora.exporting.families import find_family
 from collectionlora.flow import few_step_sigmas
 from collectionlora.system.errors import UserError
 
@@ -294,8 +293,28 @@ def test_comfyui_is_refused_where_it_would_leave_modules_out(tmp_path, collectio
         assert export(collection, "diffusers", tmp_path / "out")["files"]
 
 
-def test_the_family_of_a_folder_is_what_its_pipeline_is(tmp_path):
+def test_the_base_is_what_its_folder_or_else_its_name_says(tmp_path, collection):
     for name, architecture in (("FluxKontextPipeline", "flux-1-kontext-dev"), ("OtherPipeline", "unknown")):
-        (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": name}))
-        assert find_family(str(tmp_path)).architecture == architecture
-    assert find_family("Qwen/Qwen-Image-Edit").architecture == "qwen-image-edit"
+        folder = tmp_path / "Qwen-Image-Edit" / name  # which the path would call another base
+        folder.mkdir(parents=True)
+        (folder / "model_index.json").write_text(json.dumps({"_class_name": name}))
+        in_base_model(collection, RECIPE.model_copy(update={"base": str(folder)}))
+        export(collection, "diffusers", tmp_path / "out")
+        with safe_open(tmp_path / "out" / "pytorch_lora_weights.safetensors", "pt") as file:
+            assert file.metadata()["modelspec.architecture"] == f"{architecture}/lora"
+
+
+@pytest.mark.parametrize(
+    ("base", "file"),
+    [
+        ("Qwen/Qwen-Image-Edit", "qwen_image_edit_bf16.safetensors"),
+        ("Qwen/Qwen-Image-Edit-2509", "qwen_image_edit_2509_bf16.safetensors"),
+        ("Qwen/Qwen-Image-Edit-2511@0123abc", "qwen_image_edit_2511_bf16.safetensors"),
+        ("black-forest-labs/FLUX.1-Kontext-dev", "flux1-dev-kontext_fp8_scaled.safetensors"),
+    ],
+)
+def test_a_workflow_names_the_file_of_its_own_base(tmp_path, collection, base, file):
+    in_base_model(collection, RECIPE.model_copy(update={"base": base}))
+    export(collection, "comfyui", tmp_path / "out")
+    graph = json.loads((tmp_path / "out" / "workflow.json").read_text())
+    assert graph["unet"]["inputs"]["unet_name"] == file

@@ -7,8 +7,7 @@ import pytest
 from measure_step import measure
 from typer.testing import CliRunner
 
-from collectionlora.backbones import backbone_without_weights, recommended_settings
-from collectionlora.backbones.known import KNOWN
+from collectionlora.backbones import family_of
 from collectionlora.command_line.verbs import app
 from collectionlora.config import resolve
 from collectionlora.planning import plan as planning
@@ -51,7 +50,7 @@ def test_the_plan_is_the_peak_of_real_steps(folder, checkpointing):
 )
 def test_true_configurations_are_counted_without_the_model(base, parameters, modules, lora, monkeypatch):
     monkeypatch.setattr(planning, "activation_bytes", lambda request: 0)
-    result = plan(Workload(base, 50, resolve(recommended_settings(base))))
+    result = plan(Workload(base, 50, resolve(family_of(base).recommended_settings(base))))
     assert result["base_parameters"] == parameters
     assert result["base_bytes"] == 2 * parameters
     assert result["lora_modules"] == modules
@@ -59,16 +58,15 @@ def test_true_configurations_are_counted_without_the_model(base, parameters, mod
         assert result["lora_parameters"] == lora
         assert result["adapter_bytes"] / 2**30 == pytest.approx(2.197, abs=1e-3)
         assert result["lora_bytes"] == 3 * 4 * lora
-        assert (
-            result["optimizer_bytes"] == (1 + 2 * 2 + 1) * 4 * lora
-        )  # gradients of one role, moments, average
-    assert base in KNOWN
+        gradients, moments, average = 1, 2 * 2, 1  # gradients of one role at a time
+        assert result["optimizer_bytes"] == (gradients + moments + average) * 4 * lora
+    assert result["encoding_bytes"] > result["base_bytes"] + result["lora_bytes"]
 
 
 @pytest.mark.parametrize(("kind", "gigabytes"), [("int8", 20.5), ("nf4", 10.6)])
 def test_a_quantised_base_has_its_packed_size(kind, gigabytes):
-    settings = resolve(recommended_settings(QWEN), {"model": {"dtype": "bfloat16", "quantization": kind}})
-    backbone = backbone_without_weights(QWEN, settings.model, {})
+    settings = resolve({"model": {"dtype": "bfloat16", "quantization": kind}})
+    backbone = family_of(QWEN).without_weights(QWEN, settings.model, {})
     size = base_bytes(backbone.network, backbone.lora_targets, settings)
     assert size / 1e9 == pytest.approx(gigabytes, abs=0.1)
 
@@ -95,7 +93,7 @@ def test_deeper_networks_are_told_from_shallow_ones(folder, monkeypatch):
 
 def test_devices_share_and_advice_leads_to_a_device_that_fits(folder, monkeypatch):
     monkeypatch.setattr(planning, "activation_bytes", lambda request: 2**30)
-    settings = resolve(recommended_settings(QWEN))
+    settings = resolve(family_of(QWEN).recommended_settings(QWEN))
     alone = plan(Workload(QWEN, 50, settings))
     shared = plan(Workload(QWEN, 50, settings, devices=8, sharding="fsdp"))
     held = alone["base_bytes"] + alone["lora_bytes"] + alone["optimizer_bytes"]

@@ -20,7 +20,7 @@ from two_processes import FADING, judge_quickly, toy_run
 import collectionlora
 from collectionlora.adapters.formats import read_lora, write_lora
 from collectionlora.adapters.roles import target_weights
-from collectionlora.backbones import empty_network
+from collectionlora.backbones import family_of
 from collectionlora.collection import Collection
 from collectionlora.editing import Editor
 from collectionlora.pictures.photos import write_photo
@@ -87,7 +87,8 @@ def write_collection(folder, base):
     """Two effects over a tiny Qwen."""
     torch.manual_seed(0)
     tiny_pipelines.qwen_image_edit().save_pretrained(base)
-    shapes = {name: weight.shape for name, weight in target_weights(*empty_network(base)).items()}
+    weights = target_weights(*family_of(base).empty_network(base))
+    shapes = {name: weight.shape for name, weight in weights.items()}
     generator = torch.Generator().manual_seed(0)
     effects = []
     for name in ("one", "other"):

@@ -19,7 +19,8 @@ from safetensors.torch import save_file
 from studio_server import PASSWORD, USER, serve, write_collection
 
 from collectionlora.adapters.recipe import KEY, Recipe, read_adapter
-from collectionlora.backbones import base_files, load_backbone
+from collectionlora.backbones import family_of, load_backbone
+from collectionlora.backbones.diffusers_files import list_files
 from collectionlora.config import ModelSettings
 from collectionlora.pictures.photos import read_photo
 from collectionlora.runs.inputs import INPUTS, distillation_inputs, record_inputs
@@ -276,7 +277,7 @@ def test_a_run_records_the_hash_of_everything_it_reads(tmp_path):
     collection = build(tmp_path / "mine")
     record_inputs(tmp_path / "run", collection, distillation_inputs(collection))
     found = json.loads((tmp_path / "run" / INPUTS).read_text())
-    [weights] = base_files("nano")[1]
+    [weights] = family_of("nano").list_files("nano")[1]
     assert found["base"]["files"] == {"nano.safetensors": digest(weights)}
     names = {"collection.yaml", "general.txt", "photos/0.png", "photos/1.png"}
     names |= {f"teachers/{name}.safetensors" for name in ("sepia", "mine")}
@@ -288,15 +289,15 @@ def test_a_models_files_are_those_of_its_folder_or_of_its_commit(tmp_path, monke
     for path in (folder / "transformer" / "a.safetensors", folder / ".git" / "config"):
         path.parent.mkdir(parents=True)
         path.write_bytes(b"x")
-    assert base_files(str(folder)) == (folder, [folder / "transformer" / "a.safetensors"])
+    assert list_files(str(folder)) == (folder, [folder / "transformer" / "a.safetensors"])
     refs = tmp_path / "models--owner--name" / "refs"
     refs.mkdir()
     (refs / "main").write_text("0123abc")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    found, files = base_files("owner/name")
+    found, files = list_files("owner/name")
     assert (found.name, len(files)) == ("0123abc", 1)
     with pytest.raises(UserError, match="cannot be opened"):
-        base_files("owner/absent")
+        list_files("owner/absent")
 
 
 def test_a_fingerprint_is_of_contents_as_they_are_now(tmp_path):

@@ -213,3 +213,13 @@ def flux2():
     )
     text_encoder = Mistral3ForConditionalGeneration(config)
     return Flux2Pipeline(tokenizer=processor, text_encoder=text_encoder, **flux2_parts(True))
+
+
+# By the names of the families; every one has a tiny pipeline here.
+TINY = {
+    "QwenImageEditPlusPipeline": qwen_image_edit,
+    "QwenImageEditPipeline": qwen_image_edit_first,
+    "FluxKontextPipeline": flux_kontext,
+    "Flux2Pipeline": flux2,
+    "Flux2KleinPipeline": flux2_klein,
+}

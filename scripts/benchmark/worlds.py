@@ -12,8 +12,9 @@ from torch.utils.flop_counter import FlopCounterMode, register_flop_formula, sdp
 
 from collectionlora.adapters.roles import STUDENT, TEACHER, TeacherLibrary, critic_role
 from collectionlora.backbones.base import Backbone, Prompt
+from collectionlora.backbones.diffusers_model import DiffusersBackbone
 from collectionlora.backbones.nano import RECOMMENDED, NanoBackbone
-from collectionlora.backbones.qwen_image_edit import QwenImageEditPlus
+from collectionlora.backbones.qwen_image_edit import QWEN_IMAGE_EDIT_PLUS
 from collectionlora.config import Overrides, Settings, resolve
 from collectionlora.distillation import Distillation
 from collectionlora.runs.session import build_roles
@@ -50,10 +51,10 @@ def _attention_backward(gradient: Any, query: Any, key: Any, value: Any, *_: Any
     return sdpa_backward_flop_count(gradient, query, key, value)
 
 
-def qwen_backbone(settings: Settings) -> QwenImageEditPlus:
+def qwen_backbone(settings: Settings) -> DiffusersBackbone:
     """The transformer alone, with random weights."""
     torch.manual_seed(0)
-    backbone = QwenImageEditPlus("random weights", settings.model)
+    backbone = QWEN_IMAGE_EDIT_PLUS.load("random weights", settings.model)
     backbone.network = QwenImageTransformer2DModel(**QWEN).eval()
     return backbone
 

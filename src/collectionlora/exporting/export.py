@@ -15,9 +15,10 @@ from collectionlora.adapters.formats import LoraFile
 from collectionlora.adapters.low_rank import change_norm, distance, pad, shrink
 from collectionlora.adapters.recipe import Recipe, adapter_path, read_adapter, read_recipe
 from collectionlora.adapters.roles import LoraWeights
-from collectionlora.backbones import NANO
+from collectionlora.backbones import guess_family
+from collectionlora.backbones.comfyui import Student
+from collectionlora.backbones.family import ExportFacts
 from collectionlora.collection import PHOTO_SUFFIXES
-from collectionlora.exporting.families import find_family
 from collectionlora.exporting.model_card import Card, Reduction
 from collectionlora.system.errors import UserError
 from collectionlora.system.files import copy_whole, write_json, write_tensors, write_text
@@ -27,6 +28,7 @@ KEYS = {
     "peft": ("base_model.model.{}.lora_A.weight", "base_model.model.{}.lora_B.weight"),
     "comfyui": ("{}.lora_down.weight", "{}.lora_up.weight"),
 }
+UNKNOWN = ExportFacts("unknown", "other", arguments="")
 
 
 def export(
@@ -57,8 +59,9 @@ def export(
     if format not in KEYS:
         raise UserError("", "format", f"{format!r} is not known", f"choose from {', '.join(KEYS)}")
     lora, recipe = read_adapter(source)
-    family = find_family(recipe.base)
-    if format == "comfyui" and family.comfyui_prefix is None:
+    family = guess_family(recipe.base)
+    facts = family.export if family else UNKNOWN
+    if format == "comfyui" and facts.comfyui_prefix is None:
         message = f"ComfyUI is not known to read every module of {recipe.base}"
         raise UserError(source, "format", message, "export for diffusers or peft")
     weights, reduction = at_rank(source, lora, rank)
@@ -70,7 +73,7 @@ def export(
         format,
         file=names.get(format, f"{title}.safetensors"),
         recipe=recipe,
-        family=family,
+        facts=facts,
         reduction=reduction,
         previews={effect: f"images/{path.name}" for effect, path in images.items()},
     )
@@ -120,22 +123,29 @@ def plan_files(card: Card, weights: LoraWeights) -> dict[str, Callable[[Path], N
         "README.md": lambda path: write_text(path, card.text()),
     }
     if card.format == "comfyui":
-        if workflow := card.family.workflow:
-            prompt = next(iter(card.recipe.effects.values()))
-            writers["workflow.json"] = lambda path: write_json(path, workflow(card.file, prompt, card.recipe))
+        if make_workflow := card.facts.workflow:
+            writers["workflow.json"] = lambda path: write_json(path, make_workflow(describe_student(card)))
         return writers
     scheduler = scheduler_config(card.recipe.shift)
     writers["scheduler/scheduler_config.json"] = lambda path: write_json(path, scheduler)
     if card.format == "peft":
         writers[PEFT_CONFIG] = lambda path: write_json(path, peft_config(card, list(weights), rank))
-    elif card.recipe.base != NANO:
+    elif card.facts.arguments is not None:
         writers["example.py"] = lambda path: write_text(path, card.example())
     return writers
 
 
+def describe_student(card: Card) -> Student:
+    """What a workflow shows of an adapter, with the prompt of its first effect."""
+    recipe = card.recipe
+    prompt = next(iter(recipe.effects.values()))
+    guidance = recipe.model.embedded_guidance
+    return Student(card.file, prompt, recipe.base, recipe.steps, recipe.shift, recipe.resolution, guidance)
+
+
 def spell(card: Card, weights: LoraWeights, rank: int) -> dict[str, Tensor]:
     """The tensors under the names of a format; alpha is the rank, and ComfyUI is told so."""
-    prefix = (card.family.comfyui_prefix or "") if card.format == "comfyui" else ""
+    prefix = (card.facts.comfyui_prefix or "") if card.format == "comfyui" else ""
     down, up = KEYS[card.format]
     tensors: dict[str, Tensor] = {}
     for module, (a, b) in weights.items():

@@ -12,8 +12,7 @@ from string import Template
 from huggingface_hub import ModelCardData
 
 from collectionlora.adapters.recipe import KEY, Recipe
-from collectionlora.backbones import NANO
-from collectionlora.exporting.families import Family
+from collectionlora.backbones.family import ExportFacts
 from collectionlora.system.version import __version__
 
 EXAMPLE = Template('''\
@@ -54,7 +53,7 @@ result = pipe(
     prompt=PROMPTS[effect],
     num_inference_steps=STEPS,
     sigmas=[1 - i / STEPS for i in range(STEPS)],
-    $call,
+    $arguments,
 )
 result.images[0].save(out)
 ''')
@@ -100,8 +99,8 @@ USES = {
 Put `$file` into `models/loras`, load `workflow.json`, choose your photo and your files of the base, and give
 the prompt of an effect.""",
 }
-NANO_USE = """\
-`collectionlora edit $file PHOTO --effect EFFECT` edits one photo. The nano base is embedded
+EMBEDDED_USE = """\
+`collectionlora edit $file PHOTO --effect EFFECT` edits one photo. The $base base is embedded
 in collectionlora; neither diffusers nor ComfyUI has it."""
 
 
@@ -130,7 +129,7 @@ class Card:
     format: str
     file: str
     recipe: Recipe
-    family: Family
+    facts: ExportFacts
     reduction: Reduction | None = None
     previews: Mapping[str, str] = field(default_factory=dict)  # effect to image, relative to the card
 
@@ -155,7 +154,7 @@ class Card:
         data = ModelCardData(
             base_model=self.base,
             library_name="peft" if self.format == "peft" else "diffusers",
-            license=self.family.license,
+            license=self.facts.license,
             pipeline_tag="image-to-image",
             tags=["lora", "diffusers", "image-to-image", "collectionlora"],
             instance_prompt=", ".join(self.triggers.values()),
@@ -170,7 +169,7 @@ class Card:
             trigger, written = (text.translate(cell) for text in (self.triggers[name], prompt))
             rows.append(f"| {name}{self._beside(name)} | `{trigger}` | `{written}` |")
         images = [f"\n![{name}]({path})" for name, path in self.previews.items()]
-        use = NANO_USE if self.recipe.base == NANO else USES[self.format]
+        use = EMBEDDED_USE if self.facts.arguments is None else USES[self.format]
         return BODY.substitute(
             title=self.title,
             base=self.base,
@@ -180,7 +179,7 @@ class Card:
             resolution=self.recipe.resolution,
             rows="\n".join(rows),
             previews="".join(f"{image}\n" for image in images),
-            use=Template(use).substitute(file=self.file),
+            use=Template(use).substitute(file=self.file, base=self.base),
             reduction=f"\n## Rank\n\nBy singular values, {self.reduction}.\n" if self.reduction else "",
         )
 
@@ -189,8 +188,10 @@ class Card:
         return f", {count} reference image{'s' if count > 1 else ''}" if count else ""
 
     def example(self) -> str:
-        """A script that edits one photo without collectionlora."""
+        """A script that edits one photo without collectionlora; only for a base that diffusers has."""
+        assert self.facts.arguments is not None
         base, _, revision = self.recipe.base.partition("@")
+        own = self.facts.arguments.format(guidance=self.recipe.model.embedded_guidance)
         return EXAMPLE.substitute(
             base=repr(base),
             revision=repr(revision or None),
@@ -198,7 +199,7 @@ class Card:
             resolution=self.recipe.resolution,
             prompts=json.dumps(self.recipe.effects, indent=4, ensure_ascii=False),
             references=json.dumps(self.recipe.references, ensure_ascii=False),
-            call=self.family.call.format(guidance=self.recipe.model.embedded_guidance),
+            arguments=", ".join(filter(None, ["width=width, height=height", own])),
         )
 
     def header(self) -> dict[str, str]:
@@ -210,12 +211,12 @@ class Card:
             "collectionlora.versions": json.dumps(VERSIONS),
             "triggers": json.dumps(self.triggers, ensure_ascii=False),
             "modelspec.sai_model_spec": "1.0.0",
-            "modelspec.architecture": f"{self.family.architecture}/lora",
+            "modelspec.architecture": f"{self.facts.architecture}/lora",
             "modelspec.implementation": "https://github.com/huggingface/diffusers",
             "modelspec.title": self.title,
             "modelspec.description": f"{len(self.recipe.effects)} effects in {self.recipe.steps} steps",
             "modelspec.date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "modelspec.license": self.family.license,
+            "modelspec.license": self.facts.license,
             "modelspec.resolution": f"{side}x{side}",
             "modelspec.trigger_phrase": ", ".join(self.triggers.values()),
             "modelspec.tags": ", ".join(["lora", "image-to-image", *self.recipe.effects]),

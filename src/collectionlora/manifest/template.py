@@ -6,7 +6,8 @@ from pathlib import Path
 
 from collectionlora.adapters.alpha import PEFT_CONFIG, PEFT_FILE
 from collectionlora.adapters.formats import read_header
-from collectionlora.backbones import NANO
+from collectionlora.backbones import guess_family
+from collectionlora.backbones.family import Family
 from collectionlora.collection import MANIFEST, Collection
 from collectionlora.system.errors import UserError
 from collectionlora.system.files import copy_whole, refuse_other, write_text
@@ -86,6 +87,5 @@ def create(folder: Path, base: str, loras: Sequence[Path]) -> None:
 
 def describe_base(base: str) -> str:
     """What kind of base it is, in the words of the manifest."""
-    if base == NANO:
-        return "embedded in this package, for 64 x 64 pixels; or a diffusers editing model"
-    return "a folder, or owner/name of the hub; @revision behind the name pins it"
+    family = guess_family(base)
+    return family.note if family else Family.note

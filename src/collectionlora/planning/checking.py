@@ -8,7 +8,7 @@ from torch import Tensor
 
 from collectionlora.adapters.formats import read_lora
 from collectionlora.adapters.roles import target_weights
-from collectionlora.backbones import empty_network
+from collectionlora.backbones import family_of
 from collectionlora.collection import PROMPTS, Collection
 from collectionlora.pictures.photos import read_photo
 from collectionlora.prompting.writing import read_kept
@@ -58,4 +58,4 @@ def check_collection(folder: Path) -> dict[str, Any]:
 
 def base_weights(base: str) -> dict[str, Tensor]:
     """Weights of the modules that take a LoRA; of a large base names and shapes alone, on the meta device."""
-    return target_weights(*empty_network(base))
+    return target_weights(*family_of(base).empty_network(base))

@@ -17,9 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from collectionlora.adapters.roles import STUDENT, TEACHER, TeacherLibrary, critic_role, target_weights
-from collectionlora.backbones import backbone_without_weights, block_stacks, recommended_settings
+from collectionlora.backbones import family_of
 from collectionlora.backbones.base import Backbone
-from collectionlora.backbones.known import find_known
 from collectionlora.collection import Collection
 from collectionlora.config import Settings, replace_settings, resolve
 from collectionlora.distillation import Distillation, Simulation
@@ -106,7 +105,7 @@ def make_workload(
         base, effects = collection.manifest.base, effects or len(collection.effects)
     else:
         assert base is not None
-        settings = resolve(recommended_settings(base), layer)
+        settings = resolve(family_of(base).recommended_settings(base), layer)
     sharding = sharding or ("fsdp" if settings.model.sharding == "fsdp" else "ddp")
     settings = replace_settings(settings, model={"sharding": "none"})  # stated once, in the workload
     return Workload(base, effects or 50, settings, sharding=sharding, **rest)
@@ -189,7 +188,8 @@ def step_peaks(workload: Workload, depths: Mapping[str, int]) -> list[int]:
     """
     tally = MemoryTally()
     with tally, flash_on_meta():
-        backbone = backbone_without_weights(workload.base, workload.settings.model, depths)
+        family, model = family_of(workload.base), workload.settings.model
+        backbone = family.without_weights(workload.base, model, depths)
         run, batch = empty_run(workload, backbone, tally)
         backbone.network.register_forward_pre_hook(lambda *_: tally.begin_phase())
         critic, generator = run.critics[0], torch.Generator()
@@ -214,7 +214,7 @@ def activation_bytes(workload: Workload) -> int:
     Blocks of a stack are alike, so each phase's peak is linear in the number of each: measured on shallow
     networks, carried to the true depth.
     """
-    stacks = block_stacks(workload.base)
+    stacks = family_of(workload.base).block_stacks(workload.base)
     shallow = {name: min(SHALLOW, depth) for name, depth in stacks.items()}
     first = step_peaks(workload, shallow)
     peaks = list(first)
@@ -243,7 +243,7 @@ def check(workload: Workload, backbone: Backbone) -> None:
     if side % multiple:
         hint = f"write a multiple of {multiple}"
         raise UserError("--set", "data.resolution", f"{side} does not fit the base", hint)
-    if workload.sharding == "fsdp" and not block_stacks(workload.base):
+    if workload.sharding == "fsdp" and not family_of(workload.base).block_stacks(workload.base):
         raise UserError("--sharding", "fsdp", "the nano base is too small to share", "leave it out")
     if workload.sharding == "fsdp" and workload.settings.model.quantization != "none":
         raise UserError("--sharding", "fsdp", "packed weights are not sharded", "use ddp or no quantization")
@@ -275,8 +275,8 @@ def plan(workload: Workload, step: Workload | None = None) -> dict[str, Any]:
     Raises:
         UserError: no such base, or numbers that do not fit it.
     """
-    settings, ranks = workload.settings, workload.ranks()
-    backbone = backbone_without_weights(workload.base, settings.model, {})
+    settings, ranks, family = workload.settings, workload.ranks(), family_of(workload.base)
+    backbone = family.without_weights(workload.base, settings.model, {})
     network, targets = backbone.network, backbone.lora_targets
     check(workload, backbone)
     weights = list(target_weights(network, targets).values())
@@ -300,8 +300,8 @@ def plan(workload: Workload, step: Workload | None = None) -> dict[str, Any]:
     shared = base + trained + optimizer  # all but the teacher slot
     total = -(-shared // devices) + loras[TEACHER] + gathered + activations
     forwards, backwards = count_forwards(settings)
-    known = find_known(workload.base)
-    encoders = known and round(known.encoder_parameters * WHOLE_BYTES[settings.model.dtype])
+    parameters = family.encoder_parameters(workload.base)
+    encoders = parameters and round(parameters * WHOLE_BYTES[settings.model.dtype])
     return {
         "base_parameters": sum(p.numel() for p in network.parameters()),
         "base_bytes": base,

@@ -12,7 +12,7 @@ from typing import Any
 from collectionlora.adapters.formats import LoraFile, read_header, read_lora
 from collectionlora.adapters.recipe import Recipe, adapter_path, read_adapter, write_adapter
 from collectionlora.adapters.roles import STUDENT, target_weights
-from collectionlora.backbones import empty_network
+from collectionlora.backbones import family_of
 from collectionlora.collection import MANIFEST, Collection
 from collectionlora.config import Settings, replace_settings
 from collectionlora.manifest.edits import add_effect, drop_effects
@@ -40,7 +40,8 @@ def enter_teacher(collection: Collection, name: str, teacher: Path, teacher_prom
     place = collection.folder / MANIFEST
     if name in (e.name for e in collection.effects):
         raise UserError(place, name, "is in the manifest already", "leave out --teacher")
-    read_lora(teacher, target_weights(*empty_network(collection.manifest.base)))
+    base = collection.manifest.base
+    read_lora(teacher, target_weights(*family_of(base).empty_network(base)))
     prompt = teacher_prompt or read_header(teacher).get("teacher_prompt")
     if not prompt:
         message = "the file does not say what it was trained with"

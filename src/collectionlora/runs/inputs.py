@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
 
-from collectionlora.backbones import base_files
+from collectionlora.backbones import family_of
 from collectionlora.collection import MANIFEST, PROMPTS, Collection, Effect
 from collectionlora.system.files import sha256_once, write_json
 from collectionlora.system.version import __version__
@@ -50,7 +50,8 @@ def record_inputs(folder: Path, collection: Collection, paths: Iterable[Path]) -
 
     The base's own folder is named too: of a model from the hub that is the commit.
     """
-    base_folder, files = base_files(collection.manifest.base)
-    base = {"name": collection.manifest.base, "folder": base_folder.name, "files": hashes(base_folder, files)}
+    name = collection.manifest.base
+    base_folder, files = family_of(name).list_files(name)
+    base = {"name": name, "folder": base_folder.name, "files": hashes(base_folder, files)}
     own = hashes(collection.folder, [collection.folder / MANIFEST, *paths])
     write_json(folder / INPUTS, {"version": __version__, "base": base, "files": own})

@@ -11,7 +11,7 @@ from collectionlora.adapters.merging import merge
 from collectionlora.adapters.recipe import Recipe, write_adapter
 from collectionlora.adapters.roles import STUDENT, TEACHER, Roles, TeacherLibrary, critic_role, target_weights
 from collectionlora.adapters.sharding import shard
-from collectionlora.backbones import load_backbone, reads_references, recommended_settings
+from collectionlora.backbones import family_of, load_backbone
 from collectionlora.backbones.base import Backbone
 from collectionlora.collection import MANIFEST, Collection
 from collectionlora.config import Settings, SettingsError, resolve, result_settings
@@ -48,7 +48,7 @@ def setting_layers(collection: Collection, overrides: Mapping[str, Any]) -> dict
     """Where the settings of a run come from, by name; later layers lie over earlier ones."""
     base = collection.manifest.base
     return {
-        f"recommended for {base}": recommended_settings(base),
+        f"recommended for {base}": family_of(base).recommended_settings(base),
         MANIFEST: collection.manifest.settings,
         SET: overrides,
     }
@@ -62,7 +62,7 @@ def check_references(collection: Collection, settings: Settings) -> None:
     """
     place = collection.folder / MANIFEST
     for effect in collection.effects:
-        if effect.references and not reads_references(collection.manifest.base):
+        if effect.references and not family_of(collection.manifest.base).reads_references:
             message = f"the base {collection.manifest.base} reads the photo alone"
             hint = "leave them out, or take Qwen-Image-Edit-2509, 2511 or FLUX.2"
             raise UserError(place, f"effects.{effect.name}.references", message, hint)
