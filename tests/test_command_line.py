@@ -39,6 +39,19 @@ def test_settings_tells_every_value_and_its_layer(folder):
     assert "collection.yaml" in shown
 
 
+def test_a_recipe_lies_under_the_manifests_settings_or_over_them(folder):
+    path = folder / "collection.yaml"
+    path.write_text(path.read_text().replace("recipe: default", "recipe: paper"))
+    told = json.loads(run("settings", folder, "--json").stdout)
+    assert told["distill.critic_samples"] == {"value": "simulated", "from": "recipe paper"}
+    assert told["distill.batch_size"] == {"value": 3, "from": "collection.yaml"}
+    arguments = ("--recipe", "paper", "--set", "distill.seed=1", "--json")
+    told = json.loads(run("settings", folder, *arguments).stdout)
+    assert told["distill.batch_size"] == {"value": 1, "from": "--set"}
+    assert told["distill.seed"]["value"] == 1
+    assert "choose from default, paper" in str(run("settings", folder, "--recipe", "best").exception)
+
+
 def test_settings_refuses_what_a_run_would_refuse(folder):
     failed = run("settings", folder, "--set", "distill.batchsize=2").exception
     assert isinstance(failed, UserError)

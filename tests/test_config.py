@@ -1,6 +1,11 @@
+from typing import get_args
+
 import pytest
 
+from collectionlora.collection import Recipe
 from collectionlora.config import (
+    PAPER,
+    RECIPES,
     Settings,
     SettingsError,
     parse_overrides,
@@ -29,6 +34,21 @@ def test_settings_that_change_no_result_are_marked():
         *(name for name in setting_names() if name.split(".")[0] in ("log", "vlm", "bench")),
     }
     assert result_settings(Settings(), ["data"]) == {"data.resolution": 64}
+
+
+def test_the_papers_recipe_is_constant_and_its_critic_sees_random_steps():
+    distill = resolve(PAPER).distill
+    assert [
+        w.at(p)
+        for w in (distill.backward_weight, distill.target_weight, distill.anchor_weight)
+        for p in (0, 1)
+    ] == [1] * 6
+    assert (distill.decay_ratio, distill.ema, distill.critic_samples) == (0, 0, "simulated")
+    assert (distill.student_updates, distill.student_update_every, distill.guidance_scale) == (5000, 5, 5)
+    assert (distill.rollout_steps, distill.route_every, distill.effect_ratio) == ((8,), 4, 0.5)
+    assert resolve(PAPER).match.updates == 0
+    assert resolve(PAPER).targets.general == 20_000
+    assert get_args(Recipe) == tuple(RECIPES)
 
 
 def test_later_layers_win_and_leave_the_rest():

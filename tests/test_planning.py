@@ -74,10 +74,10 @@ def test_a_quantised_base_has_its_packed_size(kind, gigabytes):
 @pytest.mark.parametrize(
     ("layer", "counts"),
     [
-        ({"targets": {"guidance_scale": 5}}, (22, 8)),
-        ({"targets": {"guidance_scale": 1}}, (20, 8)),
+        ({"distill": {"guidance_scale": 5}}, (22, 8)),
+        ({"distill": {"guidance_scale": 1}}, (20, 8)),
         ({"distill": {"target_weight": 0}}, (18, 7)),
-        ({"distill": {"anchor_weight": 0}, "targets": {"guidance_scale": 5}}, (21, 7)),
+        ({"distill": {"anchor_weight": 0, "guidance_scale": 5}}, (21, 7)),
     ],
 )
 def test_forwards_and_backwards_as_in_a_run(layer, counts):

@@ -15,7 +15,7 @@ import tiny_pipelines
 import torch
 import yaml
 from safetensors.torch import load_file
-from two_processes import FADING, judge_quickly, toy_run
+from two_processes import FADING, SHARDED, judge_quickly, toy_run
 
 import collectionlora
 from collectionlora.adapters.formats import read_lora, write_lora
@@ -53,7 +53,7 @@ class TwoThreads:
         self.meeting, self.given = threading.Barrier(2, timeout=60), {}
         monkeypatch.setattr(processes, "average_gradients", self.average)
 
-    def average(self, parameters):
+    def average(self, parameters, _shares=1):
         name = threading.current_thread().name
         self.given[name] = [p.grad for p in parameters]
         self.meeting.wait()
@@ -158,6 +158,15 @@ def test_two_processes_are_one_that_averages_their_gradients(toy, monkeypatch, n
     assert not torch.allclose(states[0]["student.0"], alone.tensors()["student.0"], atol=1e-5)
 
 
+@pytest.mark.parametrize(("name", "layers"), [("plain", ()), ("fading", FADING)])
+def test_one_process_that_accumulates_two_batches_equals_two_processes(toy, name, layers):
+    run = toy_run(0, *layers, {"distill": {"accumulate": 2}})
+    for step in range(run.num_steps):
+        run(step)
+    state = load_file(toy / f"{name}-0.safetensors")
+    assert all(torch.equal(state[key], tensor) for key, tensor in run.tensors().items())
+
+
 def test_one_checkpoint_and_one_log_serve_all_processes(toy):
     assert len((toy / "plain" / "log.jsonl").read_text().splitlines()) == 11
     kept = {path.name for path in (toy / "plain" / "checkpoints").iterdir()}
@@ -217,11 +226,11 @@ def two_whole_runs(folder, settings, monkeypatch):
 
 # Gathered weights round differently in the last bit, and Adam magnifies that where a gradient is nearly zero;
 # a wrong gradient would show as a whole step, of 1e-3.
-@pytest.mark.parametrize(("run", "sharding", "atol"), [("default", "none", 1e-6), ("sharded", "fsdp", 1e-4)])
-def test_a_distilled_collection_is_that_of_one_process(collections, monkeypatch, run, sharding, atol):
+@pytest.mark.parametrize(("run", "layer", "atol"), [("default", {}, 1e-6), ("sharded", SHARDED, 1e-4)])
+def test_a_distilled_collection_is_that_of_one_process(collections, monkeypatch, run, layer, atol):
     first, second = collections
     collectionlora.targets(second)
-    settings = resolve_settings(Collection.load(second), {"model": {"sharding": sharding}})
+    settings = resolve_settings(Collection.load(second), layer)
     runs = two_whole_runs(second, settings, monkeypatch)
     batches = [[r.streams.batch(step).effect for r in runs] for step in range(runs[0].num_steps)]
     assert any(one != other for one, other in batches)
@@ -254,8 +263,7 @@ def test_a_sharded_run_goes_on_from_its_checkpoint_in_shards_and_without(collect
     checkpoints = [first / "runs" / name / "checkpoints" for name in ("sharded", "resumed")]
     (_, whole), (_, resumed) = map(latest_checkpoint, checkpoints)
     assert all(torch.equal(resumed[name], whole[name]) for name in whole)
-    settings = resolve_settings(Collection.load(second), {"model": {"sharding": "fsdp"}})
-    runs = two_whole_runs(second, settings, monkeypatch)
+    runs = two_whole_runs(second, resolve_settings(Collection.load(second), SHARDED), monkeypatch)
     for run in runs:
         run.load_tensors(load_file(checkpoints[0] / "step-00000003.safetensors"))
     TwoThreads(monkeypatch).run(runs, first=3)

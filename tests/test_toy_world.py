@@ -73,7 +73,7 @@ def test_a_student_that_equals_its_teacher_stays(world):
     run.roles.load(critic_role(8), run.roles.weights(STUDENT))
     for step in range(20):
         batch, generator = run.streams.batch(step), run.streams.generator(step)
-        image = run.simulate_backward(batch, 8, generator).image
+        image = run.simulate(run.streams, batch, generator, step, 8).simulation.image
         predictions = []
         for role in (run.roles.use(critic_role(8)), run.teachers.use(batch.effect)):
             with role, torch.no_grad():

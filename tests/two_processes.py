@@ -23,11 +23,13 @@ from collectionlora.system.files import write_tensors
 from collectionlora.toy.world import ToyWorld, toy_settings
 
 TRAINED = (
-    {"targets": {"guidance_scale": 2}, "match": {"updates": 3}},
+    {"match": {"updates": 3}, "distill": {"guidance_scale": 2}},
     {"distill": {"student_updates": 8, "batch_size": 8, "rollout_steps": [4, 2], "student_update_every": 2}},
 )
 # Late in this run the general stream has no loss, while the effect stream has one.
 FADING = ({"distill": {"backward_weight": 0, "critic_samples": "simulated"}},)
+# The paper's critic, which takes as many forwards as its simulations' random steps say: the same in all.
+SHARDED = {"model": {"sharding": "fsdp"}, "distill": {"critic_samples": "simulated"}}
 
 
 @cache
@@ -87,7 +89,7 @@ def held(tensors):
 def sharded(folder):
     """A run in shards, and the same again from its middle; what this process holds of it."""
     folder = folder / "first"
-    overrides = {"model": {"sharding": "fsdp"}, "distill": {"checkpoint_every": 3}}
+    overrides = {**SHARDED, "distill": {**SHARDED["distill"], "checkpoint_every": 3}}
     collectionlora.distill(folder, "sharded", overrides)
     runs = folder / "runs"
     if processes.is_main():

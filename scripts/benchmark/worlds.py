@@ -33,9 +33,11 @@ TEXT_TOKENS = 64
 PAPER: Overrides = {
     "student": {"rank": 16},
     "critic": {"rank": 16},
-    "targets": {"guidance_scale": 5.0},
     "match": {"updates": 0},
-    "distill": {"effect_ratio": 1.0, "anchor_weight": 1.0, "rollout_steps": [8], "decay_ratio": 0},
+    "distill": {
+        **{"effect_ratio": 1.0, "anchor_weight": 1.0, "rollout_steps": [8]},
+        **{"decay_ratio": 0, "guidance_scale": 5.0},
+    },
 }
 MIB = 2**20
 

@@ -6,7 +6,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
@@ -38,6 +38,9 @@ PromptText = Annotated[str, Field(min_length=1, max_length=MAX_PROMPT), AfterVal
 Place = Annotated[str, Field(min_length=1, max_length=1000), AfterValidator(refuse_control)]
 
 
+Recipe = Literal["default", "paper"]  # names of `config.RECIPES`
+
+
 class Entry(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=True)
 
@@ -64,6 +67,7 @@ class General(Entry):
 
 class Manifest(Entry):
     base: Place = "nano"
+    recipe: Recipe = "default"
     effects: tuple[Effect, ...] = Field(min_length=1)
     general: General
     settings: dict[str, dict[str, Any]] = {}

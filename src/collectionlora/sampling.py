@@ -10,6 +10,7 @@ from torch import Tensor
 from collectionlora.backbones.base import Backbone, Condition
 from collectionlora.flow import add_noise, few_step_sigmas, x0_from_velocity
 
+Guide = Callable[[Tensor, Tensor, float], Tensor]  # (cond, uncond, w) to the guided velocity
 Role = Callable[[], AbstractContextManager[None]]  # makes the context in which the network plays a role
 
 
@@ -23,6 +24,7 @@ class Denoiser:
         uncond: the same with the empty prompt; both branches run as one batch.
         guidance_scale: w of the backbone's rule, `uncond + w * (cond - uncond)` in its plain form; 1 is
             unguided and costs one branch.
+        guide: the rule, by default the backbone's own.
         role: makes the context in which the network plays the role (`Roles.use`, `Roles.frozen`,
             `TeacherLibrary.use`); by default the network is taken as it is.
     """
@@ -33,9 +35,11 @@ class Denoiser:
         condition: Condition,
         uncond: Condition | None = None,
         guidance_scale: float = 1.0,
+        guide: Guide | None = None,
         role: Role = nullcontext,
     ):
         self.backbone, self.guidance_scale, self.role = backbone, guidance_scale, role
+        self.guide = guide or backbone.guide
         self.guided = uncond is not None and guidance_scale != 1.0
         both = Condition.cat([condition, uncond]) if uncond is not None and self.guided else condition
         with role():
@@ -49,7 +53,7 @@ class Denoiser:
                 return self.backbone.velocity(x_sigma, sigma, self.prepared)
             both = self.backbone.velocity(x_sigma.repeat(2, 1, 1, 1), sigma.repeat(2), self.prepared)
         cond, uncond = both.chunk(2)
-        return self.backbone.guide(cond, uncond, self.guidance_scale)
+        return self.guide(cond, uncond, self.guidance_scale)
 
     def x0(self, x_sigma: Tensor, sigma: float | Tensor) -> Tensor:
         """The clean image seen in `x_sigma`, same shape."""

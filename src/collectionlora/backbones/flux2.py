@@ -107,7 +107,8 @@ class KleinFamily(DiffusersFamily):
 
     def recommended_settings(self, base: str) -> SectionValues:
         distilled = read_index(base).get("is_distilled", False)
-        return {**LARGE, "targets": {"steps": 4, "guidance_scale": 1}} if distilled else self.recommended
+        unguided = {"targets": {"steps": 4, "guidance_scale": 1}, "distill": {"guidance_scale": 1}}
+        return {**LARGE, **unguided} if distilled else self.recommended
 
 
 # No prefix and no workflow for ComfyUI: it maps only what FLUX.1 has too, and leaves out the rest in silence.
@@ -124,6 +125,7 @@ FLUX_2 = DiffusersFamily(
         **LARGE,
         "model": {**LARGE["model"], "embedded_guidance": 4.0},
         "targets": {"steps": 50, "guidance_scale": 1},
+        "distill": {"guidance_scale": 1},  # guidance is distilled into the base
     },
     export=ExportFacts("flux-2-dev", "other", "guidance_scale={guidance:g}"),
 )

@@ -131,6 +131,7 @@ FLUX_KONTEXT = DiffusersFamily(
         **LARGE,
         "model": {**LARGE["model"], "embedded_guidance": 2.5},
         "targets": {"steps": 28, "guidance_scale": 1},
+        "distill": {"guidance_scale": 1},  # guidance is distilled into the base
     },
     export=ExportFacts(
         architecture="flux-1-kontext-dev",

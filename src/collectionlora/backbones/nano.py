@@ -34,6 +34,7 @@ RECOMMENDED: SectionValues = {
     "teach": {"steps": 500, "rank": 8, "learning_rate": 2e-3, "batch_size": 8},
     "match": {"updates": 1150, "learning_rate": 2e-3, "batch_size": 4, "loss": "flow"},
     "distill": {
+        "guidance_scale": 1.25,
         "student_updates": 10,
         "batch_size": 8,
         "effect_ratio": 0.75,

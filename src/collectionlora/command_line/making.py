@@ -10,9 +10,11 @@ from collectionlora.command_line.options import (
     Folder,
     Json,
     Names,
+    RecipeName,
     Set,
     VlmKey,
     VlmTokens,
+    read_layer,
     with_token_cap,
 )
 from collectionlora.command_line.terminal import (
@@ -58,6 +60,7 @@ def init(
     folder: Folder,
     base: Annotated[str, typer.Option(help="the base model")] = "nano",
     from_loras: Annotated[list[Path] | None, typer.Option(help="effect LoRA files to start from")] = None,
+    recipe: Annotated[str, typer.Option(help="default, or paper: the paper's own settings")] = "default",
 ) -> None:
     """A new collection folder with a commented manifest.
 
@@ -65,7 +68,7 @@ def init(
     """
     from collectionlora.manifest.template import create
 
-    create(folder, base, from_loras or [])
+    create(folder, base, from_loras or [], recipe)
     tell(f"made {folder}; next: edit {folder}/collection.yaml, then {program()} check {folder}")
 
 
@@ -119,14 +122,14 @@ def prompts(
     say(as_json, result, prompt_table(result))
 
 
-def targets(folder: Folder, overrides: Set = None, as_json: Json = False) -> None:
+def targets(folder: Folder, overrides: Set = None, recipe: RecipeName = None, as_json: Json = False) -> None:
     """Sample every teacher on its effect's photos, once; resumes.
 
     Example: collectionlora targets my-collection --set targets.samples=4
     """
 
     with joined_processes() as progress:
-        counts = collectionlora.targets(folder, parse_overrides(overrides or []), progress=progress)
+        counts = collectionlora.targets(folder, read_layer(overrides, recipe), progress=progress)
     say(as_json, counts, "\n".join(f"{name}: {count} targets" for name, count in counts.items()))
 
 
@@ -145,6 +148,7 @@ def plan(
         typer.Option(help="ddp: each holds all; fsdp: each its share; default: model.sharding"),
     ] = None,
     overrides: Set = None,
+    recipe: RecipeName = None,
     as_json: Json = False,
 ) -> None:
     """Memory, disk and forwards of a distillation before anything is loaded; which GPUs it fits.
@@ -154,7 +158,7 @@ def plan(
     from collectionlora.planning import plan as planning
     from collectionlora.planning.advice import advise
 
-    layer = parse_overrides(overrides or [])
+    layer = read_layer(overrides, recipe)
     workload = planning.make_workload(
         folder,
         base,
@@ -178,6 +182,7 @@ def distill(
         bool, typer.Option("--again", help="start over; the earlier run and adapter are kept beside")
     ] = False,
     overrides: Set = None,
+    recipe: RecipeName = None,
     as_json: Json = False,
 ) -> None:
     """Distil all effects into one LoRA; ends with collection.safetensors.
@@ -187,9 +192,7 @@ def distill(
 
     try:
         with joined_processes() as progress:
-            path = collectionlora.distill(
-                folder, run, parse_overrides(overrides or []), resume, again, progress
-            )
+            path = collectionlora.distill(folder, run, read_layer(overrides, recipe), resume, again, progress)
     except Interrupted as stopped:
         tell(f"{stopped}; go on with: collectionlora distill {folder} --run {run} --resume")
         raise typer.Exit(130) from None
@@ -200,7 +203,7 @@ def distill(
     )
 
 
-def settings(folder: Folder, overrides: Set = None, as_json: Json = False) -> None:
+def settings(folder: Folder, overrides: Set = None, recipe: RecipeName = None, as_json: Json = False) -> None:
     """Every setting that a run would use, and where its value comes from.
 
     Example: collectionlora settings my-collection --set distill.batch_size=2
@@ -209,7 +212,7 @@ def settings(folder: Folder, overrides: Set = None, as_json: Json = False) -> No
     from collectionlora.config import trace_settings
     from collectionlora.runs.session import resolve_settings, setting_layers
 
-    collection, layer = Collection.load(folder), parse_overrides(overrides or [])
+    collection, layer = Collection.load(folder), read_layer(overrides, recipe)
     resolve_settings(collection, layer)
     traced = trace_settings(setting_layers(collection, layer))
     result = {one.name: {"value": one.value, "from": one.layer} for one in traced}

@@ -32,14 +32,15 @@ FOOTER = """\
 general:                        # keeps the base's ordinary abilities
   photos: photos/general        # unlabelled photos
   prompts: general.txt          # one ordinary edit instruction a line
-# settings:                     # what differs from the base's recommendations, for example
+recipe: {recipe}               # default, or paper: the paper's own settings
+# settings:                     # what differs from the recipe and the base's recommendations, for example
 #   distill:
 #     student_updates: 1000
 """
 GENERAL = "keep the photo unchanged\nbrighten the photo\nmake the photo black and white\n"
 
 
-def create(folder: Path, base: str, loras: Sequence[Path]) -> None:
+def create(folder: Path, base: str, loras: Sequence[Path], recipe: str = "default") -> None:
     """Make a collection folder; nothing is written if anything is wrong.
 
     Raises:
@@ -70,7 +71,7 @@ def create(folder: Path, base: str, loras: Sequence[Path]) -> None:
         EFFECT.format(name=name, prompt=json.dumps(prompt, ensure_ascii=False), teacher=teachers[name])
         for name, prompt in entries.items()
     )
-    manifest = HEADER.format(base=base, what=describe_base(base)) + effects + FOOTER
+    manifest = HEADER.format(base=base, what=describe_base(base)) + effects + FOOTER.format(recipe=recipe)
     Collection.parse(folder, manifest)
     copies = {folder / "teachers" / teachers[name]: path for name, (_, path) in found.items()}
     copies |= {folder / "teachers" / name / PEFT_CONFIG: path for name, path in beside.items()}

@@ -9,7 +9,7 @@ the deep one (docs/planning.md).
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,7 +21,7 @@ from collectionlora.backbones import family_of
 from collectionlora.backbones.base import Backbone
 from collectionlora.collection import Collection
 from collectionlora.config import Settings, replace_settings, resolve
-from collectionlora.distillation import Distillation, Simulation
+from collectionlora.distillation import Distillation, Share, Simulation
 from collectionlora.flow import few_step_sigmas
 from collectionlora.planning.memory import MemoryTally, flash_on_meta
 from collectionlora.runs.session import build_roles, resolve_settings
@@ -120,7 +120,7 @@ def count_forwards(settings: Settings) -> tuple[int, int]:
     weights = distill.backward_weight, distill.target_weight, distill.anchor_weight
     backward, target, anchor = (int(max(weight.start, weight.end) > 0) for weight in weights)
     simulations = 1 + (distill.student_update_every if distill.critic_samples == "simulated" else 0)
-    critic_and_teacher = 1 + (1 if settings.targets.guidance_scale == 1 else 2)
+    critic_and_teacher = 1 + (1 if settings.distill.guidance_scale == 1 else 2)
     learning = backward + target + anchor + distill.student_update_every
     rollout = simulations * max(distill.rollout_steps)
     return rollout + (backward + target) * critic_and_teacher + learning, learning
@@ -193,16 +193,14 @@ def step_peaks(workload: Workload, depths: Mapping[str, int]) -> list[int]:
         run, batch = empty_run(workload, backbone, tally)
         backbone.network.register_forward_pre_hook(lambda *_: tally.begin_phase())
         critic, generator = run.critics[0], torch.Generator()
-        simulation = Simulation(few_step_sigmas(1), [batch.target], batch.target)
-        updates = (
-            partial(run.update_student, batch, simulation, critic),
-            partial(run.update_critic, batch, batch.target, critic),
-        )
+        first = torch.zeros(len(batch.target), dtype=torch.int64)
+        simulation = Simulation(few_step_sigmas(1), [batch.target], first, batch.target)
+        share = Share(cast(Streams, None), batch, generator, simulation)
         peaks = []
-        for update in updates:  # each begins without the gradients of the one before
+        for update in (run.update_student, run.update_critic):  # each begins without the other's gradients
             start, setup = tally.live, len(tally.peaks)
             tally.begin_phase()
-            update(generator, 0.0)
+            update([share], critic, 0.0)
             peaks += [peak - start for peak in tally.peaks[setup:]]
     return peaks
 

@@ -14,7 +14,7 @@ from collectionlora.adapters.sharding import shard
 from collectionlora.backbones import family_of, load_backbone
 from collectionlora.backbones.base import Backbone
 from collectionlora.collection import MANIFEST, Collection
-from collectionlora.config import Settings, SettingsError, resolve, result_settings
+from collectionlora.config import RECIPES, Settings, SettingsError, resolve, result_settings
 from collectionlora.distillation import Distillation
 from collectionlora.prompting.writing import PromptWriter
 from collectionlora.runs.target_making import TargetMaker, read_references
@@ -49,6 +49,7 @@ def setting_layers(collection: Collection, overrides: Mapping[str, Any]) -> dict
     base = collection.manifest.base
     return {
         f"recommended for {base}": family_of(base).recommended_settings(base),
+        f"recipe {collection.manifest.recipe}": RECIPES[collection.manifest.recipe],
         MANIFEST: collection.manifest.settings,
         SET: overrides,
     }

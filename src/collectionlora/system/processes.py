@@ -141,15 +141,20 @@ def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
+def average_gradients(parameters: Sequence[nn.Parameter], shares: int = 1) -> None:
     """Replace every gradient by its mean over the processes; all must call it with the same parameters.
 
-    Of sharded parameters backward has averaged the gradients already.
+    Each gradient is the sum of `shares`. Of sharded parameters backward has averaged over the processes.
 
     A process whose loss does not reach a parameter, or that has no loss at all, counts as zero. A gradient
     that no process has stays None, so that the optimizer passes over its parameter as in one process.
     """
+    sharded = [p for p in parameters if isinstance(p, DTensor)]
     parameters = [p for p in parameters if not isinstance(p, DTensor)]
+    if shares > 1:
+        for parameter in sharded if world_size() > 1 else [*sharded, *parameters]:
+            if parameter.grad is not None:
+                parameter.grad.div_(shares)
     if world_size() == 1 or not parameters:
         return
     present = torch.tensor([p.grad is not None for p in parameters], dtype=torch.int32)
@@ -163,7 +168,7 @@ def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
     for bucket in _buckets(gradients):
         flat = torch.cat([gradient.flatten() for gradient in bucket])
         dist.all_reduce(flat)
-        parts = flat.div_(world_size()).split([gradient.numel() for gradient in bucket])
+        parts = flat.div_(world_size() * shares).split([gradient.numel() for gradient in bucket])
         for gradient, part in zip(bucket, parts, strict=True):
             gradient.copy_(part.view_as(gradient))
 

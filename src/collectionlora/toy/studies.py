@@ -68,8 +68,8 @@ def mean_pulls(world: ToyWorld, run: Distillation) -> dict[str, float]:
     pulls: dict[str, list[Tensor]] = {"backward": [], "target": []}
     for step in range(UNSEEN, UNSEEN + BATCHES):
         batch, generator = run.streams.batch(step), run.streams.generator(step)
-        simulation = run.simulate_backward(batch, NUM_STEPS, generator)
-        own = run.student_on_policy(batch, simulation, generator)
+        simulation = run.simulate(run.streams, batch, generator, step, NUM_STEPS).simulation
+        own = run.student(batch).x0(*simulation.chosen())
         pulls["backward"].append(pull(world, run, batch, own, 0.0, generator))
         targeted = run.student_on_target(batch, simulation.sigmas, generator)
         pulls["target"].append(pull(world, run, batch, targeted, 0.5, generator))
