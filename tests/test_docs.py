@@ -6,11 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 import yaml
+from helpers.every import every
+from helpers.studio_server import write_collection
 from PIL import Image
 from skimage import data
-from studio_server import write_collection
 
 from collectionlora.config import Settings, setting_names
 
@@ -57,13 +57,13 @@ def test_every_function_of_the_method_page_exists():
 PAGES = sorted(path.name for path in (ROOT / "docs").glob("*.md"))
 
 
-@pytest.mark.parametrize("page", PAGES)
+@every(PAGES)
 def test_the_files_that_a_page_names_exist(page):
     for path in quoted(page, r"`((?:src|scripts|tests|examples)/[\w/]+\.\w+)`"):
         assert (ROOT / path).exists(), path
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if page != "method.md"])  # which names functions
+@every([page for page in PAGES if page != "method.md"])  # which names functions
 def test_the_settings_that_a_page_names_exist(page):
     for name in quoted(page, rf"`((?:{'|'.join(Settings.model_fields)})\.[a-z_]+)[`:=]"):
         assert name in setting_names() or name.endswith((".jsonl", ".pth", ".py")), name
@@ -86,11 +86,11 @@ TABLES = {  # a pattern of several files is of several seeds
 }
 
 
-@pytest.mark.parametrize(("result", "page"), TABLES.items())
-def test_the_tables_are_those_of_the_results(result, page):
+@every(TABLES)
+def test_the_tables_are_those_of_the_results(result):
     table = runpy.run_path(str(ROOT / "scripts" / "results_table.py"))["table"]
     files = sorted((ROOT / "docs" / "results").glob(result))
-    assert table(*files) in (ROOT / page).read_text()
+    assert table(*files) in (ROOT / TABLES[result]).read_text()
 
 
 def test_the_toy_worlds_table_is_that_of_its_results():

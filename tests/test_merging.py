@@ -1,6 +1,6 @@
 import pytest
 import torch
-from small_collection import build
+from helpers.small_collection import build
 
 from collectionlora.adapters.formats import read_lora
 from collectionlora.adapters.low_rank import change

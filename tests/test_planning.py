@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from measure_step import measure
+from helpers.measure_step import measure
 from typer.testing import CliRunner
 
 from collectionlora.backbones import backbone_without_weights, recommended_settings
