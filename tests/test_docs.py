@@ -55,12 +55,26 @@ def test_every_function_of_the_method_page_exists():
 
 
 PAGES = sorted(path.name for path in (ROOT / "docs").glob("*.md"))
+OF_THE_REPOSITORY = ["CONTRIBUTING.md", "README.md", "scripts/README.md"]
+NAMED = r"`((?:src|scripts|tests|examples|docs|recipes)/[\w/-]+\.\w+)"
 
 
-@every(PAGES)
+@every([*(f"docs/{page}" for page in PAGES), *OF_THE_REPOSITORY])
 def test_the_files_that_a_page_names_exist(page):
-    for path in quoted(page, r"`((?:src|scripts|tests|examples)/[\w/]+\.\w+)`"):
-        assert (ROOT / path).exists(), path
+    text = (ROOT / page).read_text()
+    links = re.findall(r"\]\((?!http)([^)#]+)", text)
+    paths = [ROOT / path for path in re.findall(NAMED, text) if "NAME" not in path]
+    paths += [(ROOT / page).parent / link for link in links]
+    assert [str(path) for path in paths if not path.exists()] == []
+
+
+def test_every_script_and_every_result_is_in_the_scripts_page():
+    page, results = ROOT / "scripts" / "README.md", ROOT / "docs" / "results"
+    text = page.read_text()
+    scripts = [path for folder in ("scripts", "scripts/nano") for path in (ROOT / folder).glob("*.py")]
+    names = [f"]({path.relative_to(page.parent)})" for path in scripts]
+    names += [f"`{path.relative_to(results)}`" for path in results.rglob("*.*")]
+    assert [name for name in names if name not in text] == []
 
 
 @every([page for page in PAGES if page != "method.md"])  # which names functions

@@ -451,7 +451,7 @@ def test_check_reports_every_file_and_names_the_bad_one(tmp_path, base, adapter,
 
 
 def test_a_core_that_does_not_fit_its_factors_is_refused(tmp_path, base):
-    """Found by tests/helpers/fuzz_intake.py: the product of core and factors was never formed before the report."""
+    """Found by fuzz_intake.py: the product of core and factors was never formed before the report."""
     parts = {"lora_down": random(2, 3, 1, 1), "lora_mid": random(7, 2, 3, 3), "lora_up": random(5, 2, 1, 1)}
     save_file({f"{CONV}.{name}.weight": part for name, part in parts.items()}, tmp_path / "a.safetensors")
     with pytest.raises(UserError, match=r"mix\.1: its ranks 7 and 2 differ"):
