@@ -1,4 +1,4 @@
-"""Two processes, started as users start them, give what one process gives that averages both gradients."""
+"""Two processes give what one process gives that averages both gradients."""
 
 import json
 import os
@@ -115,7 +115,7 @@ def write_collection(folder, base):
 
 @pytest.fixture(scope="module")
 def launched(tmp_path_factory):
-    """A folder after both launches, few because each costs seconds, and what the command line said."""
+    """A folder after a launch by torchrun, as users start one, and another; and what the first one said."""
     folder = tmp_path_factory.mktemp("launched")
     write_collection(folder / "first", base=str(folder / "base"))
     shutil.copytree(folder / "first", folder / "second")
