@@ -20,8 +20,12 @@ from collectionlora.command_line.verbs import main
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
     [
-        *("collectionlora.api", "collectionlora.command_line.verbs", "collectionlora.backbones.nano"),
-        *("collectionlora.effectbench.metrics", "collectionlora.backbones.qwen_image_edit"),
+        "collectionlora.backbones.nano",
+        "collectionlora.backbones.qwen_image_edit",
+        "collectionlora.command_line.verbs",
+        "collectionlora.effectbench.running",
+        "collectionlora.runs.trainer",
+        "collectionlora.studio.pictures",
         *("fastapi", "gradio_client", "pandas", "sklearn.datasets", "uvicorn"),
     ]
 )
