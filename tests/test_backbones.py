@@ -9,10 +9,10 @@ import shutil
 import diffusers
 import numpy as np
 import pytest
-import tiny_pipelines
 import torch
 import yaml
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit, pipeline_qwenimage_edit_plus
+from helpers import tiny_pipelines
 from PIL import Image
 
 import collectionlora

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from bad_inputs import (
+from helpers.bad_inputs import (
     HUGE,
     LORA,
     MANIFEST,
@@ -35,7 +35,7 @@ from bad_inputs import (
     torch_saved,
     twin,
 )
-from small_collection import build
+from helpers.small_collection import build
 
 from collectionlora.adapters.formats import read_lora
 from collectionlora.adapters.recipe import Recipe, write_adapter

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.studio_server import EFFECTS, MANY_STEPS, PASSWORD, USER, serve, write_collection
 from PIL import Image
 from playwright.sync_api import expect, sync_playwright
 from skimage import data
-from studio_server import EFFECTS, MANY_STEPS, PASSWORD, USER, serve, write_collection
 
 from collectionlora.editing import Editor
 from collectionlora.pictures.photos import read_photo

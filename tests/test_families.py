@@ -10,7 +10,7 @@ from pathlib import Path
 
 import diffusers
 import pytest
-import tiny_pipelines
+from helpers import tiny_pipelines
 from typer.testing import CliRunner
 
 from collectionlora.backbones import FAMILIES, NANO, PIPELINES, family_of, guess_family

@@ -10,7 +10,7 @@ from collections import Counter
 import pytest
 import torch
 import yaml
-from bench_collection import PROMPTS, build, photo
+from helpers.bench_collection import PROMPTS, build, photo
 
 import collectionlora
 from collectionlora.adapters.formats import write_lora

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 import yaml
-from fuzz_intake import BASE, base_weights, fuzz, outcome
+from helpers.fuzz_intake import BASE, base_weights, fuzz, outcome
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 import yaml
+from helpers.random_loras import write_random_loras
 from PIL import Image
-from random_loras import write_random_loras
 
 from collectionlora.adapters.formats import read_lora
 from collectionlora.adapters.recipe import read_adapter

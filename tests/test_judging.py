@@ -6,9 +6,9 @@ import sys
 import numpy as np
 import pytest
 import yaml
-from bench_collection import build
-from chat_server import SOON, ChatServer
-from tiny_encoders import save_clip, save_dino
+from helpers.bench_collection import build
+from helpers.chat_server import SOON, ChatServer
+from helpers.tiny_encoders import save_clip, save_dino
 
 from collectionlora.command_line import verbs as cli
 from collectionlora.effectbench import bench, benching

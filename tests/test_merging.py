@@ -1,6 +1,6 @@
 import pytest
 import torch
-from small_collection import build
+from helpers.small_collection import build
 
 from collectionlora import distill
 from collectionlora.adapters.formats import read_lora

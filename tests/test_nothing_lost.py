@@ -4,7 +4,7 @@ import json
 import shutil
 
 import pytest
-import small_collection
+from helpers import small_collection
 
 import collectionlora
 from collectionlora.collection import Collection

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from measure_step import measure
+from helpers.measure_step import measure
 from typer.testing import CliRunner
 
 from collectionlora.backbones import family_of
@@ -86,7 +86,7 @@ def test_forwards_and_backwards_as_in_a_run(layer, counts):
 
 def test_deeper_networks_are_told_from_shallow_ones(folder, monkeypatch):
     request = Workload(folder, 1, resolve(SMALL))
-    told = planning.activation_bytes.__wrapped__(request)
+    told = planning.activation_bytes(request)  # which an earlier test may have asked for
     monkeypatch.setattr(planning, "SHALLOW", 4)
     assert planning.activation_bytes.__wrapped__(request) == told
 

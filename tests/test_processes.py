@@ -1,4 +1,4 @@
-"""Two processes, started as users start them, give what one process gives that averages both gradients."""
+"""Two processes give what one process gives that averages both gradients."""
 
 import json
 import os
@@ -6,16 +6,15 @@ import shutil
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
-import bench_collection
 import numpy as np
 import pytest
-import tiny_pipelines
 import torch
 import yaml
+from helpers import bench_collection, tiny_pipelines
+from helpers.lives import launch_two
+from helpers.two_processes import FADING, SHARDED, judge_quickly, run_parts, toy_run
 from safetensors.torch import load_file
-from two_processes import FADING, SHARDED, judge_quickly, toy_run
 
 import collectionlora
 from collectionlora.adapters.formats import read_lora, write_lora
@@ -30,18 +29,11 @@ from collectionlora.runs.session import Session, resolve_settings
 from collectionlora.system import processes
 from collectionlora.system.errors import UserError
 
-HERE = Path(__file__).parent
 
-
-def launch(*arguments, processes=2):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node", str(processes), *map(str, arguments)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
-
-
-def torchrun(*arguments, processes=2):
-    done = launch(*arguments, processes=processes)
+def torchrun(*arguments):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += map(str, arguments)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr[-4000:]
     return done
 
@@ -124,7 +116,7 @@ def write_collection(folder, base):
 
 @pytest.fixture(scope="module")
 def launched(tmp_path_factory):
-    """A folder after all launches, few because each costs seconds, and what the command line said."""
+    """A folder after a launch by torchrun, as users start one, and another; and what the first one said."""
     folder = tmp_path_factory.mktemp("launched")
     write_collection(folder / "first", base=str(folder / "base"))
     shutil.copytree(folder / "first", folder / "second")
@@ -132,7 +124,9 @@ def launched(tmp_path_factory):
     bench_collection.build(folder / "judged", prompts)
     # Behind the dashes nothing is read as an abbreviated option of torchrun.
     said = torchrun("-m", "--", "collectionlora", "distill", folder / "first", "--json")
-    torchrun(HERE / "two_processes.py", folder, "whole", "stopped", "sharded", "copied", "judged")
+    parts = ("whole", "stopped", "sharded", "copied", "judged")
+    codes, told = launch_two([folder, *parts], folder, run_parts)
+    assert codes == [0, 0], told
     return folder, said
 
 
@@ -275,19 +269,17 @@ def test_the_finished_adapter_edits(collections):
     assert editor.edit(np.zeros((40, 50, 3), np.uint8), ["one"], steps=1).shape == (40, 50, 3)
 
 
-def test_a_run_that_is_held_refuses_a_launch_and_every_process_says_one_line(tmp_path):
-    write_collection(tmp_path, base=str(tmp_path / "base"))
-    with hold(tmp_path / "runs" / "default"):
-        done = launch("-m", "--", "collectionlora", "distill", tmp_path)
-    assert done.returncode != 0
-    said = sorted(line for line in done.stderr.splitlines() if line.startswith("error: "))
-    assert f"runs/default/lock: this run is held by process {os.getpid()} on " in said[0]
-    assert said[1:] in (
-        [],
-        ["error: processes: another process of this launch stopped; see what it says of why"],
-    )
-    assert "[rank1]: Traceback" not in done.stderr
-    assert not list((tmp_path / "runs" / "default").glob("*.json*"))
+def test_a_run_that_is_held_refuses_a_launch_and_every_process_says_one_line(collections):
+    folder = collections[1]
+    with hold(folder / "runs" / "held"):
+        codes, told = launch_two(["distill", folder, "--run", "held"], folder.parent)
+    assert codes == [2, 2]
+    said = [[line for line in text.splitlines() if line.startswith("error: ")] for text in told]
+    [[refusal], [other]] = said
+    assert f"runs/held/lock: this run is held by process {os.getpid()} on " in refusal
+    assert other == "error: processes: another process of this launch stopped; see what it says of why"
+    assert "Traceback" not in "".join(told)
+    assert not list((folder / "runs" / "held").glob("*.json*"))
 
 
 def test_a_launch_that_is_not_one_says_so(collections, monkeypatch):

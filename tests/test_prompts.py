@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from chat_server import SOON, ChatServer, completion
+from helpers.chat_server import SOON, ChatServer, completion
 
 from collectionlora.backbones.nano import NanoBackbone
 from collectionlora.cache import cache_path, effect_key

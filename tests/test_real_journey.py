@@ -7,11 +7,11 @@ import sys
 
 import numpy as np
 import pytest
-import tiny_pipelines
 import torch
 import yaml
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
+from helpers import tiny_pipelines
 from PIL import Image
 from safetensors.torch import save_file
 

@@ -11,12 +11,12 @@ from pathlib import Path
 import httpx
 import pytest
 import torch
-from bench_collection import build
+from helpers.bench_collection import build
+from helpers.studio_server import PASSWORD, USER, serve, write_collection
 from huggingface_hub import constants
 from PIL import Image
 from pydantic import ValidationError
 from safetensors.torch import save_file
-from studio_server import PASSWORD, USER, serve, write_collection
 
 from collectionlora.adapters.recipe import KEY, Recipe, read_adapter
 from collectionlora.backbones import family_of, load_backbone

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from helpers.tiny_encoders import save_clip, save_dino
 from safetensors.torch import load_file
-from tiny_encoders import save_clip, save_dino
 
 from collectionlora.config import BenchSettings
 from collectionlora.effectbench.bench import Cases

@@ -11,8 +11,8 @@ import pytest
 import torch
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
+from helpers.studio_server import EFFECTS, PASSWORD, REPORT, USER, serve, write_collection
 from PIL import Image
-from studio_server import EFFECTS, PASSWORD, REPORT, USER, serve, write_collection
 
 from collectionlora.command_line.studio import read_accounts
 from collectionlora.command_line.verbs import app
@@ -122,7 +122,7 @@ def test_a_fault_reaches_the_one_who_asked_and_the_thread_lives_on(editor):
 
 @pytest.fixture(scope="module")
 def address(folder):
-    with serve(folder) as address:
+    with serve(folder, cold=True) as address:
         yield address
 
 

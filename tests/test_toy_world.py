@@ -27,13 +27,17 @@ def world():
     return OneBase(base_steps=1000, teacher_steps=300)
 
 
+# Half the recipe's batch, and two updates of a faster critic in place of five, end as near in half the time.
+BRIEF = {"distill": {"batch_size": 128, "student_update_every": 2}, "critic": {"learning_rate": 2e-3}}
+
+
 def distil(world, *layers, num_effects=None):
     return run_to_end(world.distillation(toy_settings(*layers), num_effects))
 
 
 def distil_cold(world, *layers, num_effects=None):
-    """The paper's order, no warm start; half the batch shows as well what is shown of it here."""
-    return distil(world, COLD, {"distill": {"batch_size": 128}}, *layers, num_effects=num_effects)
+    """The paper's order, no warm start."""
+    return distil(world, COLD, BRIEF, *layers, num_effects=num_effects)
 
 
 def updates(number, **distill):
@@ -97,17 +101,17 @@ def test_a_student_at_the_base_moves_to_its_teacher(world):
 
 def test_four_teachers_end_in_one_student_at_every_number_of_steps(world, warm):
     run = distil_from(warm, world, updates(1000, rollout_steps=[8, 4, 2, 1], batch_size=128))
-    for num_steps in (8, 4, 2, 1):
-        result = world.judge(run, num_steps)
+    results = {num_steps: world.judge(run, num_steps) for num_steps in (8, 4, 2, 1)}
+    for result in results.values():
         assert result["effects_worst"] < 0.25
         assert result["rarest_mode"] > 0.15
         assert result["general"] < 0.02
-    few_steps = [(world.judge(run, n)["effects_mean"], world.judge(warm, n)["effects_mean"]) for n in (2, 1)]
-    assert sum(student for student, _ in few_steps) < 0.9 * sum(start for _, start in few_steps)
+    start = sum(world.judge(warm, num_steps)["effects_mean"] for num_steps in (2, 1))
+    assert sum(results[num_steps]["effects_mean"] for num_steps in (2, 1)) < 0.9 * start
 
 
 def test_distillation_ends_ahead_of_its_warm_start(world, warm):
-    start, end = world.judge(warm, 8), world.judge(distil_from(warm, world), 8)
+    start, end = world.judge(warm, 8), world.judge(distil_from(warm, world, BRIEF), 8)
     assert end["effects_mean"] < start["effects_mean"]
     assert end["rarest_mode"] > 0.25
 

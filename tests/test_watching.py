@@ -6,8 +6,8 @@ import time
 import numpy as np
 import pytest
 import torch
+from helpers.random_loras import write_random_loras
 from PIL import Image
-from random_loras import write_random_loras
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import collectionlora

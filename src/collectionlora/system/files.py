@@ -28,6 +28,7 @@ from collectionlora.system.errors import UserError, cannot_write
 
 Model = TypeVar("Model", bound=BaseModel)
 log = logging.getLogger(__name__)
+NUMBERS = re.compile(r'\[\n([^][{}"]+)\]')  # a list over several lines; line breaks in texts are escaped
 
 
 @contextmanager
@@ -155,7 +156,9 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+    """An entry a line, and a list of numbers on one line: there are thousands in the result of a bench."""
+    text = json.dumps(value, indent=1, ensure_ascii=False)
+    write_text(path, NUMBERS.sub(lambda found: f"[{' '.join(found[1].split())}]", text) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

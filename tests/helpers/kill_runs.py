@@ -1,21 +1,11 @@
-"""Verbs as real processes that are killed at random moments, and what a loss of power does to files.
+"""Verbs as real processes that are killed at random moments, and what a loss of power does to files."""
 
-A process is forked from a server that has imported torch already (`multiprocessing`'s forkserver), so that a
-life costs a tenth of a start of Python; `cold` starts `python -m collectionlora` in its place.
-"""
-
-import multiprocessing
 import os
-import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
-
-import torch
 
 from collectionlora.command_line.verbs import main
 from collectionlora.effectbench import bench, benching
+from helpers.lives import Life
 
 SETTINGS = {
     "data": {"resolution": 16},
@@ -31,68 +21,22 @@ SETTINGS = {
     },
     "log": {"tracker": "none", "preview_every": 100},
 }
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(
-    ["collectionlora.runs.verbs", "collectionlora.command_line.verbs", "collectionlora.backbones.nano"]
-)
 
 
-def live(arguments, told):
-    """The whole life of a process: the command line, its stderr in a file."""
-    torch.set_num_threads(1)
-    descriptor = os.open(told, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    sys.argv = ["collectionlora", *arguments]
+def run_quickly():
+    """The command line; its bench trains the classifier for a moment and knows one ordinary edit."""
     benching.CLASSIFIER_STEPS, bench.GENERAL_KINDS = 2, ("blur",)
     main()
 
 
-class Life:
-    """One process that runs a verb."""
-
-    def __init__(self, arguments, told: Path, cold=False):
-        self.told, self.cold = told, cold
-        arguments = [str(argument) for argument in arguments]
-        if cold:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "collectionlora", *arguments],
-                stdout=subprocess.DEVNULL,
-                stderr=told.open("w"),
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
-            )
-        else:
-            self.process = FORKS.Process(target=live, args=(arguments, str(told)))
-            self.process.start()
-
-    @property
-    def code(self):
-        """Its exit code, None while it lives."""
-        return self.process.poll() if self.cold else self.process.exitcode
-
-    def wait(self, seconds, until=lambda: False):
-        """Until it ends, the seconds are over or something is so; its exit code, None if it lives."""
-        latest = time.monotonic() + seconds
-        while self.code is None and time.monotonic() < latest and not until():
-            time.sleep(0.005)
-        return self.code
-
-    def kill(self):
-        """SIGKILL; returns when it is gone."""
-        self.process.kill()
-        self.wait(30)
-
-    def stop(self):
-        """Ctrl-C; returns its exit code."""
-        os.kill(self.process.pid, signal.SIGINT)
-        return self.wait(30)
+def begin(arguments, told, cold=False):
+    return Life(arguments, told, cold, run=run_quickly)
 
 
 def run_to_end(arguments, told, cold=False):
     """The seconds of an undisturbed run, which must succeed."""
     began = time.perf_counter()
-    code = Life(arguments, told, cold).wait(300)
+    code = begin(arguments, told, cold).wait(300)
     assert code == 0, told.read_text()
     return time.perf_counter() - began
 
@@ -120,7 +64,7 @@ def kill_until_done(arguments, folder, told, start, kills, rng, cold=False):
     """
     log, lines = folder / "log.jsonl", []
     for number in range(1, kills + 1):
-        life, after, jitter = Life(arguments, told, cold), rng.uniform(0, start), rng.uniform(0, 0.05)
+        life, after, jitter = begin(arguments, told, cold), rng.uniform(0, start), rng.uniform(0, 0.05)
         if rng.random() < 0.5:
             # Where the machine is faster than it was when `start` was measured, two steps are enough.
             most = num_lines(log) + 2

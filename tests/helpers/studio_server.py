@@ -1,9 +1,6 @@
-"""A running studio over a tiny collection, as a user starts it: its own process, its own port, a password."""
+"""A running studio over a tiny collection, as a user starts it: a process, a port, a password."""
 
-import os
 import re
-import subprocess
-import sys
 from contextlib import contextmanager
 
 import torch
@@ -11,6 +8,7 @@ import torch
 from collectionlora.adapters.recipe import Recipe, write_adapter
 from collectionlora.adapters.roles import STUDENT, Roles
 from collectionlora.backbones.nano import NanoBackbone
+from helpers.lives import Life
 
 USER, PASSWORD = "ada", "lovelace:1"  # pragma: allowlist secret
 EFFECTS = {
@@ -38,30 +36,22 @@ def write_collection(folder, steps=1):
 
 
 @contextmanager
-def serve(folder, password=True):
-    """The address of a studio that runs until the block ends."""
+def serve(folder, password=True, cold=False):
+    """The address of a studio that runs until the block ends; `cold` starts it in a Python of its own."""
     accounts = folder.parent / "accounts"
     accounts.write_text(f"{USER}:{PASSWORD}\n")
-    command = [
-        sys.executable,
-        "-c",
-        "from collectionlora.command_line.verbs import main; main()",
-        "studio",
-        str(folder),
-    ]
-    command += ["--port", "0", "--max-megapixels", str(MAX_MEGAPIXELS)]
-    command += ["--max-upload", "3", *(["--auth", str(accounts)] if password else [])]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GRADIO_TEMP_DIR": str(folder.parent / "gradio")}
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    arguments = ["studio", folder, "--port", "0", "--max-megapixels", MAX_MEGAPIXELS, "--max-upload", "3"]
+    arguments += ["--auth", accounts] if password else []
+    told = folder.parent / f"studio-{password}"
+    life = Life(arguments, told, cold, environment={"GRADIO_TEMP_DIR": str(folder.parent / "gradio")})
+
+    def address():
+        return re.search(r"http://[\d.]+:\d+", told.read_text()) if told.exists() else None
+
     try:
-        lines = []
-        for line in process.stderr:
-            lines.append(line)
-            if found := re.search(r"http://[\d.]+:\d+", line):
-                yield found.group()
-                break
-        else:
-            raise AssertionError("the studio did not start:\n" + "".join(lines))
+        life.wait(120, until=address)
+        assert address(), f"the studio did not start:\n{told.read_text()}"
+        yield address().group()
     finally:
-        process.terminate()
-        process.communicate(timeout=30)
+        life.process.terminate()
+        life.wait(30)

@@ -1,6 +1,6 @@
 """Damaged LoRA files, thousands of them, against the intake: each is read whole or refused in one line.
 
-    python tests/fuzz_intake.py --seconds 60 --seed 0
+    python tests/helpers/fuzz_intake.py --seconds 60 --seed 0
 
 A file that makes anything else happen is kept in --keep, and the exit code is 1.
 """

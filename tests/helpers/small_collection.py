@@ -3,7 +3,8 @@
 import numpy as np
 import yaml
 from PIL import Image
-from random_loras import write_random_loras
+
+from helpers.random_loras import write_random_loras
 
 NAMES = ("sepia", "technicolor")
 

@@ -1,4 +1,4 @@
-"""What each of the processes of `test_processes.py` runs: `torchrun two_processes.py FOLDER WHAT ...`."""
+"""What each of the two processes of `test_processes.py` runs."""
 
 import json
 import os
@@ -131,10 +131,10 @@ def judged(folder):
     collectionlora.bench(folder / "judged", crops=2)
 
 
-if __name__ == "__main__":
-    torch.set_num_threads(1)
+def run_parts():
+    """What the command line names: a folder, and functions of this file by their names."""
     torch.manual_seed(0)
     with processes.joined():
         assert processes.world_size() == 2
-        for what in sys.argv[2:]:
-            globals()[what](Path(sys.argv[1]))
+        for part in sys.argv[2:]:
+            globals()[part](Path(sys.argv[1]))
