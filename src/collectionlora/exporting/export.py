@@ -16,9 +16,9 @@ from collectionlora.adapters.low_rank import change_norm, distance, pad, shrink
 from collectionlora.adapters.recipe import Recipe, adapter_path, read_adapter, read_recipe
 from collectionlora.adapters.roles import LoraWeights
 from collectionlora.backbones import NANO
-from collectionlora.collection import PHOTO_SUFFIXES
 from collectionlora.exporting.families import find_family
 from collectionlora.exporting.model_card import Card, Reduction
+from collectionlora.pictures.folders import PHOTO_SUFFIXES
 from collectionlora.system.errors import UserError
 from collectionlora.system.files import copy_whole, write_json, write_tensors, write_text
 
