@@ -5,21 +5,29 @@ them, and the resolved settings are saved with every run.
 """
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from collectionlora.system.errors import quote
 from collectionlora.system.yaml_reading import read_yaml
 
+EXPONENT = re.compile(r"[-+]?(?:0|[1-9][0-9]*)(?:\.[0-9]*)?[eE][-+]?[0-9]{1,3}")
 Overrides = Mapping[str, Mapping[str, Any]]  # values of settings by section and name
 
 
 class Section(BaseModel):
-    """A frozen group of settings that refuses unknown names."""
+    """A frozen group of settings; refuses unknown names, and words and truth values in place of numbers."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _read_exponent(cls, value: Any) -> Any:
+        """YAML takes 1e-4 for text; all other text is no number, however much it looks like one."""
+        return float(value) if isinstance(value, str) and EXPONENT.fullmatch(value) else value
 
 
 class Schedule(Section):
@@ -38,6 +46,10 @@ class Schedule(Section):
         return self.start + progress * (self.end - self.start)
 
 
+Weight = Annotated[Schedule, Field(strict=False)]  # may be given as a mapping, or as one number
+Switch = Annotated[bool, Field(strict=False)]  # may be given as a word: yes, no, on, off
+
+
 class ModelSettings(Section):
     """How the base is held and read; the embedded nano base has none of these choices."""
 
@@ -51,7 +63,7 @@ class ModelSettings(Section):
     sharding: Literal["none", "fsdp"] = Field(
         "none", repr=False, description="of the frozen base over the processes of a distillation"
     )
-    gradient_checkpointing: bool = Field(
+    gradient_checkpointing: Switch = Field(
         False, description="recompute blocks in backward: less memory, slower"
     )
     embedded_guidance: float = Field(
@@ -115,16 +127,19 @@ class DistillSettings(Section):
     seed: int = Field(0, ge=0, lt=2**63)
     checkpoint_every: int = Field(500, ge=1, description="steps between checkpoints")
     keep_checkpoints: int = Field(3, ge=1, description="how many of them stay")
-    asymmetric_prompts: bool = Field(True, description="AOP; off, the student reads the teacher's prompt")
-    rollout_steps: tuple[Annotated[int, Field(ge=1)], ...] = Field(
-        (8,), min_length=1, description="schedule lengths the student learns; one is drawn for each step"
+    asymmetric_prompts: Switch = Field(True, description="AOP; off, the student reads the teacher's prompt")
+    rollout_steps: tuple[Annotated[int, Field(ge=1, strict=True)], ...] = Field(
+        (8,),
+        min_length=1,
+        strict=False,
+        description="schedule lengths the student learns; one is drawn for each step",
     )
     critic_samples: Literal["final", "simulated"] = Field(
         "final", description="the critic learns final images, or predictions at a random step (the paper)"
     )
-    backward_weight: Schedule = Schedule(start=1, end=1)
-    target_weight: Schedule = Schedule(start=1, end=1)
-    anchor_weight: Schedule = Schedule(start=1, end=0)
+    backward_weight: Weight = Schedule(start=1, end=1)
+    target_weight: Weight = Schedule(start=1, end=1)
+    anchor_weight: Weight = Schedule(start=1, end=0)
     max_grad_norm: float = Field(10.0, gt=0)
     weight_decay: float = Field(0.01, ge=0)
     decay_ratio: float = Field(0.4, ge=0, le=1, description="last share of each phase with a falling rate")
@@ -181,6 +196,8 @@ class BenchSettings(Section):
 
 class Settings(Section):
     """All settings; each section belongs to the module of its name."""
+
+    model_config = ConfigDict(strict=False)  # sections are given as mappings
 
     model: ModelSettings = ModelSettings()
     data: DataSettings = DataSettings()
@@ -268,8 +285,10 @@ def _explain(error: ValidationError) -> SettingsError:
         names = setting_names() + list(Settings.model_fields)
         nearest = difflib.get_close_matches(field, names, n=1, cutoff=0.0)[0]
         return SettingsError(field, "no such setting", f"did you mean {nearest}?")
-    message = first["msg"].removeprefix("Value error, ")
-    return SettingsError(field, message, f"it is {quote(first['input'])} now")
+    message, hint = first["msg"].removeprefix("Value error, "), f"it is {quote(first['input'])} now"
+    if first["type"] in ("int_type", "float_type"):
+        hint += ": write a plain number"
+    return SettingsError(field, message, hint)
 
 
 def parse_overrides(assignments: Sequence[str]) -> dict[str, dict[str, Any]]:

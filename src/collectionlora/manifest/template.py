@@ -10,6 +10,7 @@ from collectionlora.backbones import NANO
 from collectionlora.collection import MANIFEST, Collection
 from collectionlora.system.errors import UserError
 from collectionlora.system.files import copy_whole, refuse_other, write_text
+from collectionlora.system.yaml_reading import read_yaml
 
 HEADER = """\
 # A collection: many effect LoRAs to be distilled into one. All paths are relative to this folder.
@@ -18,7 +19,7 @@ base: {base}    # {what}
 effects:
 """
 EFFECT = """\
-  - name: {name}    # lower-case letters, digits and hyphens; what `edit --effect` is given
+  - name: {written}    # lower-case letters, digits and hyphens; what `edit --effect` is given
     teacher: teachers/{teacher}    # the effect's LoRA; `teach` makes it from pairs/{name}/source and target
     teacher_prompt: {prompt}    # what this LoRA was trained with
     photos: photos/{name}       # about 20 photos, no edited ones needed
@@ -66,10 +67,15 @@ def create(folder: Path, base: str, loras: Sequence[Path]) -> None:
     }
     teachers |= {name: f"{name}/{PEFT_FILE}" for name in beside}
     effects = "".join(
-        EFFECT.format(name=name, prompt=json.dumps(prompt, ensure_ascii=False), teacher=teachers[name])
+        EFFECT.format(
+            name=name,
+            written=write_scalar(name),
+            prompt=json.dumps(prompt, ensure_ascii=False),
+            teacher=teachers[name],
+        )
         for name, prompt in entries.items()
     )
-    manifest = HEADER.format(base=base, what=describe_base(base)) + effects + FOOTER
+    manifest = HEADER.format(base=write_scalar(base), what=describe_base(base)) + effects + FOOTER
     Collection.parse(folder, manifest)
     copies = {folder / "teachers" / teachers[name]: path for name, (_, path) in found.items()}
     copies |= {folder / "teachers" / name / PEFT_CONFIG: path for name, path in beside.items()}
@@ -82,6 +88,15 @@ def create(folder: Path, base: str, loras: Sequence[Path]) -> None:
     if not (folder / "general.txt").exists():
         write_text(folder / "general.txt", GENERAL)
     write_text(folder / MANIFEST, manifest)
+
+
+def write_scalar(text: str) -> str:
+    """A text as YAML: in quotes where it would be read as something else without them."""
+    try:
+        plain = read_yaml(f"key: {text}") == {"key": text}
+    except ValueError:
+        plain = False
+    return text if plain else json.dumps(text, ensure_ascii=False)
 
 
 def describe_base(base: str) -> str:
