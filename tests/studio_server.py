@@ -51,7 +51,10 @@ def serve(folder, password=True):
     ]
     command += ["--port", "0", "--max-megapixels", str(MAX_MEGAPIXELS)]
     command += ["--max-upload", "3", *(["--auth", str(accounts)] if password else [])]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GRADIO_TEMP_DIR": str(folder.parent / "gradio")}
+    # Behind a proxy that does not answer, as in an office, and with nothing said of this machine.
+    environment = {name: value for name, value in os.environ.items() if name.lower() != "no_proxy"}
+    environment |= {"HTTP_PROXY": "http://127.0.0.1:9", "ALL_PROXY": "socks5://127.0.0.1:9"}
+    environment |= {"OMP_NUM_THREADS": "1", "GRADIO_TEMP_DIR": str(folder.parent / "gradio")}
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
     try:
         lines = []

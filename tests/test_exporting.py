@@ -19,6 +19,7 @@ from collectionlora.adapters.low_rank import change
 from collectionlora.adapters.recipe import Recipe, read_adapter, write_adapter
 from collectionlora.adapters.roles import STUDENT, Roles, target_weights
 from collectionlora.command_line.verbs import app
+from collectionlora.exporting import workflows
 from collectionlora.exporting.export import export
 from collectionlora.exporting.families import find_family
 from collectionlora.flow import few_step_sigmas
@@ -199,6 +200,15 @@ def test_flux_kontext_has_its_own_keys_and_nodes(tmp_path, collection):
     shifted = graph["shifted"]["inputs"]
     assert torch.tensor(shifted["base_shift"]).exp() == pytest.approx(3.0)
     assert shifted["base_shift"] == shifted["max_shift"]
+
+
+def test_brackets_of_a_prompt_are_escaped_for_clip_alone():
+    """ComfyUI's tokenizers of CLIP and T5 take `(rough)` for emphasis; Qwen's reads it as it is."""
+    prompt = "<sketch_kodule> a drawing (charcoal (rough)) :)"
+    graph = workflows.flux_kontext("a.safetensors", prompt, RECIPE)
+    assert graph["text"]["inputs"]["text"] == r"<sketch_kodule> a drawing \(charcoal \(rough\)\) :\)"
+    for make in (workflows.qwen_image_edit, workflows.qwen_image_edit_plus):
+        assert make("a.safetensors", prompt, RECIPE)["positive"]["inputs"]["prompt"] == prompt
 
 
 @pytest.mark.parametrize("format", ["diffusers", "peft", "comfyui"])

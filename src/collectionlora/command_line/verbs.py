@@ -1,11 +1,11 @@
 """The command line: a verb imports what it needs when it runs, and nothing before.
 
 Text and progress go to stderr; `--json` puts one JSON object on stdout. Exit codes: 0 done, 2 the user can
-fix it (one line), 1 a fault of ours (traceback), 130 interrupted with the state saved.
+fix it (one line), 1 a fault of ours (traceback) or nobody reads the output any more, 130 interrupted with
+the state saved.
 """
 
 import logging
-import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +19,7 @@ from collectionlora.command_line.studio import studio
 from collectionlora.command_line.terminal import (
     ProgressLine,
     advice_lines,
+    any_terminal,
     describe_lora,
     faults_in_a_line,
     joined_processes,
@@ -31,6 +32,7 @@ from collectionlora.command_line.terminal import (
     tell,
 )
 from collectionlora.config import parse_overrides
+from collectionlora.system.environment import requested_processes, spare_this_machine_the_proxy
 from collectionlora.system.errors import Interrupted, UserError
 from collectionlora.system.version import __version__
 
@@ -45,7 +47,7 @@ VlmModel = Annotated[str | None, typer.Option("--model", help="the endpoint's mo
 def demo(
     out: Annotated[Path, typer.Option(help="where to write")] = Path("demo"),
     effects: Annotated[int, typer.Option(help="how many effects")] = 4,
-    seed: int = 0,
+    seed: Annotated[int, typer.Option(min=0, help="of the crops that it trains and judges on")] = 0,
     overrides: Set = None,
     as_json: Json = False,
 ) -> None:
@@ -82,11 +84,14 @@ def check(folder: Folder, as_json: Json = False) -> None:
 
     Example: collectionlora check my-collection
     """
+    from collectionlora.pictures.folders import LeftOut, describe_left_out
     from collectionlora.planning.checking import check_collection
 
     result = check_collection(folder)
     lines = [f"error: {UserError(**problem)}" for problem in result["problems"]]
     lines += [describe_lora(effect) for effect in result["effects"]]
+    left_out = [LeftOut(Path(one["file"]), one["reason"]) for one in result["left_out"]]
+    lines += describe_left_out(folder, left_out)
     say(as_json, result, "\n".join([*lines, "ready" if result["ok"] else "not ready"]))
     if not result["ok"]:
         raise typer.Exit(2)
@@ -319,7 +324,7 @@ def options(
 ) -> None:
     """Distil many effect LoRAs and few-step generation into one LoRA."""
     verb = str(context.invoked_subcommand)
-    if verb not in SEVERAL_PROCESSES and os.environ.get("WORLD_SIZE", "1") != "1":
+    if verb not in SEVERAL_PROCESSES and requested_processes() != 1:
         message, hint = f"{verb} runs in one process", "start it without torchrun"
         raise UserError("environment", "WORLD_SIZE", message, hint)
 
@@ -330,6 +335,7 @@ def main() -> None:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     # Pillow warns of photos that `read_photo` reads all the same, or refuses in its own words.
     warnings.filterwarnings("ignore", module=r"PIL\.")
+    spare_this_machine_the_proxy()
     run: Callable[[], None] = app
-    with faults_in_a_line():
+    with any_terminal(), faults_in_a_line():
         run()

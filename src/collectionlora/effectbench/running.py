@@ -18,6 +18,7 @@ import torch
 
 from collectionlora.adapters.recipe import adapter_path
 from collectionlora.adapters.roles import STUDENT, TEACHER
+from collectionlora.cache import base_identity
 from collectionlora.collection import Collection
 from collectionlora.config import BenchSettings, LogSettings, Settings, VlmSettings
 from collectionlora.editing import Editor
@@ -92,7 +93,8 @@ class MethodMaker:
         others = {"bench": BenchSettings(), "log": LogSettings(), "vlm": VlmSettings()}
         drawing = self.settings.model_copy(update=others)
         references = [path for e in self.collection.effects for path in self.collection.reference_paths(e)]
-        parts: list[Any] = [drawing, cases.seeds, *shown, *references]
+        base = base_identity(self.collection.manifest.base)
+        parts: list[Any] = [base, drawing, cases.seeds, *shown, *references]
         if split_steps(name)[0] == TEACHER and effect != GENERAL:
             chosen = self.collection.effect(effect)
             return fingerprint(self.collection.teacher_path(chosen), chosen.teacher_prompt, *parts)
@@ -216,7 +218,7 @@ def run_bench(
         if name not in (SOURCE.name, TRUTH, *BASELINES) and split_steps(name)[0] != TEACHER:
             find_adapter(collection, name)
     cases = heldout.draw(collection, settings.data.resolution)
-    truths = Truths(collection, cases)
+    truths = Truths(collection, cases, heldout.photographs)
     maker = MethodMaker(collection, settings, truths, progress)
     methods, pictures, seconds = make_pictures(maker, names, cases, progress)
     strips = make_strips(maker, methods, cases)

@@ -52,6 +52,14 @@ def frame(lora_name: str, recipe: Recipe, unet_name: str, vae_name: str) -> Grap
     }
 
 
+def escape_brackets(prompt: str) -> str:
+    """A prompt for ComfyUI's tokenizers of CLIP and T5, which take plain brackets for emphasis and drop them.
+
+    Qwen's takes the text as it is.
+    """
+    return prompt.replace("(", "\\(").replace(")", "\\)")
+
+
 def qwen_image_edit(lora_name: str, prompt: str, recipe: Recipe) -> Graph:
     """Qwen-Image-Edit: the text encoder sees the photo."""
     names = "qwen_image_edit_bf16.safetensors", "qwen_image_vae.safetensors"
@@ -94,7 +102,7 @@ def flux_kontext(lora_name: str, prompt: str, recipe: Recipe) -> Graph:
             height=recipe.resolution,
         ),
         "clip": node("DualCLIPLoader", **encoders),
-        "text": node("CLIPTextEncode", clip=["clip", 0], text=prompt),
+        "text": node("CLIPTextEncode", clip=["clip", 0], text=escape_brackets(prompt)),
         "reference": node("ReferenceLatent", conditioning=["text", 0], latent=["latent", 0]),
         "positive": node("FluxGuidance", conditioning=["reference", 0], guidance=guidance),
     }

@@ -6,13 +6,14 @@ from typing import Any
 
 from torch import Tensor
 
-from collectionlora.adapters.formats import read_lora
+from collectionlora.adapters.formats import read_teacher
 from collectionlora.adapters.merging import merge
 from collectionlora.adapters.recipe import Recipe, write_adapter
 from collectionlora.adapters.roles import STUDENT, TEACHER, Roles, TeacherLibrary, critic_role, target_weights
 from collectionlora.adapters.sharding import shard
 from collectionlora.backbones import load_backbone, reads_references, recommended_settings
 from collectionlora.backbones.base import Backbone
+from collectionlora.cache import base_facts
 from collectionlora.collection import MANIFEST, Collection
 from collectionlora.config import Settings, SettingsError, resolve
 from collectionlora.distillation import Distillation
@@ -97,7 +98,7 @@ class Session:
         check_resolution(collection, self.backbone, settings)
         check_references(collection, settings)
         base = target_weights(self.backbone.network, self.backbone.lora_targets)
-        files = {e.name: read_lora(collection.teacher_path(e), base) for e in collection.effects}
+        files = {e.name: read_teacher(collection.teacher_path(e), base) for e in collection.effects}
         ranks = {STUDENT: settings.student.rank, TEACHER: max(file.rank for file in files.values())}
         if with_sums:
             ranks[TEACHER] = max(ranks.values()) + settings.student.rank
@@ -179,7 +180,8 @@ class Session:
 def distillation_facts(collection: Collection, settings: Settings) -> dict[str, Any]:
     """What the result of a distillation depends on, beside the contents of files."""
     sections = ("model", "data", "student", "critic", "sampling", "targets", "match", "distill")
-    return run_facts(settings, sections, effects=[effect.name for effect in collection.effects])
+    base = base_facts(collection.manifest.base)
+    return run_facts(settings, sections, effects=[effect.name for effect in collection.effects], **base)
 
 
 def effect_names(collection: Collection, names: Sequence[str]) -> list[str]:
