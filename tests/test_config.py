@@ -107,3 +107,40 @@ def test_settings_are_frozen_and_listed():
     assert {"distill.student_updates", "critic.rank", "distill.anchor_weight", "data.resolution"} <= set(
         names
     )
+
+
+@pytest.mark.parametrize(
+    "assignment",
+    [
+        *("distill.batch_size=yes", "match.batch_size=on", "student.rank=true", "distill.seed=010"),
+        *("distill.seed=0x10", "teach.steps=1:30", "teach.steps=1_000", "teach.steps=4.0", "teach.steps='8'"),
+        *("distill.seed=2024-01-01", "distill.seed=-1", "distill.rollout_steps=[true]", "student.rank=1e1"),
+        *("targets.guidance_scale=true", "targets.guidance_scale='5'", "targets.guidance_scale=1:30"),
+        *("targets.guidance_scale=05", "targets.guidance_scale=.nan", "distill.anchor_weight=yes"),
+        *("distill.anchor_weight=true", "log.tracker=no", "model.quantization=off"),
+    ],
+)
+def test_words_and_numbers_that_people_read_otherwise_are_refused(assignment):
+    field = assignment.partition("=")[0]
+    with pytest.raises(SettingsError, match=field):
+        resolve(parse_overrides([assignment]))
+
+
+@pytest.mark.parametrize(
+    ("assignment", "value"),
+    [
+        ("student.learning_rate=1e-4", 1e-4),
+        ("student.learning_rate=2.5E-4", 2.5e-4),
+        ("targets.guidance_scale=4", 4.0),
+        ("targets.guidance_scale=.5", 0.5),
+        ("distill.rollout_steps=[8, 4]", (8, 4)),
+        ("match.batch_size=null", None),
+        ("model.gradient_checkpointing=yes", True),
+        ("model.gradient_checkpointing=off", False),
+        ("bench.clip=no", "no"),
+        ("log.tracker=none", "none"),
+    ],
+)
+def test_numbers_and_words_are_taken_as_they_are_written(assignment, value):
+    section, name = assignment.partition("=")[0].split(".")
+    assert getattr(getattr(resolve(parse_overrides([assignment])), section), name) == value

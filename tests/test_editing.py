@@ -254,3 +254,36 @@ def test_nano_is_the_collection_that_ships():
     photo = np.tile(np.linspace(0, 255, 64, dtype=np.uint8)[:, None, None], (1, 64, 3))
     hot = editor.edit(photo, ["thermal"])
     assert np.abs(hot.astype(int) - photo).mean() > 30
+
+
+@pytest.mark.parametrize("seed", [-1, -(2**63), 2**64, 10**30])
+def test_a_seed_that_no_generator_takes_is_refused(adapter, tmp_path, seed):
+    picture().save(tmp_path / "me.png")
+    out = tmp_path / "out.png"
+    arguments = ["edit", adapter, "--effect", "alpha", "--photo", tmp_path / "me.png", "--out", out]
+    assert run([*arguments, f"--seed={seed}"]) == 2
+    assert not out.exists()
+    with pytest.raises(UserError, match=f"seed: is .*; give a whole number from 0 to {2**64 - 1}"):
+        Editor.load(adapter).edit(np.zeros((8, 8, 3), np.uint8), ["alpha"], seed=seed)
+
+
+def test_seeds_of_64_bits_are_taken(adapter):
+    editor, photo = Editor.load(adapter), np.asarray(picture((64, 64)))
+    one, other = (editor.edit(photo, ["alpha"], seed=seed) for seed in (2**64 - 1, 2**63))
+    assert not np.array_equal(one, other)
+
+
+def test_results_of_names_that_are_too_long_end_in_a_hash_of_their_own(adapter, tmp_path):
+    for letter in "ab":
+        picture((16, 16)).save(in_folder(tmp_path / "in") / f"{'é' * 125}{letter}.png")
+    assert run(["edit", adapter, tmp_path / "in", "--effect", "alpha", "--out", tmp_path / "out"]) == 0
+    names = [path.name for path in (tmp_path / "out").iterdir()]
+    assert len(names) == 2
+    assert all(len(name.encode()) <= 255 and name.endswith("-alpha.png") for name in names)
+
+
+def test_a_photo_with_a_name_of_nearly_255_bytes_is_edited(adapter, tmp_path):
+    photo = tmp_path / f"{'é' * 100}.png"
+    picture((16, 16)).save(photo)
+    assert run(["edit", adapter, photo, "--effect", "alpha"]) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {photo.name, f"{'é' * 100}-alpha.png"}

@@ -18,6 +18,9 @@ from collectionlora.adapters.formats import read_lora
 from collectionlora.adapters.low_rank import change
 from collectionlora.adapters.recipe import Recipe, read_adapter, write_adapter
 from collectionlora.adapters.roles import STUDENT, Roles, target_weights
+from collectionlora.backbones.comfyui import Student
+from collectionlora.backbones.flux_kontext import FLUX_KONTEXT
+from collectionlora.backbones.qwen_image_edit import QWEN_IMAGE_EDIT, QWEN_IMAGE_EDIT_PLUS
 from collectionlora.command_line.verbs import app
 from collectionlora.exporting.export import export
 from collectionlora.flow import few_step_sigmas
@@ -198,6 +201,16 @@ def test_flux_kontext_has_its_own_keys_and_nodes(tmp_path, collection):
     shifted = graph["shifted"]["inputs"]
     assert torch.tensor(shifted["base_shift"]).exp() == pytest.approx(3.0)
     assert shifted["base_shift"] == shifted["max_shift"]
+
+
+def test_brackets_of_a_prompt_are_escaped_for_clip_alone():
+    """ComfyUI's tokenizers of CLIP and T5 take `(rough)` for emphasis; Qwen's reads it as it is."""
+    prompt = "<sketch_kodule> a drawing (charcoal (rough)) :)"
+    student = Student("a.safetensors", prompt, "a base", steps=8, shift=3.0, resolution=1024, guidance=2.5)
+    graph = FLUX_KONTEXT.export.workflow(student)
+    assert graph["text"]["inputs"]["text"] == r"<sketch_kodule> a drawing \(charcoal \(rough\)\) :\)"
+    for family in (QWEN_IMAGE_EDIT, QWEN_IMAGE_EDIT_PLUS):
+        assert family.export.workflow(student)["positive"]["inputs"]["prompt"] == prompt
 
 
 @pytest.mark.parametrize("format", ["diffusers", "peft", "comfyui"])

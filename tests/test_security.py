@@ -17,6 +17,7 @@ from huggingface_hub import constants
 from PIL import Image
 from pydantic import ValidationError
 from safetensors.torch import save_file
+from starlette.datastructures import Headers
 
 from collectionlora.adapters.recipe import KEY, Recipe, read_adapter
 from collectionlora.backbones import family_of, load_backbone
@@ -24,6 +25,7 @@ from collectionlora.backbones.diffusers_files import list_files
 from collectionlora.config import ModelSettings
 from collectionlora.pictures.photos import read_photo
 from collectionlora.runs.inputs import INPUTS, distillation_inputs, record_inputs
+from collectionlora.studio.guard import SameSite
 from collectionlora.system.errors import UserError
 from collectionlora.system.files import fingerprint
 
@@ -90,6 +92,40 @@ def test_the_studios_own_page_is_admitted_directly_and_behind_a_proxy(closed, lo
         assert visitor.get("/config").status_code == 200  # a program
     proxied = {"Origin": "https://studio.example", "X-Forwarded-Host": "studio.example"}
     assert upload(closed, headers=proxied).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("host", "forwarded", "origin", "admitted"),
+    [
+        ("127.0.0.1:7860", "studio.example, studio.example", "https://studio.example", True),
+        ("127.0.0.1:7860", "studio.example,inner.local:8080", "https://studio.example", True),
+        ("127.0.0.1:7860", "studio.example, inner.local", EVIL, False),
+        ("127.0.0.1:7860", f"studio.example, {EVIL.partition('//')[2]}", EVIL, False),
+        ("127.0.0.1:7860", "Studio.Example:443", "https://studio.example", True),
+        ("127.0.0.1:7860", "studio.example:8443", "https://studio.example:8443", True),
+        ("127.0.0.1:7860", "studio.example:8443", "https://studio.example", False),
+        ("127.0.0.1:7860", "studio.example.", "https://studio.example", True),
+        ("STUDIO.example", None, "https://studio.example", True),
+        ("studio.example:80", None, "http://studio.example", True),
+        ("[::1]:7860", None, "http://[0:0:0:0:0:0:0:1]:7860", True),
+        ("[::1]:7860", None, "http://[::2]:7860", False),
+        ("studio.example", None, "https://studio.example.evil.example", False),
+        ("studio.example", None, "null", False),
+        ("studio.example", None, "ftp://studio.example", False),
+        ("studio.example", "", "https://studio.example", True),
+        ("", "", "https://", False),
+    ],
+)
+def test_an_origin_is_compared_as_browsers_and_proxies_write_hosts(host, forwarded, origin, admitted):
+    headers = {"host": host, "origin": origin} | (
+        {} if forwarded is None else {"x-forwarded-host": forwarded}
+    )
+    assert SameSite(None, local_only=False).admits(host, Headers(headers)) is admitted
+
+
+@pytest.mark.parametrize("host", ["LOCALHOST:1", "localhost.", "studio.localhost:7860", "[::1]", "127.0.0.2"])
+def test_names_of_this_machine_in_any_spelling(host):
+    assert SameSite(None, local_only=True).admits(host, Headers({"host": host}))
 
 
 def test_without_a_password_only_names_of_this_machine_are_answered(closed, local):

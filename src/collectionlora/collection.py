@@ -4,12 +4,13 @@ import difflib
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from collectionlora.pictures.folders import by_name, find_spelling, list_photos, warn_of_left_out
 from collectionlora.system.errors import UserError, quote
 from collectionlora.system.yaml_reading import read_yaml
 
@@ -17,7 +18,6 @@ MANIFEST = "collection.yaml"
 RESULT = "collection.safetensors"
 PROMPTS = "prompts.json"  # student prompts, see `prompting.writing`
 NAME = r"^[a-z0-9]+(-[a-z0-9]+)*$"  # of an effect; files are named after it
-PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 MAX_PROMPT = 2000  # characters
 TRIGGER = re.compile(r"<[^<>\s]+>")
 
@@ -168,6 +168,7 @@ class Collection:
         """
         path = self.folder / relative
         try:
+            path = path if relative.isascii() else find_spelling(self.folder, relative)
             inside = path.resolve().is_relative_to(self.folder.resolve())
             path.is_dir()
         except (OSError, RuntimeError) as error:  # a loop is a RuntimeError in older versions of Python
@@ -183,14 +184,22 @@ class Collection:
     def teacher_path(self, effect: Effect) -> Path:
         return self.path(effect.teacher, f"effects.{effect.name}.teacher")
 
+    def photos_folder(self, effect: Effect) -> Path:
+        return self.path(effect.photos, f"effects.{effect.name}.photos")
+
     def photo_paths(self, effect: Effect) -> list[Path]:
-        return list_photos(self.path(effect.photos, f"effects.{effect.name}.photos"))
+        return list_photos(self.photos_folder(effect))
 
     def reference_paths(self, effect: Effect) -> list[Path]:
         return [self.path(file, f"effects.{effect.name}.references") for file in effect.references]
 
     def pairs_folder(self, effect: Effect) -> Path:
         return self.folder / "pairs" / effect.name
+
+    def pair_folders(self, names: Sequence[str]) -> list[Path]:
+        """The folders of both sides of the named effects' image pairs, as far as they exist."""
+        folders = [self.folder / "pairs" / name / side for name in names for side in ("source", "target")]
+        return [folder for folder in folders if folder.is_dir()]
 
     def pair_paths(self, effect: Effect) -> list[tuple[Path, Path]]:
         """The image pairs of an effect, source and target, matched by file name and in its order.
@@ -199,14 +208,18 @@ class Collection:
             UserError: there are none, a file has no partner, or two have one name.
         """
         folder = self.pairs_folder(effect)
-        sources, targets = (by_stem(list_photos(folder / side)) for side in ("source", "target"))
+        sides = [list_photos(folder / side) for side in ("source", "target")]
+        sources, targets = (by_name(side, lambda path: path.stem) for side in sides)
         alone = sorted(sources.keys() ^ targets.keys())
         if alone:
             raise UserError(folder, alone[0], "is in source/ or target/ alone", "give both files one name")
         return [(sources[stem], targets[stem]) for stem in sorted(sources)]
 
+    def general_folder(self) -> Path:
+        return self.path(self.manifest.general.photos, "general.photos")
+
     def general_photo_paths(self) -> list[Path]:
-        return list_photos(self.path(self.manifest.general.photos, "general.photos"))
+        return list_photos(self.general_folder())
 
     def general_prompts(self) -> list[str]:
         """The instructions of the general stream, blank lines left out.
@@ -235,6 +248,8 @@ class Collection:
     def check_files(self) -> None:
         """Look that everything the manifest names is there; opens nothing but the instructions.
 
+        What is left out of the folders of photos is said.
+
         Raises:
             UserError: the first thing that is missing, empty or outside the folder.
         """
@@ -245,6 +260,7 @@ class Collection:
             self.photo_paths(effect)
         self.general_photo_paths()
         self.general_prompts()
+        warn_of_left_out([self.general_folder(), *map(self.photos_folder, self.effects)])
 
     @property
     def result(self) -> Path:
@@ -257,40 +273,6 @@ def open_collection(collection: Collection | Path | str) -> Collection:
     return collection if isinstance(collection, Collection) else Collection.load(collection)
 
 
-def list_photos(folder: Path) -> list[Path]:
-    """The photos of a folder by name, its sub-folders included.
-
-    Raises:
-        UserError: no such folder, or no photo in it.
-    """
-    if not folder.is_dir():
-        raise UserError(folder, "photos", "there is no such folder", "put photos there or fix the path")
-    paths = sorted(p for p in _files(folder) if p.suffix.lower() in PHOTO_SUFFIXES)
-    if not paths:
-        raise UserError(folder, "photos", "holds no photos", f"put {', '.join(PHOTO_SUFFIXES)} files there")
-    return paths
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    # A link that leads nowhere is no file; whoever reads it says so, where a filter would lose a photo.
-    return (path for path in folder.rglob("*") if path.is_symlink() or path.is_file())
-
-
-def by_stem(paths: Sequence[Path]) -> dict[str, Path]:
-    """Files by their names without endings.
-
-    Raises:
-        UserError: two have one name.
-    """
-    found: dict[str, Path] = {}
-    for path in paths:
-        if path.stem in found:
-            other = found[path.stem].name
-            raise UserError(path, "", f"has the name of {other}, but for its ending or folder", "rename one")
-        found[path.stem] = path
-    return found
-
-
 def _explain(path: Path, error: ValidationError) -> UserError:
     first = error.errors()[0]
     field = ".".join(str(part) for part in first["loc"])
@@ -300,5 +282,7 @@ def _explain(path: Path, error: ValidationError) -> UserError:
         return UserError(path, field, "no such key", f"did you mean {nearest}?")
     if first["type"] == "missing":
         return UserError(path, field, "is missing", "add it")
-    message = first["msg"].removeprefix("Value error, ")
-    return UserError(path, field, message, f"it is {quote(first['input'])} now")
+    message, hint = first["msg"].removeprefix("Value error, "), f"it is {quote(first['input'])} now"
+    if first["type"] == "string_type" and isinstance(first["input"], bool | int | float):
+        hint += ": put it into quotes"
+    return UserError(path, field, message, hint)

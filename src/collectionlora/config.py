@@ -5,17 +5,19 @@ them, and the resolved settings are saved with every run.
 """
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic.config import JsonDict
 from pydantic.fields import FieldInfo
 
 from collectionlora.system.errors import quote
 from collectionlora.system.yaml_reading import read_yaml
 
+EXPONENT = re.compile(r"[-+]?(?:0|[1-9][0-9]*)(?:\.[0-9]*)?[eE][-+]?[0-9]{1,3}")
 Overrides = Mapping[str, Mapping[str, Any]]  # values of settings by section and name
 
 
@@ -24,9 +26,15 @@ NO_RESULT: JsonDict = {"changes_result": False}
 
 
 class Section(BaseModel):
-    """A frozen group of settings that refuses unknown names."""
+    """A frozen group of settings; refuses unknown names, and words and truth values in place of numbers."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _read_exponent(cls, value: Any) -> Any:
+        """YAML takes 1e-4 for text; all other text is no number, however much it looks like one."""
+        return float(value) if isinstance(value, str) and EXPONENT.fullmatch(value) else value
 
 
 class Schedule(Section):
@@ -45,6 +53,10 @@ class Schedule(Section):
         return self.start + progress * (self.end - self.start)
 
 
+Weight = Annotated[Schedule, Field(strict=False)]  # may be given as a mapping, or as one number
+Switch = Annotated[bool, Field(strict=False)]  # may be given as a word: yes, no, on, off
+
+
 class ModelSettings(Section):
     """How the base is held and read; the embedded nano base has none of these choices."""
 
@@ -59,7 +71,7 @@ class ModelSettings(Section):
         description="of the frozen base over the processes of a distillation",
         json_schema_extra=NO_RESULT,
     )
-    gradient_checkpointing: bool = Field(
+    gradient_checkpointing: Switch = Field(
         False,
         description="recompute blocks in backward: less memory, slower",
         json_schema_extra=NO_RESULT,
@@ -135,16 +147,19 @@ class DistillSettings(Section):
         500, ge=1, description="steps between checkpoints", json_schema_extra=NO_RESULT
     )
     keep_checkpoints: int = Field(3, ge=1, description="how many of them stay", json_schema_extra=NO_RESULT)
-    asymmetric_prompts: bool = Field(True, description="AOP; off, the student reads the teacher's prompt")
-    rollout_steps: tuple[Annotated[int, Field(ge=1)], ...] = Field(
-        (8,), min_length=1, description="schedule lengths the student learns; one is drawn for each step"
+    asymmetric_prompts: Switch = Field(True, description="AOP; off, the student reads the teacher's prompt")
+    rollout_steps: tuple[Annotated[int, Field(ge=1, strict=True)], ...] = Field(
+        (8,),
+        min_length=1,
+        strict=False,
+        description="schedule lengths the student learns; one is drawn for each step",
     )
     critic_samples: Literal["final", "simulated"] = Field(
         "final", description="the critic learns final images, or predictions at a random step (the paper)"
     )
-    backward_weight: Schedule = Schedule(start=1, end=1)
-    target_weight: Schedule = Schedule(start=1, end=1)
-    anchor_weight: Schedule = Schedule(start=1, end=0)
+    backward_weight: Weight = Schedule(start=1, end=1)
+    target_weight: Weight = Schedule(start=1, end=1)
+    anchor_weight: Weight = Schedule(start=1, end=0)
     max_grad_norm: float = Field(10.0, gt=0)
     weight_decay: float = Field(0.01, ge=0)
     decay_ratio: float = Field(0.4, ge=0, le=1, description="last share of each phase with a falling rate")
@@ -201,6 +216,8 @@ class BenchSettings(Section):
 
 class Settings(Section):
     """All settings; each section belongs to the module of its name."""
+
+    model_config = ConfigDict(strict=False)  # sections are given as mappings
 
     model: ModelSettings = ModelSettings()
     data: DataSettings = DataSettings()
@@ -360,8 +377,10 @@ def _explain(error: ValidationError) -> SettingsError:
         names = setting_names() + list(Settings.model_fields)
         nearest = difflib.get_close_matches(field, names, n=1, cutoff=0.0)[0]
         return SettingsError(field, "no such setting", f"did you mean {nearest}?")
-    message = first["msg"].removeprefix("Value error, ")
-    return SettingsError(field, message, f"it is {quote(first['input'])} now")
+    message, hint = first["msg"].removeprefix("Value error, "), f"it is {quote(first['input'])} now"
+    if first["type"] in ("int_type", "float_type"):
+        hint += ": write a plain number"
+    return SettingsError(field, message, hint)
 
 
 def parse_overrides(assignments: Sequence[str]) -> dict[str, dict[str, Any]]:

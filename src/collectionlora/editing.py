@@ -15,10 +15,11 @@ from collectionlora.pictures.destinations import plan_jobs, select_jobs
 from collectionlora.pictures.photos import Photo, fit, read_photo, resize, to_photos, write_photo
 from collectionlora.prompting.triggers import compose
 from collectionlora.sampling import Denoiser, noise_like, sample_few_steps
-from collectionlora.system.errors import UserError
+from collectionlora.system.errors import UserError, quote
 from collectionlora.system.progress import Progress, ignore
 
 ALL = "all"  # in place of an effect's name: every effect of the collection
+MAX_SEED = 2**64 - 1
 STRIP = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
@@ -67,6 +68,16 @@ def compose_prompt(recipe: Recipe, effects: Sequence[str], references: int = 0) 
         hint = "give as many (on the command line by --reference FILE)" if taught else "leave them out"
         raise UserError("", "references", message, hint)
     return compose([recipe.effects[name] for name in effects])
+
+
+def check_seed(seed: int) -> None:
+    """Refuse a seed that no generator takes.
+
+    Raises:
+        UserError: it is negative, or has more than 64 bits.
+    """
+    if not 0 <= seed <= MAX_SEED:
+        raise UserError("", "seed", f"is {quote(seed)}", f"give a whole number from 0 to {MAX_SEED}")
 
 
 class Editor:
@@ -142,8 +153,10 @@ class Editor:
             references: images shown beside every photo, each `[1, 3, height, width]` in [0, 1].
 
         Raises:
-            UserError: a strength outside [0, 1].
+            UserError: a strength outside [0, 1], or a seed outside [0, `MAX_SEED`].
         """
+        for seed in seeds:
+            check_seed(seed)
         strengths = strengths or [1.0] * len(images)
         for strength in strengths:
             if not 0 <= strength <= 1:
@@ -206,6 +219,7 @@ def edit_files(
         UserError: an effect that the adapter does not hold, no place for the results, or the only photo
             cannot be read.
     """
+    check_seed(seed)
     folder = Path(collection)
     names = list(read_recipe(adapter_path(folder)).effects) if effect == ALL else [effect]
     jobs = plan_jobs(photo, [(name, *then) for name in names], out)

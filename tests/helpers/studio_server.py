@@ -43,7 +43,10 @@ def serve(folder, password=True, cold=False):
     arguments = ["studio", folder, "--port", "0", "--max-megapixels", MAX_MEGAPIXELS, "--max-upload", "3"]
     arguments += ["--auth", accounts] if password else []
     told = folder.parent / f"studio-{password}"
-    life = Life(arguments, told, cold, environment={"GRADIO_TEMP_DIR": str(folder.parent / "gradio")})
+    # Behind a proxy that does not answer, as in an office, and with nothing said of this machine.
+    environment = {"HTTP_PROXY": "http://127.0.0.1:9", "ALL_PROXY": "socks5://127.0.0.1:9"}
+    environment |= {"no_proxy": "", "NO_PROXY": "", "GRADIO_TEMP_DIR": str(folder.parent / "gradio")}
+    life = Life(arguments, told, cold, environment=environment)
 
     def address():
         return re.search(r"http://[\d.]+:\d+", told.read_text()) if told.exists() else None

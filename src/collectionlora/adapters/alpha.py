@@ -17,7 +17,8 @@ DIFFUSERS_HEADER = "lora_adapter_metadata"
 PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 AGAIN = "export or train this LoRA again"
 MAX_STATED = 1_000_000  # a rank or an alpha beyond it is no such number
-CHANGES_BASE = ("pissa", "olora", "corda", "loftq")  # initialisations of PEFT that move the base's weights
+# Initialisations of PEFT that move the base's weights.
+CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class AlphaHeader:
             if name.startswith("text_encoder"):
                 raise UserError(path, f"{place}: {name}", "is for a text encoder LoRA", "train without it")
         start = config.get("init_lora_weights")
-        if isinstance(start, str) and start.startswith(CHANGES_BASE):
+        if isinstance(start, str) and start.lower().replace("-", "_").startswith(CHANGES_BASE):
             message = f"says that {start} moved the base's weights before this LoRA was trained"
             raise UserError(
                 path, place, message, "save it with PEFT's path_initial_model_for_weight_conversion"

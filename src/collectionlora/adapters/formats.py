@@ -23,6 +23,7 @@ from collectionlora.system.errors import UserError
 from collectionlora.system.files import write_tensors
 
 MAX_LOSS = 0.1  # of a converted module's change; beyond it the teacher would no longer be the user's
+MIN_CHANGE = 1e-6  # of what its factors could make; below it is rounding
 MAGNITUDES = ("dora_scale", "lora_magnitude_vector")
 
 
@@ -136,6 +137,20 @@ def read_lora(path: Path, base: Mapping[str, Tensor] | None = None) -> LoraFile:
                 losses[piece] = built.loss
     label = f"{'+'.join(sorted(prefixes))} {'+'.join(sorted(kinds))}"
     return LoraFile(weights, metadata, label, scales, losses)
+
+
+def read_teacher(path: Path, base: Mapping[str, Tensor]) -> LoraFile:
+    """Read an effect LoRA as `read_lora` does; one that changes nothing has nothing to teach.
+
+    Raises:
+        UserError: as `read_lora`, or no module's change differs from zero.
+    """
+    lora = read_lora(path, base)
+    for a, b in lora.weights.values():
+        if change_norm((a, b)) > MIN_CHANGE * float(a.norm()) * float(b.norm()):
+            return lora
+    message = "changes nothing: its B, its A or its alpha is zero in every module"
+    raise UserError(path, "", message, "train it longer, or give a later checkpoint of it")
 
 
 def read_module(

@@ -31,6 +31,14 @@ class Student:
     guidance: float
 
 
+def escape_brackets(prompt: str) -> str:
+    """A prompt for ComfyUI's tokenizers of CLIP and T5, which take plain brackets for emphasis and drop them.
+
+    Qwen's takes the text as it is.
+    """
+    return prompt.replace("(", "\\(").replace(")", "\\)")
+
+
 def node(class_type: str, **inputs: Any) -> dict[str, Any]:
     """One node; an input `["id", 0]` is the first output of another node."""
     return {"class_type": class_type, "inputs": inputs}

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from collectionlora.backbones.base import Condition, Prompt, Shapes
-from collectionlora.backbones.comfyui import Graph, Student, frame, node
+from collectionlora.backbones.comfyui import Graph, Student, escape_brackets, frame, node
 from collectionlora.backbones.diffusers_model import (
     LARGE,
     DiffusersBackbone,
@@ -112,7 +112,7 @@ def make_workflow(student: Student) -> Graph:
             height=student.resolution,
         ),
         "clip": node("DualCLIPLoader", **encoders),
-        "text": node("CLIPTextEncode", clip=["clip", 0], text=student.prompt),
+        "text": node("CLIPTextEncode", clip=["clip", 0], text=escape_brackets(student.prompt)),
         "reference": node("ReferenceLatent", conditioning=["text", 0], latent=["latent", 0]),
         "positive": node("FluxGuidance", conditioning=["reference", 0], guidance=student.guidance),
     }

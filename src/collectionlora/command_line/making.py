@@ -41,7 +41,7 @@ VlmModel = Annotated[str | None, typer.Option("--model", help="the endpoint's mo
 def demo(
     out: Annotated[Path, typer.Option(help="where to write")] = Path("demo"),
     effects: Annotated[int, typer.Option(help="how many effects")] = 4,
-    seed: int = 0,
+    seed: Annotated[int, typer.Option(min=0, help="of the crops that it trains and judges on")] = 0,
     overrides: Set = None,
     as_json: Json = False,
 ) -> None:
@@ -77,11 +77,14 @@ def check(folder: Folder, as_json: Json = False) -> None:
 
     Example: collectionlora check my-collection
     """
+    from collectionlora.pictures.folders import LeftOut, describe_left_out
     from collectionlora.planning.checking import check_collection
 
     result = check_collection(folder)
     lines = [f"error: {UserError(**problem)}" for problem in result["problems"]]
     lines += [describe_lora(effect) for effect in result["effects"]]
+    left_out = [LeftOut(Path(one["file"]), one["reason"]) for one in result["left_out"]]
+    lines += describe_left_out(folder, left_out)
     say(as_json, result, "\n".join([*lines, "ready" if result["ok"] else "not ready"]))
     if not result["ok"]:
         raise typer.Exit(2)

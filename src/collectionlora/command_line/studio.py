@@ -4,15 +4,18 @@ import os
 import socket
 import threading
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from collectionlora.command_line.terminal import ProgressLine, console
+from collectionlora.system.environment import without_proxies
 from collectionlora.system.errors import UserError
 
 AUTH_VARIABLE = "COLLECTIONLORA_AUTH"
 MEGA = 1_000_000
+# Gradio calls home for these unless told otherwise, and it reads them when it is imported.
+SILENT = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
 
 def studio(
@@ -33,17 +36,15 @@ def studio(
     Example: collectionlora studio my-collection --port 7860
     """
     accounts = read_accounts(auth)
-    # Gradio calls home for these unless told otherwise, and it reads them when it is imported.
-    os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    os.environ |= SILENT
     try:
-        from starlette.middleware import Middleware
-
-        from collectionlora.studio.guard import SameSite, is_local
+        from collectionlora.studio.guard import is_local
 
         if not is_local(host) and not accounts:
             hint = f"give --auth FILE or set {AUTH_VARIABLE}, or stay on 127.0.0.1"
             raise UserError("", "--host", f"{host} lets other machines in without a password", hint)
-        from collectionlora.studio.page import STYLE, build_page
+        with without_proxies():  # Gradio makes a client of HTTP when it is imported
+            from collectionlora.studio.page import build_page
     except ImportError as error:
         hint = "install it: pip install 'collectionlora[studio]'"
         raise UserError("", "studio", f"needs gradio ({error})", hint) from None
@@ -53,7 +54,21 @@ def studio(
     made = Studio(collection, batch_size)
     with ProgressLine() as progress:
         previews = made.previews(progress)
-    page = build_page(made, previews, max_megapixels * MEGA)
+    serve(build_page(made, previews, max_megapixels * MEGA), host, port, accounts, max_upload)
+
+
+@without_proxies()  # the base is here by now, and Gradio would ask a proxy whether its own page is up
+def serve(page: Any, host: str, port: int, accounts: list[tuple[str, str]], max_upload: int) -> None:
+    """Serve a page until Ctrl-C.
+
+    Raises:
+        UserError: the address cannot be listened on.
+    """
+    from starlette.middleware import Middleware
+
+    from collectionlora.studio.guard import SameSite
+    from collectionlora.studio.page import STYLE
+
     try:
         _, url, _ = page.queue(max_size=256).launch(
             server_name=host,

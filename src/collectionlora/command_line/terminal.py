@@ -6,6 +6,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,28 @@ def faults_in_a_line() -> Iterator[None]:
         sys.exit(2)
 
 
+@contextmanager
+def any_terminal() -> Iterator[None]:
+    """Work with a terminal of any encoding; no word if its reader has gone (`| head`), or was never there."""
+    if sys.stdout is None:  # a shell can close it: `>&-`
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (it stays open for good)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # not what a test or a notebook puts in its place
+            # An ASCII locale cannot show every name and every prompt: as their escapes they are still there.
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # What Python still holds for the reader must not fail at its own end either.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(nowhere, stream.fileno())
+        sys.exit(1)  # as Typer does where it is the first to notice
+
+
 def tell(text: str) -> None:
     """A line for people that may hold a command or a path: as it is, however narrow the terminal."""
     console.print(text, highlight=False, markup=False, soft_wrap=True)
@@ -100,10 +123,12 @@ def say(as_json: bool, result: dict[str, Any], *shown: RenderableType) -> None:
     if console.quiet:
         return
     if as_json:
-        print(json.dumps(result, ensure_ascii=False))
+        # In ASCII: a name that is not UTF-8 comes through too, as a program that reads JSON can write it.
+        print(json.dumps(result))
         return
     for part in shown:
-        # File names may hold what rich would read as its own markup.
+        # File names may hold what rich would read as its own markup, or control the terminal.
+        part = "\n".join(map(one_line, part.split("\n"))) if isinstance(part, str) else part
         console.print(part, highlight=False, markup=False, soft_wrap=isinstance(part, str))
 
 

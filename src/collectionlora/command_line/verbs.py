@@ -1,11 +1,11 @@
 """The command line: a verb imports what it needs when it runs, and nothing before.
 
 Text and progress go to stderr; `--json` puts one JSON object on stdout. Exit codes: 0 done, 2 the user can
-fix it (one line), 1 a fault of ours (traceback), 130 interrupted with the state saved.
+fix it (one line), 1 a fault of ours (traceback) or nobody reads the output any more, 130 interrupted with
+the state saved.
 """
 
 import logging
-import os
 import warnings
 from collections.abc import Callable
 from typing import Annotated
@@ -14,7 +14,8 @@ import typer
 
 from collectionlora.command_line import growing, making, using
 from collectionlora.command_line.studio import studio
-from collectionlora.command_line.terminal import faults_in_a_line
+from collectionlora.command_line.terminal import any_terminal, faults_in_a_line
+from collectionlora.system.environment import requested_processes, spare_this_machine_the_proxy
 from collectionlora.system.errors import UserError
 from collectionlora.system.version import __version__
 
@@ -47,7 +48,7 @@ def options(
     version: Annotated[bool, typer.Option("--version", callback=show_version, is_eager=True)] = False,
 ) -> None:
     verb = str(context.invoked_subcommand)
-    if verb not in SEVERAL_PROCESSES and os.environ.get("WORLD_SIZE", "1") != "1":
+    if verb not in SEVERAL_PROCESSES and requested_processes() != 1:
         message, hint = f"{verb} runs in one process", "start it without torchrun"
         raise UserError("environment", "WORLD_SIZE", message, hint)
 
@@ -58,6 +59,7 @@ def main() -> None:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     # Pillow warns of photos that `read_photo` reads all the same, or refuses in its own words.
     warnings.filterwarnings("ignore", module=r"PIL\.")
+    spare_this_machine_the_proxy()
     run: Callable[[], None] = app
-    with faults_in_a_line():
+    with any_terminal(), faults_in_a_line():
         run()

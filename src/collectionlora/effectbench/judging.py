@@ -17,7 +17,8 @@ from collectionlora.collection import Collection, Effect
 from collectionlora.effectbench.bench import GENERAL, Cases, Pictures
 from collectionlora.effectbench.scoring import Measured, Meter
 from collectionlora.pictures.photos import Photo
-from collectionlora.prompting.endpoint import Vlm, plain
+from collectionlora.prompting.answers import plain
+from collectionlora.prompting.endpoint import Vlm
 from collectionlora.system.files import fingerprint, read_models, write_json
 from collectionlora.system.progress import Progress
 

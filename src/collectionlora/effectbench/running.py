@@ -18,6 +18,7 @@ import torch
 
 from collectionlora.adapters.recipe import adapter_path
 from collectionlora.adapters.roles import STUDENT, TEACHER
+from collectionlora.cache import base_identity
 from collectionlora.collection import Collection
 from collectionlora.config import BenchSettings, Settings, result_settings
 from collectionlora.editing import Editor
@@ -90,7 +91,8 @@ class MethodMaker:
         shown = [photo.tobytes() for photo in cases.photos]
         shown += [edit.source.tobytes() + edit.instruction.encode() for edit in cases.edits]
         references = [path for e in self.collection.effects for path in self.collection.reference_paths(e)]
-        parts: list[Any] = [result_settings(self.settings), cases.seeds, *shown, *references]
+        base = base_identity(self.collection.manifest.base)
+        parts: list[Any] = [base, result_settings(self.settings), cases.seeds, *shown, *references]
         if split_steps(name)[0] == TEACHER and effect != GENERAL:
             chosen = self.collection.effect(effect)
             return fingerprint(self.collection.teacher_path(chosen), chosen.teacher_prompt, *parts)
@@ -214,7 +216,7 @@ def run_bench(
         if name not in (SOURCE.name, TRUTH, *BASELINES) and split_steps(name)[0] != TEACHER:
             find_adapter(collection, name)
     cases = heldout.draw(collection, settings.data.resolution)
-    truths = Truths(collection, cases)
+    truths = Truths(collection, cases, heldout.photographs)
     maker = MethodMaker(collection, settings, truths, progress)
     methods, pictures, seconds = make_pictures(maker, names, cases, progress)
     strips = make_strips(maker, methods, cases)

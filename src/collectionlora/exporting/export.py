@@ -18,8 +18,8 @@ from collectionlora.adapters.roles import LoraWeights
 from collectionlora.backbones import guess_family
 from collectionlora.backbones.comfyui import Student
 from collectionlora.backbones.family import ExportFacts
-from collectionlora.collection import PHOTO_SUFFIXES
 from collectionlora.exporting.model_card import Card, Reduction
+from collectionlora.pictures.folders import PHOTO_SUFFIXES
 from collectionlora.system.errors import UserError
 from collectionlora.system.files import copy_whole, write_json, write_tensors, write_text
 

@@ -11,6 +11,7 @@ from collectionlora.backbones.family import Family
 from collectionlora.collection import MANIFEST, Collection
 from collectionlora.system.errors import UserError
 from collectionlora.system.files import copy_whole, refuse_other, write_text
+from collectionlora.system.yaml_reading import read_yaml
 
 HEADER = """\
 # A collection: many effect LoRAs to be distilled into one. All paths are relative to this folder.
@@ -19,7 +20,7 @@ base: {base}    # {what}
 effects:
 """
 EFFECT = """\
-  - name: {name}    # lower-case letters, digits and hyphens; what `edit --effect` is given
+  - name: {written}    # lower-case letters, digits and hyphens; what `edit --effect` is given
     teacher: teachers/{teacher}    # the effect's LoRA; `teach` makes it from pairs/{name}/source and target
     teacher_prompt: {prompt}    # what this LoRA was trained with
     photos: photos/{name}       # about 20 photos, no edited ones needed
@@ -68,10 +69,16 @@ def create(folder: Path, base: str, loras: Sequence[Path], recipe: str = "defaul
     }
     teachers |= {name: f"{name}/{PEFT_FILE}" for name in beside}
     effects = "".join(
-        EFFECT.format(name=name, prompt=json.dumps(prompt, ensure_ascii=False), teacher=teachers[name])
+        EFFECT.format(
+            name=name,
+            written=write_scalar(name),
+            prompt=json.dumps(prompt, ensure_ascii=False),
+            teacher=teachers[name],
+        )
         for name, prompt in entries.items()
     )
-    manifest = HEADER.format(base=base, what=describe_base(base)) + effects + FOOTER.format(recipe=recipe)
+    header = HEADER.format(base=write_scalar(base), what=describe_base(base))
+    manifest = header + effects + FOOTER.format(recipe=recipe)
     Collection.parse(folder, manifest)
     copies = {folder / "teachers" / teachers[name]: path for name, (_, path) in found.items()}
     copies |= {folder / "teachers" / name / PEFT_CONFIG: path for name, path in beside.items()}
@@ -84,6 +91,15 @@ def create(folder: Path, base: str, loras: Sequence[Path], recipe: str = "defaul
     if not (folder / "general.txt").exists():
         write_text(folder / "general.txt", GENERAL)
     write_text(folder / MANIFEST, manifest)
+
+
+def write_scalar(text: str) -> str:
+    """A text as YAML: in quotes where it would be read as something else without them."""
+    try:
+        plain = read_yaml(f"key: {text}") == {"key": text}
+    except ValueError:
+        plain = False
+    return text if plain else json.dumps(text, ensure_ascii=False)
 
 
 def describe_base(base: str) -> str:

@@ -1,16 +1,20 @@
 """Where `edit` writes: results are named after photo and effects, and no file is replaced unasked."""
 
+import os
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from collectionlora.collection import list_photos
+from collectionlora.pictures.folders import list_photos, warn_of_left_out
 from collectionlora.pictures.photos import photo_format
 from collectionlora.system.errors import UserError
+from collectionlora.system.files import fingerprint
 
 OUT = "--out"
+MAX_NAME = 255  # bytes that file systems take
+HASH_LENGTH = 16
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,7 @@ def _plan_folder(folder: Path, choices: Sequence[tuple[str, ...]], out: Path | N
         # The next call would take the results for photos.
         raise UserError(out, OUT, "lies in the folder of the photos", "give a folder outside of it")
     photos = list_photos(folder)
+    warn_of_left_out([folder])
     count = Counter(_same_name(photo.with_suffix("")) for photo in photos)
     jobs = []
     for photo in photos:
@@ -69,7 +74,15 @@ def _plan_folder(folder: Path, choices: Sequence[tuple[str, ...]], out: Path | N
 
 
 def _result_name(name: str, effects: Sequence[str]) -> str:
-    return f"{'-'.join([name, *effects])}.png"
+    """Named after the photo and the effects; a photo's name that would be too long ends in a hash of it."""
+    ending = f"-{'-'.join(effects)}.png"
+    room = MAX_NAME - len(ending)
+    whole = os.fsencode(name)
+    if len(whole) > room > HASH_LENGTH:
+        # A character that is cut in two is left out.
+        start = whole[: room - HASH_LENGTH - 1].decode("utf-8", "ignore")
+        name = f"{start}-{fingerprint(name)}"
+    return f"{name}{ending}"
 
 
 def _same_name(path: Path) -> str:

@@ -10,6 +10,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from collectionlora.config import Settings
+from collectionlora.pictures.colours import convert_to_srgb
+from collectionlora.pictures.folders import reads_heic
 from collectionlora.system.errors import UserError
 from collectionlora.system.files import write_whole
 
@@ -21,18 +23,24 @@ Photo = NDArray[np.uint8]  # [H, W, 3]
 
 
 def read_photo(path: Path, max_pixels: int = MAX_PIXELS) -> Photo:
-    """A photo as uint8 RGB `[H, W, 3]`, upright; transparency over white, 16 bits scaled to 8.
+    """A photo as uint8 RGB `[H, W, 3]` in sRGB, upright; transparency over white, 16 bits scaled to 8.
 
     Raises:
         UserError: missing, not an image, damaged, or too large.
     """
+    formats: tuple[str, ...] = FORMATS
+    if reads_heic():
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+        formats = (*FORMATS, "HEIF")
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with Image.open(path, formats=formats) as image:
             if not 0 < image.width * image.height <= max_pixels:
                 size = f"{image.width} x {image.height}"
                 raise UserError(path, "", f"has {size} pixels", f"keep it under {max_pixels:,} pixels")
             upright = ImageOps.exif_transpose(image)
-            return np.asarray(_to_rgb(upright))
+            return np.asarray(_to_rgb(upright, path))
     except FileNotFoundError:
         raise UserError(path, "", "there is no such file", "check the path") from None
     except UnidentifiedImageError:
@@ -48,17 +56,21 @@ def read_photo(path: Path, max_pixels: int = MAX_PIXELS) -> Photo:
         raise UserError(path, "", reason, "replace or remove it") from None
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image, path: Path) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
         values = np.nan_to_num(np.asarray(image, dtype=np.float32))
         # "I;16" is 16 bits however dark; "I" and "F" do not say what their white is.
         scale = 255 / 65535 if image.mode.startswith("I;16") or values.max() > 255 else 1.0
-        return Image.fromarray((values * scale).clip(0, 255).astype(np.uint8)).convert("RGB")
-    if "A" in image.getbands() or "transparency" in image.info:
+        eight = Image.fromarray((values * scale).clip(0, 255).astype(np.uint8))
+        eight.info = image.info
+        return convert_to_srgb(eight, path)
+    if image.mode != "CMYK" and ("A" in image.getbands() or "transparency" in image.info):
         layered = image.convert("RGBA")
-        white = Image.new("RGBA", layered.size, "white")
-        return Image.alpha_composite(white, layered).convert("RGB")
-    return image.convert("RGB")
+        colours = convert_to_srgb(image.convert("L") if image.mode == "LA" else layered.convert("RGB"), path)
+        white = Image.new("RGB", layered.size, "white")
+        white.paste(colours, mask=layered.getchannel("A"))
+        return white
+    return convert_to_srgb(image, path)
 
 
 def crop_square(photo: Photo, side: int) -> Photo:

@@ -1,10 +1,13 @@
 """Descriptions of effects, written by a vision-language model that sees image pairs (AOP)."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from collectionlora.pictures.photos import Photo
-from collectionlora.prompting.endpoint import Answer, Vlm, plain
+from collectionlora.prompting.answers import offers_several, plain, read_description
+from collectionlora.prompting.endpoint import Answer, Vlm
+from collectionlora.prompting.refusals import is_refusal
 
 INSTRUCTION = """\
 These images are {pairs} of photos, each a photo and then its edited version. All pairs show one and the same
@@ -19,6 +22,7 @@ style, colours, light, material, lines and background.
 REFUSAL = "\n\nYour last answer was refused because it {fault}. Answer again, with the prompt alone."
 MAX_LETTERS = 2000
 TRIES = 2
+EMPTY = re.compile(r"\W*(?:n/?a|none|null|nil|undefined)?\W*", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -42,16 +46,22 @@ def request(teacher_prompt: str, num_pairs: int) -> str:
 
 def find_fault(answer: Answer, description: str) -> str:
     """What is wrong with an answer, as the end of "it ..."; empty if nothing is."""
-    if answer.cut:
-        return "was cut off"
-    if not description:
+    if answer.fault:
+        return answer.fault
+    if EMPTY.fullmatch(description):
         return "is empty"
+    if is_refusal(description) or is_refusal(plain(answer.text)):
+        return "declines"
+    if offers_several(description):
+        return "offers several"
     if "\n" in description:
         return "has several lines"
     if len(description) >= MAX_LETTERS:
         return f"has {MAX_LETTERS} letters or more"
     if "<" in description or ">" in description:
         return "has angle brackets"  # they mark triggers, and special tokens of models
+    if description[0] in "{[":
+        return "is JSON without a prompt"
     return "" if description.isprintable() else "has control characters"
 
 
@@ -68,7 +78,7 @@ def rewrite(vlm: Vlm, photos: Sequence[Photo], teacher_prompt: str) -> Rewritten
     for _ in range(TRIES):
         answer = vlm.ask(photos, text + hint)
         tokens += answer.tokens
-        description = plain(answer.text)
+        description = read_description(answer.text)
         fault = find_fault(answer, description)
         if not fault:
             break

@@ -5,6 +5,7 @@ The manifest's prompt comes first, then one that a vision-language model wrote, 
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -14,7 +15,8 @@ from collectionlora.backbones.base import Backbone
 from collectionlora.cache import cache_path, effect_key
 from collectionlora.collection import PROMPTS, Collection, Effect
 from collectionlora.config import Settings
-from collectionlora.pictures.photos import Photo, read_photo, to_photos
+from collectionlora.pictures.pairs import read_pair
+from collectionlora.pictures.photos import Photo, to_photos
 from collectionlora.prompting.endpoint import Vlm
 from collectionlora.prompting.rewriting import request, rewrite
 from collectionlora.prompting.triggers import add_trigger
@@ -155,8 +157,9 @@ def find_pairs(
         UserError: the folder of pairs or of photos is wrong.
     """
     if collection.pairs_folder(effect).is_dir():
-        paths = [path for pair in collection.pair_paths(effect)[:NUM_PAIRS] for path in pair]
-        return Pairs(fingerprint(*paths), len(paths) // 2, lambda: [read_photo(path) for path in paths])
+        paths = collection.pair_paths(effect)[:NUM_PAIRS]
+        key = fingerprint(*chain.from_iterable(paths))
+        return Pairs(key, len(paths), lambda: [photo for pair in paths for photo in read_pair(*pair)])
     if not collection.teacher_path(effect).exists():
         return None
     key = effect_key(collection, effect, settings)

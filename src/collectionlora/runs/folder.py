@@ -1,6 +1,5 @@
 """A run's folder: one launch holds it at a time, and it remembers what the run was begun with."""
 
-import fcntl
 import json
 import logging
 import os
@@ -15,6 +14,7 @@ from collectionlora.runs.checkpoint import checkpoints, drop_checkpoints, find_u
 from collectionlora.system import processes
 from collectionlora.system.errors import UserError, cannot_write
 from collectionlora.system.files import name_by_date, read_json, write_json
+from collectionlora.system.locks import lock_file
 
 LOCK, FACTS, CHECKPOINTS = "lock", "run.json", "checkpoints"
 log = logging.getLogger(__name__)
@@ -24,7 +24,8 @@ log = logging.getLogger(__name__)
 def hold(folder: Path) -> Iterator[None]:
     """Hold a run's folder inside the block; of one launch the main process holds it for all.
 
-    The kernel frees the lock however its process ends, so a killed run never blocks the next one.
+    The kernel frees the lock however its process ends, so a killed run never blocks the next one. Where there
+    are no locks it is said, and the run goes on.
 
     Raises:
         UserError: another process holds it; names which.
@@ -40,7 +41,7 @@ def hold(folder: Path) -> Iterator[None]:
         raise cannot_write(path, error) from None
     with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock_file(file)
         except BlockingIOError:
             file.seek(0)
             message, hint = f"this run is held by {_holder(file.read())}", "wait for it or stop it"

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from collectionlora.adapters.formats import LoraFile, read_header, read_lora
+from collectionlora.adapters.formats import LoraFile, read_header, read_teacher
 from collectionlora.adapters.recipe import Recipe, adapter_path, read_adapter, write_adapter
 from collectionlora.adapters.roles import STUDENT, target_weights
 from collectionlora.backbones import family_of
@@ -41,7 +41,7 @@ def enter_teacher(collection: Collection, name: str, teacher: Path, teacher_prom
     if name in (e.name for e in collection.effects):
         raise UserError(place, name, "is in the manifest already", "leave out --teacher")
     base = collection.manifest.base
-    read_lora(teacher, target_weights(*family_of(base).empty_network(base)))
+    read_teacher(teacher, target_weights(*family_of(base).empty_network(base)))
     prompt = teacher_prompt or read_header(teacher).get("teacher_prompt")
     if not prompt:
         message = "the file does not say what it was trained with"

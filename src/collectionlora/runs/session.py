@@ -6,13 +6,14 @@ from typing import Any
 
 from torch import Tensor
 
-from collectionlora.adapters.formats import read_lora
+from collectionlora.adapters.formats import read_teacher
 from collectionlora.adapters.merging import merge
 from collectionlora.adapters.recipe import Recipe, write_adapter
 from collectionlora.adapters.roles import STUDENT, TEACHER, Roles, TeacherLibrary, critic_role, target_weights
 from collectionlora.adapters.sharding import shard
 from collectionlora.backbones import family_of, load_backbone
 from collectionlora.backbones.base import Backbone
+from collectionlora.cache import base_facts
 from collectionlora.collection import MANIFEST, Collection
 from collectionlora.config import RECIPES, Settings, SettingsError, resolve, result_settings
 from collectionlora.distillation import Distillation
@@ -109,7 +110,7 @@ class Session:
         check_resolution(collection, self.backbone, settings)
         check_references(collection, settings)
         base = target_weights(self.backbone.network, self.backbone.lora_targets)
-        files = {e.name: read_lora(collection.teacher_path(e), base) for e in collection.effects}
+        files = {e.name: read_teacher(collection.teacher_path(e), base) for e in collection.effects}
         ranks = {STUDENT: settings.student.rank, TEACHER: max(file.rank for file in files.values())}
         if with_sums:
             ranks[TEACHER] = max(ranks.values()) + settings.student.rank
@@ -195,7 +196,8 @@ def distillation_facts(collection: Collection, settings: Settings) -> dict[str, 
     effects = [effect.name for effect in collection.effects]
     # Sharding changes no forward, but which stream the processes take.
     routing = {"model.sharding": settings.model.sharding}
-    return result_settings(settings, sections) | routing | {"effects": effects}
+    others = {"effects": effects, **base_facts(collection.manifest.base)}
+    return result_settings(settings, sections) | routing | others
 
 
 def effect_names(collection: Collection, names: Sequence[str]) -> list[str]:

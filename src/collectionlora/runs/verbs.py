@@ -12,9 +12,12 @@ from torch import Tensor
 from collectionlora.adapters.formats import write_lora
 from collectionlora.adapters.roles import STUDENT
 from collectionlora.backbones import load_backbone
+from collectionlora.cache import base_facts
 from collectionlora.collection import Collection, Effect, open_collection
 from collectionlora.config import Settings, result_settings
-from collectionlora.pictures.photos import read_images
+from collectionlora.pictures.folders import warn_of_left_out
+from collectionlora.pictures.pairs import check_pairs, read_pair
+from collectionlora.pictures.photos import crop_square, to_images
 from collectionlora.prompting.endpoint import Endpoint, Vlm
 from collectionlora.prompting.triggers import cosine_table
 from collectionlora.prompting.writing import PromptWriter
@@ -58,18 +61,22 @@ def teach(
     """Train effect LoRAs from `pairs/NAME/{source,target}`; returns the files written.
 
     Raises:
-        UserError: pairs are missing or do not match.
+        UserError: pairs are missing, do not match, or have sides of other shapes.
         Interrupted: stopped by the user; call again to go on.
     """
     collection = open_collection(collection)
     settings = resolve_settings(collection, overrides or {})
+    paired = effect_names(collection, names)
+    for name in paired:  # the last one's as well are known to be good before the first is trained
+        check_pairs(collection.pair_paths(collection.effect(name)))
+    warn_of_left_out(collection.pair_folders(paired))
     backbone = load_backbone(collection.manifest.base, settings.model)
     check_resolution(collection, backbone, settings)
     check_references(collection, settings)
     roles = build_roles(backbone, {STUDENT: settings.teach.rank}, settings.teach.seed, settings)
     fresh = roles.weights(STUDENT)
     written = []
-    for name in effect_names(collection, names):
+    for name in paired:
         effect, folder = collection.effect(name), collection.folder / "runs" / f"teach-{name}"
         sources, answers = read_pairs(collection, effect, settings)
         shown = read_references(collection, effect, backbone, settings)
@@ -85,6 +92,7 @@ def teach(
                 "base": collection.manifest.base,
                 "teacher_prompt": effect.teacher_prompt,
                 "pairs": fingerprint(*seen),
+                **base_facts(collection.manifest.base),
             }
             report = track(tracker, partial(progress, name))
             run.train(teaching, settings, facts, collection, seen, report, resume)
@@ -99,10 +107,11 @@ def read_pairs(collection: Collection, effect: Effect, settings: Settings) -> tu
     """An effect's image pairs, matched by file name; two tensors `[N, 3, side, side]` in [0, 1].
 
     Raises:
-        UserError: a file without its partner.
+        UserError: a file without its partner, or a pair whose sides have other shapes.
     """
-    sides = zip(*collection.pair_paths(effect), strict=True)
-    sources, targets = (read_images(side, settings) for side in sides)
+    side, pairs = settings.data.resolution, collection.pair_paths(effect)
+    photos = [[crop_square(photo, side) for photo in read_pair(*pair)] for pair in pairs]
+    sources, targets = (to_images(photos_of_side) for photos_of_side in zip(*photos, strict=True))
     return sources, targets
 
 

@@ -61,7 +61,7 @@ class Handlers:
         if photo is None:
             raise gr.Error("There is no photo yet: drop one first.", title="No photo")
         try:
-            jobs = self.studio.submit(photo, wanted, int(steps), int(seed), strength, references)
+            jobs = self.studio.submit(photo, wanted, int(steps), int(seed or 0), strength, references)
         except UserError as error:
             raise gr.Error(f"{error.message}; {error.hint}.", title="Not possible") from None
         self.running.setdefault(visitor, []).extend(jobs)

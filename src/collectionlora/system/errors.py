@@ -61,7 +61,7 @@ def cannot_write(path: Path | str, error: OSError) -> UserError:
 def explain_fault(error: Exception) -> UserError | None:
     """No fault of this process: no memory, no space, no permission, another process gone; else None."""
     if isinstance(error, OSError) and error.errno in HINTS:
-        return UserError(error.filename or "", "", error.strerror or str(error), HINTS[error.errno])
+        return UserError(error.filename or "output", "", error.strerror or str(error), HINTS[error.errno])
     # torch's own classes and texts, without an import of torch.
     text = str(error).lower()
     if isinstance(error, MemoryError) or (

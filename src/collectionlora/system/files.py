@@ -26,6 +26,7 @@ from torch import Tensor
 
 from collectionlora.system.errors import UserError, cannot_write
 
+MAX_NAME = 120  # bytes of a file's name that fit into a temporary one, which file systems end at 255
 Model = TypeVar("Model", bound=BaseModel)
 log = logging.getLogger(__name__)
 NUMBERS = re.compile(r'\[\n([^][{}"]+)\]')  # a list over several lines; line breaks in texts are escaped
@@ -38,20 +39,22 @@ def write_whole(path: Path) -> Iterator[Path]:
     Raises:
         UserError: the disk is full, the folder is read-only, or the like.
     """
-    partial = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.partial")
+    # A name that a file system takes as it is may be too long for it with more around it.
+    short = path.name if len(os.fsencode(path.name)) <= MAX_NAME else fingerprint(path.name)
+    partial = path.with_name(f".{short}.{socket.gethostname()}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(path.parent)
         try:
             yield partial
+            # Otherwise a loss of power can leave the new name with nothing behind it.
+            put_on_disk(partial)
             # safetensors makes files that only their owner reads; follow the user's umask as others do.
             umask = os.umask(0)
             os.umask(umask)
             partial.chmod(0o666 & ~umask)
-            # Otherwise a loss of power can leave the new name with nothing behind it.
-            put_on_disk(partial)
             partial.replace(path)
-            with suppress(OSError):  # some network file systems cannot
+            with suppress(OSError):  # some network file systems cannot, nor can Windows
                 put_on_disk(path.parent)
         finally:
             partial.unlink(missing_ok=True)
@@ -61,7 +64,8 @@ def write_whole(path: Path) -> Iterator[Path]:
 
 def put_on_disk(path: Path) -> None:
     """Wait until a file, or a folder's list of names, survives a loss of power."""
-    descriptor = os.open(path, os.O_RDONLY)
+    # Windows syncs only what is open for writing.
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(descriptor)
     finally:
@@ -77,6 +81,8 @@ def _remove_abandoned(folder: Path) -> None:
 
 
 def _lives(process: int) -> bool:
+    if os.name == "nt":  # where this call would end the process
+        return True
     try:
         os.kill(process, 0)
     except ProcessLookupError:
@@ -93,9 +99,17 @@ def sha256(path: Path) -> str:
 
 
 def sha256_once(path: Path) -> str:
-    """The same, read once in a process as long as the file stays as it is: a teacher may have gigabytes."""
-    state = path.stat()
-    return _sha256_of(path.absolute(), state.st_ino, state.st_size, state.st_mtime_ns)
+    """The same, read once in a process as long as the file stays as it is: a teacher may have gigabytes.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        state = path.stat()
+        return _sha256_of(path.absolute(), state.st_ino, state.st_size, state.st_mtime_ns)
+    except OSError as error:
+        hint = "put a readable file there, or remove it"
+        raise UserError(path, "", f"cannot be read ({error.strerror or error})", hint) from None
 
 
 @cache
@@ -158,7 +172,10 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """An entry a line, and a list of numbers on one line: there are thousands in the result of a bench."""
     text = json.dumps(value, indent=1, ensure_ascii=False)
-    write_text(path, NUMBERS.sub(lambda found: f"[{' '.join(found[1].split())}]", text) + "\n")
+    text = NUMBERS.sub(lambda found: f"[{' '.join(found[1].split())}]", text) + "\n"
+    with write_whole(path) as partial:
+        # What is no character, of a file name that is not UTF-8, becomes its escape in JSON.
+        partial.write_bytes(text.encode("utf-8", "backslashreplace"))
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

@@ -22,6 +22,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from collectionlora.system.environment import requested_processes
 from collectionlora.system.errors import UserError
 
 T = TypeVar("T")
@@ -30,25 +31,20 @@ PATIENCE = timedelta(days=1)
 BUCKET = 2**23  # gradients reduced at once, in elements
 
 
-def requested() -> int:
-    """How many processes the launcher says that there are."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
 @contextmanager
 def joined() -> Iterator[None]:
     """Meet the other processes of the launch and take this process' device; inside it, nothing changes.
 
     Raises:
-        UserError: the launcher asks for another number of processes than there are.
+        UserError: the launcher asks for another number of processes than there are, or for none.
     """
-    if dist.is_initialized() or requested() == 1:
+    if dist.is_initialized() or requested_processes() == 1:
         _check()
         yield
         return
     try:
         dist.init_process_group(timeout=PATIENCE)
-    except ValueError as error:
+    except (ValueError, dist.DistError) as error:
         hint = "launch with torchrun --nproc-per-node N -m -- collectionlora ..., or unset WORLD_SIZE"
         raise UserError("environment", "WORLD_SIZE", f"no group of processes ({error})", hint) from None
     try:
@@ -60,8 +56,8 @@ def joined() -> Iterator[None]:
 
 
 def _check() -> None:
-    if "WORLD_SIZE" in os.environ and requested() != world_size():
-        message = f"asks for {requested()} processes, {world_size()} have met"
+    if os.environ.get("WORLD_SIZE") and requested_processes() != world_size():
+        message = f"asks for {requested_processes()} processes, {world_size()} have met"
         raise UserError("environment", "WORLD_SIZE", message, "start all of them with torchrun")
 
 
