@@ -14,6 +14,7 @@ from collectionlora.adapters.roles import STUDENT, Roles
 from collectionlora.backbones.nano import NanoBackbone
 from collectionlora.collection import Collection
 from collectionlora.effectbench.baselines import BASELINES, FLOW_MATCHING, GENERAL, STACK, Baselines
+from collectionlora.effectbench.encodings import Encodings
 from collectionlora.runs.session import Session, resolve_settings
 
 SETTINGS = {
@@ -59,7 +60,7 @@ def quiet(*_):
 
 @pytest.fixture(scope="module")
 def baselines(session):
-    return Baselines(session, quiet)
+    return Baselines(session, Encodings(session), quiet)
 
 
 def log(session, name):

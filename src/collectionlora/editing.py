@@ -12,7 +12,7 @@ from collectionlora.adapters.roles import STUDENT, Roles
 from collectionlora.backbones import load_backbone
 from collectionlora.backbones.base import Backbone, Condition, encode_condition
 from collectionlora.pictures.destinations import plan_jobs, select_jobs
-from collectionlora.pictures.photos import Photo, fit, read_photo, resize, to_photos, write_photo
+from collectionlora.pictures.photos import Photo, chunks, fit, read_photo, resize, to_photos, write_photo
 from collectionlora.prompting.triggers import compose
 from collectionlora.sampling import Denoiser, noise_like, sample_few_steps
 from collectionlora.system.errors import UserError
@@ -149,12 +149,28 @@ class Editor:
             if not 0 <= strength <= 1:
                 raise UserError("", "strength", f"is {strength}", "give a number from 0 to 1")
         condition = encode_condition(self.backbone, prompts, images, references)
+        parts = chunks(len(images), self.backbone.max_batch(condition))
+        with self.roles.frozen(STUDENT):
+            latents = [
+                self.draw(condition[part], seeds[part], steps, strengths[part], after_step) for part in parts
+            ]
+        return self.backbone.decode(torch.cat(latents))
+
+    @torch.no_grad()
+    def draw(
+        self,
+        condition: Condition,
+        seeds: Sequence[int],
+        steps: int | None = None,
+        strengths: Sequence[float] | None = None,
+        after_step: Callable[[], None] = lambda: None,
+    ) -> Tensor:
+        """The latents of what `sample` makes, from what is encoded, all in one forward."""
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         with self.roles.frozen(STUDENT):
-            denoiser = Dial(self.backbone, condition, strengths, after_step)
+            denoiser = Dial(self.backbone, condition, strengths or [1.0] * len(seeds), after_step)
             noise, num_steps = noise_like(condition.source, generators), steps or self.recipe.steps
-            latents = sample_few_steps(denoiser, noise, num_steps, generators, self.recipe.shift)
-        return self.backbone.decode(latents)
+            return sample_few_steps(denoiser, noise, num_steps, generators, self.recipe.shift)
 
 
 def edit(

@@ -27,6 +27,11 @@ class Prompt:
         pooled = None if self.pooled is None else self.pooled[index]
         return Prompt(self.tokens[index], self.mask[index], pooled)
 
+    def trim(self) -> "Prompt":
+        """Without the last tokens that are padding in every row."""
+        length = int(self.mask.sum(dim=1).max())
+        return Prompt(self.tokens[:, :length], self.mask[:, :length], self.pooled)
+
     def expand(self, batch: int) -> "Prompt":
         """One prompt repeated for a batch, without copying."""
         pooled = None if self.pooled is None else self.pooled.expand(batch, -1)
@@ -119,12 +124,15 @@ class Backbone(Protocol):
         prompts_see_photos: a text is encoded together with the photo it is about, so that an encoded prompt
             belongs to one photo.
         fuses_lora: the weights that carry LoRA are small enough to be held twice (`Roles.frozen`).
+        guides_in_one_batch: both branches of guidance run as one forward. Apart they need half the memory
+            and no mask, for each has prompts of one length: right where one image fills a device.
     """
 
     network: Any
     side_multiple: int
     prompts_see_photos: bool
     fuses_lora: bool
+    guides_in_one_batch: bool
 
     @property
     def lora_targets(self) -> tuple[str, ...]:
@@ -154,6 +162,10 @@ class Backbone(Protocol):
 
     def shapes(self, resolution: int) -> Shapes:
         """Shapes of what the network reads for a square photo and a text of common length."""
+        ...
+
+    def max_batch(self, condition: Condition) -> int:
+        """How many images, each with a condition of these sizes, a forward without gradient takes at once."""
         ...
 
     def prepare(self, condition: Condition) -> Any:

@@ -23,7 +23,7 @@ from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from huggingface_hub import snapshot_download
 from torch import Tensor, nn
 
-from collectionlora.backbones.base import Backbone
+from collectionlora.backbones.base import Backbone, Condition
 from collectionlora.backbones.known import find_known
 from collectionlora.backbones.quantization import quantize
 from collectionlora.collection import MANIFEST
@@ -32,6 +32,9 @@ from collectionlora.objectives import guided
 from collectionlora.system.errors import UserError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+# Of all images of a forward: one edit of 1024 x 1024 pixels, its noisy image and its photo. Such a batch
+# keeps a large GPU busy; a larger one needs memory in proportion and is not faster.
+MAX_TOKENS = 2 * (1024 // 16) ** 2
 # What a base of billions of parameters asks for, beside what its own file adds; the paper's ranks.
 LARGE: dict[str, dict[str, Any]] = {
     "model": {"dtype": "bfloat16", "gradient_checkpointing": True},
@@ -117,6 +120,7 @@ class DiffusersBackbone(Backbone):
     lora_roots: ClassVar[tuple[str, ...]]
     prompts_see_photos = False
     fuses_lora = False
+    guides_in_one_batch = False
     reads_references: ClassVar[bool] = False  # several images, not the photo alone
     side_multiple = 16
 
@@ -256,6 +260,14 @@ class DiffusersBackbone(Backbone):
     def _num_tokens(self, noise: Tensor) -> int:
         """Tokens of latents `[B, C, H, W]`."""
         return noise.shape[-2] * noise.shape[-1] // 4
+
+    def max_batch(self, condition: Condition) -> int:
+        images = (
+            condition.source,
+            condition.source,
+            *condition.references,
+        )  # the noisy image is as the photo
+        return max(1, MAX_TOKENS // sum(self._num_tokens(latents) for latents in images))
 
     def teacher_sigmas(self, num_steps: int, noise: Tensor) -> Tensor:
         if num_steps == 1:  # a schedule that is stretched to its last sigma needs two

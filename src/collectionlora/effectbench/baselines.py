@@ -14,10 +14,10 @@ from torch import Tensor
 
 from collectionlora.adapters.merging import MERGES, add, merge
 from collectionlora.adapters.roles import LoraWeights
-from collectionlora.backbones.base import encode_condition
 from collectionlora.collection import Collection
 from collectionlora.config import Settings, replace_settings
 from collectionlora.effectbench.bench import GENERAL, Method
+from collectionlora.effectbench.encodings import Encodings
 from collectionlora.runs.inputs import distillation_inputs
 from collectionlora.runs.run import open_run
 from collectionlora.runs.session import Session
@@ -46,8 +46,8 @@ class Baselines:
         session: its teacher slot has room for a teacher or student and the acceleration LoRA on top.
     """
 
-    def __init__(self, session: Session, progress: Progress):
-        self.session, self.progress = session, progress
+    def __init__(self, session: Session, encodings: Encodings, progress: Progress):
+        self.session, self.encodings, self.progress = session, encodings, progress
         self.teachers = dict(session.teachers.teachers)
 
     @cached_property
@@ -97,23 +97,19 @@ class Baselines:
 
         @torch.no_grad()
         def run(effect: str, images: Tensor, texts: Sequence[str], seeds: Sequence[int]) -> Tensor:
-            references = [] if effect == GENERAL else self.session.references(effect)
-            generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-            condition = encode_condition(backbone, list(texts), images, references)
+            latents = []
             with library.use(f"{name}/{effect}"):
-                denoiser = Denoiser(backbone, condition)
-                noise = noise_like(condition.source, generators)
-                latents = sample_few_steps(denoiser, noise, steps, generators, shift)
-            return backbone.decode(latents)
+                for part, condition in self.encodings.in_parts(effect, texts, images):
+                    generators = [torch.Generator().manual_seed(seed) for seed in seeds[part]]
+                    denoiser, noise = Denoiser(backbone, condition), noise_like(condition.source, generators)
+                    latents.append(sample_few_steps(denoiser, noise, steps, generators, shift))
+            return backbone.decode(torch.cat(latents))
 
         def sample(effect: str, images: Tensor, seeds: Sequence[int]) -> Tensor:
             return run(effect, images, [prompts[effect]] * len(images), seeds)
 
-        def instructions(images: Tensor, texts: Sequence[str], seeds: Sequence[int]) -> Tensor:
-            return run(GENERAL, images, texts, seeds)
-
         one = library.teachers[f"{name}/{GENERAL}"]
-        return Method(name, steps, sample, instructions, num_bytes(one))
+        return Method(name, steps, sample, partial(run, GENERAL), num_bytes(one))
 
 
 def num_bytes(lora: LoraWeights) -> int:

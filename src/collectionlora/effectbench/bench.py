@@ -4,12 +4,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from collectionlora.effects.crops import PhotoPool
 from collectionlora.effects.ordinary import ORDINARY_EDITS, Edit, draw_edit
-from collectionlora.pictures.photos import Photo, chunks, crop_square, to_images, to_photos
+from collectionlora.pictures.photos import Photo, crop_square, to_images, to_photos
 from collectionlora.system.errors import UserError
 
 GENERAL = "general"
@@ -92,14 +91,11 @@ def join_cases(drawn: Sequence[Cases]) -> Cases:
 
 def make(method: Method, effect: str, cases: Cases) -> list[Photo]:
     """A method's pictures of one effect."""
-    images = to_images(cases.photos)
-    made = [method.sample(effect, images[part], cases.seeds[part]) for part in chunks(len(images))]
-    return to_photos(torch.cat(made))
+    return to_photos(method.sample(effect, to_images(cases.photos), cases.seeds))
 
 
 def make_edits(method: Method, cases: Cases) -> list[Photo]:
     """A method's pictures of the ordinary edits."""
     sources = to_images([e.source for e in cases.edits])
     texts, seeds = [e.instruction for e in cases.edits], list(range(len(cases.edits)))
-    made = [method.general(sources[part], texts[part], seeds[part]) for part in chunks(len(sources))]
-    return to_photos(torch.cat(made))
+    return to_photos(method.general(sources, texts, seeds))

@@ -5,15 +5,16 @@ few steps, undistilled), `student` (the adapter's own number of steps), `student
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from collectionlora.adapters.roles import BASE, STUDENT, TEACHER
-from collectionlora.backbones.base import encode_condition, repeat_references
-from collectionlora.editing import Editor, strength_strip
-from collectionlora.effectbench.bench import Method
-from collectionlora.pictures.photos import Photo
+from collectionlora.editing import STRIP, Editor
+from collectionlora.effectbench.bench import GENERAL, Method
+from collectionlora.effectbench.encodings import Encodings
+from collectionlora.pictures.photos import Photo, to_photos
 from collectionlora.runs.session import Session
 from collectionlora.sampling import Denoiser, Generators, noise_like, sample_few_steps, sample_many_steps
 
@@ -23,69 +24,80 @@ SOURCE = Method("source", 0, lambda effect, images, seeds: images, lambda images
 Sample = Callable[[Denoiser, Tensor, Generators], Tensor]
 
 
-def student_method(
-    editor: Editor, steps: int, references: Callable[[str], Sequence[Tensor]], name: str = STUDENT
-) -> Method:
-    """A finished adapter at `steps`, without guidance; `references` by effect."""
+def student_method(editor: Editor, steps: int, encodings: Encodings, name: str = STUDENT) -> Method:
+    """A finished adapter at `steps`, without guidance."""
+    backbone = editor.backbone
+
+    def run(
+        effect: str,
+        images: Tensor,
+        texts: Sequence[str],
+        seeds: Sequence[int],
+        strengths: Sequence[float] | None = None,
+    ) -> Tensor:
+        strengths = strengths or [1.0] * len(seeds)
+        with editor.roles.frozen(STUDENT):
+            latents = [
+                editor.draw(condition, seeds[part], steps, strengths[part])
+                for part, condition in encodings.in_parts(effect, texts, images)
+            ]
+        return backbone.decode(torch.cat(latents))
+
+    def prompt(effect: str) -> str:
+        return editor.prompt([effect], len(encodings.references(effect)))
 
     def sample(effect: str, images: Tensor, seeds: Sequence[int]) -> Tensor:
-        shown = references(effect)
-        prompt = editor.prompt([effect], len(shown))
-        return editor.sample(images, [prompt] * len(images), seeds, steps, references=shown)
-
-    def general(images: Tensor, prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
-        return editor.sample(images, prompts, seeds, steps)
+        return run(effect, images, [prompt(effect)] * len(images), seeds)
 
     def strip(effect: str, photo: Photo, seed: int) -> list[Photo]:
-        return strength_strip(editor, photo, effect, seed, steps, references(effect))
+        count, image = len(STRIP), editor.fit(photo)
+        images = image.expand(count, -1, -1, -1)
+        return to_photos(run(effect, images, [prompt(effect)] * count, [seed] * count, STRIP))
 
     name = name if steps == editor.recipe.steps else f"{name}-{steps}"
-    return Method(name, steps, sample, general, strip=strip)
+    return Method(name, steps, sample, partial(run, GENERAL), strip=strip)
 
 
-def teacher_method(session: Session) -> Method:
+def teacher_method(session: Session, encodings: Encodings) -> Method:
     """Each effect's own LoRA in its many guided steps."""
     steps = session.settings.targets.steps
 
     def sample(denoiser: Denoiser, noise: Tensor, _generators: Generators) -> Tensor:
         return sample_many_steps(denoiser, noise, steps)
 
-    return _guided_method(session, TEACHER, steps, sample)
+    return _guided_method(session, encodings, TEACHER, steps, sample)
 
 
-def undistilled_method(session: Session, steps: int) -> Method:
+def undistilled_method(session: Session, encodings: Encodings, steps: int) -> Method:
     """Each effect's own LoRA, still guided, in the student's few steps: what distillation has to beat."""
     shift = session.settings.sampling.shift
 
     def sample(denoiser: Denoiser, noise: Tensor, generators: Generators) -> Tensor:
         return sample_few_steps(denoiser, noise, steps, generators, shift)
 
-    return _guided_method(session, f"{TEACHER}-{steps}", steps, sample)
+    return _guided_method(session, encodings, f"{TEACHER}-{steps}", steps, sample)
 
 
-def _guided_method(session: Session, name: str, steps: int, sample: Sample) -> Method:
+def _guided_method(session: Session, encodings: Encodings, name: str, steps: int, sample: Sample) -> Method:
     """The effects' own LoRAs, and the bare base for ordinary instructions, under one sampler."""
     backbone, guidance_scale = session.backbone, session.settings.targets.guidance_scale
     prompts = {e.name: e.teacher_prompt for e in session.collection.effects}
 
     @torch.no_grad()
-    def run(
-        images: Tensor, texts: Sequence[str], seeds: Sequence[int], references: Sequence[Tensor] = ()
-    ) -> Tensor:
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        cond = encode_condition(backbone, list(texts), images, references)
-        seen = [images, *repeat_references(references, len(images))]
-        uncond = cond.with_prompt(backbone.encode_prompt([""] * len(texts), seen))
-        denoiser = Denoiser(backbone, cond, uncond, guidance_scale)
-        return backbone.decode(sample(denoiser, noise_like(cond.source, generators), generators))
+    def run(effect: str, images: Tensor, texts: Sequence[str], seeds: Sequence[int]) -> Tensor:
+        latents = []
+        uncond = encodings.in_parts(effect, [""] * len(texts), images)
+        with session.teachers.use(BASE if effect == GENERAL else effect):
+            for (part, cond), (_, empty) in zip(
+                encodings.in_parts(effect, texts, images), uncond, strict=True
+            ):
+                generators = [torch.Generator().manual_seed(seed) for seed in seeds[part]]
+                denoiser = Denoiser(backbone, cond, empty, guidance_scale)
+                latents.append(sample(denoiser, noise_like(cond.source, generators), generators))
+        return backbone.decode(torch.cat(latents))
 
     def effect(name: str, images: Tensor, seeds: Sequence[int]) -> Tensor:
-        with session.teachers.use(name):
-            return run(images, [prompts[name]] * len(images), seeds, session.references(name))
-
-    def general(images: Tensor, texts: Sequence[str], seeds: Sequence[int]) -> Tensor:
-        with session.teachers.use(BASE):
-            return run(images, texts, seeds)
+        return run(name, images, [prompts[name]] * len(images), seeds)
 
     branches = 1 if guidance_scale == 1 else 2
-    return Method(name, branches * steps, effect, general)
+    return Method(name, branches * steps, effect, partial(run, GENERAL))

@@ -31,6 +31,7 @@ from collectionlora.effectbench.bench import (
     make,
     make_edits,
 )
+from collectionlora.effectbench.encodings import Encodings
 from collectionlora.effectbench.gallery import Result, show
 from collectionlora.effectbench.heldout import Heldout
 from collectionlora.effectbench.judging import Judge
@@ -59,7 +60,8 @@ class MethodMaker:
     def __init__(self, collection: Collection, settings: Settings, truths: Truths, progress: Progress):
         self.collection, self.settings, self.truths = collection, settings, truths
         self.session = Session(collection, settings, with_critics=False, with_sums=True)
-        self.baselines = Baselines(self.session, progress)
+        self.encodings = Encodings(self.session)
+        self.baselines = Baselines(self.session, self.encodings, progress)
 
     def method(self, name: str) -> Method:
         """`source`, `truth`, `teacher`, `teacher-8`, `student`, `student-4`, RUN, RUN-4, a baseline.
@@ -77,12 +79,13 @@ class MethodMaker:
             return self.baselines.method(name)
         role, steps = split_steps(name)
         if role == TEACHER:
-            method = undistilled_method(self.session, steps) if steps else teacher_method(self.session)
+            makers = self.session, self.encodings
+            method = undistilled_method(*makers, steps) if steps else teacher_method(*makers)
             files = {self.collection.teacher_path(e) for e in self.collection.effects}
             return replace(method, num_bytes=sum(path.stat().st_size for path in files))
         path = find_adapter(self.collection, name)
         editor = Editor.load(path)
-        method = student_method(editor, steps or editor.recipe.steps, self.session.references, role)
+        method = student_method(editor, steps or editor.recipe.steps, self.encodings, role)
         return replace(method, num_bytes=path.stat().st_size)
 
     def key(self, name: str, effect: str, cases: Cases) -> str:

@@ -161,7 +161,7 @@ class TargetMaker:
         total = len(condition.source)
         noise = torch.randn(condition.source.shape, generator=torch.Generator().manual_seed(seed >> 1))
         done = []
-        for part in chunks(total):
+        for part in chunks(total, self.backbone.max_batch(condition)):
             some = condition[part]
             targets = self.settings.targets
             denoiser = Denoiser(self.backbone, some, some.with_prompt(uncond[part]), targets.guidance_scale)
