@@ -1,14 +1,23 @@
 """What a base of billions of parameters needs, counted over true configurations and on tiny copies."""
 
+import numpy as np
 import pytest
 import tiny_pipelines
 import torch
+import yaml
+from PIL import Image
+from safetensors.torch import save_file
 
+from collectionlora.adapters.low_rank import change
+from collectionlora.adapters.roles import TEACHER
 from collectionlora.backbones import load_backbone
 from collectionlora.backbones.base import Condition
 from collectionlora.backbones.diffusers_model import MAX_TOKENS
 from collectionlora.backbones.nano import NanoBackbone
+from collectionlora.backbones.quantization import whole_weight
+from collectionlora.collection import Collection
 from collectionlora.config import ModelSettings
+from collectionlora.runs.session import Session, resolve_settings
 from collectionlora.sampling import Denoiser, sample_many_steps
 
 MODEL = ModelSettings(condition_resolution=56)
@@ -62,3 +71,61 @@ def test_guidance_of_a_large_base_is_two_forwards_without_a_mask(folder):
     joint = sample_many_steps(Denoiser(backbone, condition, uncond, 4.0), noise, 2)
     assert [batch for batch, _ in seen[8:]] == [4, 4]
     torch.testing.assert_close(apart, joint, atol=1e-4, rtol=1e-4)
+
+
+SMALL = {
+    "model": {"condition_resolution": 56, "gradient_checkpointing": False},
+    "data": {"resolution": 32},
+    "student": {"rank": 2},
+    "critic": {"rank": 2},
+    "targets": {"steps": 1, "guidance_scale": 4, "general": 2},
+    "teach": {"steps": 1, "rank": 2},
+    "distill": {"student_updates": 1, "student_update_every": 1, "rollout_steps": [2], "effect_ratio": 1},
+    "log": {"tracker": "none"},
+}
+QUERY, IMAGE_MLP = "transformer_blocks.0.attn.to_q", "transformer_blocks.1.img_mlp.net.2"
+
+
+def make_collection(path, base, **settings):
+    """Two effects over a tiny base: a LoRA, and a DoRA in PEFT's words."""
+    rng, generator = np.random.default_rng(0), torch.Generator().manual_seed(0)
+    (path / "photos").mkdir(parents=True)
+    for index in range(3):
+        Image.fromarray(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(path / f"photos/{index}.png")
+    (path / "general.txt").write_text("blur\n")
+    lora = {}
+    for module, (outs, ins) in {QUERY: (64, 64), IMAGE_MLP: (64, 256)}.items():
+        lora[f"transformer.{module}.lora_A.weight"] = torch.randn(2, ins, generator=generator)
+        lora[f"transformer.{module}.lora_B.weight"] = torch.randn(outs, 2, generator=generator)
+    save_file(lora, path / "plain.safetensors")
+    magnitude = 1 + torch.rand(64, generator=generator)
+    save_file({**lora, f"transformer.{QUERY}.lora_magnitude_vector": magnitude}, path / "dora.safetensors")
+    effects = [
+        {"name": name, "teacher": f"{name}.safetensors", "teacher_prompt": f"make it {name}", "photos": "photos"}
+        for name in ("plain", "dora")
+    ]
+    layers = {name: {**SMALL.get(name, {}), **settings.get(name, {})} for name in {*SMALL, *settings}}
+    general = {"photos": "photos", "prompts": "general.txt"}
+    manifest = {"base": str(base), "effects": effects, "general": general, "settings": layers}
+    (path / "collection.yaml").write_text(yaml.safe_dump(manifest))
+    return Collection.load(path), magnitude
+
+
+def open_session(collection, **rest):
+    return Session(collection, resolve_settings(collection, {}), **{"with_critics": False, **rest})
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_a_session_over_a_quantised_base_reads_teachers_of_every_kind(kind, folder, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    collection, magnitude = make_collection(tmp_path / "mine", folder, model={"quantization": kind})
+    session = open_session(collection)
+    plain, dora = (session.teacher_files[name] for name in ("plain", "dora"))
+    assert set(plain) == set(dora) == {QUERY, IMAGE_MLP}
+    # The magnitudes are the lengths of the rows of what the network really computes with.
+    whole = whole_weight(session.backbone.network.get_submodule(QUERY)).float()
+    lengths = (whole + change(tuple(factor.float() for factor in dora[QUERY]))).norm(dim=1)
+    torch.testing.assert_close(lengths, magnitude, atol=0.02, rtol=0.02)
+    streams = session.make_targets(lambda *_: None)
+    assert not torch.equal(streams.effects[0].targets, streams.effects[1].targets)
+    assert {p.dtype for p in session.roles.parameters(TEACHER)} == {torch.bfloat16}

@@ -3,7 +3,7 @@
 Every tensor of a file is either used or the file is refused by name. `docs/lora-files.md` says what is read.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -82,13 +82,18 @@ def read_header(path: Path) -> dict[str, str]:
         return file.metadata() or {}
 
 
-def read_lora(path: Path, base: Mapping[str, Tensor] | None = None) -> LoraFile:
+def read_lora(
+    path: Path,
+    base: Mapping[str, Tensor] | None = None,
+    read_weight: Callable[[str], Tensor] | None = None,
+) -> LoraFile:
     """Read an adapter; `W + (alpha / rank) * B @ A`, alpha defaulting to the rank.
 
     Args:
         base: weights of all modules of the base that take a LoRA, by name (`roles.target_weights`); they
             resolve underscored names, check shapes, and DoRA needs their values. Without them the names are
             taken as they stand.
+        read_weight: reads one of these weights where `base` has only its shape, or holds it packed.
 
     Raises:
         UserError: not a safetensors file, a key that is not used, a module that the base lacks, an incomplete
@@ -116,11 +121,13 @@ def read_lora(path: Path, base: Mapping[str, Tensor] | None = None) -> LoraFile:
         prefixes.add(prefix)
     if not parts:
         raise UserError(path, "", "holds no LoRA weights", "give the file of a trained LoRA")
-    weights: LoraWeights = {}
+    weights: dict[str, Factors] = {}
     scales, losses = {}, {}
     for module, found in parts.items():
         pieces = fused.get(module, (module,))
         bases = [] if base is None else [base[piece] for piece in pieces]
+        if read_weight is not None and found.keys() & set(MAGNITUDES):
+            bases = [read_weight(piece) for piece in pieces]
         weight = torch.cat(bases) if len(bases) > 1 else next(iter(bases), None)
         built, scale = read_module(path, module, found, header, weight)
         kinds.add(built.kind)

@@ -91,6 +91,7 @@ class NanoBackbone:
         *("pixel_in", "pixel_mod.0", "pixel_mod.1", "pixel_mod.2", "pixel_mix.0", "pixel_mix.1", "proj_out"),
     )
     side_multiple, prompts_see_photos, fuses_lora, guides_in_one_batch = 8, False, True, True
+    dtype = torch.float32
 
     def __init__(self, config: NanoConfig | None = None):
         config = config or NanoConfig()

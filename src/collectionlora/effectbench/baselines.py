@@ -48,7 +48,7 @@ class Baselines:
 
     def __init__(self, session: Session, encodings: Encodings, progress: Progress):
         self.session, self.encodings, self.progress = session, encodings, progress
-        self.teachers = dict(session.teachers.teachers)
+        self.teachers = session.teacher_files
 
     @cached_property
     def acceleration(self) -> LoraWeights:

@@ -47,13 +47,18 @@ def encode_for_photos(
 
 
 class TargetMaker:
-    """Makes and caches the data of one collection."""
+    """Makes and caches the data of one collection.
+
+    Args:
+        teachers: loads them with their network; asked only when something is sampled, after the encoders
+            have been released.
+    """
 
     def __init__(
         self,
         collection: Collection,
         backbone: Backbone,
-        teachers: TeacherLibrary,
+        teachers: Callable[[], TeacherLibrary],
         settings: Settings,
         progress: Progress,
     ):
@@ -124,7 +129,7 @@ class TargetMaker:
             condition = Condition(
                 teacher.of_photos(photo), sources[photo], repeat_references(references, len(photo))
             )
-            with self.teachers.use(effect.name):
+            with self.teachers().use(effect.name):
                 targets = self._sample(effect.name, condition, uncond.of_photos(photo), int(key, 16))
             # With the sources, so that this file alone holds image pairs.
             return {"sources": sources, "targets": targets.unflatten(0, (len(sources), samples))}
@@ -142,7 +147,7 @@ class TargetMaker:
         def make() -> dict[str, Tensor]:
             photo = torch.arange(len(sources))
             condition = Condition(prompt.of_photos(photo), sources)
-            with self.teachers.use(None):
+            with self.teachers().use(None):
                 return {"targets": self._sample("general", condition, uncond.of_photos(photo), int(key, 16))}
 
         return GeneralData(sources, prompt, self._cached("general", key, make)["targets"], uncond)

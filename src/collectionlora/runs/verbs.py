@@ -205,7 +205,7 @@ def distill(
         elif not resume:
             refuse_finished(folder, facts)
         if settings.match.start == "merge":  # of a resumed run as well, which may find no whole checkpoint
-            session.start_from_merge()
+            session.first_student = session.merge_teachers
         distillation = session.distillation(progress)
         facts, inputs = session.facts(), distillation_inputs(collection)
         with Watch(distillation, folder) as watch:
