@@ -8,6 +8,7 @@ import yaml
 from PIL import Image
 from safetensors.torch import save_file
 
+import collectionlora
 from collectionlora.adapters.low_rank import change
 from collectionlora.adapters.roles import TEACHER
 from collectionlora.backbones import load_backbone
@@ -101,7 +102,12 @@ def make_collection(path, base, **settings):
     magnitude = 1 + torch.rand(64, generator=generator)
     save_file({**lora, f"transformer.{QUERY}.lora_magnitude_vector": magnitude}, path / "dora.safetensors")
     effects = [
-        {"name": name, "teacher": f"{name}.safetensors", "teacher_prompt": f"make it {name}", "photos": "photos"}
+        {
+            "name": name,
+            "teacher": f"{name}.safetensors",
+            "teacher_prompt": f"make it {name}",
+            "photos": "photos",
+        }
         for name in ("plain", "dora")
     ]
     layers = {name: {**SMALL.get(name, {}), **settings.get(name, {})} for name in {*SMALL, *settings}}
@@ -129,3 +135,14 @@ def test_a_session_over_a_quantised_base_reads_teachers_of_every_kind(kind, fold
     streams = session.make_targets(lambda *_: None)
     assert not torch.equal(streams.effects[0].targets, streams.effects[1].targets)
     assert {p.dtype for p in session.roles.parameters(TEACHER)} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("updates", [0, 1])
+def test_the_base_answers_ordinary_instructions_only_for_a_warm_start(updates, folder, tmp_path):
+    collection, _ = make_collection(tmp_path / "mine", folder, match={"updates": updates})
+    counts = collectionlora.targets(collection)
+    assert counts == {"plain": 3, "dora": 3, "general": 2 * updates}
+    assert any(collection.folder.glob("cache/general-encoded-*"))
+    made = [path for path in collection.folder.glob("cache/general-*") if "encoded" not in path.name]
+    assert len(made) == updates
+    collectionlora.distill(collection, overrides={"distill": {"effect_ratio": 0}})

@@ -138,9 +138,11 @@ class TargetMaker:
         return EffectData(effect.name, sources, targets, teacher, student, uncond, references)
 
     def _general(self, encoded: Mapping[str, Tensor]) -> GeneralData:
-        """With the bare base's answers, for the warm start."""
+        """With the bare base's answers if there is a warm start: nothing else reads them."""
         sources = encoded["sources"]
         prompt, uncond = (Prompt.from_tensors(n, encoded) for n in ("prompt", "uncond"))
+        if not self.settings.match.updates:
+            return GeneralData(sources, prompt, None, uncond)
         instructions, photos = self.collection.general_prompts(), self.collection.general_photo_paths()
         key = cache_key(self.collection, self.settings, self.settings.targets, *instructions, *photos)
 

@@ -151,6 +151,8 @@ def targets(
 ) -> dict[str, int]:
     """Make what is missing of the teacher targets; returns the number of images by effect.
 
+    `general` counts the bare base's answers, which only a warm start reads.
+
     Several processes share the work.
     """
     collection = open_collection(collection)
@@ -159,7 +161,8 @@ def targets(
     session = Session(collection, settings, with_critics=False)
     streams = session.make_targets(progress)
     counts = {data.name: data.targets[:, :, 0, 0, 0].numel() for data in streams.effects}
-    return counts | {"general": len(streams.general.targets)}
+    answers = streams.general.targets
+    return counts | {"general": 0 if answers is None else len(answers)}
 
 
 @processes.joined()
