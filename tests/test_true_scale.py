@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 import collectionlora
 from collectionlora.adapters.low_rank import change
-from collectionlora.adapters.roles import TEACHER
+from collectionlora.adapters.roles import STUDENT, TEACHER
 from collectionlora.backbones import load_backbone
 from collectionlora.backbones.base import Condition
 from collectionlora.backbones.diffusers_model import MAX_TOKENS
@@ -146,3 +146,25 @@ def test_the_base_answers_ordinary_instructions_only_for_a_warm_start(updates, f
     made = [path for path in collection.folder.glob("cache/general-*") if "encoded" not in path.name]
     assert len(made) == updates
     collectionlora.distill(collection, overrides={"distill": {"effect_ratio": 0}})
+
+
+def test_memory_settings_change_where_things_lie_and_what_moments_weigh(folder, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    collection, _ = make_collection(tmp_path / "mine", folder, student={"rank": 64}, critic={"rank": 64})
+    layer = {"distill": {"ema_on_host": True, "moments": "8bit", "student_updates": 2, "ema": 0.5}}
+    settings = resolve_settings(collection, layer)
+    whole = Session(collection, settings, with_critics=True).distillation(lambda *_: None)
+    before = [average.clone() for average in whole.ema]
+    whole(0)
+    student = whole.roles.parameters(STUDENT)
+    for was, average, parameter in zip(before, whole.ema, student, strict=True):
+        torch.testing.assert_close(average, torch.lerp(was, parameter.detach(), 0.5))
+    moments = [m for s in whole.optimizers[STUDENT].state.values() for m in (s["state1"], s["state2"])]
+    assert {m.dtype for m in moments if m.numel() >= 4096} == {torch.uint8}
+    # A checkpoint holds them, and a run goes on from it bit by bit.
+    kept = {name: tensor.clone() for name, tensor in whole.tensors().items()}
+    whole(1)
+    resumed = Session(collection, settings, with_critics=True).distillation(lambda *_: None)
+    resumed.load_tensors(kept)
+    resumed(1)
+    assert all(map(torch.equal, whole.tensors().values(), resumed.tensors().values()))

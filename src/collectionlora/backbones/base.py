@@ -109,7 +109,7 @@ class Shapes:
             pooled = None if self.pooled is None else torch.empty(batch, self.pooled)
             tokens, source = torch.empty(batch, *self.tokens), torch.empty(batch, *self.latents)
         # Backbones look at the mask's values: this one exists.
-        prompt = Prompt(tokens, torch.ones(tokens.shape[:2], dtype=torch.bool), pooled)
+        prompt = Prompt(tokens, torch.ones(tokens.shape[:2], dtype=torch.bool, device="cpu"), pooled)
         return Condition(prompt, source, (source,) * references)
 
 

@@ -42,6 +42,8 @@ RESERVED_SHARE, RESERVED_GIB = 0.04, 1.0
 WHOLE_BYTES = {"float32": 4.0, "bfloat16": 2.0}
 # Packed weight, and its scales: nf4 a byte for 64 weights and a float for 256 of those; int8 a float a row.
 PACKED_BYTES = {"nf4": 0.5 + 1 / 64 + 4 / (64 * 256), "int8": 1.0}
+# Both moments of a number: floats, or bytes with a float for 256 of them.
+MOMENT_BYTES = {"float32": 8.0, "8bit": 2 * (1 + 4 / 256)}
 SHALLOW = 2
 
 
@@ -228,8 +230,8 @@ def activation_bytes(workload: Workload) -> int:
 
 def step_of(workload: Workload) -> Workload:
     """The same for all requests whose steps make the same tensors."""
-    model = workload.settings.model.model_copy(update={"quantization": "none"})
-    settings = workload.settings.model_copy(update={"model": model})
+    held = {"moments": "float32", "ema_on_host": False}
+    settings = replace_settings(workload.settings, model={"quantization": "none"}, distill=held)
     return replace(workload, settings=settings, effects=1, photos=1, devices=1, sharding="ddp")
 
 
@@ -282,15 +284,18 @@ def plan(workload: Workload, step: Workload | None = None) -> dict[str, Any]:
     weights = list(target_weights(network, targets).values())
     ends = sum(weight.shape[0] + weight[0].numel() for weight in weights)
     loras = {role: 4 * rank * ends for role, rank in ranks.items()}
+    loras[TEACHER] = round(WHOLE_BYTES[settings.model.dtype] * ranks[TEACHER] * ends)
     trained = sum(size for role, size in loras.items() if role != TEACHER)
     largest = max(size for role, size in loras.items() if role != TEACHER)
     # Gradients of one role at a time, two moments of each; the student's moving average.
-    optimizer = largest + 2 * trained + loras[STUDENT]
+    on_host = settings.distill.ema_on_host and workload.sharding == "ddp"
+    average = loras[STUDENT]
+    moments = round(MOMENT_BYTES[settings.distill.moments] * trained / 4)
+    optimizer = largest + moments + (0 if on_host else average)
     base = base_bytes(network, targets, settings)
     devices = workload.devices if workload.sharding == "fsdp" else 1
 
-    # On a GPU, AdamW's lists hold the roots of one role's second moments, when the activations are gone.
-    activations = max(activation_bytes(step or step_of(workload)), largest // devices)
+    activations = activation_bytes(step or step_of(workload))
     if settings.model.quantization != "none":  # one layer at a time is unpacked
         activations += round(WHOLE_BYTES[settings.model.dtype] * max(w.numel() for w in weights))
     gathered = start = 0

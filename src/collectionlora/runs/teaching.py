@@ -5,9 +5,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
-from torch.optim import AdamW
 
-from collectionlora.adapters.optimizers import load_optimizer, optimizer_tensors
+from collectionlora.adapters.optimizers import load_optimizer, make_adamw, optimizer_tensors
 from collectionlora.adapters.roles import STUDENT, LoraWeights, Roles
 from collectionlora.backbones.base import Backbone, Condition, Prompt, repeat_references
 from collectionlora.config import Settings
@@ -42,7 +41,7 @@ class Teaching:
         self.sources, self.targets, self.prompt = sources, targets, prompt
         self.references = references
         self.parameters = roles.parameters(STUDENT)
-        self.optimizer = AdamW(self.parameters, lr=settings.teach.learning_rate, weight_decay=0.0)
+        self.optimizer = make_adamw(self.parameters, settings.teach.learning_rate, weight_decay=0.0)
 
     @property
     def num_steps(self) -> int:
