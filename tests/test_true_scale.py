@@ -1,23 +1,30 @@
 """What a base of billions of parameters needs, counted over true configurations and on tiny copies."""
 
+import shutil
+
 import numpy as np
 import pytest
 import tiny_pipelines
 import torch
 import yaml
+from diffusers import QwenImageEditPlusPipeline
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import collectionlora
 from collectionlora.adapters.low_rank import change
 from collectionlora.adapters.roles import STUDENT, TEACHER
 from collectionlora.backbones import load_backbone
 from collectionlora.backbones.base import Condition
-from collectionlora.backbones.diffusers_model import MAX_TOKENS
+from collectionlora.backbones.diffusers_model import MAX_TOKENS, DiffusersBackbone
 from collectionlora.backbones.nano import NanoBackbone
 from collectionlora.backbones.quantization import whole_weight
 from collectionlora.collection import Collection
 from collectionlora.config import ModelSettings
+from collectionlora.editing import Editor
+from collectionlora.effectbench.heldout import Heldout, heldout_photographs
+from collectionlora.pictures.photographs import TRAIN, pool
+from collectionlora.pictures.photos import to_images, to_photos
 from collectionlora.runs.session import Session, resolve_settings
 from collectionlora.sampling import Denoiser, sample_many_steps
 
@@ -168,3 +175,51 @@ def test_memory_settings_change_where_things_lie_and_what_moments_weigh(folder, 
     resumed.load_tensors(kept)
     resumed(1)
     assert all(map(torch.equal, whole.tensors().values(), resumed.tensors().values()))
+
+
+@pytest.fixture
+def loads(monkeypatch):
+    """What is loaded, in order: "text", "vae", "transformer"."""
+    seen, load, pipeline = [], DiffusersBackbone._load, QwenImageEditPlusPipeline.from_pretrained
+
+    def load_part(self, component, subfolder):
+        seen.append(subfolder)
+        return load(self, component, subfolder)
+
+    def load_pipeline(**where):
+        seen.append("text")
+        return pipeline(**where)
+
+    monkeypatch.setattr(DiffusersBackbone, "_load", load_part)
+    monkeypatch.setattr(QwenImageEditPlusPipeline, "from_pretrained", load_pipeline)
+    return seen
+
+
+def test_a_bench_holds_one_base_and_encodes_before_it_loads_it(folder, tmp_path, loads):
+    collection, _ = make_collection(tmp_path / "mine", folder)
+    collectionlora.distill(collection)
+    # The first is for the DoRA, and gone when its effect is converted.
+    assert [part for part in loads if part != "vae"] == ["transformer", "text", "transformer"]
+    loads.clear()
+    methods = ["source", "teacher", "student", "student-1"]
+    collectionlora.bench(collection, methods=methods, crops=2)
+    assert [part for part in loads if part != "vae"] == ["text", "transformer"]
+
+    pictures = collection.folder / "bench" / "pictures"
+    (made,) = pictures.glob("student/plain-[!s]*")
+    judged = load_file(made)["pictures"]
+    cases = Heldout(heldout_photographs(None), pool(TRAIN), 2, [0], 1).draw(collection, 32)
+    editor = Editor.load(collection.folder)
+    images, prompts = to_images(cases.photos), [editor.prompt(["plain"])] * 2
+    alone = editor.sample(images, prompts, cases.seeds)
+    assert (torch.from_numpy(np.stack(to_photos(alone))).int() - judged.int()).abs().max() <= 1
+
+
+def test_effects_are_taught_one_photo_at_a_time_after_all_are_encoded(folder, tmp_path, loads):
+    collection, _ = make_collection(tmp_path / "mine", folder)
+    for name in ("plain", "dora"):
+        shutil.copytree(collection.folder / "photos", collection.folder / "pairs" / name / "source")
+        shutil.copytree(collection.folder / "photos", collection.folder / "pairs" / name / "target")
+    assert resolve_settings(collection, {}).teach.batch_size == 1
+    collectionlora.teach(collection)
+    assert [part for part in loads if part != "vae"] == ["text", "transformer"]

@@ -1,5 +1,6 @@
 """What the method asks of an image editing model: the `Backbone` protocol and the tensors it exchanges."""
 
+import gc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -111,6 +112,13 @@ class Shapes:
         # Backbones look at the mask's values: this one exists.
         prompt = Prompt(tokens, torch.ones(tokens.shape[:2], dtype=torch.bool, device="cpu"), pooled)
         return Condition(prompt, source, (source,) * references)
+
+
+def free_memory() -> None:
+    """Give back what nothing refers to, also in circles, as those between a network and its roles are."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 class Backbone(Protocol):

@@ -23,7 +23,7 @@ from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from huggingface_hub import snapshot_download
 from torch import Tensor, nn
 
-from collectionlora.backbones.base import Backbone, Condition
+from collectionlora.backbones.base import Backbone, Condition, free_memory
 from collectionlora.backbones.known import find_known
 from collectionlora.backbones.quantization import quantize
 from collectionlora.collection import MANIFEST
@@ -214,8 +214,7 @@ class DiffusersBackbone(Backbone):
     def release_encoders(self) -> None:
         for name in ("vae", "text_pipeline"):
             self.__dict__.pop(name, None)
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+        free_memory()
 
     @torch.no_grad()
     def encode_image(self, images: Tensor) -> Tensor:

@@ -25,7 +25,8 @@ class Method:
     """One way to make the effects: `sample(effect, images, seeds)`; `general` follows instructions.
 
     `num_bytes` is the size of the LoRA files that it needs beside the base. `strip` is there for a method
-    with a strength dial: a photo from untouched to the whole effect.
+    with a strength dial: a photo from untouched to the whole effect. `reads(effect, "")` and `reads(GENERAL,
+    instruction)` are the texts that the network reads beside a photo.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Method:
     general: Sampler
     num_bytes: int = 0
     strip: Strip | None = None
+    reads: Callable[[str, str], Sequence[str]] = lambda effect, instruction: ()
 
 
 @dataclass(frozen=True)

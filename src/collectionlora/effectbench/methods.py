@@ -6,17 +6,20 @@ few steps, undistilled), `student` (the adapter's own number of steps), `student
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from collectionlora.adapters.recipe import read_adapter
 from collectionlora.adapters.roles import BASE, STUDENT, TEACHER
-from collectionlora.editing import STRIP, Editor
+from collectionlora.editing import STRIP, Editor, compose_prompt
 from collectionlora.effectbench.bench import GENERAL, Method
 from collectionlora.effectbench.encodings import Encodings
-from collectionlora.pictures.photos import Photo, to_photos
+from collectionlora.pictures.photos import Photo, fit, to_photos
 from collectionlora.runs.session import Session
 from collectionlora.sampling import Denoiser, Generators, noise_like, sample_few_steps, sample_many_steps
+from collectionlora.system.errors import UserError
 
 SOURCE = Method("source", 0, lambda effect, images, seeds: images, lambda images, prompts, seeds: images)
 
@@ -24,9 +27,23 @@ SOURCE = Method("source", 0, lambda effect, images, seeds: images, lambda images
 Sample = Callable[[Denoiser, Tensor, Generators], Tensor]
 
 
-def student_method(editor: Editor, steps: int, encodings: Encodings, name: str = STUDENT) -> Method:
-    """A finished adapter at `steps`, without guidance."""
-    backbone = editor.backbone
+def student_method(
+    session: Session, encodings: Encodings, path: Path, name: str = STUDENT, steps: int | None = None
+) -> Method:
+    """A finished adapter in the session's student role, without guidance.
+
+    Args:
+        name: of the adapter.
+        steps: by default the adapter's own.
+
+    Raises:
+        UserError: no adapter there, or one of another base.
+    """
+    lora, recipe = read_adapter(path)
+    if recipe.base != session.collection.manifest.base:
+        message = f"is an adapter of {recipe.base}"
+        raise UserError(path, "", message, f"bench it in a collection of {recipe.base}")
+    session.ranks[STUDENT] = max(session.ranks[STUDENT], lora.rank)
 
     def run(
         effect: str,
@@ -36,26 +53,29 @@ def student_method(editor: Editor, steps: int, encodings: Encodings, name: str =
         strengths: Sequence[float] | None = None,
     ) -> Tensor:
         strengths = strengths or [1.0] * len(seeds)
+        session.roles.load(STUDENT, lora.weights)
+        editor = Editor(session.backbone, session.roles, recipe)
         with editor.roles.frozen(STUDENT):
             latents = [
                 editor.draw(condition, seeds[part], steps, strengths[part])
                 for part, condition in encodings.in_parts(effect, texts, images)
             ]
-        return backbone.decode(torch.cat(latents))
+        return session.backbone.decode(torch.cat(latents))
 
-    def prompt(effect: str) -> str:
-        return editor.prompt([effect], len(encodings.references(effect)))
+    def read(effect: str, instruction: str) -> list[str]:
+        return [instruction or compose_prompt(recipe, [effect], len(encodings.references(effect)))]
 
     def sample(effect: str, images: Tensor, seeds: Sequence[int]) -> Tensor:
-        return run(effect, images, [prompt(effect)] * len(images), seeds)
+        return run(effect, images, read(effect, "") * len(images), seeds)
 
     def strip(effect: str, photo: Photo, seed: int) -> list[Photo]:
-        count, image = len(STRIP), editor.fit(photo)
+        count, image = len(STRIP), fit(photo, recipe.resolution, session.backbone.side_multiple)
         images = image.expand(count, -1, -1, -1)
-        return to_photos(run(effect, images, [prompt(effect)] * count, [seed] * count, STRIP))
+        return to_photos(run(effect, images, read(effect, "") * count, [seed] * count, STRIP))
 
-    name = name if steps == editor.recipe.steps else f"{name}-{steps}"
-    return Method(name, steps, sample, partial(run, GENERAL), strip=strip)
+    name = name if steps in (None, recipe.steps) else f"{name}-{steps}"
+    size = path.stat().st_size
+    return Method(name, steps or recipe.steps, sample, partial(run, GENERAL), size, strip, read)
 
 
 def teacher_method(session: Session, encodings: Encodings) -> Method:
@@ -99,5 +119,8 @@ def _guided_method(session: Session, encodings: Encodings, name: str, steps: int
     def effect(name: str, images: Tensor, seeds: Sequence[int]) -> Tensor:
         return run(name, images, [prompts[name]] * len(images), seeds)
 
+    def read(effect: str, instruction: str) -> list[str]:
+        return [instruction or prompts[effect], ""]
+
     branches = 1 if guidance_scale == 1 else 2
-    return Method(name, branches * steps, effect, partial(run, GENERAL))
+    return Method(name, branches * steps, effect, partial(run, GENERAL), reads=read)

@@ -106,7 +106,7 @@ class Session:
         self.backbone = load_backbone(collection.manifest.base, settings.model)
         check_resolution(collection, self.backbone, settings)
         check_references(collection, settings)
-        self.teacher_files = open_teachers(collection, self.backbone, settings)
+        self.teacher_files = open_teachers(collection, self.backbone.dtype, settings)
         ranks = {STUDENT: settings.student.rank}
         ranks[TEACHER] = max(file.rank for file in self.teacher_files.values())
         if with_sums:

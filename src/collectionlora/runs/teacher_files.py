@@ -5,16 +5,18 @@ room. A file is named after the teacher's contents and all that its conversion d
 """
 
 from collections.abc import Iterator, Mapping
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
+from typing import cast
 
+import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from collectionlora.adapters.formats import read_lora
 from collectionlora.adapters.roles import target_weights
-from collectionlora.backbones import empty_network
-from collectionlora.backbones.base import Backbone
+from collectionlora.backbones import empty_network, load_backbone
+from collectionlora.backbones.base import free_memory
 from collectionlora.backbones.quantization import whole_weight
 from collectionlora.cache import cache_path
 from collectionlora.collection import Collection, Effect
@@ -48,39 +50,33 @@ class TeacherFile(Mapping[str, tuple[Tensor, Tensor]]):
         return len(self._modules)
 
 
-def open_teachers(collection: Collection, backbone: Backbone, settings: Settings) -> dict[str, TeacherFile]:
-    """Every effect's teacher; several processes share the conversion, so all must call it.
+def open_teachers(collection: Collection, dtype: torch.dtype, settings: Settings) -> dict[str, TeacherFile]:
+    """Every effect's teacher in `dtype`; several processes share the conversion, so all must call it.
 
     Raises:
         UserError: a teacher cannot be read, or is none of this base.
     """
-    shapes = target_weights(*empty_network(collection.manifest.base))
-    makers = [
-        partial(_open_teacher, collection, effect, shapes, backbone, settings)
-        for effect in collection.effects
-    ]
-    names = [effect.name for effect in collection.effects]
-    return dict(zip(names, processes.make_together(makers), strict=True))
+    base = collection.manifest.base
+    shapes = target_weights(*empty_network(base))
 
+    @cache
+    def network() -> nn.Module:
+        """Loaded for DoRA alone, and not kept: it would lie beside the encoders."""
+        return cast(nn.Module, load_backbone(base, settings.model).network)
 
-def _open_teacher(
-    collection: Collection,
-    effect: Effect,
-    shapes: Mapping[str, Tensor],
-    backbone: Backbone,
-    settings: Settings,
-) -> TeacherFile:
-    teacher, model = collection.teacher_path(effect), settings.model
-    key = fingerprint(collection.manifest.base, model.dtype, model.quantization, teacher)
-    path = cache_path(collection, f"teacher-{effect.name}", key)
-    if read_tensors(path) is None:
+    def open_teacher(effect: Effect) -> TeacherFile:
+        teacher, model = collection.teacher_path(effect), settings.model
+        key = fingerprint(base, model.dtype, model.quantization, teacher)
+        path = cache_path(collection, f"teacher-{effect.name}", key)
+        if read_tensors(path) is None:
+            lora = read_lora(teacher, shapes, lambda name: whole_weight(network().get_submodule(name)))
+            tensors: dict[str, Tensor] = {}
+            for module, (a, b) in lora.weights.items():
+                tensors |= {f"{module}.a": a.to(dtype), f"{module}.b": b.to(dtype)}
+            write_tensors(path, tensors, {"rank": str(lora.rank)})
+        return TeacherFile(path)
 
-        def read_weight(name: str) -> Tensor:
-            return whole_weight(backbone.network.get_submodule(name))
-
-        lora = read_lora(teacher, shapes, read_weight)
-        tensors: dict[str, Tensor] = {}
-        for module, (a, b) in lora.weights.items():
-            tensors |= {f"{module}.a": a.to(backbone.dtype), f"{module}.b": b.to(backbone.dtype)}
-        write_tensors(path, tensors, {"rank": str(lora.rank)})
-    return TeacherFile(path)
+    opened = processes.make_together([partial(open_teacher, effect) for effect in collection.effects])
+    network.cache_clear()
+    free_memory()
+    return dict(zip((effect.name for effect in collection.effects), opened, strict=True))

@@ -12,6 +12,7 @@ from torch import Tensor
 from collectionlora.adapters.formats import write_lora
 from collectionlora.adapters.roles import STUDENT
 from collectionlora.backbones import load_backbone
+from collectionlora.backbones.base import Backbone
 from collectionlora.collection import Collection, Effect, open_collection
 from collectionlora.config import Settings
 from collectionlora.pictures.photos import read_images
@@ -39,7 +40,7 @@ from collectionlora.runs.session import (
     resolve_settings,
 )
 from collectionlora.runs.target_making import encode_for_photos, read_references
-from collectionlora.runs.teaching import Teaching
+from collectionlora.runs.teaching import EncodedPairs, Teaching
 from collectionlora.runs.watching import Tracker, Watch, track
 from collectionlora.system import processes
 from collectionlora.system.errors import UserError
@@ -67,30 +68,48 @@ def teach(
     backbone = load_backbone(collection.manifest.base, settings.model)
     check_resolution(collection, backbone, settings)
     check_references(collection, settings)
+    effects = [collection.effect(name) for name in effect_names(collection, names)]
+    # All before the network is loaded, which then has the device for itself.
+    encoded = [encode_pairs(collection, effect, backbone, settings) for effect in effects]
+    backbone.release_encoders()
     roles = build_roles(backbone, {STUDENT: settings.teach.rank}, settings.teach.seed, settings)
     fresh = roles.weights(STUDENT)
     written = []
-    for name in effect_names(collection, names):
-        effect, folder = collection.effect(name), collection.folder / "runs" / f"teach-{name}"
-        sources, answers = read_pairs(collection, effect, settings)
-        shown = read_references(collection, effect, backbone, settings)
-        seen = teaching_inputs(collection, effect)
+    for effect, pairs in zip(effects, encoded, strict=True):
+        folder, seen = (
+            collection.folder / "runs" / f"teach-{effect.name}",
+            teaching_inputs(collection, effect),
+        )
         with open_run(folder) as run, Tracker(folder, settings.log) as tracker:
             roles.load(STUDENT, fresh)
-            prompt = encode_for_photos(backbone, [effect.teacher_prompt] * len(sources), sources, shown)
-            references = [backbone.encode_image(image) for image in shown]
-            x, y = backbone.encode_image(sources), backbone.encode_image(answers)
-            backbone.release_encoders()
-            teaching = Teaching(name, backbone, roles, x, y, prompt, settings, references)
+            teaching = Teaching(effect.name, backbone, roles, pairs, settings)
             facts = {"base": collection.manifest.base, "teacher_prompt": effect.teacher_prompt}
             facts |= run_facts(settings, ("model", "data", "sampling", "teach"), pairs=fingerprint(*seen))
-            report = track(tracker, partial(progress, name))
+            report = track(tracker, partial(progress, effect.name))
             run.train(teaching, settings, facts, collection, seen, report, resume)
             path = collection.teacher_path(effect)
             with keep_earlier(path):
                 write_lora(path, teaching.weights(), {"teacher_prompt": effect.teacher_prompt})
         written.append(path)
     return written
+
+
+def encode_pairs(
+    collection: Collection, effect: Effect, backbone: Backbone, settings: Settings
+) -> EncodedPairs:
+    """An effect's image pairs, its teacher prompt and its reference images, as the network takes them.
+
+    Raises:
+        UserError: pairs are missing or do not match.
+    """
+    sources, answers = read_pairs(collection, effect, settings)
+    shown = read_references(collection, effect, backbone, settings)
+    return EncodedPairs(
+        backbone.encode_image(sources),
+        backbone.encode_image(answers),
+        encode_for_photos(backbone, [effect.teacher_prompt] * len(sources), sources, shown),
+        [backbone.encode_image(image) for image in shown],
+    )
 
 
 def read_pairs(collection: Collection, effect: Effect, settings: Settings) -> tuple[Tensor, Tensor]:
