@@ -2,7 +2,9 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -11,7 +13,7 @@ from collectionlora.adapters.recipe import Recipe, adapter_path, read_adapter, r
 from collectionlora.adapters.roles import STUDENT, Roles
 from collectionlora.backbones import load_backbone
 from collectionlora.backbones.base import Backbone, Condition, encode_condition
-from collectionlora.pictures.destinations import plan_jobs, select_jobs
+from collectionlora.pictures.destinations import Job, plan_jobs, select_jobs
 from collectionlora.pictures.photos import Photo, chunks, fit, read_photo, resize, to_photos, write_photo
 from collectionlora.prompting.triggers import compose
 from collectionlora.sampling import Denoiser, noise_like, sample_few_steps
@@ -19,6 +21,8 @@ from collectionlora.system.errors import UserError
 from collectionlora.system.progress import Progress, ignore
 
 ALL = "all"  # in place of an effect's name: every effect of the collection
+ENCODED_AT_ONCE = 64  # edits whose condition waits in host memory while the encoders are away
+T = TypeVar("T")
 STRIP = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
@@ -69,11 +73,27 @@ def compose_prompt(recipe: Recipe, effects: Sequence[str], references: int = 0) 
     return compose([recipe.effects[name] for name in effects])
 
 
-class Editor:
-    """A base with one finished adapter over it, ready to edit."""
+@dataclass(frozen=True)
+class EncodedEdit:
+    """A photo of `size` (height, width) and what it shall become, as the network reads them."""
 
-    def __init__(self, backbone: Backbone, roles: Roles, recipe: Recipe):
-        self.backbone, self.roles, self.recipe = backbone, roles, recipe
+    condition: Condition
+    size: tuple[int, int]
+
+
+class Editor:
+    """A base with one finished adapter over it, ready to edit.
+
+    Args:
+        load_roles: loads the network with the adapter in the student's role, when it is first needed.
+    """
+
+    def __init__(self, backbone: Backbone, load_roles: Callable[[], Roles], recipe: Recipe):
+        self.backbone, self.load_roles, self.recipe = backbone, load_roles, recipe
+
+    @cached_property
+    def roles(self) -> Roles:
+        return self.load_roles()
 
     @classmethod
     def load(cls, collection: Path | str) -> "Editor":
@@ -85,13 +105,17 @@ class Editor:
         path = adapter_path(Path(collection))
         lora, recipe = read_adapter(path)
         backbone = load_backbone(recipe.base, recipe.model)
-        ranks = {STUDENT: lora.rank}
-        roles = Roles(backbone.network, backbone.lora_targets, ranks, fuse=backbone.fuses_lora)
-        try:
-            roles.load(STUDENT, lora.weights)
-        except ValueError as error:
-            raise UserError(path, "", str(error), f"use an adapter of the base {recipe.base}") from None
-        return cls(backbone, roles, recipe)
+
+        def load_roles() -> Roles:
+            ranks = {STUDENT: lora.rank}
+            roles = Roles(backbone.network, backbone.lora_targets, ranks, fuse=backbone.fuses_lora)
+            try:
+                roles.load(STUDENT, lora.weights)
+            except ValueError as error:
+                raise UserError(path, "", str(error), f"use an adapter of the base {recipe.base}") from None
+            return roles
+
+        return cls(backbone, load_roles, recipe)
 
     def prompt(self, effects: Sequence[str], references: int = 0) -> str:
         """The student prompt of one effect or of several; see `compose_prompt`."""
@@ -119,9 +143,20 @@ class Editor:
         Raises:
             UserError: an effect or a number of references that this adapter does not hold.
         """
+        return self.finish(self.encode(photo, effects, references), seed, steps, strength)
+
+    def encode(self, photo: Photo, effects: Sequence[str], references: Sequence[Photo] = ()) -> EncodedEdit:
+        """What `edit` reads; it needs the encoders and not the network."""
         prompt, shown = self.prompt(effects, len(references)), [self.fit(image) for image in references]
-        image = self.sample(self.fit(photo), [prompt], [seed], steps, [strength], references=shown)
-        return resize(to_photos(image)[0], photo.shape[:2])
+        condition = encode_condition(self.backbone, [prompt], self.fit(photo), shown)
+        return EncodedEdit(condition, photo.shape[:2])
+
+    def finish(
+        self, encoded: EncodedEdit, seed: int = 0, steps: int | None = None, strength: float = 1.0
+    ) -> Photo:
+        """The rest of `edit`."""
+        image = self.backbone.decode(self.draw(encoded.condition, [seed], steps, [strength]))
+        return resize(to_photos(image)[0], encoded.size)
 
     @torch.no_grad()
     def sample(
@@ -145,9 +180,7 @@ class Editor:
             UserError: a strength outside [0, 1].
         """
         strengths = strengths or [1.0] * len(images)
-        for strength in strengths:
-            if not 0 <= strength <= 1:
-                raise UserError("", "strength", f"is {strength}", "give a number from 0 to 1")
+        check_strengths(strengths)
         condition = encode_condition(self.backbone, prompts, images, references)
         parts = chunks(len(images), self.backbone.max_batch(condition))
         with self.roles.frozen(STUDENT):
@@ -166,11 +199,24 @@ class Editor:
         after_step: Callable[[], None] = lambda: None,
     ) -> Tensor:
         """The latents of what `sample` makes, from what is encoded, all in one forward."""
+        strengths = strengths or [1.0] * len(seeds)
+        check_strengths(strengths)
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         with self.roles.frozen(STUDENT):
-            denoiser = Dial(self.backbone, condition, strengths or [1.0] * len(seeds), after_step)
+            denoiser = Dial(self.backbone, condition, strengths, after_step)
             noise, num_steps = noise_like(condition.source, generators), steps or self.recipe.steps
             return sample_few_steps(denoiser, noise, num_steps, generators, self.recipe.shift)
+
+
+def check_strengths(strengths: Sequence[float]) -> None:
+    """Refuse a strength outside [0, 1].
+
+    Raises:
+        UserError: it is.
+    """
+    for strength in strengths:
+        if not 0 <= strength <= 1:
+            raise UserError("", "strength", f"is {strength}", "give a number from 0 to 1")
 
 
 def edit(
@@ -233,17 +279,32 @@ def edit_files(
     edited = EditedFiles([], [job.out for job in jobs if job not in chosen], [])
     if not chosen:
         return edited
+    check_strengths([strength])
     editor = Editor.load(collection)
-    for index, job in enumerate(chosen):
+
+    def attempt(work: Callable[[], T]) -> T | None:
         try:
-            made = editor.edit(read_photo(job.photo), job.effects, seed, steps, strength, shown)
-            write_photo(job.out, made)
-            edited.written.append(job.out)
+            return work()
         except UserError as fault:
             if len(jobs) == 1:
                 raise
             edited.failed.append(fault)
-        progress("edit", index + 1, len(chosen), {})
+            return None
+
+    def encode(job: Job) -> EncodedEdit:
+        return editor.encode(read_photo(job.photo), job.effects, shown)
+
+    def write(job: Job, encoded: EncodedEdit) -> None:
+        write_photo(job.out, editor.finish(encoded, seed, steps, strength))
+        edited.written.append(job.out)
+
+    for part in chunks(len(chosen), ENCODED_AT_ONCE):
+        ready = [attempt(partial(encode, job)) for job in chosen[part]]
+        editor.backbone.release_encoders()  # a large network has no room beside them
+        for index, (job, encoded) in enumerate(zip(chosen[part], ready, strict=True), part.start + 1):
+            if encoded is not None:
+                attempt(partial(write, job, encoded))
+            progress("edit", index, len(chosen), {})
     return edited
 
 

@@ -145,7 +145,8 @@ class NanoBackbone:
         """Keys and values of the condition, the same for every noisy point and sigma."""
         prompt = condition.prompt
         assert not condition.references, "the nano base reads one photo"
-        return self.network.encode_condition(prompt.tokens, prompt.mask, condition.source)
+        mask = prompt.mask.to(condition.source.device)  # of a plan, whose masks alone have values
+        return self.network.encode_condition(prompt.tokens, mask, condition.source)
 
     def velocity(self, x_sigma: Tensor, sigma: Tensor, prepared: EncodedCondition) -> Tensor:
         return self.network(x_sigma, sigma, prepared)

@@ -47,11 +47,13 @@ def bench(
     Example: collectionlora bench my-collection --baseline before.json --margin 0.5
     """
     import collectionlora
+    from collectionlora.planning.guard import refuse_too_large
     from collectionlora.prompting.endpoint import Endpoint
 
     layer = with_token_cap(parse_overrides(overrides or []), max_tokens_total)
     endpoint = Endpoint.of(judge, judge_model, api_key_env, "--judge")
     with joined_processes() as progress:
+        refuse_too_large("bench", folder, layer)
         metrics = collectionlora.bench(
             folder,
             photos,
@@ -90,11 +92,13 @@ def add(
     Example: collectionlora add my-collection neon-edges --teacher neon.safetensors
     """
     import collectionlora
+    from collectionlora.planning.guard import refuse_too_large
     from collectionlora.system.errors import Interrupted
 
     try:
         with ProgressLine() as progress:
             layer = parse_overrides(overrides or [])
+            refuse_too_large("add", folder, layer)
             path = collectionlora.add(folder, names, teacher, teacher_prompt, layer, progress)
     except Interrupted as stopped:
         command = f"collectionlora add {folder} {' '.join(names)}"

@@ -47,9 +47,11 @@ def studio(
     except ImportError as error:
         hint = "install it: pip install 'collectionlora[studio]'"
         raise UserError("", "studio", f"needs gradio ({error})", hint) from None
+    from collectionlora.planning.guard import refuse_too_large_adapter
     from collectionlora.studio.pictures import Studio
 
     check_port(host, port)
+    refuse_too_large_adapter("studio", collection)
     made = Studio(collection, batch_size)
     with ProgressLine() as progress:
         previews = made.previews(progress)

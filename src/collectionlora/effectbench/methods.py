@@ -54,7 +54,7 @@ def student_method(
     ) -> Tensor:
         strengths = strengths or [1.0] * len(seeds)
         session.roles.load(STUDENT, lora.weights)
-        editor = Editor(session.backbone, session.roles, recipe)
+        editor = Editor(session.backbone, lambda: session.roles, recipe)
         with editor.roles.frozen(STUDENT):
             latents = [
                 editor.draw(condition, seeds[part], steps, strengths[part])

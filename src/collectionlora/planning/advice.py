@@ -4,7 +4,9 @@ from dataclasses import replace
 from typing import Any
 
 from collectionlora.config import Settings, parse_overrides, resolve
-from collectionlora.planning.plan import MOMENT_BYTES, PACKED_BYTES, WHOLE_BYTES, Workload, plan, step_of
+from collectionlora.planning.peaks import step_of
+from collectionlora.planning.plan import MOMENT_BYTES, PACKED_BYTES, WHOLE_BYTES, plan
+from collectionlora.planning.workload import Workload
 
 CHANGES = (
     ["model.gradient_checkpointing=true"],
