@@ -21,7 +21,6 @@ from collectionlora.system.errors import UserError
 from collectionlora.system.progress import Progress, ignore
 
 ALL = "all"  # in place of an effect's name: every effect of the collection
-ENCODED_AT_ONCE = 64  # edits whose condition waits in host memory while the encoders are away
 T = TypeVar("T")
 STRIP = (0.0, 0.25, 0.5, 0.75, 1.0)
 
@@ -241,6 +240,16 @@ class EditedFiles:
     skipped: list[Path]
     failed: list[UserError]
 
+    def attempt(self, work: Callable[[], T], alone: bool) -> T | None:
+        """What `work` returns; its fault is kept for the end, or raised where it is all there is to do."""
+        try:
+            return work()
+        except UserError as fault:
+            if alone:
+                raise
+            self.failed.append(fault)
+            return None
+
 
 def edit_files(
     collection: Path | str,
@@ -269,9 +278,9 @@ def edit_files(
             cannot be read.
     """
     folder = Path(collection)
-    names = list(read_recipe(adapter_path(folder)).effects) if effect == ALL else [effect]
-    jobs = plan_jobs(photo, [(name, *then) for name in names], out)
     recipe = read_recipe(adapter_path(folder))
+    names = list(recipe.effects) if effect == ALL else [effect]
+    jobs = plan_jobs(photo, [(name, *then) for name in names], out)
     for name in names:
         compose_prompt(recipe, [name, *then], len(references))
     chosen = select_jobs(jobs, references, overwrite)
@@ -280,16 +289,7 @@ def edit_files(
     if not chosen:
         return edited
     check_strengths([strength])
-    editor = Editor.load(collection)
-
-    def attempt(work: Callable[[], T]) -> T | None:
-        try:
-            return work()
-        except UserError as fault:
-            if len(jobs) == 1:
-                raise
-            edited.failed.append(fault)
-            return None
+    editor, alone = Editor.load(collection), len(jobs) == 1
 
     def encode(job: Job) -> EncodedEdit:
         return editor.encode(read_photo(job.photo), job.effects, shown)
@@ -298,13 +298,13 @@ def edit_files(
         write_photo(job.out, editor.finish(encoded, seed, steps, strength))
         edited.written.append(job.out)
 
-    for part in chunks(len(chosen), ENCODED_AT_ONCE):
-        ready = [attempt(partial(encode, job)) for job in chosen[part]]
-        editor.backbone.release_encoders()  # a large network has no room beside them
-        for index, (job, encoded) in enumerate(zip(chosen[part], ready, strict=True), part.start + 1):
-            if encoded is not None:
-                attempt(partial(write, job, encoded))
-            progress("edit", index, len(chosen), {})
+    # All at first, a few megabytes each: a large network has no room beside the encoders.
+    ready = [edited.attempt(partial(encode, job), alone) for job in chosen]
+    editor.backbone.release_encoders()
+    for index, (job, encoded) in enumerate(zip(chosen, ready, strict=True), 1):
+        if encoded is not None:
+            edited.attempt(partial(write, job, encoded), alone)
+        progress("edit", index, len(chosen), {})
     return edited
 
 

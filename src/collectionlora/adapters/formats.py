@@ -125,9 +125,8 @@ def read_lora(
     scales, losses = {}, {}
     for module, found in parts.items():
         pieces = fused.get(module, (module,))
-        bases = [] if base is None else [base[piece] for piece in pieces]
-        if read_weight is not None and found.keys() & set(MAGNITUDES):
-            bases = [read_weight(piece) for piece in pieces]
+        read = read_weight if read_weight and found.keys() & set(MAGNITUDES) else (base or {}).__getitem__
+        bases = [] if base is None else [read(piece) for piece in pieces]
         weight = torch.cat(bases) if len(bases) > 1 else next(iter(bases), None)
         built, scale = read_module(path, module, found, header, weight)
         kinds.add(built.kind)

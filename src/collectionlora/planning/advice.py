@@ -8,6 +8,7 @@ from collectionlora.planning.peaks import step_of
 from collectionlora.planning.plan import MOMENT_BYTES, PACKED_BYTES, WHOLE_BYTES, plan
 from collectionlora.planning.workload import Workload
 
+OF_ONE_DEVICE = ("quantization", "ema_on_host", "moments")  # shards have none of these
 CHANGES = (
     ["model.gradient_checkpointing=true"],
     ["distill.batch_size=1"],
@@ -37,13 +38,12 @@ def advise(workload: Workload) -> list[dict[str, Any]]:
     fitting = plan(workload, step)["fits"]
     for change in CHANGES:
         settings = resolve(workload.settings.model_dump(), parse_overrides(change))
-        packed = settings.model.quantization != "none" or settings.distill.moments != "float32"
-        sharded = workload.sharding == "fsdp" and (packed or settings.distill.ema_on_host)
+        sharded = workload.sharding == "fsdp" and any(word in change[0] for word in OF_ONE_DEVICE)
         if all(fitting.values()) or sharded or not is_smaller(settings, workload.settings):
             continue
         workload = replace(workload, settings=settings)
         # Smaller ranks and packed weights make nothing larger: no need to tally again.
-        if not any(word in change[0] for word in ("rank", "quantization", "distill.ema", "moments")):
+        if not any(word in change[0] for word in ("rank", *OF_ONE_DEVICE)):
             step = step_of(workload)
         planned = plan(workload, step)
         fitting, total = planned["fits"], planned["total_bytes_per_device"]
