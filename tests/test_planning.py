@@ -94,6 +94,14 @@ def test_deeper_networks_are_told_from_shallow_ones(folder, monkeypatch):
     assert planning.activation_bytes.__wrapped__(request) == told
 
 
+def test_accumulated_batches_hold_their_gradients_twice_and_are_counted():
+    once, often = (
+        plan(Workload("nano", 1, resolve({"distill": {"accumulate": number}}))) for number in (1, 4)
+    )
+    assert often["images_per_student_update"] == 4 * once["images_per_student_update"]
+    assert often["total_bytes_per_device"] > once["total_bytes_per_device"]
+
+
 def test_devices_share_and_advice_leads_to_a_device_that_fits(folder, monkeypatch):
     monkeypatch.setattr(planning, "activation_bytes", lambda request: 5 * 2**30)
     settings = resolve(family_of(QWEN).recommended_settings(QWEN))

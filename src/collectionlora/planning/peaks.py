@@ -75,11 +75,12 @@ def step_peaks(workload: Workload, depths: Mapping[str, int]) -> list[int]:
         first = torch.zeros(len(batch.target), dtype=torch.int64)
         simulation = Simulation(few_step_sigmas(1), [batch.target], first, batch.target)
         share = Share(cast(Streams, None), batch, generator, simulation)
-        peaks = []
+        # What one of several shares leaves behind is there while the next one's gradients come.
+        shares, peaks = [share] * min(workload.settings.distill.accumulate, 2), []
         for update in (run.update_student, run.update_critic):  # each begins without the other's gradients
             start, setup = tally.live, len(tally.peaks)
             tally.begin_phase()
-            update([share], critic, 0.0)
+            update(shares, critic, 0.0)
             peaks += [peak - start for peak in tally.peaks[setup:]]
     return peaks
 

@@ -148,7 +148,7 @@ def plan(
     Raises:
         UserError: no such base, or numbers that do not fit it.
     """
-    settings = workload.settings
+    settings, distill = workload.settings, workload.settings.distill
     backbone = family_of(workload.base).without_weights(workload.base, settings.model, {})
     check(workload, backbone)
     sizes = count_sizes(workload, backbone, step or step_of(workload))
@@ -176,7 +176,7 @@ def plan(
         "reference_layout_bytes": total + 2 * sizes.base,
         "forwards_per_student_update": forwards,
         "backwards_per_student_update": backwards,
-        "images_per_student_update": settings.distill.batch_size * workload.devices,
+        "images_per_student_update": distill.batch_size * distill.accumulate * workload.devices,
         "teacher_library_bytes": sizes.teachers,
         "cache_bytes": sizes.cache,
         "adapter_bytes": sizes.loras[STUDENT] // 2,
