@@ -10,10 +10,12 @@ from PIL import Image
 
 from collectionlora.adapters.formats import write_lora
 from collectionlora.adapters.low_rank import change
+from collectionlora.adapters.merging import add
 from collectionlora.adapters.roles import STUDENT, Roles
 from collectionlora.backbones.nano import NanoBackbone
 from collectionlora.collection import Collection
 from collectionlora.effectbench.baselines import BASELINES, FLOW_MATCHING, GENERAL, STACK, Baselines
+from collectionlora.effectbench.encodings import Encodings
 from collectionlora.runs.session import Session, resolve_settings
 
 SETTINGS = {
@@ -59,7 +61,7 @@ def quiet(*_):
 
 @pytest.fixture(scope="module")
 def baselines(session):
-    return Baselines(session, quiet)
+    return Baselines(session, Encodings(session), quiet)
 
 
 def log(session, name):
@@ -83,11 +85,11 @@ def test_flow_matching_takes_as_many_updates_and_has_no_critic(session, baseline
 
 def test_a_stack_is_the_teacher_plus_the_acceleration(session, baselines):
     baselines.method(STACK)
-    stacked = session.teachers.teachers[f"{STACK}/two"]
+    stacked = add(baselines.sums[f"{STACK}/two"])
     for module, pair in stacked.items():
         parts = baselines.teachers["two"][module], baselines.acceleration[module]
         torch.testing.assert_close(change(pair), sum(change(part) for part in parts), atol=1e-5, rtol=1e-4)
-    general = session.teachers.teachers[f"{STACK}/{GENERAL}"]
+    general = add(baselines.sums[f"{STACK}/{GENERAL}"])
     torch.testing.assert_close(change(general[module]), change(baselines.acceleration[module]))
 
 

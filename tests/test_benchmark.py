@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from collectionlora.planning.plan import count_forwards
+from collectionlora.planning.rows import count_forwards
 
 SMALL = {
     "data": {"resolution": 16},

@@ -10,9 +10,12 @@ from typer.testing import CliRunner
 from collectionlora.backbones import family_of
 from collectionlora.command_line.verbs import app
 from collectionlora.config import resolve
+from collectionlora.planning import peaks
 from collectionlora.planning import plan as planning
 from collectionlora.planning.advice import advise
-from collectionlora.planning.plan import Workload, base_bytes, count_forwards, make_workload, plan
+from collectionlora.planning.plan import base_bytes, plan
+from collectionlora.planning.rows import count_forwards
+from collectionlora.planning.workload import Workload, make_workload
 from collectionlora.system.errors import UserError
 
 QWEN, KONTEXT = "Qwen/Qwen-Image-Edit-2509", "black-forest-labs/FLUX.1-Kontext-dev"
@@ -57,10 +60,10 @@ def test_true_configurations_are_counted_without_the_model(base, parameters, mod
     if lora:
         assert result["lora_parameters"] == lora
         assert result["adapter_bytes"] / 2**30 == pytest.approx(2.197, abs=1e-3)
-        assert result["lora_bytes"] == 3 * 4 * lora
-        gradients, moments, average = 1, 2 * 2, 1  # gradients of one role at a time
-        assert result["optimizer_bytes"] == (gradients + moments + average) * 4 * lora
-    assert result["encoding_bytes"] > result["base_bytes"] + result["lora_bytes"]
+        assert result["lora_bytes"] == (2 * 4 + 2) * lora  # the teacher's is as the base, bfloat16
+        # Gradients of one role at a time, and moments; the average is on the host.
+        assert result["optimizer_bytes"] == (1 + 2 * 2) * 4 * lora
+    assert result["encoding_bytes"] == 2 * family_of(base).encoder_parameters(base)
 
 
 @pytest.mark.parametrize(("kind", "gigabytes"), [("int8", 20.5), ("nf4", 10.6)])
@@ -87,22 +90,32 @@ def test_forwards_and_backwards_as_in_a_run(layer, counts):
 def test_deeper_networks_are_told_from_shallow_ones(folder, monkeypatch):
     request = Workload(folder, 1, resolve(SMALL))
     told = planning.activation_bytes(request)  # which an earlier test may have asked for
-    monkeypatch.setattr(planning, "SHALLOW", 4)
+    monkeypatch.setattr(peaks, "SHALLOW", 4)
     assert planning.activation_bytes.__wrapped__(request) == told
 
 
+def test_accumulated_batches_hold_their_gradients_twice_and_are_counted():
+    once, often = (
+        plan(Workload("nano", 1, resolve({"distill": {"accumulate": number}}))) for number in (1, 4)
+    )
+    assert often["images_per_student_update"] == 4 * once["images_per_student_update"]
+    assert often["total_bytes_per_device"] > once["total_bytes_per_device"]
+
+
 def test_devices_share_and_advice_leads_to_a_device_that_fits(folder, monkeypatch):
-    monkeypatch.setattr(planning, "activation_bytes", lambda request: 2**30)
+    monkeypatch.setattr(planning, "activation_bytes", lambda request: 5 * 2**30)
     settings = resolve(family_of(QWEN).recommended_settings(QWEN))
     alone = plan(Workload(QWEN, 50, settings))
     shared = plan(Workload(QWEN, 50, settings, devices=8, sharding="fsdp"))
-    held = alone["base_bytes"] + alone["lora_bytes"] + alone["optimizer_bytes"]
+    student = alone["lora_bytes"] / 2.5
+    slot = student / 2  # whole on each device
+    # The average is on the host of one device, and in shards of several.
+    held = alone["base_bytes"] + alone["lora_bytes"] + alone["optimizer_bytes"] + student
     rest = shared["activation_bytes"] + shared["gathered_bytes"]
-    slot = alone["lora_bytes"] / 3  # whole on each device
     assert shared["total_bytes_per_device"] == pytest.approx((held - slot) / 8 + slot + rest, abs=1)
     # Two of 60 blocks with student and critic, and a block's gradient twice.
-    block = (alone["base_bytes"] + 2 * slot) / 60
-    assert 2 * block < shared["gathered_bytes"] < 2 * (block + slot / 60)
+    block = (alone["base_bytes"] + 2 * student) / 60
+    assert 2 * block < shared["gathered_bytes"] < 2 * (block + student / 60)
     assert not alone["fits"]["A100/H100 80 GB"]
     assert shared["fits"]["A100/H100 80 GB"]
     # A step would fit, but what is sharded was whole.
@@ -112,7 +125,8 @@ def test_devices_share_and_advice_leads_to_a_device_that_fits(folder, monkeypatc
     changes = advise(Workload(QWEN, 50, settings))
     totals = [change["total_bytes_per_device"] for change in changes]
     assert totals == sorted(totals, reverse=True)
-    assert changes[0]["change"] == "--set student.rank=64 --set critic.rank=64"
+    assert changes[0]["change"] == "--set distill.moments=8bit"
+    assert "A100/H100 80 GB" in changes[0]["fits"]
     assert "RTX 4090 24 GB" in changes[-1]["fits"]
 
 

@@ -25,7 +25,7 @@ from collectionlora.effectbench.metrics import coverage, nearest_outcome, psnr, 
 from collectionlora.effects import ALL_EFFECTS
 from collectionlora.effects.ordinary import load_photographs
 from collectionlora.pictures.photos import Photo, to_images, to_photos
-from collectionlora.runs.teaching import Teaching
+from collectionlora.runs.teaching import EncodedPairs, Teaching
 from collectionlora.sampling import Denoiser, sample_many_steps
 
 GATE, GATE_OVER_SOURCE = 22.0, 8.0
@@ -75,7 +75,8 @@ def train(name: str, args: Any) -> dict[str, Any]:
     )
     sources, targets = (backbone.encode_image(to_images(side)) for side in (photos, answers))
     prompt = backbone.encode_prompt([effect.teacher_prompt])
-    teaching = Teaching(name, backbone, roles, sources, targets, prompt, settings)
+    pairs = EncodedPairs(sources, targets, prompt)
+    teaching = Teaching(name, backbone, roles, pairs, settings)
     began = time.perf_counter()
     losses = [teaching(step)["loss"] for step in range(teaching.num_steps)]
     seconds = time.perf_counter() - began

@@ -164,6 +164,14 @@ class DistillSettings(Section):
     weight_decay: float = Field(0.01, ge=0)
     decay_ratio: float = Field(0.4, ge=0, le=1, description="last share of each phase with a falling rate")
     ema: float = Field(0.98, ge=0, lt=1, description="decay of the student's moving average, which is saved")
+    ema_on_host: Switch = Field(
+        False,
+        description="keep the moving average in host memory; a sharded one stays in its shards",
+        json_schema_extra=NO_RESULT,
+    )
+    moments: Literal["float32", "8bit"] = Field(
+        "float32", description="of AdamW for student and critics; 8bit by bitsandbytes"
+    )
 
 
 class AddSettings(Section):
@@ -235,8 +243,11 @@ class Settings(Section):
 
     @model_validator(mode="after")
     def _shards_run_together(self) -> "Settings":
-        if self.model.sharding != "none" and self.model.quantization != "none":
-            raise ValueError("model.sharding does not go with model.quantization")
+        if self.model.sharding != "none":
+            if self.model.quantization != "none":
+                raise ValueError("model.sharding does not go with model.quantization")
+            if self.distill.moments != "float32":
+                raise ValueError("model.sharding needs distill.moments=float32: they are sharded instead")
         return self
 
     @model_validator(mode="after")

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
-from torch.optim import AdamW
+from torch.optim import Optimizer
 
-from collectionlora.adapters.optimizers import load_optimizer, optimizer_tensors
+from collectionlora.adapters.optimizers import load_optimizer, make_adamw, move_averages, optimizer_tensors
 from collectionlora.adapters.roles import STUDENT, LoraWeights, Roles, TeacherLibrary, critic_role
 from collectionlora.backbones.base import Backbone
 from collectionlora.config import RoleSettings, Settings
@@ -105,11 +105,15 @@ class Distillation:
         self.optimizers = {STUDENT: self._optimizer(STUDENT, settings.student)}
         self.optimizers |= {critic: self._optimizer(critic, settings.critic) for critic in self.critics}
         self.ema = [p.detach().clone() for p in roles.parameters(STUDENT)]
+        if settings.distill.ema_on_host and settings.model.sharding == "none":
+            self.ema = [average.cpu() for average in self.ema]
         self.collected: dict[Parameter, Tensor] = {}
 
-    def _optimizer(self, role: str, settings: RoleSettings) -> AdamW:
-        parameters, decay = self.roles.parameters(role), self.settings.distill.weight_decay
-        return AdamW(parameters, settings.learning_rate, weight_decay=decay, foreach=self.foreach)
+    def _optimizer(self, role: str, settings: RoleSettings) -> Optimizer:
+        parameters, distill = self.roles.parameters(role), self.settings.distill
+        return make_adamw(
+            parameters, settings.learning_rate, distill.weight_decay, distill.moments, self.foreach
+        )
 
     @property
     def num_steps(self) -> int:
@@ -245,9 +249,7 @@ class Distillation:
             self.collect(STUDENT)
             losses.append(values)
         norm = self.step(STUDENT, self.settings.student.learning_rate, progress)
-        with torch.no_grad():
-            parameters = list[Tensor](self.roles.parameters(STUDENT))
-            torch._foreach_lerp_(self.ema, parameters, 1 - self.settings.distill.ema)
+        move_averages(self.ema, self.roles.parameters(STUDENT), 1 - self.settings.distill.ema)
         return mean_of_each(losses) | {"student_grad_norm": norm}
 
     def student_losses(

@@ -2,7 +2,9 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -11,8 +13,8 @@ from collectionlora.adapters.recipe import Recipe, adapter_path, read_adapter, r
 from collectionlora.adapters.roles import STUDENT, Roles
 from collectionlora.backbones import load_backbone
 from collectionlora.backbones.base import Backbone, Condition, encode_condition
-from collectionlora.pictures.destinations import plan_jobs, select_jobs
-from collectionlora.pictures.photos import Photo, fit, read_photo, resize, to_photos, write_photo
+from collectionlora.pictures.destinations import Job, plan_jobs, select_jobs
+from collectionlora.pictures.photos import Photo, chunks, fit, read_photo, resize, to_photos, write_photo
 from collectionlora.prompting.triggers import compose
 from collectionlora.sampling import Denoiser, noise_like, sample_few_steps
 from collectionlora.system.errors import UserError, quote
@@ -20,6 +22,7 @@ from collectionlora.system.progress import Progress, ignore
 
 ALL = "all"  # in place of an effect's name: every effect of the collection
 MAX_SEED = 2**64 - 1
+T = TypeVar("T")
 STRIP = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
@@ -80,11 +83,27 @@ def check_seed(seed: int) -> None:
         raise UserError("", "seed", f"is {quote(seed)}", f"give a whole number from 0 to {MAX_SEED}")
 
 
-class Editor:
-    """A base with one finished adapter over it, ready to edit."""
+@dataclass(frozen=True)
+class EncodedEdit:
+    """A photo of `size` (height, width) and what it shall become, as the network reads them."""
 
-    def __init__(self, backbone: Backbone, roles: Roles, recipe: Recipe):
-        self.backbone, self.roles, self.recipe = backbone, roles, recipe
+    condition: Condition
+    size: tuple[int, int]
+
+
+class Editor:
+    """A base with one finished adapter over it, ready to edit.
+
+    Args:
+        load_roles: loads the network with the adapter in the student's role, when it is first needed.
+    """
+
+    def __init__(self, backbone: Backbone, load_roles: Callable[[], Roles], recipe: Recipe):
+        self.backbone, self.load_roles, self.recipe = backbone, load_roles, recipe
+
+    @cached_property
+    def roles(self) -> Roles:
+        return self.load_roles()
 
     @classmethod
     def load(cls, collection: Path | str) -> "Editor":
@@ -96,13 +115,17 @@ class Editor:
         path = adapter_path(Path(collection))
         lora, recipe = read_adapter(path)
         backbone = load_backbone(recipe.base, recipe.model)
-        ranks = {STUDENT: lora.rank}
-        roles = Roles(backbone.network, backbone.lora_targets, ranks, fuse=backbone.fuses_lora)
-        try:
-            roles.load(STUDENT, lora.weights)
-        except ValueError as error:
-            raise UserError(path, "", str(error), f"use an adapter of the base {recipe.base}") from None
-        return cls(backbone, roles, recipe)
+
+        def load_roles() -> Roles:
+            ranks = {STUDENT: lora.rank}
+            roles = Roles(backbone.network, backbone.lora_targets, ranks, fuse=backbone.fuses_lora)
+            try:
+                roles.load(STUDENT, lora.weights)
+            except ValueError as error:
+                raise UserError(path, "", str(error), f"use an adapter of the base {recipe.base}") from None
+            return roles
+
+        return cls(backbone, load_roles, recipe)
 
     def prompt(self, effects: Sequence[str], references: int = 0) -> str:
         """The student prompt of one effect or of several; see `compose_prompt`."""
@@ -130,9 +153,20 @@ class Editor:
         Raises:
             UserError: an effect or a number of references that this adapter does not hold.
         """
+        return self.finish(self.encode(photo, effects, references), seed, steps, strength)
+
+    def encode(self, photo: Photo, effects: Sequence[str], references: Sequence[Photo] = ()) -> EncodedEdit:
+        """What `edit` reads; it needs the encoders and not the network."""
         prompt, shown = self.prompt(effects, len(references)), [self.fit(image) for image in references]
-        image = self.sample(self.fit(photo), [prompt], [seed], steps, [strength], references=shown)
-        return resize(to_photos(image)[0], photo.shape[:2])
+        condition = encode_condition(self.backbone, [prompt], self.fit(photo), shown)
+        return EncodedEdit(condition, photo.shape[:2])
+
+    def finish(
+        self, encoded: EncodedEdit, seed: int = 0, steps: int | None = None, strength: float = 1.0
+    ) -> Photo:
+        """The rest of `edit`."""
+        image = self.backbone.decode(self.draw(encoded.condition, [seed], steps, [strength]))
+        return resize(to_photos(image)[0], encoded.size)
 
     @torch.no_grad()
     def sample(
@@ -158,16 +192,45 @@ class Editor:
         for seed in seeds:
             check_seed(seed)
         strengths = strengths or [1.0] * len(images)
-        for strength in strengths:
-            if not 0 <= strength <= 1:
-                raise UserError("", "strength", f"is {strength}", "give a number from 0 to 1")
+        check_strengths(strengths)
         condition = encode_condition(self.backbone, prompts, images, references)
+        parts = chunks(len(images), self.backbone.max_batch(condition))
+        with self.roles.frozen(STUDENT):
+            latents = [
+                self.draw(condition[part], seeds[part], steps, strengths[part], after_step) for part in parts
+            ]
+        return self.backbone.decode(torch.cat(latents))
+
+    @torch.no_grad()
+    def draw(
+        self,
+        condition: Condition,
+        seeds: Sequence[int],
+        steps: int | None = None,
+        strengths: Sequence[float] | None = None,
+        after_step: Callable[[], None] = lambda: None,
+    ) -> Tensor:
+        """The latents of what `sample` makes, from what is encoded, all in one forward."""
+        for seed in seeds:
+            check_seed(seed)
+        strengths = strengths or [1.0] * len(seeds)
+        check_strengths(strengths)
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         with self.roles.frozen(STUDENT):
             denoiser = Dial(self.backbone, condition, strengths, after_step)
             noise, num_steps = noise_like(condition.source, generators), steps or self.recipe.steps
-            latents = sample_few_steps(denoiser, noise, num_steps, generators, self.recipe.shift)
-        return self.backbone.decode(latents)
+            return sample_few_steps(denoiser, noise, num_steps, generators, self.recipe.shift)
+
+
+def check_strengths(strengths: Sequence[float]) -> None:
+    """Refuse a strength outside [0, 1].
+
+    Raises:
+        UserError: it is.
+    """
+    for strength in strengths:
+        if not 0 <= strength <= 1:
+            raise UserError("", "strength", f"is {strength}", "give a number from 0 to 1")
 
 
 def edit(
@@ -191,6 +254,16 @@ class EditedFiles:
     written: list[Path]
     skipped: list[Path]
     failed: list[UserError]
+
+    def attempt(self, work: Callable[[], T], alone: bool) -> T | None:
+        """What `work` returns; its fault is kept for the end, or raised where it is all there is to do."""
+        try:
+            return work()
+        except UserError as fault:
+            if alone:
+                raise
+            self.failed.append(fault)
+            return None
 
 
 def edit_files(
@@ -221,9 +294,9 @@ def edit_files(
     """
     check_seed(seed)
     folder = Path(collection)
-    names = list(read_recipe(adapter_path(folder)).effects) if effect == ALL else [effect]
-    jobs = plan_jobs(photo, [(name, *then) for name in names], out)
     recipe = read_recipe(adapter_path(folder))
+    names = list(recipe.effects) if effect == ALL else [effect]
+    jobs = plan_jobs(photo, [(name, *then) for name in names], out)
     for name in names:
         compose_prompt(recipe, [name, *then], len(references))
     chosen = select_jobs(jobs, references, overwrite)
@@ -231,17 +304,23 @@ def edit_files(
     edited = EditedFiles([], [job.out for job in jobs if job not in chosen], [])
     if not chosen:
         return edited
-    editor = Editor.load(collection)
-    for index, job in enumerate(chosen):
-        try:
-            made = editor.edit(read_photo(job.photo), job.effects, seed, steps, strength, shown)
-            write_photo(job.out, made)
-            edited.written.append(job.out)
-        except UserError as fault:
-            if len(jobs) == 1:
-                raise
-            edited.failed.append(fault)
-        progress("edit", index + 1, len(chosen), {})
+    check_strengths([strength])
+    editor, alone = Editor.load(collection), len(jobs) == 1
+
+    def encode(job: Job) -> EncodedEdit:
+        return editor.encode(read_photo(job.photo), job.effects, shown)
+
+    def write(job: Job, encoded: EncodedEdit) -> None:
+        write_photo(job.out, editor.finish(encoded, seed, steps, strength))
+        edited.written.append(job.out)
+
+    # All at first, a few megabytes each: a large network has no room beside the encoders.
+    ready = [edited.attempt(partial(encode, job), alone) for job in chosen]
+    editor.backbone.release_encoders()
+    for index, (job, encoded) in enumerate(zip(chosen, ready, strict=True), 1):
+        if encoded is not None:
+            edited.attempt(partial(write, job, encoded), alone)
+        progress("edit", index, len(chosen), {})
     return edited
 
 

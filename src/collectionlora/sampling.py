@@ -21,7 +21,8 @@ class Denoiser:
 
     Args:
         condition: what the network reads.
-        uncond: the same with the empty prompt; both branches run as one batch.
+        uncond: the same with the empty prompt; both branches run as one batch, or one after the other
+            (`Backbone.guides_in_one_batch`).
         guidance_scale: w of the backbone's rule, `uncond + w * (cond - uncond)` in its plain form; 1 is
             unguided and costs one branch.
         guide: the rule, by default the backbone's own.
@@ -41,18 +42,22 @@ class Denoiser:
         self.backbone, self.guidance_scale, self.role = backbone, guidance_scale, role
         self.guide = guide or backbone.guide
         self.guided = uncond is not None and guidance_scale != 1.0
-        both = Condition.cat([condition, uncond]) if uncond is not None and self.guided else condition
+        branches = [condition, uncond] if uncond is not None and self.guided else [condition]
+        if len(branches) > 1 and backbone.guides_in_one_batch:
+            branches = [Condition.cat(branches)]
         with role():
-            self.prepared = backbone.prepare(both)
+            self.prepared = [backbone.prepare(branch) for branch in branches]
 
     def velocity(self, x_sigma: Tensor, sigma: float | Tensor) -> Tensor:
         """The velocity at `x_sigma` `[B, C, H, W]`; `sigma` a scalar or `[B]`."""
         sigma = torch.as_tensor(sigma, dtype=x_sigma.dtype, device=x_sigma.device).expand(len(x_sigma))
+        if self.guided and self.backbone.guides_in_one_batch:
+            x_sigma, sigma = x_sigma.repeat(2, 1, 1, 1), sigma.repeat(2)
         with self.role():
-            if not self.guided:
-                return self.backbone.velocity(x_sigma, sigma, self.prepared)
-            both = self.backbone.velocity(x_sigma.repeat(2, 1, 1, 1), sigma.repeat(2), self.prepared)
-        cond, uncond = both.chunk(2)
+            found = [self.backbone.velocity(x_sigma, sigma, prepared) for prepared in self.prepared]
+        if not self.guided:
+            return found[0]
+        cond, uncond = found if len(found) > 1 else found[0].chunk(2)
         return self.guide(cond, uncond, self.guidance_scale)
 
     def x0(self, x_sigma: Tensor, sigma: float | Tensor) -> Tensor:

@@ -87,12 +87,12 @@ class GeneralData:
     """The general stream, encoded: N photos, each with an instruction and the bare base's answer.
 
     `sources` and `targets` `[N, C, H, W]`, `prompt` with a batch of N, `uncond` of 1 or N. The targets serve
-    the warm start alone; the distillation proper never reads them.
+    the warm start alone; without one there are none.
     """
 
     sources: Tensor
     prompt: Prompt
-    targets: Tensor
+    targets: Tensor | None
     uncond: Prompt
 
 
@@ -214,7 +214,9 @@ class Streams:
         index = torch.from_numpy(rng.integers(len(self.general.sources), size=size))
         condition = Condition(self.general.prompt.of_photos(index), self.general.sources[index])
         uncond = condition.with_prompt(self.general.uncond.of_photos(index))
-        return Batch(None, self.general.targets[index], condition, condition, uncond)
+        # Without a warm start nothing reads an answer but its shape, which is the photo's.
+        answers = self.general.sources if self.general.targets is None else self.general.targets
+        return Batch(None, answers[index], condition, condition, uncond)
 
     def schedule_length(self, step: int, lengths: Sequence[int]) -> int:
         """The student's schedule length at a step: one for all processes, for each length has its critic."""

@@ -23,7 +23,7 @@ from collectionlora.adapters.merging import add
 from collectionlora.adapters.recipe import adapter_path
 from collectionlora.adapters.roles import TEACHER, Roles, TeacherLibrary
 from collectionlora.backbones.base import encode_condition
-from collectionlora.backbones.nano import RECOMMENDED, NanoBackbone
+from collectionlora.backbones.nano import MAX_BATCH, RECOMMENDED, NanoBackbone
 from collectionlora.command_line.demo import shipped_teachers
 from collectionlora.editing import Editor
 from collectionlora.effectbench.bench import Cases, draw_crops
@@ -119,7 +119,8 @@ def draw(folder: Path, key: str, make: Make, pair: Effects, cases: Cases) -> lis
     found = read_tensors(path)
     if found is None:
         images = to_images(cases.photos)
-        made = torch.cat([make(pair, images[part], cases.seeds[part]) for part in chunks(len(images))])
+        parts = chunks(len(images), MAX_BATCH)
+        made = torch.cat([make(pair, images[part], cases.seeds[part]) for part in parts])
         found = {"pictures": torch.from_numpy(np.stack(to_photos(made)))}, {}
         write_tensors(path, *found)
     return list(found[0]["pictures"].numpy())

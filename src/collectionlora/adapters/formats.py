@@ -3,7 +3,7 @@
 Every tensor of a file is either used or the file is refused by name. `docs/lora-files.md` says what is read.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -83,13 +83,18 @@ def read_header(path: Path) -> dict[str, str]:
         return file.metadata() or {}
 
 
-def read_lora(path: Path, base: Mapping[str, Tensor] | None = None) -> LoraFile:
+def read_lora(
+    path: Path,
+    base: Mapping[str, Tensor] | None = None,
+    read_weight: Callable[[str], Tensor] | None = None,
+) -> LoraFile:
     """Read an adapter; `W + (alpha / rank) * B @ A`, alpha defaulting to the rank.
 
     Args:
         base: weights of all modules of the base that take a LoRA, by name (`roles.target_weights`); they
             resolve underscored names, check shapes, and DoRA needs their values. Without them the names are
             taken as they stand.
+        read_weight: reads one of these weights where `base` has only its shape, or holds it packed.
 
     Raises:
         UserError: not a safetensors file, a key that is not used, a module that the base lacks, an incomplete
@@ -117,11 +122,12 @@ def read_lora(path: Path, base: Mapping[str, Tensor] | None = None) -> LoraFile:
         prefixes.add(prefix)
     if not parts:
         raise UserError(path, "", "holds no LoRA weights", "give the file of a trained LoRA")
-    weights: LoraWeights = {}
+    weights: dict[str, Factors] = {}
     scales, losses = {}, {}
     for module, found in parts.items():
         pieces = fused.get(module, (module,))
-        bases = [] if base is None else [base[piece] for piece in pieces]
+        read = read_weight if read_weight and found.keys() & set(MAGNITUDES) else (base or {}).__getitem__
+        bases = [] if base is None else [read(piece) for piece in pieces]
         weight = torch.cat(bases) if len(bases) > 1 else next(iter(bases), None)
         built, scale = read_module(path, module, found, header, weight)
         kinds.add(built.kind)
@@ -139,13 +145,15 @@ def read_lora(path: Path, base: Mapping[str, Tensor] | None = None) -> LoraFile:
     return LoraFile(weights, metadata, label, scales, losses)
 
 
-def read_teacher(path: Path, base: Mapping[str, Tensor]) -> LoraFile:
+def read_teacher(
+    path: Path, base: Mapping[str, Tensor], read_weight: Callable[[str], Tensor] | None = None
+) -> LoraFile:
     """Read an effect LoRA as `read_lora` does; one that changes nothing has nothing to teach.
 
     Raises:
         UserError: as `read_lora`, or no module's change differs from zero.
     """
-    lora = read_lora(path, base)
+    lora = read_lora(path, base, read_weight)
     for a, b in lora.weights.values():
         if change_norm((a, b)) > MIN_CHANGE * float(a.norm()) * float(b.norm()):
             return lora

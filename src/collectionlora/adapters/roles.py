@@ -6,8 +6,9 @@ The paper calls them generator (student), fake score (critic) and real score (te
   mutates that list. peft's own `set_adapter` toggles `requires_grad` and, called between a forward and its
   backward, silently drops gradients. The shared list rests on a private attribute of peft, so every
   training proves by `Roles.verify`, before its first step, that switching works with the installed version.
-- The teacher is a slot: effect LoRAs wait in memory, converted, and are copied into the slot's parameters.
-  A module that an effect LoRA lacks becomes zero, a smaller rank is padded with zeros.
+- The teacher is a slot: effect LoRAs wait, converted, and are copied into the slot's parameters. A module
+  that an effect LoRA lacks becomes zero, a smaller rank is padded with zeros. It is never trained: the base's
+  dtype is enough for it, while what is trained is float32.
 - Under gradient checkpointing the recomputation must run in the role of the forward: `Roles.checkpoint`.
 """
 
@@ -32,7 +33,7 @@ STUDENT, TEACHER = "student", "teacher"
 MAX_ERROR = 0.1
 
 # module name -> (A [rank, in, ...], B [out, rank, ...]); the weight change is B @ A, the scale baked in.
-LoraWeights = dict[str, tuple[Tensor, Tensor]]
+LoraWeights = Mapping[str, tuple[Tensor, Tensor]]
 
 
 def critic_role(num_steps: int) -> str:
@@ -57,6 +58,7 @@ class Roles:
         targets: names (suffixes) of the modules that carry LoRA, as peft's `target_modules`.
         ranks: rank of each role, for example `{"student": 32, "critic-8": 32, "teacher": 16}`.
         seed: of the LoRA initialisation (A random, B zero, so that every role starts as the base).
+        teacher_dtype: of the teacher slot.
         fuse: let `frozen` add the LoRA into the weights, for a base small enough to hold them twice.
     """
 
@@ -67,6 +69,7 @@ class Roles:
         ranks: Mapping[str, int],
         seed: int = 0,
         fuse: bool = False,
+        teacher_dtype: torch.dtype = torch.float32,
     ):
         self.network = network.requires_grad_(False)
         self._active: list[str] = []
@@ -83,7 +86,7 @@ class Roles:
         for name in ranks:
             for parameter in self.parameters(name):
                 # Master weights: over a bfloat16 base too, small updates must not be rounded away.
-                parameter.data = parameter.data.float()
+                parameter.data = parameter.data.to(teacher_dtype if name == TEACHER else torch.float32)
                 parameter.requires_grad_(name != TEACHER)
         self.ranks, self.fuse = dict(ranks), fuse
         self._fused: str | None = BASE  # the role that is in the base's weights now
@@ -259,7 +262,7 @@ def _broken(fault: str) -> UserError:
 
 
 class TeacherLibrary:
-    """Effect LoRAs in memory, and the slot of `Roles` that holds one of them at a time."""
+    """Effect LoRAs, and the slot of `Roles` that holds one of them at a time."""
 
     def __init__(self, roles: Roles, teachers: Mapping[str, LoraWeights]):
         self.roles = roles

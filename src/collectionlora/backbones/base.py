@@ -1,5 +1,6 @@
 """What the method asks of an image editing model: the `Backbone` protocol and the tensors it exchanges."""
 
+import gc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -26,6 +27,11 @@ class Prompt:
     def __getitem__(self, index: Tensor | slice) -> "Prompt":
         pooled = None if self.pooled is None else self.pooled[index]
         return Prompt(self.tokens[index], self.mask[index], pooled)
+
+    def trim(self) -> "Prompt":
+        """Without the last tokens that are padding in every row."""
+        length = int(self.mask.sum(dim=1).max())
+        return Prompt(self.tokens[:, :length], self.mask[:, :length], self.pooled)
 
     def expand(self, batch: int) -> "Prompt":
         """One prompt repeated for a batch, without copying."""
@@ -104,8 +110,15 @@ class Shapes:
             pooled = None if self.pooled is None else torch.empty(batch, self.pooled)
             tokens, source = torch.empty(batch, *self.tokens), torch.empty(batch, *self.latents)
         # Backbones look at the mask's values: this one exists.
-        prompt = Prompt(tokens, torch.ones(tokens.shape[:2], dtype=torch.bool), pooled)
+        prompt = Prompt(tokens, torch.ones(tokens.shape[:2], dtype=torch.bool, device="cpu"), pooled)
         return Condition(prompt, source, (source,) * references)
+
+
+def free_memory() -> None:
+    """Give back what nothing refers to, also in circles, as those between a network and its roles are."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 class Backbone(Protocol):
@@ -119,12 +132,17 @@ class Backbone(Protocol):
         prompts_see_photos: a text is encoded together with the photo it is about, so that an encoded prompt
             belongs to one photo.
         fuses_lora: the weights that carry LoRA are small enough to be held twice (`Roles.frozen`).
+        dtype: of the network's weights, and of the teachers over it.
+        guides_in_one_batch: both branches of guidance run as one forward. Apart they need half the memory
+            and no mask, for each has prompts of one length: right where one image fills a device.
     """
 
     network: Any
     side_multiple: int
     prompts_see_photos: bool
     fuses_lora: bool
+    dtype: torch.dtype
+    guides_in_one_batch: bool
 
     @property
     def lora_targets(self) -> tuple[str, ...]:
@@ -154,6 +172,10 @@ class Backbone(Protocol):
 
     def shapes(self, resolution: int) -> Shapes:
         """Shapes of what the network reads for a square photo and a text of common length."""
+        ...
+
+    def max_batch(self, condition: Condition) -> int:
+        """How many images, each with a condition of these sizes, a forward without gradient takes at once."""
         ...
 
     def prepare(self, condition: Condition) -> Any:

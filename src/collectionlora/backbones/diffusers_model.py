@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from collectionlora.backbones.base import Backbone
+from collectionlora.backbones.base import Backbone, Condition, free_memory
 from collectionlora.backbones.diffusers_files import find_class, list_files, locate, opening
 from collectionlora.backbones.family import Family, SectionValues
 from collectionlora.backbones.quantization import quantize
@@ -28,12 +28,18 @@ from collectionlora.config import ModelSettings
 from collectionlora.objectives import guided
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+# Of all images of a forward: one edit of 1024 x 1024 pixels, its noisy image and its photo. Such a batch
+# keeps a large GPU busy; a larger one needs memory in proportion and is not faster.
+MAX_TOKENS = 2 * (1024 // 16) ** 2
 # What a base of billions of parameters asks for, beside what its own file adds; the paper's ranks.
 LARGE: SectionValues = {
     "model": {"dtype": "bfloat16", "gradient_checkpointing": True},
     "data": {"resolution": 1024},
     "student": {"rank": 128},
     "critic": {"rank": 128},
+    "distill": {"ema_on_host": True},
+    # An effect LoRA of such a base takes a few thousand photos to learn, one at a time.
+    "teach": {"steps": 2000, "batch_size": 1},
 }
 
 
@@ -135,6 +141,7 @@ class DiffusersBackbone(Backbone):
 
     prompts_see_photos = False
     fuses_lora = False
+    guides_in_one_batch = False
     side_multiple = 16
 
     def __init__(self, family: DiffusersFamily, base: str, settings: ModelSettings):
@@ -191,8 +198,7 @@ class DiffusersBackbone(Backbone):
     def release_encoders(self) -> None:
         for name in ("vae", "text_pipeline"):
             self.__dict__.pop(name, None)
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+        free_memory()
 
     @torch.no_grad()
     def encode_image(self, images: Tensor) -> Tensor:
@@ -240,6 +246,14 @@ class DiffusersBackbone(Backbone):
     def _num_tokens(self, noise: Tensor) -> int:
         """Tokens of latents `[B, C, H, W]`."""
         return noise.shape[-2] * noise.shape[-1] // 4
+
+    def max_batch(self, condition: Condition) -> int:
+        images = (
+            condition.source,
+            condition.source,
+            *condition.references,
+        )  # the noisy image is as the photo
+        return max(1, MAX_TOKENS // sum(self._num_tokens(latents) for latents in images))
 
     def teacher_sigmas(self, num_steps: int, noise: Tensor) -> Tensor:
         if num_steps == 1:  # a schedule that is stretched to its last sigma needs two

@@ -49,7 +49,10 @@ class Flux2(DiffusersBackbone):
 
     @torch.no_grad()
     def encode_prompt(self, prompts: Sequence[str], photos: Sequence[Tensor] = ()) -> Prompt:
-        tokens, _ = self.text_pipeline.encode_prompt(list(prompts))
+        return Prompt.cat([self._encode_text(text) for text in prompts])
+
+    def _encode_text(self, text: str) -> Prompt:
+        tokens, _ = self.text_pipeline.encode_prompt(text)
         # The network reads the padding too: every token counts.
         return Prompt(tokens.cpu(), torch.ones(tokens.shape[:2], dtype=torch.bool))
 

@@ -53,7 +53,10 @@ class FluxKontext(DiffusersBackbone):
 
     @torch.no_grad()
     def encode_prompt(self, prompts: Sequence[str], photos: Sequence[Tensor] = ()) -> Prompt:
-        tokens, pooled, _ = self.text_pipeline.encode_prompt(list(prompts))
+        return Prompt.cat([self._encode_text(text) for text in prompts])
+
+    def _encode_text(self, text: str) -> Prompt:
+        tokens, pooled, _ = self.text_pipeline.encode_prompt(text)
         # The network was trained with T5's padding in sight: every token counts.
         return Prompt(tokens.cpu(), torch.ones(tokens.shape[:2], dtype=torch.bool), pooled.cpu())
 

@@ -25,6 +25,7 @@ from collectionlora.system.files import load_tensors, write_tensors
 
 NUM_BUCKETS = 4096
 MAX_WORDS = 48
+MAX_BATCH = 16
 WORD = re.compile(r"[^\W_]+|[^\w\s]|_")
 # A small network on few pixels learns at far higher rates than the paper's 20 B model, and from batches.
 RECOMMENDED: SectionValues = {
@@ -93,7 +94,8 @@ class NanoBackbone:
         *("img_mlp.net.0.proj", "img_mlp.net.2", "txt_in", "pooled_in.0", "pooled_in.2"),
         *("pixel_in", "pixel_mod.0", "pixel_mod.1", "pixel_mod.2", "pixel_mix.0", "pixel_mix.1", "proj_out"),
     )
-    side_multiple, prompts_see_photos, fuses_lora = 8, False, True
+    side_multiple, prompts_see_photos, fuses_lora, guides_in_one_batch = 8, False, True, True
+    dtype = torch.float32
 
     def __init__(self, config: NanoConfig | None = None):
         config = config or NanoConfig()
@@ -140,11 +142,15 @@ class NanoBackbone:
     def shapes(self, resolution: int) -> Shapes:
         return Shapes((3, resolution, resolution), (MAX_WORDS, self.network.config.text_width))
 
+    def max_batch(self, condition: Condition) -> int:
+        return MAX_BATCH
+
     def prepare(self, condition: Condition) -> EncodedCondition:
         """Keys and values of the condition, the same for every noisy point and sigma."""
         prompt = condition.prompt
         assert not condition.references, "the nano base reads one photo"
-        return self.network.encode_condition(prompt.tokens, prompt.mask, condition.source)
+        mask = prompt.mask.to(condition.source.device)  # of a plan, whose masks alone have values
+        return self.network.encode_condition(prompt.tokens, mask, condition.source)
 
     def velocity(self, x_sigma: Tensor, sigma: Tensor, prepared: EncodedCondition) -> Tensor:
         return self.network(x_sigma, sigma, prepared)

@@ -3,10 +3,19 @@
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from peft.tuners.lora import LoraLayer
+from peft.utils.integrations import dequantize_module_weight
+from torch import Tensor, nn
 
 from collectionlora.collection import MANIFEST
 from collectionlora.system.errors import UserError
+
+
+def whole_weight(layer: nn.Module) -> Tensor:
+    """The weight `[out, in]` of a linear layer, unpacked if it is quantised, in float32 on the CPU."""
+    base = layer.get_base_layer() if isinstance(layer, LoraLayer) else layer
+    weight: Tensor = dequantize_module_weight(base)
+    return weight.detach().float().cpu()
 
 
 def quantize(network: nn.Module, names: Sequence[str], kind: str, dtype: torch.dtype) -> None:

@@ -104,6 +104,8 @@ class QwenImageEditPlus(DiffusersBackbone):
 
     def prepare(self, condition: Condition) -> QwenCondition:
         prompt, images = condition.prompt, (condition.source, *condition.references)
+        # Photos of other shapes may have longer prompts: what is padding in all rows costs time and a mask.
+        prompt = prompt.trim()
         return QwenCondition(
             self._enter(prompt.tokens),
             None if prompt.mask.all() else prompt.mask.to(self.device),

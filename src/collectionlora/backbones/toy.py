@@ -56,7 +56,8 @@ class ToyBackbone:
     """The toy network behind the `Backbone` protocol."""
 
     lora_targets: tuple[str, ...] = ("stem", "blocks.0", "blocks.1", "blocks.2", "blocks.3", "head")
-    side_multiple, prompts_see_photos, fuses_lora = 1, False, False
+    side_multiple, prompts_see_photos, fuses_lora, guides_in_one_batch = 1, False, False, True
+    dtype = torch.float32
 
     def __init__(self, seed: int = 0):
         with torch.random.fork_rng(devices=[]):
@@ -77,6 +78,9 @@ class ToyBackbone:
 
     def shapes(self, resolution: int) -> Shapes:
         return Shapes((2, 1, 1), (1, PROMPT_SIZE))
+
+    def max_batch(self, condition: Condition) -> int:
+        return len(condition.source)
 
     def prepare(self, condition: Condition) -> Condition:
         return condition

@@ -30,6 +30,7 @@ from collectionlora.command_line.terminal import (
     say,
     settings_table,
     tell,
+    verbs_table,
 )
 from collectionlora.config import parse_overrides
 from collectionlora.system.errors import Interrupted, UserError
@@ -95,11 +96,12 @@ def teach(folder: Folder, names: Names = None, overrides: Set = None, as_json: J
 
     Example: collectionlora teach my-collection pencil-sketch --set teach.steps=800
     """
+    from collectionlora.planning.guard import refuse_too_large
 
+    layer = parse_overrides(overrides or [])
+    refuse_too_large("teach", folder, layer)
     with ProgressLine() as progress:
-        written = collectionlora.teach(
-            folder, names or [], parse_overrides(overrides or []), progress=progress
-        )
+        written = collectionlora.teach(folder, names or [], layer, progress=progress)
     result = {"teachers": [str(path) for path in written]}
     say(as_json, result, "\n".join(f"wrote {path}" for path in written))
 
@@ -117,9 +119,11 @@ def prompts(
 
     Example: collectionlora prompts my-collection --vlm http://localhost:11434/v1 --model qwen2.5vl
     """
+    from collectionlora.planning.guard import refuse_too_large
     from collectionlora.prompting.endpoint import Endpoint
 
     layer = with_token_cap(parse_overrides(overrides or []), max_tokens_total)
+    refuse_too_large("prompts", folder, layer)
     with ProgressLine() as progress:
         result = collectionlora.prompts(folder, Endpoint.of(vlm, model, api_key_env), layer, progress)
     say(as_json, result, prompt_table(result))
@@ -130,9 +134,12 @@ def targets(folder: Folder, overrides: Set = None, recipe: RecipeName = None, as
 
     Example: collectionlora targets my-collection --set targets.samples=4
     """
+    from collectionlora.planning.guard import refuse_too_large
 
+    layer = read_layer(overrides, recipe)
     with joined_processes() as progress:
-        counts = collectionlora.targets(folder, read_layer(overrides, recipe), progress=progress)
+        refuse_too_large("targets", folder, layer)
+        counts = collectionlora.targets(folder, layer, progress=progress)
     say(as_json, counts, "\n".join(f"{name}: {count} targets" for name, count in counts.items()))
 
 
@@ -150,19 +157,23 @@ def plan(
         str | None,
         typer.Option(help="ddp: each holds all; fsdp: each its share; default: model.sharding"),
     ] = None,
+    seconds_per_forward: Annotated[
+        float | None, typer.Option(min=0, help="of one image on your GPU, for the hours of each verb")
+    ] = None,
     overrides: Set = None,
     recipe: RecipeName = None,
     as_json: Json = False,
 ) -> None:
-    """Memory, disk and forwards of a distillation before anything is loaded; which GPUs it fits.
+    """Memory, disk and time of every verb before anything is loaded; which GPUs a distillation fits.
 
     Example: collectionlora plan --base Qwen/Qwen-Image-Edit-2509 --effects 50 --rank 128
     """
     from collectionlora.planning import plan as planning
     from collectionlora.planning.advice import advise
+    from collectionlora.planning.workload import make_workload
 
     layer = read_layer(overrides, recipe)
-    workload = planning.make_workload(
+    workload = make_workload(
         folder,
         base,
         effects,
@@ -173,8 +184,9 @@ def plan(
         devices=devices,
         sharding=sharding,
     )
-    result = {**planning.plan(workload), "advice": advise(workload)}
-    say(as_json, result, plan_table(workload.base, result), advice_lines(result))
+    planned = planning.plan(workload, seconds_per_forward=seconds_per_forward)
+    result = {**planned, "advice": advise(workload)}
+    say(as_json, result, plan_table(workload.base, result), verbs_table(result), advice_lines(result))
 
 
 def distill(
@@ -192,10 +204,13 @@ def distill(
 
     Example: collectionlora distill my-collection --set distill.student_updates=1000
     """
+    from collectionlora.planning.guard import refuse_too_large
 
+    layer = read_layer(overrides, recipe)
     try:
         with joined_processes() as progress:
-            path = collectionlora.distill(folder, run, read_layer(overrides, recipe), resume, again, progress)
+            refuse_too_large("distill", folder, layer)
+            path = collectionlora.distill(folder, run, layer, resume, again, progress)
     except Interrupted as stopped:
         tell(f"{stopped}; go on with: collectionlora distill {folder} --run {run} --resume")
         raise typer.Exit(130) from None

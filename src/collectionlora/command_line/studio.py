@@ -4,13 +4,16 @@ import os
 import socket
 import threading
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from collectionlora.command_line.terminal import ProgressLine, console
 from collectionlora.system.environment import without_proxies
 from collectionlora.system.errors import UserError
+
+if TYPE_CHECKING:
+    from collectionlora.studio.pictures import Studio
 
 AUTH_VARIABLE = "COLLECTIONLORA_AUTH"
 MEGA = 1_000_000
@@ -48,10 +51,9 @@ def studio(
     except ImportError as error:
         hint = "install it: pip install 'collectionlora[studio]'"
         raise UserError("", "studio", f"needs gradio ({error})", hint) from None
-    from collectionlora.studio.pictures import Studio
 
     check_port(host, port)
-    made = Studio(collection, batch_size)
+    made = load_studio(collection, batch_size)
     with ProgressLine() as progress:
         previews = made.previews(progress)
     serve(build_page(made, previews, max_megapixels * MEGA), host, port, accounts, max_upload)
@@ -90,6 +92,19 @@ def serve(page: Any, host: str, port: int, accounts: list[tuple[str, str]], max_
         threading.Event().wait()
     except KeyboardInterrupt:
         page.close(verbose=False)
+
+
+def load_studio(collection: Path, batch_size: int) -> "Studio":
+    """The adapter and its base, if there is room for them.
+
+    Raises:
+        UserError: no adapter there, or it needs more memory than is free.
+    """
+    from collectionlora.planning.guard import refuse_too_large_adapter
+    from collectionlora.studio.pictures import Studio
+
+    refuse_too_large_adapter("studio", collection)
+    return Studio(collection, batch_size)
 
 
 def check_port(host: str, port: int) -> None:

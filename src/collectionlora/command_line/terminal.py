@@ -226,7 +226,7 @@ def plan_table(base: str, result: dict[str, Any]) -> Table:
         "before it is sharded: base and LoRAs": "start_bytes",
         "while prompts are encoded": "encoding_bytes",
         "each device, with three bases as in the reference": "reference_layout_bytes",
-        "host: teachers": "teacher_library_bytes",
+        "disk: converted teachers, mapped": "teacher_library_bytes",
         "disk: cache": "cache_bytes",
         "disk: the adapter": "adapter_bytes",
     }
@@ -236,6 +236,16 @@ def plan_table(base: str, result: dict[str, Any]) -> Table:
     counts = "{forwards_per_student_update} and {backwards_per_student_update}"
     table.add_row("forwards and backwards of a student update, each image", counts.format(**result))
     table.add_row("fits", "\n".join(d for d, enough in result["fits"].items() if enough) or "none")
+    return table
+
+
+def verbs_table(result: dict[str, Any]) -> Table:
+    """What each verb needs: GiB, and hours if a forward's seconds are known."""
+    table = Table("verb", "device", "host, each process", "host, machine", "disk", "hours")
+    for verb, row in result["verbs"].items():
+        keys = ("device_bytes", "host_bytes", "machine_bytes", "disk_bytes")
+        hours = "" if row["seconds"] is None else f"{row['seconds'] / 3600:,.1f}"
+        table.add_row(verb, *(f"{row[key] / 2**30:,.2f}" for key in keys), hours)
     return table
 
 

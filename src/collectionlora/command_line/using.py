@@ -50,11 +50,13 @@ def edit(
     Example: collectionlora edit my-collection me.jpg --effect neon-edges
     """
     from collectionlora.editing import edit_files
+    from collectionlora.planning.guard import refuse_too_large_adapter
 
     source = photo or photo_argument
     if source is None or (photo and photo_argument):
         message = "is given twice" if source else "is missing"
         raise UserError("", "PHOTO", message, "give one photo, or one folder of photos")
+    refuse_too_large_adapter("edit", collection)
     with ProgressLine() as progress:
         edited = edit_files(
             collection,
@@ -137,11 +139,13 @@ def bench(
     Example: collectionlora bench my-collection --methods teacher,student,student-4,stack
     Example: collectionlora bench my-collection --baseline before.json --margin 0.5
     """
+    from collectionlora.planning.guard import refuse_too_large
     from collectionlora.prompting.endpoint import Endpoint
 
     layer = with_token_cap(parse_overrides(overrides or []), max_tokens_total)
     endpoint = Endpoint.of(judge, judge_model, api_key_env, "--judge")
     with joined_processes() as progress:
+        refuse_too_large("bench", folder, layer)
         metrics = collectionlora.bench(
             folder,
             photos,

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from collectionlora.adapters.merging import MERGES, add, merge
 from collectionlora.adapters.roles import LoraWeights
-from collectionlora.backbones.base import encode_condition
+from collectionlora.backbones.base import free_memory
 from collectionlora.collection import Collection
 from collectionlora.config import Settings, replace_settings
 from collectionlora.effectbench.bench import GENERAL, Method
+from collectionlora.effectbench.encodings import Encodings
 from collectionlora.runs.inputs import distillation_inputs
 from collectionlora.runs.run import open_run
 from collectionlora.runs.session import Session
@@ -36,7 +37,10 @@ def train_baseline(collection: Collection, settings: Settings, name: str, progre
         run = session.distillation(progress)
         inputs = distillation_inputs(collection)
         opened.train(run, settings, session.facts(), collection, inputs, partial(progress, name))
-    return run.student_weights()
+        weights = run.student_weights()
+    del session, run
+    free_memory()  # its base: the bench is about to load one
+    return weights
 
 
 class Baselines:
@@ -46,9 +50,10 @@ class Baselines:
         session: its teacher slot has room for a teacher or student and the acceleration LoRA on top.
     """
 
-    def __init__(self, session: Session, progress: Progress):
-        self.session, self.progress = session, progress
-        self.teachers = dict(session.teachers.teachers)
+    def __init__(self, session: Session, encodings: Encodings, progress: Progress):
+        self.session, self.encodings, self.progress = session, encodings, progress
+        self.teachers = session.teacher_files
+        self.sums: dict[str, list[LoraWeights]] = {}  # by METHOD/EFFECT, what is added up
 
     @cached_property
     def acceleration(self) -> LoraWeights:
@@ -91,29 +96,30 @@ class Baselines:
     ) -> Method:
         """LoRAs by effect, each with the acceleration LoRA on top, in the student's steps."""
         settings, backbone = self.session.settings, self.session.backbone
-        library, steps, shift = self.session.teachers, settings.sampling.steps, settings.sampling.shift
+        steps, shift = settings.sampling.steps, settings.sampling.shift
         for effect, parts in {**loras, GENERAL: general}.items():
-            library.teachers[f"{name}/{effect}"] = add([*parts, self.acceleration])
+            self.sums[f"{name}/{effect}"] = [*parts, self.acceleration]
 
         @torch.no_grad()
         def run(effect: str, images: Tensor, texts: Sequence[str], seeds: Sequence[int]) -> Tensor:
-            references = [] if effect == GENERAL else self.session.references(effect)
-            generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-            condition = encode_condition(backbone, list(texts), images, references)
-            with library.use(f"{name}/{effect}"):
-                denoiser = Denoiser(backbone, condition)
-                noise = noise_like(condition.source, generators)
-                latents = sample_few_steps(denoiser, noise, steps, generators, shift)
-            return backbone.decode(latents)
+            latents, key, library = [], f"{name}/{effect}", self.session.teachers
+            library.teachers[key] = add(self.sums[key])
+            with library.use(key):
+                for part, condition in self.encodings.in_parts(effect, texts, images):
+                    generators = [torch.Generator().manual_seed(seed) for seed in seeds[part]]
+                    denoiser, noise = Denoiser(backbone, condition), noise_like(condition.source, generators)
+                    latents.append(sample_few_steps(denoiser, noise, steps, generators, shift))
+            del library.teachers[key]
+            return backbone.decode(torch.cat(latents))
 
         def sample(effect: str, images: Tensor, seeds: Sequence[int]) -> Tensor:
             return run(effect, images, [prompts[effect]] * len(images), seeds)
 
-        def instructions(images: Tensor, texts: Sequence[str], seeds: Sequence[int]) -> Tensor:
-            return run(GENERAL, images, texts, seeds)
+        def read(effect: str, instruction: str) -> list[str]:
+            return [instruction or prompts[effect]]
 
-        one = library.teachers[f"{name}/{GENERAL}"]
-        return Method(name, steps, sample, instructions, num_bytes(one))
+        size = sum(num_bytes(lora) for lora in self.sums[f"{name}/{GENERAL}"])
+        return Method(name, steps, sample, partial(run, GENERAL), size, reads=read)
 
 
 def num_bytes(lora: LoraWeights) -> int:

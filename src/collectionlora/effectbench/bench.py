@@ -4,12 +4,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from collectionlora.effects.crops import PhotoPool
 from collectionlora.effects.ordinary import ORDINARY_EDITS, Edit, draw_edit
-from collectionlora.pictures.photos import Photo, chunks, crop_square, to_images, to_photos
+from collectionlora.pictures.photos import Photo, crop_square, to_images, to_photos
 from collectionlora.system.errors import UserError
 
 GENERAL = "general"
@@ -26,7 +25,8 @@ class Method:
     """One way to make the effects: `sample(effect, images, seeds)`; `general` follows instructions.
 
     `num_bytes` is the size of the LoRA files that it needs beside the base. `strip` is there for a method
-    with a strength dial: a photo from untouched to the whole effect.
+    with a strength dial: a photo from untouched to the whole effect. `reads(effect, "")` and `reads(GENERAL,
+    instruction)` are the texts that the network reads beside a photo.
     """
 
     name: str
@@ -35,6 +35,7 @@ class Method:
     general: Sampler
     num_bytes: int = 0
     strip: Strip | None = None
+    reads: Callable[[str, str], Sequence[str]] = lambda effect, instruction: ()
 
 
 @dataclass(frozen=True)
@@ -92,14 +93,11 @@ def join_cases(drawn: Sequence[Cases]) -> Cases:
 
 def make(method: Method, effect: str, cases: Cases) -> list[Photo]:
     """A method's pictures of one effect."""
-    images = to_images(cases.photos)
-    made = [method.sample(effect, images[part], cases.seeds[part]) for part in chunks(len(images))]
-    return to_photos(torch.cat(made))
+    return to_photos(method.sample(effect, to_images(cases.photos), cases.seeds))
 
 
 def make_edits(method: Method, cases: Cases) -> list[Photo]:
     """A method's pictures of the ordinary edits."""
     sources = to_images([e.source for e in cases.edits])
     texts, seeds = [e.instruction for e in cases.edits], list(range(len(cases.edits)))
-    made = [method.general(sources[part], texts[part], seeds[part]) for part in chunks(len(sources))]
-    return to_photos(torch.cat(made))
+    return to_photos(method.general(sources, texts, seeds))

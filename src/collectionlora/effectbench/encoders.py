@@ -17,6 +17,8 @@ from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel, Dinov2Mod
 from collectionlora.pictures.photos import Photo, chunks
 from collectionlora.system.errors import UserError
 
+MAX_BATCH = 16  # pictures at a time
+
 
 class ImageEncoder(ABC):
     """A model that embeds pictures, which its processor prepares."""
@@ -31,7 +33,7 @@ class ImageEncoder(ABC):
     def images(self, photos: Sequence[Photo]) -> Tensor:
         """Unit vectors `[N, D]`."""
         parts = []
-        for part in chunks(len(photos)):
+        for part in chunks(len(photos), MAX_BATCH):
             pictures = [Image.fromarray(photo) for photo in photos[part]]
             parts.append(self.embed(**self.processor(images=pictures, return_tensors="pt")))
         return F.normalize(torch.cat(parts), dim=1)

@@ -5,17 +5,21 @@ few steps, undistilled), `student` (the adapter's own number of steps), `student
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from collectionlora.adapters.recipe import read_adapter
 from collectionlora.adapters.roles import BASE, STUDENT, TEACHER
-from collectionlora.backbones.base import encode_condition, repeat_references
-from collectionlora.editing import Editor, strength_strip
-from collectionlora.effectbench.bench import Method
-from collectionlora.pictures.photos import Photo
+from collectionlora.editing import STRIP, Editor, compose_prompt
+from collectionlora.effectbench.bench import GENERAL, Method
+from collectionlora.effectbench.encodings import Encodings
+from collectionlora.pictures.photos import Photo, fit, to_photos
 from collectionlora.runs.session import Session
 from collectionlora.sampling import Denoiser, Generators, noise_like, sample_few_steps, sample_many_steps
+from collectionlora.system.errors import UserError
 
 SOURCE = Method("source", 0, lambda effect, images, seeds: images, lambda images, prompts, seeds: images)
 
@@ -24,68 +28,99 @@ Sample = Callable[[Denoiser, Tensor, Generators], Tensor]
 
 
 def student_method(
-    editor: Editor, steps: int, references: Callable[[str], Sequence[Tensor]], name: str = STUDENT
+    session: Session, encodings: Encodings, path: Path, name: str = STUDENT, steps: int | None = None
 ) -> Method:
-    """A finished adapter at `steps`, without guidance; `references` by effect."""
+    """A finished adapter in the session's student role, without guidance.
+
+    Args:
+        name: of the adapter.
+        steps: by default the adapter's own.
+
+    Raises:
+        UserError: no adapter there, or one of another base.
+    """
+    lora, recipe = read_adapter(path)
+    if recipe.base != session.collection.manifest.base:
+        message = f"is an adapter of {recipe.base}"
+        raise UserError(path, "", message, f"bench it in a collection of {recipe.base}")
+    session.ranks[STUDENT] = max(session.ranks[STUDENT], lora.rank)
+
+    def run(
+        effect: str,
+        images: Tensor,
+        texts: Sequence[str],
+        seeds: Sequence[int],
+        strengths: Sequence[float] | None = None,
+    ) -> Tensor:
+        strengths = strengths or [1.0] * len(seeds)
+        session.roles.load(STUDENT, lora.weights)
+        editor = Editor(session.backbone, lambda: session.roles, recipe)
+        with editor.roles.frozen(STUDENT):
+            latents = [
+                editor.draw(condition, seeds[part], steps, strengths[part])
+                for part, condition in encodings.in_parts(effect, texts, images)
+            ]
+        return session.backbone.decode(torch.cat(latents))
+
+    def read(effect: str, instruction: str) -> list[str]:
+        return [instruction or compose_prompt(recipe, [effect], len(encodings.references(effect)))]
 
     def sample(effect: str, images: Tensor, seeds: Sequence[int]) -> Tensor:
-        shown = references(effect)
-        prompt = editor.prompt([effect], len(shown))
-        return editor.sample(images, [prompt] * len(images), seeds, steps, references=shown)
-
-    def general(images: Tensor, prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
-        return editor.sample(images, prompts, seeds, steps)
+        return run(effect, images, read(effect, "") * len(images), seeds)
 
     def strip(effect: str, photo: Photo, seed: int) -> list[Photo]:
-        return strength_strip(editor, photo, effect, seed, steps, references(effect))
+        count, image = len(STRIP), fit(photo, recipe.resolution, session.backbone.side_multiple)
+        images = image.expand(count, -1, -1, -1)
+        return to_photos(run(effect, images, read(effect, "") * count, [seed] * count, STRIP))
 
-    name = name if steps == editor.recipe.steps else f"{name}-{steps}"
-    return Method(name, steps, sample, general, strip=strip)
+    name = name if steps in (None, recipe.steps) else f"{name}-{steps}"
+    size = path.stat().st_size
+    return Method(name, steps or recipe.steps, sample, partial(run, GENERAL), size, strip, read)
 
 
-def teacher_method(session: Session) -> Method:
+def teacher_method(session: Session, encodings: Encodings) -> Method:
     """Each effect's own LoRA in its many guided steps."""
     steps = session.settings.targets.steps
 
     def sample(denoiser: Denoiser, noise: Tensor, _generators: Generators) -> Tensor:
         return sample_many_steps(denoiser, noise, steps)
 
-    return _guided_method(session, TEACHER, steps, sample)
+    return _guided_method(session, encodings, TEACHER, steps, sample)
 
 
-def undistilled_method(session: Session, steps: int) -> Method:
+def undistilled_method(session: Session, encodings: Encodings, steps: int) -> Method:
     """Each effect's own LoRA, still guided, in the student's few steps: what distillation has to beat."""
     shift = session.settings.sampling.shift
 
     def sample(denoiser: Denoiser, noise: Tensor, generators: Generators) -> Tensor:
         return sample_few_steps(denoiser, noise, steps, generators, shift)
 
-    return _guided_method(session, f"{TEACHER}-{steps}", steps, sample)
+    return _guided_method(session, encodings, f"{TEACHER}-{steps}", steps, sample)
 
 
-def _guided_method(session: Session, name: str, steps: int, sample: Sample) -> Method:
+def _guided_method(session: Session, encodings: Encodings, name: str, steps: int, sample: Sample) -> Method:
     """The effects' own LoRAs, and the bare base for ordinary instructions, under one sampler."""
     backbone, guidance_scale = session.backbone, session.settings.targets.guidance_scale
     prompts = {e.name: e.teacher_prompt for e in session.collection.effects}
 
     @torch.no_grad()
-    def run(
-        images: Tensor, texts: Sequence[str], seeds: Sequence[int], references: Sequence[Tensor] = ()
-    ) -> Tensor:
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        cond = encode_condition(backbone, list(texts), images, references)
-        seen = [images, *repeat_references(references, len(images))]
-        uncond = cond.with_prompt(backbone.encode_prompt([""] * len(texts), seen))
-        denoiser = Denoiser(backbone, cond, uncond, guidance_scale)
-        return backbone.decode(sample(denoiser, noise_like(cond.source, generators), generators))
+    def run(effect: str, images: Tensor, texts: Sequence[str], seeds: Sequence[int]) -> Tensor:
+        latents = []
+        uncond = encodings.in_parts(effect, [""] * len(texts), images)
+        with session.teachers.use(BASE if effect == GENERAL else effect):
+            for (part, cond), (_, empty) in zip(
+                encodings.in_parts(effect, texts, images), uncond, strict=True
+            ):
+                generators = [torch.Generator().manual_seed(seed) for seed in seeds[part]]
+                denoiser = Denoiser(backbone, cond, empty, guidance_scale)
+                latents.append(sample(denoiser, noise_like(cond.source, generators), generators))
+        return backbone.decode(torch.cat(latents))
 
     def effect(name: str, images: Tensor, seeds: Sequence[int]) -> Tensor:
-        with session.teachers.use(name):
-            return run(images, [prompts[name]] * len(images), seeds, session.references(name))
+        return run(name, images, [prompts[name]] * len(images), seeds)
 
-    def general(images: Tensor, texts: Sequence[str], seeds: Sequence[int]) -> Tensor:
-        with session.teachers.use(BASE):
-            return run(images, texts, seeds)
+    def read(effect: str, instruction: str) -> list[str]:
+        return [instruction or prompts[effect], ""]
 
     branches = 1 if guidance_scale == 1 else 2
-    return Method(name, branches * steps, effect, general)
+    return Method(name, branches * steps, effect, partial(run, GENERAL), reads=read)

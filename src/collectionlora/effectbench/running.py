@@ -21,7 +21,6 @@ from collectionlora.adapters.roles import STUDENT, TEACHER
 from collectionlora.cache import base_identity
 from collectionlora.collection import Collection
 from collectionlora.config import BenchSettings, Settings, result_settings
-from collectionlora.editing import Editor
 from collectionlora.effectbench.baselines import BASELINES, Baselines
 from collectionlora.effectbench.bench import (
     GENERAL,
@@ -32,6 +31,7 @@ from collectionlora.effectbench.bench import (
     make,
     make_edits,
 )
+from collectionlora.effectbench.encodings import Encodings
 from collectionlora.effectbench.gallery import Result, show
 from collectionlora.effectbench.heldout import Heldout
 from collectionlora.effectbench.judging import Judge
@@ -40,7 +40,7 @@ from collectionlora.effectbench.methods import SOURCE, student_method, teacher_m
 from collectionlora.effectbench.scoring import score
 from collectionlora.effectbench.similarity import check_library
 from collectionlora.effectbench.truths import Truths
-from collectionlora.pictures.photos import Photo
+from collectionlora.pictures.photos import Photo, to_images
 from collectionlora.prompting.endpoint import Vlm
 from collectionlora.prompting.writing import find_pairs
 from collectionlora.runs.session import Session
@@ -57,10 +57,18 @@ TRUTH = "truth"
 class MethodMaker:
     """Methods by their names in metrics.json; what one needs is loaded or trained when it is asked for."""
 
-    def __init__(self, collection: Collection, settings: Settings, truths: Truths, progress: Progress):
+    def __init__(
+        self,
+        collection: Collection,
+        settings: Settings,
+        truths: Truths,
+        progress: Progress,
+        with_sums: bool = True,
+    ):
         self.collection, self.settings, self.truths = collection, settings, truths
-        self.session = Session(collection, settings, with_critics=False, with_sums=True)
-        self.baselines = Baselines(self.session, progress)
+        self.session = Session(collection, settings, with_critics=False, with_sums=with_sums)
+        self.encodings = Encodings(self.session)
+        self.baselines = Baselines(self.session, self.encodings, progress)
 
     def method(self, name: str) -> Method:
         """`source`, `truth`, `teacher`, `teacher-8`, `student`, `student-4`, RUN, RUN-4, a baseline.
@@ -78,13 +86,16 @@ class MethodMaker:
             return self.baselines.method(name)
         role, steps = split_steps(name)
         if role == TEACHER:
-            method = undistilled_method(self.session, steps) if steps else teacher_method(self.session)
+            makers = self.session, self.encodings
+            method = undistilled_method(*makers, steps) if steps else teacher_method(*makers)
             files = {self.collection.teacher_path(e) for e in self.collection.effects}
             return replace(method, num_bytes=sum(path.stat().st_size for path in files))
         path = find_adapter(self.collection, name)
-        editor = Editor.load(path)
-        method = student_method(editor, steps or editor.recipe.steps, self.session.references, role)
-        return replace(method, num_bytes=path.stat().st_size)
+        return student_method(self.session, self.encodings, path, role, steps)
+
+    def path(self, name: str, kind: str, cases: Cases) -> str:
+        """Where a method's pictures of an effect, or of the ordinary edits, are kept."""
+        return f"{name}/{kind}-{self.key(name, kind, cases)}"
 
     def key(self, name: str, effect: str, cases: Cases) -> str:
         """The fingerprint of all that a method's pictures of an effect depend on."""
@@ -139,7 +150,7 @@ def split_steps(name: str) -> tuple[str, int | None]:
 def draw(maker: MethodMaker, method: Method, name: str, kind: str, cases: Cases) -> tuple[list[Photo], float]:
     """A method's pictures of one effect or of the ordinary edits, and the seconds of each."""
     make_all = partial(make_edits, method, cases) if kind == GENERAL else partial(make, method, kind, cases)
-    return load_or_make(maker.collection, f"{name}/{kind}-{maker.key(name, kind, cases)}", make_all)
+    return load_or_make(maker.collection, maker.path(name, kind, cases), make_all)
 
 
 def draw_strip(maker: MethodMaker, strip: Strip, name: str, effect: str, cases: Cases) -> list[Photo]:
@@ -150,11 +161,31 @@ def draw_strip(maker: MethodMaker, strip: Strip, name: str, effect: str, cases: 
     )[0]
 
 
+def picture_path(collection: Collection, name: str) -> Path:
+    return collection.folder / "bench" / "pictures" / f"{name}.safetensors"
+
+
+def encode_cases(
+    maker: MethodMaker, methods: Mapping[str, Method], kinds: Sequence[str], cases: Cases
+) -> None:
+    """Encode what this process' missing pictures are made from, so that the encoders can go."""
+    for name, method in methods.items():
+        for kind in processes.share(kinds):
+            if picture_path(maker.collection, maker.path(name, kind, cases)).exists():
+                continue
+            edits = [(edit.source, edit.instruction) for edit in cases.edits]
+            shown = edits if kind == GENERAL else [(photo, "") for photo in cases.photos]
+            for photo, instruction in shown:
+                for text in method.reads(kind, instruction):
+                    maker.encodings.condition(kind, text, to_images([photo]))
+    maker.session.backbone.release_encoders()
+
+
 def load_or_make(
     collection: Collection, name: str, make_all: Callable[[], list[Photo]]
 ) -> tuple[list[Photo], float]:
     """Pictures from their file, or made and put there, and the seconds that each took."""
-    path = collection.folder / "bench" / "pictures" / f"{name}.safetensors"
+    path = picture_path(collection, name)
     found = read_tensors(path)
     if found is None:
         began = time.perf_counter()
@@ -174,8 +205,10 @@ def make_pictures(
     pictures: Pictures = {}
     seconds: dict[str, float] = {}
     kinds = [*(e.name for e in maker.collection.effects), GENERAL]
-    for index, name in enumerate(names):
-        method = methods[name] = maker.method(name)
+    for name in names:
+        methods[name] = maker.method(name)
+    encode_cases(maker, methods, kinds, cases)
+    for index, (name, method) in enumerate(methods.items()):
         drawn = processes.make_together([partial(draw, maker, method, name, kind, cases) for kind in kinds])
         pictures[name] = {kind: made for kind, (made, _) in zip(kinds, drawn, strict=True)}
         seconds[name] = float(np.median([each for _, each in drawn]))
@@ -217,7 +250,7 @@ def run_bench(
             find_adapter(collection, name)
     cases = heldout.draw(collection, settings.data.resolution)
     truths = Truths(collection, cases, heldout.photographs)
-    maker = MethodMaker(collection, settings, truths, progress)
+    maker = MethodMaker(collection, settings, truths, progress, bool({*names} & {*BASELINES}))
     methods, pictures, seconds = make_pictures(maker, names, cases, progress)
     strips = make_strips(maker, methods, cases)
     with processes.main_first():  # what it trains and asks, the others find

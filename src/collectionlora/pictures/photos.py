@@ -16,7 +16,6 @@ from collectionlora.system.errors import UserError
 from collectionlora.system.files import write_whole
 
 MAX_PIXELS = 200_000_000
-CHUNK = 16  # images that a network takes at a time
 # Whatever the name of a file says. Pillow reads more, some by programs that it starts (EPS: Ghostscript).
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 Photo = NDArray[np.uint8]  # [H, W, 3]
@@ -137,5 +136,6 @@ def read_images(paths: Sequence[Path], settings: Settings) -> Tensor:
     return to_images([crop_square(read_photo(path), side) for path in paths])
 
 
-def chunks(total: int) -> Iterator[slice]:
-    return (slice(start, min(start + CHUNK, total)) for start in range(0, total, CHUNK))
+def chunks(total: int, size: int) -> Iterator[slice]:
+    """The numbers from 0 to `total`, in parts of `size`."""
+    return (slice(start, min(start + size, total)) for start in range(0, total, size))

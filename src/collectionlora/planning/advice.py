@@ -4,12 +4,17 @@ from dataclasses import replace
 from typing import Any
 
 from collectionlora.config import Settings, parse_overrides, resolve
-from collectionlora.planning.plan import PACKED_BYTES, WHOLE_BYTES, Workload, plan, step_of
+from collectionlora.planning.peaks import step_of
+from collectionlora.planning.plan import MOMENT_BYTES, PACKED_BYTES, WHOLE_BYTES, plan
+from collectionlora.planning.workload import Workload
 
+OF_ONE_DEVICE = ("quantization", "ema_on_host", "moments")  # shards have none of these
 CHANGES = (
     ["model.gradient_checkpointing=true"],
     ["distill.batch_size=1"],
     ["model.dtype=bfloat16"],
+    ["distill.ema_on_host=true"],
+    ["distill.moments=8bit"],
     ["student.rank=64", "critic.rank=64"],
     ["student.rank=32", "critic.rank=32"],
     ["model.quantization=int8"],
@@ -33,12 +38,12 @@ def advise(workload: Workload) -> list[dict[str, Any]]:
     fitting = plan(workload, step)["fits"]
     for change in CHANGES:
         settings = resolve(workload.settings.model_dump(), parse_overrides(change))
-        sharded = workload.sharding == "fsdp" and settings.model.quantization != "none"
+        sharded = workload.sharding == "fsdp" and any(word in change[0] for word in OF_ONE_DEVICE)
         if all(fitting.values()) or sharded or not is_smaller(settings, workload.settings):
             continue
         workload = replace(workload, settings=settings)
         # Smaller ranks and packed weights make nothing larger: no need to tally again.
-        if not any(word in change[0] for word in ("rank", "quantization")):
+        if not any(word in change[0] for word in ("rank", *OF_ONE_DEVICE)):
             step = step_of(workload)
         planned = plan(workload, step)
         fitting, total = planned["fits"], planned["total_bytes_per_device"]
@@ -55,6 +60,8 @@ def is_smaller(new: Settings, old: Settings) -> bool:
         model = settings.model
         bytes_each = PACKED_BYTES.get(model.quantization, WHOLE_BYTES[model.dtype])
         ranks, batch = (settings.student.rank, settings.critic.rank), settings.distill.batch_size
-        return (*ranks, batch, settings.data.resolution, bytes_each, not model.gradient_checkpointing)
+        held = MOMENT_BYTES[settings.distill.moments], not settings.distill.ema_on_host
+        sizes = bytes_each, not model.gradient_checkpointing, *held
+        return (*ranks, batch, settings.data.resolution, *sizes)
 
     return new != old and all(a <= b for a, b in zip(sizes(new), sizes(old), strict=True))

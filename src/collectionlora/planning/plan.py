@@ -7,25 +7,18 @@ the deep one (docs/planning.md).
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from collectionlora.adapters.roles import STUDENT, TEACHER, TeacherLibrary, critic_role, target_weights
+from collectionlora.adapters.roles import STUDENT, TEACHER, target_weights
 from collectionlora.backbones import family_of
 from collectionlora.backbones.base import Backbone
-from collectionlora.collection import Collection
-from collectionlora.config import Settings, replace_settings, resolve
-from collectionlora.distillation import Distillation, Share, Simulation
-from collectionlora.flow import few_step_sigmas
-from collectionlora.planning.memory import MemoryTally, flash_on_meta
-from collectionlora.runs.session import build_roles, resolve_settings
-from collectionlora.streams import Batch, Streams
+from collectionlora.config import Settings
+from collectionlora.planning.peaks import activation_bytes, sampling_bytes, step_of, teaching_bytes
+from collectionlora.planning.rows import Sizes, count_forwards, plan_verbs
+from collectionlora.planning.workload import Workload
 from collectionlora.system.errors import UserError
 
 GIB = 2**30
@@ -41,89 +34,8 @@ RESERVED_SHARE, RESERVED_GIB = 0.04, 1.0
 WHOLE_BYTES = {"float32": 4.0, "bfloat16": 2.0}
 # Packed weight, and its scales: nf4 a byte for 64 weights and a float for 256 of those; int8 a float a row.
 PACKED_BYTES = {"nf4": 0.5 + 1 / 64 + 4 / (64 * 256), "int8": 1.0}
-SHALLOW = 2
-
-
-@dataclass(frozen=True)
-class Workload:
-    """What is planned: a base under settings, and what the settings do not hold.
-
-    Attributes:
-        photos: of each effect.
-        teacher_rank: the largest rank of the effects' LoRAs.
-        references: the most reference images of an effect.
-        sharding: what each of several devices holds: all (`ddp`), or its share (`fsdp`).
-    """
-
-    base: str
-    effects: int
-    settings: Settings
-    photos: int = 20
-    teacher_rank: int | None = None
-    references: int = 0
-    devices: int = 1
-    sharding: str = "ddp"
-
-    def ranks(self) -> dict[str, int]:
-        """The rank of every role, as a session builds them."""
-        settings = self.settings
-        critics = {critic_role(n): settings.critic.rank for n in settings.distill.rollout_steps}
-        return {
-            STUDENT: settings.student.rank,
-            TEACHER: self.teacher_rank or settings.student.rank,
-            **critics,
-        }
-
-
-def make_workload(
-    folder: Path | None,
-    base: str | None,
-    effects: int | None,
-    rank: int | None,
-    overrides: Mapping[str, Mapping[str, Any]],
-    sharding: str | None = None,
-    **rest: Any,
-) -> Workload:
-    """A workload from a collection's folder, or from a base alone; `rest` as in `Workload`.
-
-    Args:
-        sharding: by default what `model.sharding` says.
-
-    Raises:
-        UserError: neither or both are given, no such collection or base, or an unknown sharding.
-    """
-    if (folder is None) == (base is None):
-        raise UserError("plan", "", "needs a folder or --base, and not both", "leave one out")
-    if sharding not in (None, "ddp", "fsdp"):
-        raise UserError("--sharding", sharding, "is no sharding", "write ddp or fsdp")
-    ranks = {"student": {"rank": rank}, "critic": {"rank": rank}} if rank else {}
-    layer = {name: {**ranks.get(name, {}), **overrides.get(name, {})} for name in {*ranks, *overrides}}
-    if folder is not None:
-        collection = Collection.load(folder)
-        settings = resolve_settings(collection, layer)
-        rest["references"] = max(len(e.references) for e in collection.effects)
-        base, effects = collection.manifest.base, effects or len(collection.effects)
-    else:
-        assert base is not None
-        settings = resolve(family_of(base).recommended_settings(base), layer)
-    sharding = sharding or ("fsdp" if settings.model.sharding == "fsdp" else "ddp")
-    settings = replace_settings(settings, model={"sharding": "none"})  # stated once, in the workload
-    return Workload(base, effects or 50, settings, sharding=sharding, **rest)
-
-
-def count_forwards(settings: Settings) -> tuple[int, int]:
-    """(forwards, backwards) of one sample in one student update of the effect stream, guidance counted twice.
-
-    With `critic_samples = "simulated"` simulations stop at a random step: this is the most.
-    """
-    distill = settings.distill
-    weights = distill.backward_weight, distill.target_weight, distill.anchor_weight
-    backward, target, anchor = (int(max(weight.start, weight.end) > 0) for weight in weights)
-    simulations = 1 + (distill.student_update_every if distill.critic_samples == "simulated" else 0)
-    critic_and_teacher = 1 + (1 if settings.distill.guidance_scale == 1 else 2)
-    learning = backward + target + anchor + distill.student_update_every
-    rollout = simulations * max(distill.rollout_steps)
-    return rollout + (backward + target) * critic_and_teacher + learning, learning
+# Both moments of a number: floats, or bytes with a float for 256 of them.
+MOMENT_BYTES = {"float32": 8.0, "8bit": 2 * (1 + 4 / 256)}
 
 
 def base_bytes(network: nn.Module, targets: tuple[str, ...], settings: Settings) -> int:
@@ -151,84 +63,6 @@ def gathered_bytes(network: nn.Module, weights: int, gradient: int) -> int:
     stacks = (m for m in network.children() if isinstance(m, nn.ModuleList))
     largest = max(sum(p.numel() for p in block.parameters()) for stack in stacks for block in stack)
     return 2 * round((weights + gradient) * largest / sum(p.numel() for p in network.parameters()))
-
-
-class TalliedRun(Distillation):
-    """A run in which each backward is a phase of a tally."""
-
-    tally: MemoryTally
-
-    def backward(self, loss: Tensor) -> None:
-        self.tally.begin_phase()
-        super().backward(loss)
-
-
-def empty_run(workload: Workload, backbone: Backbone, tally: MemoryTally) -> tuple[TalliedRun, Batch]:
-    """A run on the meta device as its second step finds it: gradients and moments are there."""
-    settings = workload.settings
-    with torch.device("meta"):
-        roles = build_roles(backbone, workload.ranks(), 0, settings)
-        shapes = backbone.shapes(settings.data.resolution)
-        condition = shapes.empty_condition(settings.distill.batch_size, workload.references)
-        teachers = TeacherLibrary(roles, {"effect": roles.weights(TEACHER)})
-        batch = Batch("effect", torch.empty_like(condition.source), condition, condition, condition)
-    run = TalliedRun(backbone, roles, teachers, cast(Streams, None), settings)
-    run.tally = tally
-    for role, optimizer in run.optimizers.items():
-        for parameter in roles.parameters(role):
-            parameter.grad = torch.zeros_like(parameter)
-        optimizer.step()
-    return run, batch
-
-
-def step_peaks(workload: Workload, depths: Mapping[str, int]) -> list[int]:
-    """The most bytes in each phase of a step, beyond what is there at its start.
-
-    A phase is a call of the network, or a backward with the optimizer's update.
-    """
-    tally = MemoryTally()
-    with tally, flash_on_meta():
-        family, model = family_of(workload.base), workload.settings.model
-        backbone = family.without_weights(workload.base, model, depths)
-        run, batch = empty_run(workload, backbone, tally)
-        backbone.network.register_forward_pre_hook(lambda *_: tally.begin_phase())
-        critic, generator = run.critics[0], torch.Generator()
-        first = torch.zeros(len(batch.target), dtype=torch.int64)
-        simulation = Simulation(few_step_sigmas(1), [batch.target], first, batch.target)
-        share = Share(cast(Streams, None), batch, generator, simulation)
-        peaks = []
-        for update in (run.update_student, run.update_critic):  # each begins without the other's gradients
-            start, setup = tally.live, len(tally.peaks)
-            tally.begin_phase()
-            update([share], critic, 0.0)
-            peaks += [peak - start for peak in tally.peaks[setup:]]
-    return peaks
-
-
-@lru_cache
-def activation_bytes(workload: Workload) -> int:
-    """The most bytes in a step beyond weights, gradients and moments: what autograd saves, and workspace.
-
-    Blocks of a stack are alike, so each phase's peak is linear in the number of each: measured on shallow
-    networks, carried to the true depth.
-    """
-    stacks = family_of(workload.base).block_stacks(workload.base)
-    shallow = {name: min(SHALLOW, depth) for name, depth in stacks.items()}
-    first = step_peaks(workload, shallow)
-    peaks = list(first)
-    for name, depth in stacks.items():
-        if depth > SHALLOW:
-            deeper = step_peaks(workload, {**shallow, name: SHALLOW + 1})
-            more = depth - SHALLOW
-            peaks = [p + more * (d - f) for p, d, f in zip(peaks, deeper, first, strict=True)]
-    return max(peaks)
-
-
-def step_of(workload: Workload) -> Workload:
-    """The same for all requests whose steps make the same tensors."""
-    model = workload.settings.model.model_copy(update={"quantization": "none"})
-    settings = workload.settings.model_copy(update={"model": model})
-    return replace(workload, settings=settings, effects=1, photos=1, devices=1, sharding="ddp")
 
 
 def check(workload: Workload, backbone: Backbone) -> None:
@@ -264,60 +98,88 @@ def fits(size: int, device: str) -> bool:
     return size <= (DEVICES[device] * (1 - RESERVED_SHARE) - RESERVED_GIB) * GIB
 
 
-def plan(workload: Workload, step: Workload | None = None) -> dict[str, Any]:
-    """All numbers of a workload; sizes in bytes, `fits` by device.
+def encoder_bytes(base: str, bytes_each: float) -> int:
+    """The text encoders: counted for bases at hand, of a folder the size of their files, else 0."""
+    parameters = family_of(base).encoder_parameters(base)
+    if parameters is not None:
+        return round(parameters * bytes_each)
+    return sum(path.stat().st_size for path in Path(base).glob("text_encoder*/*.safetensors"))
+
+
+def count_sizes(workload: Workload, backbone: Backbone, step: Workload) -> Sizes:
+    """Everything that memory is made of."""
+    settings, ranks, distill = workload.settings, workload.ranks(), workload.settings.distill
+    network, targets = backbone.network, backbone.lora_targets
+    weights = list(target_weights(network, targets).values())
+    ends = sum(weight.shape[0] + weight[0].numel() for weight in weights)
+    whole = WHOLE_BYTES[settings.model.dtype]
+    loras = {role: 4 * rank * ends for role, rank in ranks.items()}
+    trained = sum(size for role, size in loras.items() if role != TEACHER)
+    loras[TEACHER] = round(whole * ranks[TEACHER] * ends)
+    # With quantisation one layer at a time is unpacked.
+    packed = settings.model.quantization != "none"
+    unpacked = round(whole * max(w.numel() for w in weights)) if packed else 0
+    return Sizes(
+        base=base_bytes(network, targets, settings),
+        whole_base=round(whole * sum(p.numel() for p in network.parameters())),
+        encoders=encoder_bytes(workload.base, whole),
+        loras=loras,
+        one_rank=4 * ends,
+        moments=round(MOMENT_BYTES[distill.moments] * trained / 4),
+        average=loras[STUDENT],
+        average_on_host=distill.ema_on_host and workload.sharding == "ddp",
+        activations=activation_bytes(step) + unpacked,
+        sampling=sampling_bytes(step) + unpacked,
+        teaching=teaching_bytes(step) + unpacked,
+        cache=cache_bytes(workload, backbone),
+        teachers=workload.effects * loras[TEACHER],
+    )
+
+
+def plan(
+    workload: Workload, step: Workload | None = None, seconds_per_forward: float | None = None
+) -> dict[str, Any]:
+    """All numbers of a workload; sizes in bytes, `fits` by device, `verbs` as `rows.plan_verbs` gives them.
 
     Args:
         step: a workload whose step makes at least the tensors of this one's, if that one is tallied already.
+        seconds_per_forward: of one image of `data.resolution`, without guidance.
 
     Raises:
         UserError: no such base, or numbers that do not fit it.
     """
-    settings, ranks, family = workload.settings, workload.ranks(), family_of(workload.base)
-    backbone = family.without_weights(workload.base, settings.model, {})
-    network, targets = backbone.network, backbone.lora_targets
+    settings, distill = workload.settings, workload.settings.distill
+    backbone = family_of(workload.base).without_weights(workload.base, settings.model, {})
     check(workload, backbone)
-    weights = list(target_weights(network, targets).values())
-    ends = sum(weight.shape[0] + weight[0].numel() for weight in weights)
-    loras = {role: 4 * rank * ends for role, rank in ranks.items()}
-    trained = sum(size for role, size in loras.items() if role != TEACHER)
-    largest = max(size for role, size in loras.items() if role != TEACHER)
-    # Gradients of one role at a time, two moments of each; the student's moving average.
-    optimizer = largest + 2 * trained + loras[STUDENT]
-    base = base_bytes(network, targets, settings)
-    devices = workload.devices if workload.sharding == "fsdp" else 1
-
-    # On a GPU, AdamW's lists hold the roots of one role's second moments, when the activations are gone.
-    activations = max(activation_bytes(step or step_of(workload)), largest // devices)
-    if settings.model.quantization != "none":  # one layer at a time is unpacked
-        activations += round(WHOLE_BYTES[settings.model.dtype] * max(w.numel() for w in weights))
+    sizes = count_sizes(workload, backbone, step or step_of(workload))
     gathered = start = 0
     if workload.sharding == "fsdp":
-        gathered = gathered_bytes(network, base + trained, largest)
-        start = base + sum(loras.values())
-    shared = base + trained + optimizer  # all but the teacher slot
-    total = -(-shared // devices) + loras[TEACHER] + gathered + activations
+        gathered = gathered_bytes(backbone.network, sizes.base + sizes.trained, sizes.gradient)
+        start = sizes.base + sum(sizes.loras.values())
+    devices = workload.devices if workload.sharding == "fsdp" else 1
+    shared = sizes.base + sizes.trained + sizes.optimizer  # all but the teacher slot
+    total = -(-shared // devices) + sizes.loras[TEACHER] + gathered + sizes.activations
+    verbs = plan_verbs(workload, sizes, max(total, start), seconds_per_forward)
     forwards, backwards = count_forwards(settings)
-    parameters = family.encoder_parameters(workload.base)
-    encoders = parameters and round(parameters * WHOLE_BYTES[settings.model.dtype])
     return {
-        "base_parameters": sum(p.numel() for p in network.parameters()),
-        "base_bytes": base,
-        "lora_modules": len(weights),
-        "lora_parameters": ranks[STUDENT] * ends,
-        "lora_bytes": sum(loras.values()),
-        "optimizer_bytes": optimizer,
-        "activation_bytes": activations,
+        "base_parameters": sum(p.numel() for p in backbone.network.parameters()),
+        "base_bytes": sizes.base,
+        "lora_modules": len(target_weights(backbone.network, backbone.lora_targets)),
+        "lora_parameters": sizes.loras[STUDENT] // 4,
+        "lora_bytes": sum(sizes.loras.values()),
+        "optimizer_bytes": sizes.optimizer,
+        "activation_bytes": sizes.activations,
         "gathered_bytes": gathered,
         "total_bytes_per_device": total,
         "start_bytes": start,
-        "encoding_bytes": encoders and base + sum(loras.values()) + encoders,
-        "reference_layout_bytes": total + 2 * base,
+        "encoding_bytes": sizes.encoders,
+        "reference_layout_bytes": total + 2 * sizes.base,
         "forwards_per_student_update": forwards,
         "backwards_per_student_update": backwards,
-        "images_per_student_update": settings.distill.batch_size * workload.devices,
-        "teacher_library_bytes": workload.effects * loras[TEACHER],
-        "cache_bytes": cache_bytes(workload, backbone),
-        "adapter_bytes": 2 * ranks[STUDENT] * ends,
-        "fits": {device: fits(max(total, start), device) for device in DEVICES},
+        "images_per_student_update": distill.batch_size * distill.accumulate * workload.devices,
+        "teacher_library_bytes": sizes.teachers,
+        "cache_bytes": sizes.cache,
+        "adapter_bytes": sizes.loras[STUDENT] // 2,
+        "fits": {device: fits(verbs["distill"]["device_bytes"], device) for device in DEVICES},
+        "verbs": verbs,
     }

@@ -11,7 +11,7 @@ from typing import Any
 
 from collectionlora.adapters.formats import LoraFile, read_header, read_teacher
 from collectionlora.adapters.recipe import Recipe, adapter_path, read_adapter, write_adapter
-from collectionlora.adapters.roles import STUDENT, target_weights
+from collectionlora.adapters.roles import target_weights
 from collectionlora.backbones import family_of
 from collectionlora.collection import MANIFEST, Collection
 from collectionlora.config import Settings, replace_settings
@@ -119,11 +119,11 @@ def start_session(
         if prompts[name] != prompt:
             hint = f"the adapter knows it as {prompt!r}: give it as its student_prompt"
             raise UserError(collection.folder / MANIFEST, name, "has another student prompt now", hint)
-    try:
-        session.roles.load(STUDENT, lora.weights)
-    except ValueError as error:
+    if lora.rank > settings.student.rank:
         hint = f"write --set student.rank={lora.rank} --set critic.rank={lora.rank}"
-        raise UserError(path, "", str(error), hint) from None
+        message = f"has rank {lora.rank}, the student {settings.student.rank}"
+        raise UserError(path, "", message, hint)
+    session.first_student = lambda: lora.weights
     return session
 
 

@@ -1,15 +1,22 @@
 """From a collection folder to a run: settings, base, roles, teachers, data, in this order."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from collectionlora.adapters.formats import read_teacher
 from collectionlora.adapters.merging import merge
 from collectionlora.adapters.recipe import Recipe, write_adapter
-from collectionlora.adapters.roles import STUDENT, TEACHER, Roles, TeacherLibrary, critic_role, target_weights
+from collectionlora.adapters.roles import (
+    STUDENT,
+    TEACHER,
+    LoraWeights,
+    Roles,
+    TeacherLibrary,
+    critic_role,
+)
 from collectionlora.adapters.sharding import shard
 from collectionlora.backbones import family_of, load_backbone
 from collectionlora.backbones.base import Backbone
@@ -19,6 +26,7 @@ from collectionlora.config import RECIPES, Settings, SettingsError, resolve, res
 from collectionlora.distillation import Distillation
 from collectionlora.prompting.writing import PromptWriter
 from collectionlora.runs.target_making import TargetMaker, read_references
+from collectionlora.runs.teacher_files import open_teachers
 from collectionlora.streams import Streams
 from collectionlora.system import processes
 from collectionlora.system.errors import UserError
@@ -88,14 +96,16 @@ def check_resolution(collection: Collection, backbone: Backbone, settings: Setti
 def build_roles(backbone: Backbone, ranks: Mapping[str, int], seed: int, settings: Settings) -> Roles:
     """LoRA roles over a base; under gradient checkpointing each block is recomputed in its forward's role."""
     fuse = backbone.fuses_lora and settings.model.sharding == "none"
-    roles = Roles(backbone.network, backbone.lora_targets, ranks, seed, fuse)
+    roles = Roles(backbone.network, backbone.lora_targets, ranks, seed, fuse, backbone.dtype)
     if settings.model.gradient_checkpointing:
         backbone.network.enable_gradient_checkpointing(roles.checkpoint)
     return roles
 
 
 class Session:
-    """A collection with its base in memory and its teachers in the library.
+    """A collection with its base and its teachers.
+
+    The network is loaded when the roles are first asked for: encoders and network are never needed at once.
 
     Args:
         with_critics: also hold a critic for each schedule length, to train.
@@ -109,25 +119,31 @@ class Session:
         self.backbone = load_backbone(collection.manifest.base, settings.model)
         check_resolution(collection, self.backbone, settings)
         check_references(collection, settings)
-        base = target_weights(self.backbone.network, self.backbone.lora_targets)
-        files = {e.name: read_teacher(collection.teacher_path(e), base) for e in collection.effects}
-        ranks = {STUDENT: settings.student.rank, TEACHER: max(file.rank for file in files.values())}
+        self.teacher_files = open_teachers(collection, self.backbone.dtype, settings)
+        ranks = {STUDENT: settings.student.rank}
+        ranks[TEACHER] = max(file.rank for file in self.teacher_files.values())
         if with_sums:
             ranks[TEACHER] = max(ranks.values()) + settings.student.rank
         if with_critics:
             ranks |= {critic_role(n): settings.critic.rank for n in settings.distill.rollout_steps}
-        self.roles = build_roles(self.backbone, ranks, settings.distill.seed, settings)
-        self.teachers = TeacherLibrary(self.roles, {name: file.weights for name, file in files.items()})
+        self.ranks = ranks
+        # Where the student begins, if not as the bare base.
+        self.first_student: Callable[[], LoraWeights] | None = None
         self.writer = PromptWriter(collection, self.backbone, settings)
         self.prompts = {e.name: self.writer.propose(e).student_prompt for e in collection.effects}
         self.cache_keys: dict[str, str] = {}  # of what `make_targets` took
 
-    def start_from_merge(self) -> None:
-        """Let the student begin as the mean of its teachers, as near as its rank comes."""
-        teachers = list(self.teachers.teachers.values())
-        self.roles.load(STUDENT, merge(teachers, "svd", self.settings.student.rank))
-        # Signs of singular vectors may differ between kinds of processors.
-        processes.copy_from_main(self.roles.parameters(STUDENT))
+    @cached_property
+    def roles(self) -> Roles:
+        return build_roles(self.backbone, self.ranks, self.settings.distill.seed, self.settings)
+
+    @cached_property
+    def teachers(self) -> TeacherLibrary:
+        return TeacherLibrary(self.roles, self.teacher_files)
+
+    def merge_teachers(self) -> LoraWeights:
+        """The mean of the teachers, as near as the student's rank comes."""
+        return merge(list(self.teacher_files.values()), "svd", self.settings.student.rank)
 
     def references(self, effect: str) -> list[Tensor]:
         """An effect's reference images, each `[1, 3, height, width]` in [0, 1]."""
@@ -138,7 +154,7 @@ class Session:
         """All data of the collection, from the cache where it is there; new student prompts are written."""
         if processes.is_main():
             self.writer.save()
-        maker = TargetMaker(self.collection, self.backbone, self.teachers, self.settings, progress)
+        maker = TargetMaker(self.collection, self.backbone, lambda: self.teachers, self.settings, progress)
         effects, general = maker.make(self.prompts)
         self.cache_keys = {f"cache.{name}": key for name, key in maker.used.items()}
         distill = self.settings.distill
@@ -157,6 +173,10 @@ class Session:
     def distillation(self, progress: Progress) -> Distillation:
         """The run itself, at its first step."""
         streams = self.make_targets(lambda what, *state: progress(f"targets {what}", *state))
+        if self.first_student is not None:
+            self.roles.load(STUDENT, self.first_student())
+            # Signs of a merge's singular vectors may differ between kinds of processors.
+            processes.copy_from_main(self.roles.parameters(STUDENT))
         if self.settings.model.sharding == "fsdp":
             # Only now: making targets is shared by files, so processes run different forwards.
             shard(self.roles)

@@ -47,13 +47,18 @@ def encode_for_photos(
 
 
 class TargetMaker:
-    """Makes and caches the data of one collection."""
+    """Makes and caches the data of one collection.
+
+    Args:
+        teachers: loads them with their network; asked only when something is sampled, after the encoders
+            have been released.
+    """
 
     def __init__(
         self,
         collection: Collection,
         backbone: Backbone,
-        teachers: TeacherLibrary,
+        teachers: Callable[[], TeacherLibrary],
         settings: Settings,
         progress: Progress,
     ):
@@ -124,7 +129,7 @@ class TargetMaker:
             condition = Condition(
                 teacher.of_photos(photo), sources[photo], repeat_references(references, len(photo))
             )
-            with self.teachers.use(effect.name):
+            with self.teachers().use(effect.name):
                 targets = self._sample(effect.name, condition, uncond.of_photos(photo), int(key, 16))
             # With the sources, so that this file alone holds image pairs.
             return {"sources": sources, "targets": targets.unflatten(0, (len(sources), samples))}
@@ -133,16 +138,18 @@ class TargetMaker:
         return EffectData(effect.name, sources, targets, teacher, student, uncond, references)
 
     def _general(self, encoded: Mapping[str, Tensor]) -> GeneralData:
-        """With the bare base's answers, for the warm start."""
+        """With the bare base's answers if there is a warm start: nothing else reads them."""
         sources = encoded["sources"]
         prompt, uncond = (Prompt.from_tensors(n, encoded) for n in ("prompt", "uncond"))
+        if not self.settings.match.updates:
+            return GeneralData(sources, prompt, None, uncond)
         instructions, photos = self.collection.general_prompts(), self.collection.general_photo_paths()
         key = cache_key(self.collection, self.settings, self.settings.targets, *instructions, *photos)
 
         def make() -> dict[str, Tensor]:
             photo = torch.arange(len(sources))
             condition = Condition(prompt.of_photos(photo), sources)
-            with self.teachers.use(None):
+            with self.teachers().use(None):
                 return {"targets": self._sample("general", condition, uncond.of_photos(photo), int(key, 16))}
 
         return GeneralData(sources, prompt, self._cached("general", key, make)["targets"], uncond)
@@ -161,7 +168,7 @@ class TargetMaker:
         total = len(condition.source)
         noise = torch.randn(condition.source.shape, generator=torch.Generator().manual_seed(seed >> 1))
         done = []
-        for part in chunks(total):
+        for part in chunks(total, self.backbone.max_batch(condition)):
             some = condition[part]
             targets = self.settings.targets
             denoiser = Denoiser(self.backbone, some, some.with_prompt(uncond[part]), targets.guidance_scale)

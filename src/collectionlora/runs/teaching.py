@@ -1,13 +1,13 @@
 """Train one effect LoRA from image pairs by flow matching: a teacher, where the user brings pairs."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
-from torch.optim import AdamW
 
-from collectionlora.adapters.optimizers import load_optimizer, optimizer_tensors
+from collectionlora.adapters.optimizers import load_optimizer, make_adamw, optimizer_tensors
 from collectionlora.adapters.roles import STUDENT, LoraWeights, Roles
 from collectionlora.backbones.base import Backbone, Condition, Prompt, repeat_references
 from collectionlora.config import Settings
@@ -17,14 +17,26 @@ from collectionlora.sampling import Denoiser, noise_like
 from collectionlora.streams import BATCH, generator_for, torch_generator_for
 
 
+@dataclass(frozen=True)
+class EncodedPairs:
+    """Image pairs of an effect.
+
+    `sources` and `targets` are latents `[N, C, H, W]`; `prompt` is the teacher prompt, a batch of 1, or of N
+    where the base reads it together with the photo; `references` are latents of the reference images beside
+    every photo, each `[1, C, height, width]`.
+    """
+
+    sources: Tensor
+    targets: Tensor
+    prompt: Prompt
+    references: Sequence[Tensor] = ()
+
+
 class Teaching:
     """One effect's training run; a step is a pure function of the LoRA and the step's number.
 
     Args:
         effect: its name.
-        sources, targets: the pairs' latents, `[N, C, H, W]`.
-        prompt: the teacher prompt, a batch of 1, or of N where the base reads it together with the photo.
-        references: latents of the reference images beside every photo, each `[1, C, height, width]`.
     """
 
     def __init__(
@@ -32,17 +44,13 @@ class Teaching:
         effect: str,
         backbone: Backbone,
         roles: Roles,
-        sources: Tensor,
-        targets: Tensor,
-        prompt: Prompt,
+        pairs: EncodedPairs,
         settings: Settings,
-        references: Sequence[Tensor] = (),
     ):
         self.effect, self.backbone, self.roles, self.settings = effect, backbone, roles, settings
-        self.sources, self.targets, self.prompt = sources, targets, prompt
-        self.references = references
+        self.pairs = pairs
         self.parameters = roles.parameters(STUDENT)
-        self.optimizer = AdamW(self.parameters, lr=settings.teach.learning_rate, weight_decay=0.0)
+        self.optimizer = make_adamw(self.parameters, settings.teach.learning_rate, weight_decay=0.0)
 
     @property
     def num_steps(self) -> int:
@@ -55,7 +63,7 @@ class Teaching:
             UserError: it does not with the installed versions.
         """
         condition = self._condition(torch.tensor([0]))
-        noise = noise_like(self.sources[:1], torch_generator_for(self.settings.teach.seed, 0, 0))
+        noise = noise_like(self.pairs.sources[:1], torch_generator_for(self.settings.teach.seed, 0, 0))
         self.roles.verify(lambda: Denoiser(self.backbone, condition).velocity(noise, 1.0))
 
     def stream_at(self, step: int) -> tuple[str, str]:
@@ -66,8 +74,8 @@ class Teaching:
         teach = self.settings.teach
         rng = generator_for(teach.seed, step, 0, BATCH)
         generator = torch_generator_for(teach.seed, step, 0)
-        pair = torch.from_numpy(rng.integers(len(self.sources), size=teach.batch_size))
-        x0 = self.targets[pair]
+        pair = torch.from_numpy(rng.integers(len(self.pairs.sources), size=teach.batch_size))
+        x0 = self.pairs.targets[pair]
         condition = self._condition(pair)
         noise = noise_like(x0, generator)
         sigma = shift_sigma(torch.rand(len(x0), generator=generator), self.settings.sampling.shift)
@@ -84,8 +92,8 @@ class Teaching:
         return {"loss": loss.item(), "grad_norm": norm.item()}
 
     def _condition(self, pair: Tensor) -> Condition:
-        references = repeat_references(self.references, len(pair))
-        return Condition(self.prompt.of_photos(pair), self.sources[pair], references)
+        references = repeat_references(self.pairs.references, len(pair))
+        return Condition(self.pairs.prompt.of_photos(pair), self.pairs.sources[pair], references)
 
     def tensors(self) -> dict[str, Tensor]:
         weights = {f"lora.{i}": p.detach() for i, p in enumerate(self.parameters)}

@@ -12,6 +12,7 @@ from torch import Tensor
 from collectionlora.adapters.formats import write_lora
 from collectionlora.adapters.roles import STUDENT
 from collectionlora.backbones import load_backbone
+from collectionlora.backbones.base import Backbone
 from collectionlora.cache import base_facts
 from collectionlora.collection import Collection, Effect, open_collection
 from collectionlora.config import Settings, result_settings
@@ -41,7 +42,7 @@ from collectionlora.runs.session import (
     resolve_settings,
 )
 from collectionlora.runs.target_making import encode_for_photos, read_references
-from collectionlora.runs.teaching import Teaching
+from collectionlora.runs.teaching import EncodedPairs, Teaching
 from collectionlora.runs.watching import Tracker, Watch, track
 from collectionlora.system import processes
 from collectionlora.system.errors import UserError
@@ -66,41 +67,56 @@ def teach(
     """
     collection = open_collection(collection)
     settings = resolve_settings(collection, overrides or {})
-    paired = effect_names(collection, names)
-    for name in paired:  # the last one's as well are known to be good before the first is trained
-        check_pairs(collection.pair_paths(collection.effect(name)))
-    warn_of_left_out(collection.pair_folders(paired))
+    effects = [collection.effect(name) for name in effect_names(collection, names)]
+    for effect in effects:  # the last one's as well are known to be good before anything is loaded
+        check_pairs(collection.pair_paths(effect))
+    warn_of_left_out(collection.pair_folders([effect.name for effect in effects]))
     backbone = load_backbone(collection.manifest.base, settings.model)
     check_resolution(collection, backbone, settings)
     check_references(collection, settings)
+    # All before the network is loaded, which then has the device for itself.
+    encoded = [encode_pairs(collection, effect, backbone, settings) for effect in effects]
+    backbone.release_encoders()
     roles = build_roles(backbone, {STUDENT: settings.teach.rank}, settings.teach.seed, settings)
     fresh = roles.weights(STUDENT)
     written = []
-    for name in paired:
-        effect, folder = collection.effect(name), collection.folder / "runs" / f"teach-{name}"
-        sources, answers = read_pairs(collection, effect, settings)
-        shown = read_references(collection, effect, backbone, settings)
+    for effect, pairs in zip(effects, encoded, strict=True):
+        folder = collection.folder / "runs" / f"teach-{effect.name}"
         seen = teaching_inputs(collection, effect)
         with open_run(folder) as run, Tracker(folder, settings.log) as tracker:
             roles.load(STUDENT, fresh)
-            prompt = encode_for_photos(backbone, [effect.teacher_prompt] * len(sources), sources, shown)
-            references = [backbone.encode_image(image) for image in shown]
-            x, y = backbone.encode_image(sources), backbone.encode_image(answers)
-            backbone.release_encoders()
-            teaching = Teaching(name, backbone, roles, x, y, prompt, settings, references)
+            teaching = Teaching(effect.name, backbone, roles, pairs, settings)
             facts = result_settings(settings, ("model", "data", "sampling", "teach")) | {
                 "base": collection.manifest.base,
                 "teacher_prompt": effect.teacher_prompt,
                 "pairs": fingerprint(*seen),
                 **base_facts(collection.manifest.base),
             }
-            report = track(tracker, partial(progress, name))
+            report = track(tracker, partial(progress, effect.name))
             run.train(teaching, settings, facts, collection, seen, report, resume)
             path = collection.teacher_path(effect)
             with keep_earlier(path):
                 write_lora(path, teaching.weights(), {"teacher_prompt": effect.teacher_prompt})
         written.append(path)
     return written
+
+
+def encode_pairs(
+    collection: Collection, effect: Effect, backbone: Backbone, settings: Settings
+) -> EncodedPairs:
+    """An effect's image pairs, its teacher prompt and its reference images, as the network takes them.
+
+    Raises:
+        UserError: pairs are missing or do not match.
+    """
+    sources, answers = read_pairs(collection, effect, settings)
+    shown = read_references(collection, effect, backbone, settings)
+    return EncodedPairs(
+        backbone.encode_image(sources),
+        backbone.encode_image(answers),
+        encode_for_photos(backbone, [effect.teacher_prompt] * len(sources), sources, shown),
+        [backbone.encode_image(image) for image in shown],
+    )
 
 
 def read_pairs(collection: Collection, effect: Effect, settings: Settings) -> tuple[Tensor, Tensor]:
@@ -162,6 +178,8 @@ def targets(
 ) -> dict[str, int]:
     """Make what is missing of the teacher targets; returns the number of images by effect.
 
+    `general` counts the bare base's answers, which only a warm start reads.
+
     Several processes share the work.
     """
     collection = open_collection(collection)
@@ -170,7 +188,8 @@ def targets(
     session = Session(collection, settings, with_critics=False)
     streams = session.make_targets(progress)
     counts = {data.name: data.targets[:, :, 0, 0, 0].numel() for data in streams.effects}
-    return counts | {"general": len(streams.general.targets)}
+    answers = streams.general.targets
+    return counts | {"general": 0 if answers is None else len(answers)}
 
 
 @processes.joined()
@@ -216,7 +235,7 @@ def distill(
         elif not resume:
             refuse_finished(folder, facts)
         if settings.match.start == "merge":  # of a resumed run as well, which may find no whole checkpoint
-            session.start_from_merge()
+            session.first_student = session.merge_teachers
         distillation = session.distillation(progress)
         facts, inputs = session.facts(), distillation_inputs(collection)
         with Watch(distillation, folder) as watch:

@@ -21,7 +21,7 @@ from torch import Tensor
 from collectionlora.adapters.roles import STUDENT
 from collectionlora.config import LogSettings
 from collectionlora.distillation import Distillation
-from collectionlora.pictures.photos import Photo, to_photos, write_photo
+from collectionlora.pictures.photos import Photo, chunks, to_photos, write_photo
 from collectionlora.pictures.sheets import contact_sheet
 from collectionlora.runs.trainer import StepProgress
 from collectionlora.sampling import Denoiser, noise_like, sample_few_steps
@@ -146,11 +146,15 @@ class Watch:
         aop = run.settings.distill.asymmetric_prompts
         condition = data.condition(data.student_prompt if aop else data.teacher_prompt, index)
         generator = torch.Generator().manual_seed(SEED)
+        sampling, made = run.settings.sampling, []
         with run.roles.frozen(STUDENT):
-            denoiser = Denoiser(run.backbone, condition)
-            sampling = run.settings.sampling
-            noise = noise_like(sources, generator)
-            return sample_few_steps(denoiser, noise, sampling.steps, generator, sampling.shift)
+            for part in chunks(len(sources), run.backbone.max_batch(condition)):
+                denoiser, noise = (
+                    Denoiser(run.backbone, condition[part]),
+                    noise_like(sources[part], generator),
+                )
+                made.append(sample_few_steps(denoiser, noise, sampling.steps, generator, sampling.shift))
+        return torch.cat(made)
 
     def photos(self, latents: Tensor) -> list[Photo]:
         return to_photos(self.run.backbone.decode(latents[:PHOTOS_SHOWN]))

@@ -12,6 +12,7 @@ HINTS = {
     errno.ENAMETOOLONG: "give a shorter name",
 }
 LOWER = "lower data.resolution, distill.batch_size, teach.batch_size, student.rank, critic.rank or teach.rank"
+SAVE = "model.gradient_checkpointing=true, distill.moments=8bit or model.quantization=nf4"
 LEFT = ("closed by peer", "reset by peer", "remote process exited")  # gloo's words and NCCL's
 MAX_MESSAGE = 600  # characters of a message: what is wrong may be a whole file in one line
 _short = reprlib.Repr()
@@ -68,7 +69,7 @@ def explain_fault(error: Exception) -> UserError | None:
         isinstance(error, RuntimeError) and ("out of memory" in text or "allocate memory" in text)
     ):
         why = text.split("\n")[0].rpartition("] ")[2] or "allocation refused"
-        hint = f"{LOWER}, or set model.gradient_checkpointing=true; collectionlora plan counts"
+        hint = f"what is saved is kept: {LOWER}, or set {SAVE}; collectionlora plan counts"
         return UserError("memory", "", f"is not enough ({why})", hint)
     if isinstance(error, RuntimeError) and any(said in text for said in LEFT):
         return UserError("processes", "", "another process of this launch stopped", "see what it says of why")

@@ -1,0 +1,169 @@
+"""Peaks of memory, tallied on the meta device: real updates and forwards over shapes without values.
+
+Memory grows by the same amount with each further like block, so that two shallow networks tell the deep one
+(docs/planning.md).
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import lru_cache, partial
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from collectionlora.adapters.roles import STUDENT, TEACHER, TeacherLibrary
+from collectionlora.backbones import family_of
+from collectionlora.backbones.base import Backbone
+from collectionlora.config import replace_settings
+from collectionlora.distillation import Distillation, Share, Simulation
+from collectionlora.flow import few_step_sigmas
+from collectionlora.planning.memory import MemoryTally, flash_on_meta
+from collectionlora.planning.workload import Workload
+from collectionlora.runs.session import build_roles
+from collectionlora.runs.teaching import EncodedPairs, Teaching
+from collectionlora.sampling import Denoiser
+from collectionlora.streams import Batch, Streams
+
+SHALLOW = 2
+
+
+class TalliedRun(Distillation):
+    """A run in which each backward is a phase of a tally."""
+
+    tally: MemoryTally
+
+    def backward(self, loss: Tensor) -> None:
+        self.tally.begin_phase()
+        super().backward(loss)
+
+
+def load_empty(workload: Workload, depths: Mapping[str, int]) -> Backbone:
+    """The base without weights, its stacks of blocks as deep as `depths` says."""
+    return family_of(workload.base).without_weights(workload.base, workload.settings.model, depths)
+
+
+def empty_run(workload: Workload, backbone: Backbone, tally: MemoryTally) -> tuple[TalliedRun, Batch]:
+    """A run on the meta device as its second step finds it: gradients and moments are there."""
+    settings = workload.settings
+    with torch.device("meta"):
+        roles = build_roles(backbone, workload.ranks(), 0, settings)
+        shapes = backbone.shapes(settings.data.resolution)
+        condition = shapes.empty_condition(settings.distill.batch_size, workload.references)
+        teachers = TeacherLibrary(roles, {"effect": roles.weights(TEACHER)})
+        batch = Batch("effect", torch.empty_like(condition.source), condition, condition, condition)
+    run = TalliedRun(backbone, roles, teachers, cast(Streams, None), settings)
+    run.tally = tally
+    for role, optimizer in run.optimizers.items():
+        for parameter in roles.parameters(role):
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()
+    return run, batch
+
+
+def step_peaks(workload: Workload, depths: Mapping[str, int]) -> list[int]:
+    """The most bytes in each phase of a step, beyond what is there at its start.
+
+    A phase is a call of the network, or a backward with the optimizer's update.
+    """
+    tally = MemoryTally()
+    with tally, flash_on_meta():
+        backbone = load_empty(workload, depths)
+        run, batch = empty_run(workload, backbone, tally)
+        backbone.network.register_forward_pre_hook(lambda *_: tally.begin_phase())
+        critic, generator = run.critics[0], torch.Generator()
+        first = torch.zeros(len(batch.target), dtype=torch.int64)
+        simulation = Simulation(few_step_sigmas(1), [batch.target], first, batch.target)
+        share = Share(cast(Streams, None), batch, generator, simulation)
+        # What one of several shares leaves behind is there while the next one's gradients come.
+        shares, peaks = [share] * min(workload.settings.distill.accumulate, 2), []
+        for update in (run.update_student, run.update_critic):  # each begins without the other's gradients
+            start, setup = tally.live, len(tally.peaks)
+            tally.begin_phase()
+            update(shares, critic, 0.0)
+            peaks += [peak - start for peak in tally.peaks[setup:]]
+    return peaks
+
+
+def sampling_peaks(workload: Workload, depths: Mapping[str, int]) -> list[int]:
+    """The same of the teacher's guided forwards and the student's, of as many images as they take at once."""
+    settings = workload.settings
+    tally = MemoryTally()
+    with tally, flash_on_meta(), torch.no_grad(), torch.device("meta"):
+        backbone = load_empty(workload, depths)
+        ranks = {role: workload.ranks()[role] for role in (STUDENT, TEACHER)}
+        roles = build_roles(backbone, ranks, 0, settings)
+        shapes, references = backbone.shapes(settings.data.resolution), workload.references
+        batch = backbone.max_batch(shapes.empty_condition(1, references))
+        condition = shapes.empty_condition(batch, references)
+        start, setup = tally.live, len(tally.peaks)
+        backbone.network.register_forward_pre_hook(lambda *_: tally.begin_phase())
+        noise, scale = torch.empty_like(condition.source), settings.targets.guidance_scale
+        Denoiser(backbone, condition, condition, scale, role=partial(roles.use, TEACHER)).velocity(noise, 1.0)
+        Denoiser(backbone, condition, role=partial(roles.use, STUDENT)).velocity(noise, 1.0)
+    return [peak - start for peak in tally.peaks[setup:]]
+
+
+def teaching_peaks(workload: Workload, depths: Mapping[str, int]) -> list[int]:
+    """The same of an effect LoRA's training step, beyond its weights, gradients and moments."""
+    settings = workload.settings
+    tally = MemoryTally()
+    with tally, flash_on_meta():
+        backbone = load_empty(workload, depths)
+        with torch.device("meta"):
+            roles = build_roles(backbone, {STUDENT: settings.teach.rank}, 0, settings)
+            shapes = backbone.shapes(settings.data.resolution)
+            condition = shapes.empty_condition(1, workload.references)
+        pairs = EncodedPairs(condition.source, condition.source, condition.prompt, condition.references)
+        teaching = Teaching("effect", backbone, roles, pairs, settings)
+        for parameter in teaching.parameters:
+            parameter.grad = torch.zeros_like(parameter)
+        teaching.optimizer.step()
+        start, setup = tally.live, len(tally.peaks)
+        teaching.optimizer.zero_grad()  # they come again in the step
+        backbone.network.register_forward_pre_hook(lambda *_: tally.begin_phase())
+        teaching(0)
+    return [peak - start for peak in tally.peaks[setup:]]
+
+
+def at_depth(workload: Workload, measure: Callable[[Workload, Mapping[str, int]], list[int]]) -> int:
+    """The largest of the peaks that `measure` finds, at the base's true depth.
+
+    Blocks of a stack are alike, so each phase's peak is linear in the number of each: measured on shallow
+    networks, carried to the true depth.
+    """
+    stacks = family_of(workload.base).block_stacks(workload.base)
+    shallow = {name: min(SHALLOW, depth) for name, depth in stacks.items()}
+    first = measure(workload, shallow)
+    peaks = list(first)
+    for name, depth in stacks.items():
+        if depth > SHALLOW:
+            deeper = measure(workload, {**shallow, name: SHALLOW + 1})
+            more = depth - SHALLOW
+            peaks = [p + more * (d - f) for p, d, f in zip(peaks, deeper, first, strict=True)]
+    return max(peaks)
+
+
+@lru_cache
+def activation_bytes(workload: Workload) -> int:
+    """The most bytes in a step beyond weights, gradients and moments: what autograd saves, and workspace."""
+    return at_depth(workload, step_peaks)
+
+
+@lru_cache
+def sampling_bytes(workload: Workload) -> int:
+    """The workspace of the teacher's sampler, and of the student's."""
+    return at_depth(workload, sampling_peaks)
+
+
+@lru_cache
+def teaching_bytes(workload: Workload) -> int:
+    """As `activation_bytes`, of `teach`."""
+    return at_depth(workload, teaching_peaks)
+
+
+def step_of(workload: Workload) -> Workload:
+    """The same for all requests whose steps make the same tensors."""
+    held = {"moments": "float32", "ema_on_host": False}
+    settings = replace_settings(workload.settings, model={"quantization": "none"}, distill=held)
+    return replace(workload, settings=settings, effects=1, photos=1, devices=1, sharding="ddp")

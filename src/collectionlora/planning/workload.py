@@ -1,0 +1,80 @@
+"""What is planned: a base under settings, and how much of it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from collectionlora.adapters.roles import STUDENT, TEACHER, critic_role
+from collectionlora.backbones import family_of
+from collectionlora.collection import Collection
+from collectionlora.config import Settings, replace_settings, resolve
+from collectionlora.runs.session import resolve_settings
+from collectionlora.system.errors import UserError
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What is planned: a base under settings, and what the settings do not hold.
+
+    Attributes:
+        photos: of each effect.
+        teacher_rank: the largest rank of the effects' LoRAs.
+        references: the most reference images of an effect.
+        sharding: what each of several devices holds: all (`ddp`), or its share (`fsdp`).
+    """
+
+    base: str
+    effects: int
+    settings: Settings
+    photos: int = 20
+    teacher_rank: int | None = None
+    references: int = 0
+    devices: int = 1
+    sharding: str = "ddp"
+
+    def ranks(self) -> dict[str, int]:
+        """The rank of every role, as a session builds them."""
+        settings = self.settings
+        critics = {critic_role(n): settings.critic.rank for n in settings.distill.rollout_steps}
+        return {
+            STUDENT: settings.student.rank,
+            TEACHER: self.teacher_rank or settings.student.rank,
+            **critics,
+        }
+
+
+def make_workload(
+    folder: Path | None,
+    base: str | None,
+    effects: int | None,
+    rank: int | None,
+    overrides: Mapping[str, Mapping[str, Any]],
+    sharding: str | None = None,
+    **rest: Any,
+) -> Workload:
+    """A workload from a collection's folder, or from a base alone; `rest` as in `Workload`.
+
+    Args:
+        sharding: by default what `model.sharding` says.
+
+    Raises:
+        UserError: neither or both are given, no such collection or base, or an unknown sharding.
+    """
+    if (folder is None) == (base is None):
+        raise UserError("plan", "", "needs a folder or --base, and not both", "leave one out")
+    if sharding not in (None, "ddp", "fsdp"):
+        raise UserError("--sharding", sharding, "is no sharding", "write ddp or fsdp")
+    ranks = {"student": {"rank": rank}, "critic": {"rank": rank}} if rank else {}
+    layer = {name: {**ranks.get(name, {}), **overrides.get(name, {})} for name in {*ranks, *overrides}}
+    if folder is not None:
+        collection = Collection.load(folder)
+        settings = resolve_settings(collection, layer)
+        rest["references"] = max(len(e.references) for e in collection.effects)
+        base, effects = collection.manifest.base, effects or len(collection.effects)
+    else:
+        assert base is not None
+        settings = resolve(family_of(base).recommended_settings(base), layer)
+    sharding = sharding or ("fsdp" if settings.model.sharding == "fsdp" else "ddp")
+    settings = replace_settings(settings, model={"sharding": "none"})  # stated once, in the workload
+    return Workload(base, effects or 50, settings, sharding=sharding, **rest)

@@ -1,0 +1,112 @@
+"""Every verb's plan over true configurations: what fits which device, and what is refused."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from collectionlora.backbones import family_of
+from collectionlora.command_line.verbs import app
+from collectionlora.config import parse_overrides, resolve
+from collectionlora.planning import guard, peaks
+from collectionlora.planning.plan import GIB, fits, plan
+from collectionlora.planning.rows import VERBS
+from collectionlora.planning.workload import Workload
+
+QWEN, KONTEXT = "Qwen/Qwen-Image-Edit-2509", "black-forest-labs/FLUX.1-Kontext-dev"
+LARGE_DEVICE, SMALL_DEVICE = "A100/H100 80 GB", "RTX 4090 24 GB"
+PAPER = ["distill.moments=8bit"]  # rank 128 and 1024 pixels are what large bases have by default
+FOUR_BITS = ["model.quantization=nf4", "data.resolution=512", "student.rank=16", "critic.rank=16"]
+
+
+def make_workload(base, assignments, **rest):
+    return Workload(
+        base, 50, resolve(family_of(base).recommended_settings(base), parse_overrides(assignments)), **rest
+    )
+
+
+@pytest.mark.parametrize("base", [QWEN, KONTEXT])
+@pytest.mark.parametrize(("assignments", "device"), [(PAPER, LARGE_DEVICE), (FOUR_BITS, SMALL_DEVICE)])
+def test_every_verb_fits_the_device_that_its_recipe_names(base, assignments, device):
+    planned = plan(make_workload(base, assignments))
+    assert planned["fits"][device]
+    assert set(planned["verbs"]) == set(VERBS)
+    for verb, row in planned["verbs"].items():
+        # The studio alone keeps its encoders beside the network.
+        assert fits(row["device_bytes"], device) or (verb == "studio" and device == SMALL_DEVICE), verb
+        assert row["seconds"] is None
+
+
+def test_target_making_and_teaching_take_one_large_photo_at_a_time():
+    workload = peaks.step_of(make_workload(QWEN, []))
+    # Sixteen photos, doubled by guidance, took 43.9 GiB; eight pairs of a teaching step 41.5 GiB.
+    assert peaks.sampling_bytes(workload) < 4 * GIB
+    assert peaks.teaching_bytes(workload) < 7 * GIB
+    # Shallow networks tell the true depth exactly.
+    assert max(peaks.sampling_peaks(workload, {})) == peaks.sampling_bytes(workload)
+
+
+def test_teachers_are_held_once_for_all_processes_of_a_machine():
+    shared = [make_workload(QWEN, [], devices=devices, sharding="fsdp") for devices in (2, 8)]
+    one, eight = (plan(workload)["verbs"]["distill"] for workload in shared)
+    teachers = plan(make_workload(QWEN, []))["teacher_library_bytes"]
+    assert teachers / GIB == pytest.approx(50 * 2.197, rel=0.01)
+    assert one["host_bytes"] == eight["host_bytes"]
+    assert eight["machine_bytes"] == 8 * eight["host_bytes"] + teachers
+
+
+def test_hours_follow_from_the_seconds_of_a_forward():
+    workload = make_workload(QWEN, ["targets.guidance_scale=4"])
+    rows = plan(workload, seconds_per_forward=0.5)["verbs"]
+    assert rows["targets"]["seconds"] == 0.5 * 50 * 20 * 40 * 2  # effects, photos, steps, branches
+    assert rows["edit"]["seconds"] == 0.5 * 8
+    assert all(math.isfinite(row["seconds"]) for row in rows.values())
+    warm = make_workload(QWEN, ["targets.guidance_scale=4", "match.updates=1"])
+    more = plan(warm, seconds_per_forward=0.5)["verbs"]["targets"]["seconds"]
+    assert more - rows["targets"]["seconds"] == 0.5 * 256 * 40 * 2  # ordinary instructions
+
+
+@pytest.fixture
+def collection(tmp_path):
+    """A collection over the true Qwen-Image-Edit-2509, of which nothing is on this machine."""
+    effect = {"name": "warm", "teacher": "warm.safetensors", "teacher_prompt": "warm", "photos": "photos"}
+    general = {"photos": "photos", "prompts": "general.txt"}
+    (tmp_path / "collection.yaml").write_text(
+        yaml.safe_dump({"base": QWEN, "effects": [effect], "general": general})
+    )
+    return tmp_path
+
+
+@pytest.mark.parametrize("verb", ["teach", "prompts", "targets", "distill", "bench", "add"])
+def test_a_verb_that_needs_more_than_is_free_is_refused_before_anything_is_loaded(
+    verb, collection, monkeypatch
+):
+    monkeypatch.setattr(guard, "free_bytes", lambda: 12 * GIB)
+    before = sorted(collection.iterdir())
+    arguments = [verb, str(collection), *(["warm"] if verb == "add" else [])]
+    error = CliRunner().invoke(app, arguments).exception
+    assert str(error).startswith(f"memory: {verb}: needs ")
+    assert "GiB by plan, 12.0 GiB of the GPU are free; collectionlora plan" in str(error)
+    assert sorted(collection.iterdir()) == before
+
+
+def test_without_a_gpu_and_for_the_small_base_nothing_is_refused(collection, monkeypatch):
+    guard.refuse_too_large("distill", collection, {})
+    monkeypatch.setattr(guard, "free_bytes", lambda: 1)
+    manifest = yaml.safe_load((collection / "collection.yaml").read_text()) | {"base": "nano"}
+    (collection / "collection.yaml").write_text(yaml.safe_dump(manifest))
+    guard.refuse_too_large("distill", collection, {})
+    guard.refuse_too_large_adapter("edit", Path("nano"))
+
+
+def test_the_command_line_shows_every_verb():
+    arguments = ["plan", "--base", "nano", "--effects", "4", "--seconds-per-forward", "0.01", "--json"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    rows = json.loads(result.stdout)["verbs"]
+    assert list(rows) == list(VERBS)
+    keys = {"device_bytes", "host_bytes", "machine_bytes", "disk_bytes", "seconds"}
+    assert all(set(row) == keys for row in rows.values())

@@ -1,0 +1,225 @@
+"""What a base of billions of parameters needs, counted over true configurations and on tiny copies."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from diffusers import QwenImageEditPlusPipeline
+from helpers import tiny_pipelines
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+import collectionlora
+from collectionlora.adapters.low_rank import change
+from collectionlora.adapters.roles import STUDENT, TEACHER
+from collectionlora.backbones import load_backbone
+from collectionlora.backbones.base import Condition
+from collectionlora.backbones.diffusers_model import MAX_TOKENS, DiffusersBackbone
+from collectionlora.backbones.nano import NanoBackbone
+from collectionlora.backbones.quantization import whole_weight
+from collectionlora.collection import Collection
+from collectionlora.config import ModelSettings
+from collectionlora.editing import Editor
+from collectionlora.effectbench.heldout import Heldout, heldout_photographs
+from collectionlora.pictures.photographs import TRAIN, pool
+from collectionlora.pictures.photos import to_images, to_photos
+from collectionlora.runs.session import Session, resolve_settings
+from collectionlora.sampling import Denoiser, sample_many_steps
+
+MODEL = ModelSettings(condition_resolution=56)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A complete Qwen-Image-Edit-2509 of tiny parts."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("qwen")
+    tiny_pipelines.qwen_image_edit().save_pretrained(path)
+    return path
+
+
+def encode(backbone, side, texts):
+    images = torch.rand(len(texts), 3, side, side, generator=torch.Generator().manual_seed(0))
+    prompts = [
+        backbone.encode_prompt([text], [image[None]]) for text, image in zip(texts, images, strict=True)
+    ]
+    return Condition(type(prompts[0]).cat(prompts), backbone.encode_image(images))
+
+
+@pytest.mark.parametrize(("side", "images"), [(1024, 1), (512, 4), (64, 256)])
+def test_a_forward_takes_as_many_images_as_have_the_tokens_of_one_large_edit(side, images, folder):
+    backbone = load_backbone(str(folder), MODEL)
+    latents = torch.empty(1, 16, side // 8, side // 8, device="meta")
+    condition = Condition(None, latents)
+    assert backbone.max_batch(condition) == images
+    assert images * 2 * (side // 16) ** 2 <= MAX_TOKENS
+    with_reference = Condition(None, latents, (latents,) * 2)
+    assert backbone.max_batch(with_reference) == max(1, images // 2)
+    assert NanoBackbone.load().max_batch(condition) == 16
+
+
+def test_guidance_of_a_large_base_is_two_forwards_without_a_mask(folder):
+    backbone = load_backbone(str(folder), MODEL)
+    condition = encode(backbone, 32, ["make it warm and bright", "blur"])
+    uncond = condition.with_prompt(encode(backbone, 32, ["", ""]).prompt)
+    seen = []
+
+    def see(_network, _args, inputs):
+        seen.append((len(inputs["hidden_states"]), inputs["encoder_hidden_states_mask"]))
+
+    backbone.network.register_forward_pre_hook(see, with_kwargs=True)
+    parts = [Denoiser(backbone, condition[i : i + 1], uncond[i : i + 1], 4.0) for i in range(2)]
+    noise = torch.randn(condition.source.shape, generator=torch.Generator().manual_seed(1))
+    apart = torch.cat([sample_many_steps(part, noise[i : i + 1], 2) for i, part in enumerate(parts)])
+    assert seen == [(1, None)] * 8
+
+    backbone.guides_in_one_batch = True
+    joint = sample_many_steps(Denoiser(backbone, condition, uncond, 4.0), noise, 2)
+    assert [batch for batch, _ in seen[8:]] == [4, 4]
+    torch.testing.assert_close(apart, joint, atol=1e-4, rtol=1e-4)
+
+
+SMALL = {
+    "model": {"condition_resolution": 56, "gradient_checkpointing": False},
+    "data": {"resolution": 32},
+    "student": {"rank": 2},
+    "critic": {"rank": 2},
+    "targets": {"steps": 1, "guidance_scale": 4, "general": 2},
+    "teach": {"steps": 1, "rank": 2},
+    "distill": {"student_updates": 1, "student_update_every": 1, "rollout_steps": [2], "effect_ratio": 1},
+    "log": {"tracker": "none"},
+}
+QUERY, IMAGE_MLP = "transformer_blocks.0.attn.to_q", "transformer_blocks.1.img_mlp.net.2"
+
+
+def make_collection(path, base, **settings):
+    """Two effects over a tiny base: a LoRA, and a DoRA in PEFT's words."""
+    rng, generator = np.random.default_rng(0), torch.Generator().manual_seed(0)
+    (path / "photos").mkdir(parents=True)
+    for index in range(3):
+        Image.fromarray(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(path / f"photos/{index}.png")
+    (path / "general.txt").write_text("blur\n")
+    lora = {}
+    for module, (outs, ins) in {QUERY: (64, 64), IMAGE_MLP: (64, 256)}.items():
+        lora[f"transformer.{module}.lora_A.weight"] = torch.randn(2, ins, generator=generator)
+        lora[f"transformer.{module}.lora_B.weight"] = torch.randn(outs, 2, generator=generator)
+    save_file(lora, path / "plain.safetensors")
+    magnitude = 1 + torch.rand(64, generator=generator)
+    save_file({**lora, f"transformer.{QUERY}.lora_magnitude_vector": magnitude}, path / "dora.safetensors")
+    effects = [
+        {
+            "name": name,
+            "teacher": f"{name}.safetensors",
+            "teacher_prompt": f"make it {name}",
+            "photos": "photos",
+        }
+        for name in ("plain", "dora")
+    ]
+    layers = {name: {**SMALL.get(name, {}), **settings.get(name, {})} for name in {*SMALL, *settings}}
+    general = {"photos": "photos", "prompts": "general.txt"}
+    manifest = {"base": str(base), "effects": effects, "general": general, "settings": layers}
+    (path / "collection.yaml").write_text(yaml.safe_dump(manifest))
+    return Collection.load(path), magnitude
+
+
+def open_session(collection, **rest):
+    return Session(collection, resolve_settings(collection, {}), **{"with_critics": False, **rest})
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_a_session_over_a_quantised_base_reads_teachers_of_every_kind(kind, folder, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    collection, magnitude = make_collection(tmp_path / "mine", folder, model={"quantization": kind})
+    session = open_session(collection)
+    plain, dora = (session.teacher_files[name] for name in ("plain", "dora"))
+    assert set(plain) == set(dora) == {QUERY, IMAGE_MLP}
+    # The magnitudes are the lengths of the rows of what the network really computes with.
+    whole = whole_weight(session.backbone.network.get_submodule(QUERY)).float()
+    lengths = (whole + change(tuple(factor.float() for factor in dora[QUERY]))).norm(dim=1)
+    torch.testing.assert_close(lengths, magnitude, atol=0.02, rtol=0.02)
+    streams = session.make_targets(lambda *_: None)
+    assert not torch.equal(streams.effects[0].targets, streams.effects[1].targets)
+    assert {p.dtype for p in session.roles.parameters(TEACHER)} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("updates", [0, 1])
+def test_the_base_answers_ordinary_instructions_only_for_a_warm_start(updates, folder, tmp_path):
+    collection, _ = make_collection(tmp_path / "mine", folder, match={"updates": updates})
+    counts = collectionlora.targets(collection)
+    assert counts == {"plain": 3, "dora": 3, "general": 2 * updates}
+    assert any(collection.folder.glob("cache/general-encoded-*"))
+    made = [path for path in collection.folder.glob("cache/general-*") if "encoded" not in path.name]
+    assert len(made) == updates
+    collectionlora.distill(collection, overrides={"distill": {"effect_ratio": 0}})
+
+
+def test_memory_settings_change_where_things_lie_and_what_moments_weigh(folder, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    collection, _ = make_collection(tmp_path / "mine", folder, student={"rank": 64}, critic={"rank": 64})
+    layer = {"distill": {"ema_on_host": True, "moments": "8bit", "student_updates": 2, "ema": 0.5}}
+    settings = resolve_settings(collection, layer)
+    whole = Session(collection, settings, with_critics=True).distillation(lambda *_: None)
+    before = [average.clone() for average in whole.ema]
+    whole(0)
+    student = whole.roles.parameters(STUDENT)
+    for was, average, parameter in zip(before, whole.ema, student, strict=True):
+        torch.testing.assert_close(average, torch.lerp(was, parameter.detach(), 0.5))
+    moments = [m for s in whole.optimizers[STUDENT].state.values() for m in (s["state1"], s["state2"])]
+    assert {m.dtype for m in moments if m.numel() >= 4096} == {torch.uint8}
+    # A checkpoint holds them, and a run goes on from it bit by bit.
+    kept = {name: tensor.clone() for name, tensor in whole.tensors().items()}
+    whole(1)
+    resumed = Session(collection, settings, with_critics=True).distillation(lambda *_: None)
+    resumed.load_tensors(kept)
+    resumed(1)
+    assert all(map(torch.equal, whole.tensors().values(), resumed.tensors().values()))
+
+
+@pytest.fixture
+def loads(monkeypatch):
+    """What is loaded, in order: "text", "vae", "transformer"."""
+    seen, load, pipeline = [], DiffusersBackbone._load, QwenImageEditPlusPipeline.from_pretrained
+
+    def load_part(self, component, subfolder):
+        seen.append(subfolder)
+        return load(self, component, subfolder)
+
+    def load_pipeline(**where):
+        seen.append("text")
+        return pipeline(**where)
+
+    monkeypatch.setattr(DiffusersBackbone, "_load", load_part)
+    monkeypatch.setattr(QwenImageEditPlusPipeline, "from_pretrained", load_pipeline)
+    return seen
+
+
+def test_a_bench_holds_one_base_and_encodes_before_it_loads_it(folder, tmp_path, loads):
+    collection, _ = make_collection(tmp_path / "mine", folder)
+    collectionlora.distill(collection)
+    # The first is for the DoRA, and gone when its effect is converted.
+    assert [part for part in loads if part != "vae"] == ["transformer", "text", "transformer"]
+    loads.clear()
+    methods = ["source", "teacher", "student", "student-1"]
+    collectionlora.bench(collection, methods=methods, crops=2)
+    assert [part for part in loads if part != "vae"] == ["text", "transformer"]
+
+    pictures = collection.folder / "bench" / "pictures"
+    (made,) = pictures.glob("student/plain-[!s]*")
+    judged = load_file(made)["pictures"]
+    cases = Heldout(heldout_photographs(None), pool(TRAIN), 2, [0], 1).draw(collection, 32)
+    editor = Editor.load(collection.folder)
+    images, prompts = to_images(cases.photos), [editor.prompt(["plain"])] * 2
+    alone = editor.sample(images, prompts, cases.seeds)
+    assert (torch.from_numpy(np.stack(to_photos(alone))).int() - judged.int()).abs().max() <= 1
+
+
+def test_effects_are_taught_one_photo_at_a_time_after_all_are_encoded(folder, tmp_path, loads):
+    collection, _ = make_collection(tmp_path / "mine", folder)
+    for name in ("plain", "dora"):
+        shutil.copytree(collection.folder / "photos", collection.folder / "pairs" / name / "source")
+        shutil.copytree(collection.folder / "photos", collection.folder / "pairs" / name / "target")
+    assert resolve_settings(collection, {}).teach.batch_size == 1
+    collectionlora.teach(collection)
+    assert [part for part in loads if part != "vae"] == ["text", "transformer"]
