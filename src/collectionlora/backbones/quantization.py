@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 
 import torch
-from peft.tuners.lora import LoraLayer
-from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 
 from collectionlora.collection import MANIFEST
@@ -13,6 +11,10 @@ from collectionlora.system.errors import UserError
 
 def whole_weight(layer: nn.Module) -> Tensor:
     """The weight `[out, in]` of a linear layer, unpacked if it is quantised, in float32 on the CPU."""
+    # Imported here: PEFT needs transformers, and a family is known without them.
+    from peft.tuners.lora import LoraLayer
+    from peft.utils.integrations import dequantize_module_weight
+
     base = layer.get_base_layer() if isinstance(layer, LoraLayer) else layer
     weight: Tensor = dequantize_module_weight(base)
     return weight.detach().float().cpu()
