@@ -61,7 +61,7 @@ def train(name: str, args: Any) -> dict[str, Any]:
     photos = [pool.crop(rng) for _ in range(args.pairs)]
     answers = [effect(photo, rng) for photo in photos]
     backbone = NanoBackbone.load(args.base)
-    roles = Roles(backbone.network, backbone.lora_targets, {STUDENT: args.rank}, args.seed)
+    roles = Roles(backbone.network, backbone.lora_targets, {STUDENT: args.rank}, args.seed, fuse=True)
     settings = resolve(
         {
             "teach": {

@@ -6,6 +6,8 @@ The paper calls them generator (student), fake score (critic) and real score (te
   mutates that list. peft's own `set_adapter` toggles `requires_grad` and, called between a forward and its
   backward, silently drops gradients. The shared list rests on a private attribute of peft, so every
   training proves by `Roles.verify`, before its first step, that switching works with the installed version.
+- Over a base small enough to hold its weights twice, a role is instead added into the weights, W + B @ A, and
+  that sum stands for W in the modules: one product in place of three, forward and backward.
 - The teacher is a slot: effect LoRAs wait in memory, converted, and are copied into the slot's parameters.
   A module that an effect LoRA lacks becomes zero, a smaller rank is padded with zeros.
 - Under gradient checkpointing the recomputation must run in the role of the forward: `Roles.checkpoint`.
@@ -13,7 +15,7 @@ The paper calls them generator (student), fake score (critic) and real score (te
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, cast
 
 import torch
@@ -24,6 +26,7 @@ from torch.nn.utils import get_total_norm
 from torch.utils.checkpoint import CheckpointError, checkpoint
 
 from collectionlora import processes
+from collectionlora.adapters.low_rank import change
 from collectionlora.errors import UserError
 
 BASE = None
@@ -57,7 +60,7 @@ class Roles:
         targets: names (suffixes) of the modules that carry LoRA, as peft's `target_modules`.
         ranks: rank of each role, for example `{"student": 32, "critic-8": 32, "teacher": 16}`.
         seed: of the LoRA initialisation (A random, B zero, so that every role starts as the base).
-        fuse: let `frozen` add the LoRA into the weights, for a base small enough to hold them twice.
+        fuse: add the active LoRA into the weights, for a base small enough to hold them twice.
     """
 
     def __init__(
@@ -87,36 +90,51 @@ class Roles:
                 parameter.requires_grad_(name != TEACHER)
         self.ranks, self.fuse = dict(ranks), fuse
 
-    @contextmanager
-    def use(self, role: str | None) -> Iterator[None]:
+    def use(self, role: str | None) -> AbstractContextManager[None]:
         """Run the network in a role inside the block; `None` is the bare base."""
+        if self.fuse:
+            return self._weights_in_place([] if role is BASE else self._merged(role))
+        return self._activated(role)
+
+    def frozen(self, role: str | None) -> AbstractContextManager[None]:
+        """`use` for forwards that need no gradient."""
+        with torch.no_grad():
+            return self.use(role)
+
+    @contextmanager
+    def _activated(self, role: str | None) -> Iterator[None]:
         before = list(self._active)
-        self._active[:] = [] if role is None else [role]
+        self._active[:] = [] if role is BASE else [role]
         try:
             yield
         finally:
             self._active[:] = before
 
-    @contextmanager
-    def frozen(self, role: str | None) -> Iterator[None]:
-        """`use` for forwards that need no gradient; fused, they cost as much as the bare base's.
+    def _merged(self, role: str) -> list[Tensor]:
+        """The weight of every layer with the role's LoRA in it, in the dtype of the base."""
+        merged = []
+        for layer in self.layers.values():
+            weight = cast(Tensor, layer.get_base_layer()._parameters["weight"])  # not what hides it
+            merged.append((weight + change(self._pair(layer, role)).view_as(weight)).to(weight.dtype))
+        return merged
 
-        The base's own weights are put back untouched: subtracting what was added would round.
+    @contextmanager
+    def _weights_in_place(self, weights: Sequence[Tensor]) -> Iterator[None]:
+        """Let `weights` stand for the layers' own inside the block; none for the layers' own.
+
+        An attribute of the instance hides the parameter of the same name, which stays untouched.
         """
-        if role is BASE or not self.fuse:
-            with self.use(role):
-                yield
-            return
-        weights = [cast(nn.Parameter, layer.get_base_layer().weight) for layer in self.layers.values()]
-        kept = [weight.data for weight in weights]
+        attributes = [vars(layer.get_base_layer()) for layer in self.layers.values()]
+        before = [values.pop("weight", None) for values in attributes]
+        for values, weight in zip(attributes, weights, strict=False):
+            values["weight"] = weight
         try:
-            for weight, layer in zip(weights, self.layers.values(), strict=True):
-                weight.data = weight.data + cast(Tensor, layer.get_delta_weight(role))
-            with self.use(BASE):
-                yield
+            yield
         finally:
-            for weight, own in zip(weights, kept, strict=True):
-                weight.data = own
+            for values, weight in zip(attributes, before, strict=True):
+                values.pop("weight", None)
+                if weight is not None:
+                    values["weight"] = weight
 
     def checkpoint(self, module: nn.Module | Callable[..., Any], *args: Any) -> Any:
         """Gradient checkpointing whose recomputation runs in the role that was active in the forward."""

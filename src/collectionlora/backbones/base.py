@@ -118,7 +118,7 @@ class Backbone(Protocol):
         side_multiple: heights and widths of images are multiples of it.
         prompts_see_photos: a text is encoded together with the photo it is about, so that an encoded prompt
             belongs to one photo.
-        fuses_lora: the weights that carry LoRA are small enough to be held twice (`Roles.frozen`).
+        fuses_lora: the weights that carry LoRA are small enough to be held twice (`Roles.use`).
     """
 
     network: Any
