@@ -26,10 +26,12 @@ def load_backbone(base: str, settings: ModelSettings) -> Backbone:
     """
     if base != NANO:
         return diffusers_class(base)[0](base, settings)
-    from collectionlora.backbones.nano import NanoBackbone
+    from collectionlora.backbones.nano import NanoBackbone, fastest
 
     check_nano_settings(settings)
-    return NanoBackbone.load()
+    nano = NanoBackbone.load()
+    nano.network.to(*fastest())
+    return nano
 
 
 def base_files(base: str) -> tuple[Path, list[Path]]:
@@ -54,7 +56,7 @@ def check_nano_settings(settings: ModelSettings) -> None:
         UserError: any setting that is not its default.
     """
     if settings != ModelSettings():
-        message = "are for large bases; the nano base is small, in float32"
+        message = "are for large bases; the nano base is small and takes the dtype that is fastest here"
         raise UserError(MANIFEST, "settings.model", message, "leave them out")
 
 
