@@ -115,7 +115,8 @@ class Roles:
         merged = []
         for layer in self.layers.values():
             weight = cast(Tensor, layer.get_base_layer()._parameters["weight"])  # not what hides it
-            merged.append((weight + change(self._pair(layer, role)).view_as(weight)).to(weight.dtype))
+            a, b = (factor.to(weight.dtype) for factor in self._pair(layer, role))
+            merged.append(weight + change((a, b)).view_as(weight))
         return merged
 
     @contextmanager
