@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 
 from collectionlora import Editor
-from collectionlora.data import read_photo, write_photo
 from collectionlora.editing import STRIP, strength_strip
-from collectionlora.effectbench.gallery import labelled_grid
+from collectionlora.pictures.photos import read_photo, write_photo
+from collectionlora.pictures.sheets import labelled_grid
 
 collection, photo, effect, out = sys.argv[1:]
 editor = Editor.load(collection)

@@ -13,11 +13,11 @@ import numpy as np
 import yaml
 
 from collectionlora import distill, edit, teach
+from collectionlora.command_line.terminal import ProgressLine
 from collectionlora.config import parse_overrides
-from collectionlora.data import write_photo
-from collectionlora.effectbench.photographs import HELDOUT, TRAIN, load_photograph, pool
 from collectionlora.effects import EFFECTS
-from collectionlora.terminal import ProgressLine
+from collectionlora.pictures.photographs import HELDOUT, TRAIN, load_photograph, pool
+from collectionlora.pictures.photos import write_photo
 
 NAMES, PAIRS = ("duotone", "night-vision"), 24
 

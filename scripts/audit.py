@@ -28,7 +28,7 @@ def main() -> int:
     for package in packages:
         for found in package.get("vulns", []):
             fixes = ", ".join(found["fix_versions"]) or "no version yet"
-            print(f"{package['name']} {package['version']}: {found['id']}, mended in {fixes}")
+            print(f"{package['name']} {package['version']}: {found['id']}, fixed in {fixes}")
     print(f"{len(packages)} packages, pip-audit found {'nothing' if done.returncode == 0 else 'the above'}")
     return done.returncode
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from collectionlora.effectbench.report.charts import Band, bar_chart, line_chart
-from collectionlora.effectbench.toy_studies import USUAL_EFFECTS, mean_and_range
-from collectionlora.files import write_text
+from collectionlora.system.files import write_text
+from collectionlora.toy.studies import USUAL_EFFECTS, mean_and_range
 
 Rows = list[dict[str, Any]]
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 from toy_table import Table
 
-from collectionlora.effectbench.toy_studies import OBJECTIVES, follow, measure_scaling, scaling_settings
-from collectionlora.effectbench.toy_world import ToyWorld
+from collectionlora.toy.studies import OBJECTIVES, follow, measure_scaling, scaling_settings
+from collectionlora.toy.world import ToyWorld
 
 
 def main() -> None:

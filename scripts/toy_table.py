@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from collectionlora.files import write_json
+from collectionlora.system.files import write_json
 
 Rows = list[dict[str, Any]]
 

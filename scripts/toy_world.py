@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from toy_table import Table
 
-from collectionlora.effectbench.toy_world import VARIANTS, ToyWorld, run_to_end, toy_settings
+from collectionlora.toy.world import VARIANTS, ToyWorld, run_to_end, toy_settings
 
 STEPS = (8, 4, 2, 1)
 UNDISTILLED = "undistilled teachers"

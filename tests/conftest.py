@@ -12,15 +12,17 @@ os.environ["OMP_NUM_THREADS"] = "1"
 LONGEST = (
     "test_toy_world.py",
     "test_processes.py",
+    "test_planning.py",
     "test_kill.py",
     "test_browser.py",
-    "test_security.py",
-    "test_studio.py",
-    "test_planning.py",
-    "test_real_journey.py",
     "test_journey.py",
-    "test_bad_input.py",
+    "test_real_journey.py",
+    "test_backbones.py",
+    "test_security.py",
     "test_package.py",
+    "test_studio.py",
+    "test_bad_input.py",
+    "test_growing.py",
 )
 
 

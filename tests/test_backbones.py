@@ -9,33 +9,34 @@ import shutil
 import diffusers
 import numpy as np
 import pytest
-import tiny_pipelines
 import torch
 import yaml
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit, pipeline_qwenimage_edit_plus
+from helpers import tiny_pipelines
 from PIL import Image
 
-from collectionlora import api, backbones
+import collectionlora
 from collectionlora.adapters.formats import read_lora, write_lora
 from collectionlora.adapters.roles import STUDENT, TEACHER, Roles, critic_role
+from collectionlora.backbones import PIPELINES, family_of, load_backbone
 from collectionlora.backbones.base import Condition
 from collectionlora.backbones.diffusers_model import pack, unpack
-from collectionlora.backbones.flux2 import Flux2
-from collectionlora.backbones.flux_kontext import FluxKontext
+from collectionlora.backbones.flux2 import FLUX_2
+from collectionlora.backbones.flux_kontext import FLUX_KONTEXT
 from collectionlora.backbones.nano import NanoBackbone
-from collectionlora.backbones.qwen_image_edit import QwenImageEditPlus
-from collectionlora.checking import check_collection
+from collectionlora.backbones.qwen_image_edit import QWEN_IMAGE_EDIT_PLUS, QwenImageEditPlus
 from collectionlora.collection import Collection
 from collectionlora.config import ModelSettings, resolve
-from collectionlora.data import to_images, write_photo
-from collectionlora.errors import UserError
 from collectionlora.objectives import guided
+from collectionlora.pictures.photos import to_images, write_photo
+from collectionlora.planning.checking import check_collection
+from collectionlora.runs.session import Session, build_roles, resolve_settings
 from collectionlora.sampling import Denoiser, sample_many_steps
-from collectionlora.session import Session, build_roles, resolve_settings
+from collectionlora.system.errors import UserError
 
 NANO = "nano"
-REAL = ("qwen_image_edit", "qwen_image_edit_first", "flux_kontext", "flux2", "flux2_klein")
-SEVERAL = ("qwen_image_edit", "flux2", "flux2_klein")  # read several reference images
+REAL = {tiny_pipelines.TINY[family.name].__name__: family for family in PIPELINES}
+SEVERAL = tuple(name for name, family in REAL.items() if family.reads_references)
 CRITIC = critic_role(8)
 SETTINGS = ModelSettings(condition_resolution=64, embedded_guidance=3.0)
 SIZES = ((64, 96), (96, 64))
@@ -54,7 +55,7 @@ def folders(tmp_path_factory):
 
 def load(name, folders, settings=SETTINGS):
     if name != NANO:
-        return backbones.load_backbone(str(folders[name]), settings)
+        return load_backbone(str(folders[name]), settings)
     torch.manual_seed(0)
     nano = NanoBackbone()
     for parameter in nano.network.parameters():  # outputs start at zero: make every part matter
@@ -225,7 +226,7 @@ def test_the_many_step_sampler_makes_the_pipelines_image(name, folders, monkeypa
     monkeypatch.setattr(pipeline_qwenimage_edit, "calculate_dimensions", lambda _, ratio: plain(64**2, ratio))
 
     backbone = load(name, folders)
-    pipeline = getattr(diffusers, backbone.pipeline_class.__name__).from_pretrained(folders[name])
+    pipeline = getattr(diffusers, backbone.family.name).from_pretrained(folders[name])
     pipeline.set_progress_bar_config(disable=True)
     size = (64, 64) if name == "qwen_image_edit_first" else SIZES[1]
     photos = [photo(size), *([photo(SIZES[0], seed=1)] if name in SEVERAL else [])]
@@ -343,14 +344,14 @@ def test_a_quantised_base_is_near_the_whole_one_and_loras_learn_over_it(kind, dt
 @pytest.mark.parametrize(
     ("family", "config", "base", "modules", "lora"),
     [
-        (QwenImageEditPlus, {}, 20_430_401_088, 840, 1_179_648_000),
-        (FluxKontext, {"guidance_embeds": True}, 11_901_408_320, 504, None),
-        (Flux2, {}, 32_223_281_152, 192, None),
+        (QWEN_IMAGE_EDIT_PLUS, {}, 20_430_401_088, 840, 1_179_648_000),
+        (FLUX_KONTEXT, {"guidance_embeds": True}, 11_901_408_320, 504, None),
+        (FLUX_2, {}, 32_223_281_152, 192, None),
     ],
 )
 def test_the_true_sizes_carry_lora_on_every_projection(family, config, base, modules, lora):
     with torch.device("meta"):
-        network = family.network_class(**config)
+        network = getattr(diffusers, family.network_class)(**config)
     assert sum(p.numel() for p in network.parameters()) == base
     targets = family.find_lora_targets(network)
     assert len(targets) == modules
@@ -374,7 +375,7 @@ def test_only_what_is_used_is_loaded_and_encoders_can_be_released(folders):
 
 @pytest.mark.parametrize("name", REAL)
 def test_check_sees_the_networks_names_and_shapes_without_weights(name, folders):
-    network, lora_targets = backbones.empty_network(str(folders[name]))
+    network, lora_targets = family_of(str(folders[name])).empty_network(str(folders[name]))
     assert all(p.is_meta for p in network.parameters())
     whole = load(name, folders)
     assert lora_targets == whole.lora_targets
@@ -385,26 +386,27 @@ def test_check_sees_the_networks_names_and_shapes_without_weights(name, folders)
 
 @pytest.mark.parametrize("name", REAL)
 def test_recommended_settings_resolve(name, folders):
-    settings = resolve(backbones.recommended_settings(str(folders[name])))
+    base = str(folders[name])
+    settings = resolve(family_of(base).recommended_settings(base))
     assert settings.model.dtype == "bfloat16"
     assert settings.student.rank == 128
 
 
 def test_bases_that_cannot_be_loaded_say_why(folders, tmp_path):
     with pytest.raises(UserError, match="cannot be opened") as error:
-        backbones.load_backbone(str(tmp_path), SETTINGS)
+        load_backbone(str(tmp_path), SETTINGS)
     assert error.value.field == "base"
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipeline"}))
     with pytest.raises(UserError, match="StableDiffusionPipeline, which is not supported") as error:
-        backbones.load_backbone(str(tmp_path), SETTINGS)
-    assert "FluxKontextPipeline" in error.value.mend
+        load_backbone(str(tmp_path), SETTINGS)
+    assert "FluxKontextPipeline" in error.value.hint
     pickled = shutil.copytree(folders["flux_kontext"], tmp_path / "pickled")
     weights = pickled / "transformer" / "diffusion_pytorch_model.safetensors"
     weights.rename(weights.with_suffix(".bin"))
     with pytest.raises(UserError, match="cannot be opened"):
         _ = load("pickled", {"pickled": pickled}).network
     with pytest.raises(UserError, match="nano"):
-        backbones.load_backbone(NANO, ModelSettings(dtype="bfloat16"))
+        load_backbone(NANO, ModelSettings(dtype="bfloat16"))
 
 
 @pytest.mark.parametrize("name", ["qwen_image_edit", "flux_kontext"])
@@ -435,18 +437,20 @@ def test_a_collection_over_a_real_base_from_pairs_to_an_edited_photo(name, folde
         "settings": settings,
     }
     (tmp_path / "collection.yaml").write_text(yaml.safe_dump(manifest))
-    api.teach(tmp_path)
+    collectionlora.teach(tmp_path)
     assert check_collection(tmp_path)["ok"]
-    api.distill(tmp_path)
-    made = api.edit(tmp_path, photo((50, 70)), "warm", steps=2, references=shown)
+    collectionlora.distill(tmp_path)
+    made = collectionlora.edit(tmp_path, photo((50, 70)), "warm", steps=2, references=shown)
     assert made.shape == (50, 70, 3)
     if shown:
-        another = api.edit(tmp_path, photo((50, 70)), "warm", steps=2, references=[photo((32, 96), seed=3)])
+        another = collectionlora.edit(
+            tmp_path, photo((50, 70)), "warm", steps=2, references=[photo((32, 96), seed=3)]
+        )
         assert not np.array_equal(another, made)
     with pytest.raises(
         UserError, match=f"taught with {len(shown)} reference images, {1 - len(shown)} are given"
     ):
-        api.edit(tmp_path, photo(), "warm", references=[photo()] * (1 - len(shown)))
+        collectionlora.edit(tmp_path, photo(), "warm", references=[photo()] * (1 - len(shown)))
 
     # A second run reads everything from the cache: no encoder is loaded.
     session = Session(Collection.load(tmp_path), resolve_settings(Collection.load(tmp_path), {}), False)
@@ -464,7 +468,7 @@ def test_a_collection_over_a_real_base_from_pairs_to_an_edited_photo(name, folde
     assert [len(references) for references in read] == [len(shown)] * 3
 
     with pytest.raises(UserError, match="multiple of 16"):
-        api.distill(tmp_path, overrides={"data": {"resolution": 40}})
+        collectionlora.distill(tmp_path, overrides={"data": {"resolution": 40}})
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Every bad input is exit code 2 and ONE line that names file, field and mend; nothing is half written."""
+"""Every bad input is exit code 2 and ONE line that names file, field and fix; nothing is half written."""
 
 import os
 import re
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from bad_inputs import (
+from helpers.bad_inputs import (
     HUGE,
     LORA,
     MANIFEST,
@@ -35,35 +35,34 @@ from bad_inputs import (
     torch_saved,
     twin,
 )
-from small_collection import build
+from helpers.small_collection import build
 
 from collectionlora.adapters.formats import read_lora
 from collectionlora.adapters.recipe import Recipe, write_adapter
-from collectionlora.cli import main
 from collectionlora.collection import Collection
+from collectionlora.command_line.verbs import main
 
 RECIPE = Recipe(base="nano", steps=1, shift=3.0, resolution=64, effects={"sepia": "sepia"}, version="0")
-# What is spoilt, the file and the field that the line names, what it says, and how it says to mend it.
+# What is spoilt, the file and the field that the line names, what it says, and how it says to fix it.
 MANIFESTS = {
     "no manifest": (gone(MANIFEST), "", "is missing", "collectionlora init"),
     "a folder in its place": (folder_instead(MANIFEST), "", "cannot be read", "put a readable file there"),
     "a link to itself": (link(MANIFEST, MANIFEST), "", "cannot be read", "put a readable file there"),
-    "not UTF-8": (raw(MANIFEST, b"base: \xff\xfe"), "", "is not valid YAML", "mend the syntax"),
-    "a NUL": (raw(MANIFEST, "base: a\0b"), "", "is not valid YAML", "mend the syntax"),
-    "an open bracket": (raw(MANIFEST, "effects: ["), "", "is not valid YAML", "mend the syntax"),
-    "a tab": (raw(MANIFEST, "general:\n\tphotos: a"), "", "is not valid YAML", "mend the syntax"),
+    "not UTF-8": (raw(MANIFEST, b"base: \xff\xfe"), "", "is not valid YAML", "fix the syntax"),
+    "a NUL": (raw(MANIFEST, "base: a\0b"), "", "is not valid YAML", "fix the syntax"),
+    "an open bracket": (raw(MANIFEST, "effects: ["), "", "is not valid YAML", "fix the syntax"),
+    "a tab": (raw(MANIFEST, "general:\n\tphotos: a"), "", "is not valid YAML", "fix the syntax"),
     "a list": (raw(MANIFEST, "- base"), "", "is not a mapping", "start it with"),
     "a word": (raw(MANIFEST, "nano"), "", "is not a mapping", "start it with"),
     "empty": (raw(MANIFEST, ""), "", "is not a mapping", "start it with"),
-    "a key twice": (raw(MANIFEST, "base: nano\nbase: nano"), "", "'base' is there twice", "mend the syntax"),
-    "no such day": (raw(MANIFEST, "base: 2020-13-45"), "", "is not valid YAML", "mend the syntax"),
-    "an empty number": (raw(MANIFEST, "base: !!int ''"), "", "is not valid YAML", "mend the syntax"),
-    "nested too deeply": (raw(MANIFEST, "[" * 5000), "", "nested too deeply", "mend the syntax"),
+    "a key twice": (raw(MANIFEST, "base: nano\nbase: nano"), "", "'base' is there twice", "fix the syntax"),
+    "an empty number": (raw(MANIFEST, "base: !!int ''"), "", "is not valid YAML", "fix the syntax"),
+    "nested too deeply": (raw(MANIFEST, "[" * 5000), "", "nested too deeply", "fix the syntax"),
     "a tag that runs code": (
         *(raw(MANIFEST, "base: !!python/object/apply:os.getcwd []"), ""),
-        *("is not valid YAML", "mend the syntax"),
+        *("is not valid YAML", "fix the syntax"),
     ),
-    "an unknown alias": (raw(MANIFEST, "base: *nano"), "", "is not valid YAML", "mend the syntax"),
+    "an unknown alias": (raw(MANIFEST, "base: *nano"), "", "is not valid YAML", "fix the syntax"),
     "an alias of itself": (raw(MANIFEST, "effects: &a [*a]"), "effects.0", "valid dictionary", "it is"),
     "keys that are no words": (
         lambda folder: (folder / MANIFEST).write_text((folder / MANIFEST).read_text() + "1: 2\n"),
@@ -138,10 +137,10 @@ MANIFESTS = {
     "a link that leads outside": (link(LORA, "/etc/hosts"), "effects.sepia.teacher", "outside", "copy it"),
     "a loop of links": (
         lambda folder: [link("loop", "loop")(folder), effect(photos="loop")(folder)],
-        *("effects.sepia.photos", "is no path", "mend the path or the link"),
+        *("effects.sepia.photos", "is no path", "fix the path or the link"),
     ),
     "a NUL in a path": (effect(photos="a\0b"), "effects.0.photos", "control character U+0000", "now"),
-    "a path too long": (effect(photos="a" * 500), "effects.sepia.photos", "is no path", "mend the path"),
+    "a path too long": (effect(photos="a" * 500), "effects.sepia.photos", "is no path", "fix the path"),
     "an unknown section": (settings(distil={"seed": 1}), "distil", "no such setting", "did you mean distill"),
     "an unknown setting": (
         settings(distill={"student_update": 1}),
@@ -411,11 +410,11 @@ def refused(run, folder, *arguments):
     return lines[0]
 
 
-def assert_names(line, place, field, says, mend):
+def assert_names(line, place, field, says, hint):
     assert line.startswith(f"error: {place}: "), line
     assert field in line.removeprefix(f"error: {place}: "), line
     assert any(part in line for part in says.split("|")), line
-    assert mend in line.partition("; ")[2], line
+    assert hint in line.partition("; ")[2], line
 
 
 def good_collection(folder):
@@ -563,6 +562,8 @@ def test_a_verb_that_runs_alone(run, folder, monkeypatch):
     [
         ("gradio", ["studio", "{}"], r"needs gradio .*; install it: pip install 'collectionlora\[studio\]'"),
         ("diffusers", ["targets", "{}"], r"needs diffusers .*pip install 'collectionlora\[diffusers\]'"),
+        ("diffusers", ["check", "{}"], r"needs diffusers .*pip install 'collectionlora\[diffusers\]'"),
+        ("diffusers", ["prompts", "{}"], r"needs diffusers .*pip install 'collectionlora\[diffusers\]'"),
         (
             "transformers",
             ["bench", "{}", "--methods", "source", "--set", "bench.clip=any"],
@@ -572,12 +573,10 @@ def test_a_verb_that_runs_alone(run, folder, monkeypatch):
 )
 def test_an_extra_that_is_not_installed(run, folder, monkeypatch, package, arguments, expected):
     if package == "diffusers":
-        manifest(base="some/where")(folder)
+        base = "some/where" if arguments[0] == "targets" else "Qwen/Qwen-Image-Edit-2509"
+        manifest(base=base)(folder)
     for name in [name for name in sys.modules if name.split(".")[0] == package or "studio.page" in name]:
         monkeypatch.delitem(sys.modules, name)
-    for name in ("diffusers_model", "flux2", "flux_kontext", "qwen_image_edit"):
-        monkeypatch.delitem(sys.modules, f"collectionlora.backbones.{name}", raising=False)
-        monkeypatch.delattr(f"collectionlora.backbones.{name}", raising=False)
     monkeypatch.setitem(sys.modules, package, None)
     assert re.search(expected, refused(run, folder, *(part.format(folder) for part in arguments)))
 

@@ -14,7 +14,7 @@ from collectionlora.adapters.roles import STUDENT, Roles
 from collectionlora.backbones.nano import NanoBackbone
 from collectionlora.collection import Collection
 from collectionlora.effectbench.baselines import BASELINES, FLOW_MATCHING, GENERAL, STACK, Baselines
-from collectionlora.session import Session, resolve_settings
+from collectionlora.runs.session import Session, resolve_settings
 
 SETTINGS = {
     "data": {"resolution": 32},

@@ -5,14 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from collectionlora.planning import count_forwards
+from collectionlora.planning.plan import count_forwards
 
 SMALL = {
     "data": {"resolution": 16},
-    "targets": {"guidance_scale": 5.0},
     "student": {"rank": 2},
     "critic": {"rank": 2},
-    "distill": {"rollout_steps": [8], "anchor_weight": 1.0, "batch_size": 2},
+    "distill": {"rollout_steps": [8], "anchor_weight": 1.0, "batch_size": 2, "guidance_scale": 5.0},
 }
 
 
@@ -26,7 +25,7 @@ def training(monkeypatch):
     "layer",
     [
         {},
-        {"targets": {"guidance_scale": 1.0}},
+        {"distill": {"guidance_scale": 1.0}},
         {"distill": {"target_weight": 0.0, "student_update_every": 2}},
         {"distill": {"rollout_steps": [2], "anchor_weight": 0.0}},
     ],

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.studio_server import EFFECTS, MANY_STEPS, PASSWORD, USER, serve, write_collection
 from PIL import Image
 from playwright.sync_api import expect, sync_playwright
 from skimage import data
-from studio_server import EFFECTS, MANY_STEPS, PASSWORD, USER, serve, write_collection
 
-from collectionlora.data import read_photo
 from collectionlora.editing import Editor
+from collectionlora.pictures.photos import read_photo
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 BROWSER = next(filter(None, map(shutil.which, BROWSERS)), None)

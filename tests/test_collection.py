@@ -5,8 +5,8 @@ from safetensors.torch import save_file
 
 from collectionlora.adapters.formats import read_lora, write_lora
 from collectionlora.collection import Collection
-from collectionlora.errors import UserError
-from collectionlora.manifest_template import create
+from collectionlora.manifest.template import create
+from collectionlora.system.errors import UserError
 
 GOOD = {
     "base": "nano",
@@ -35,9 +35,9 @@ def test_a_good_manifest_is_read(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("document", "field", "mend"),
+    ("document", "field", "hint"),
     [
-        ("base: [", "", "mend the syntax"),
+        ("base: [", "", "fix the syntax"),
         ("- 1", "", "start it with"),
         ({**GOOD, "efects": []}, "efects", "did you mean effects"),
         (changed(teacher_promt="x"), "effects.0.teacher_promt", "did you mean teacher_prompt"),
@@ -49,12 +49,12 @@ def test_a_good_manifest_is_read(tmp_path):
         (changed(name=3), "effects.0.name", "3 now"),
     ],
 )
-def test_a_bad_manifest_names_file_field_and_mend(tmp_path, document, field, mend):
+def test_a_bad_manifest_names_file_field_and_hint(tmp_path, document, field, hint):
     with pytest.raises(UserError) as error:
         Collection.load(write(tmp_path, document))
     assert error.value.file == str(tmp_path / "collection.yaml")
     assert error.value.field == field
-    assert mend in error.value.mend
+    assert hint in error.value.hint
 
 
 def test_two_effects_with_one_student_prompt_are_refused(tmp_path):
@@ -116,3 +116,27 @@ def test_init_writes_any_teacher_prompt_as_yaml(tmp_path):
     write_lora(tmp_path / "neon.safetensors", weights, {"teacher_prompt": prompt})
     create(tmp_path / "new", "nano", [tmp_path / "neon.safetensors"])
     assert Collection.load(tmp_path / "new").effect("neon").teacher_prompt == prompt
+
+
+@pytest.mark.parametrize("name", ["no", "on", "off", "y", "1e3", "010", "0x10", "2024-01-01"])
+def test_an_effect_may_be_called_what_yaml_reads_otherwise(tmp_path, name):
+    write(tmp_path, yaml.safe_dump(changed(name="placeholder")).replace("placeholder", name))
+    assert Collection.load(tmp_path).effects[0].name == name
+
+
+@pytest.mark.parametrize("name", ["7", "true", "1.5"])
+def test_a_name_that_is_no_text_is_to_be_put_into_quotes(tmp_path, name):
+    text = yaml.safe_dump(changed(name="placeholder"))
+    with pytest.raises(UserError, match="now: put it into quotes"):
+        Collection.load(write(tmp_path, text.replace("placeholder", name)))
+    if name != "1.5":
+        assert (
+            Collection.load(write(tmp_path, text.replace("placeholder", f"'{name}'"))).effects[0].name == name
+        )
+
+
+def test_init_quotes_names_that_yaml_reads_otherwise(tmp_path):
+    for name in ("7", "true", "no"):
+        save_file({"a.lora_A.weight": torch.ones(1, 1)}, tmp_path / f"{name}.safetensors")
+    create(tmp_path / "mine", "nano", [tmp_path / f"{name}.safetensors" for name in ("7", "true", "no")])
+    assert [e.name for e in Collection.load(tmp_path / "mine").effects] == ["7", "true", "no"]

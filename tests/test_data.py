@@ -1,11 +1,13 @@
+import io
+import struct
 from contextlib import suppress
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageCms
 
-from collectionlora.data import (
+from collectionlora.pictures.photos import (
     crop_square,
     read_photo,
     resize,
@@ -14,7 +16,7 @@ from collectionlora.data import (
     working_size,
     write_photo,
 )
-from collectionlora.errors import UserError
+from collectionlora.system.errors import UserError
 
 RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(0, 255, (20, 30, 3), dtype=np.uint8)
@@ -165,6 +167,95 @@ def test_any_damage_to_a_photo_is_a_photo_or_refused(tmp_path, kind):
             damaged[int(rng.integers(min(len(damaged), 400)))] = int(rng.integers(256))
         path.write_bytes(damaged[: int(rng.integers(1, len(damaged) + 1)) if rng.random() < 0.3 else None])
         with suppress(UserError):
-            photo = read_photo(path, most_pixels=1_000_000)
+            photo = read_photo(path, max_pixels=1_000_000)
             assert photo.ndim == 3
             assert photo.dtype == np.uint8
+
+
+def icc_profile(space, tags):
+    """A profile of matrix and curves, or of a grey curve, as bytes."""
+    place, table, body = 128 + 4 + 12 * len(tags), b"", b""
+    for key, data in tags.items():
+        padded = data + b"\0" * (-len(data) % 4)
+        table += key + struct.pack(">II", place + len(body), len(padded))
+        body += padded
+    white = b"".join(map(fixed, (0.9642, 1, 0.8249)))
+    head = struct.pack(">I4sI4s4s4s", place + len(body), b"test", 0x04000000, b"mntr", space, b"XYZ ")
+    head += b"\0" * 12 + b"acsp" + b"\0" * 28 + white
+    return head.ljust(128, b"\0") + struct.pack(">I", len(tags)) + table + body
+
+
+def fixed(value):
+    return struct.pack(">i", round(value * 65536))
+
+
+def xyz(*values):
+    return b"XYZ \0\0\0\0" + b"".join(map(fixed, values))
+
+
+def gamma(value):
+    return b"para\0\0\0\0\0\0\0\0" + fixed(value)
+
+
+COMMON = {
+    b"desc": b"desc\0\0\0\0" + struct.pack(">I", 2) + b"x\0" + b"\0" * 79,
+    b"cprt": b"text\0\0\0\0CC0\0",
+    b"wtpt": xyz(0.9642, 1, 0.8249),
+}
+PRIMARIES = {
+    "Display P3": ((0.51512, 0.2412, -0.00105), (0.29198, 0.69225, 0.04189), (0.1571, 0.06657, 0.78407)),
+    "Adobe RGB": ((0.60974, 0.31111, 0.01947), (0.20528, 0.62567, 0.06087), (0.14919, 0.06322, 0.74457)),
+}
+
+
+def rgb_profile(name):
+    red, green, blue = PRIMARIES[name]
+    curves = {b"rTRC": gamma(2.2), b"gTRC": gamma(2.2), b"bTRC": gamma(2.2)}
+    colours = {b"rXYZ": xyz(*red), b"gXYZ": xyz(*green), b"bXYZ": xyz(*blue)}
+    return icc_profile(b"RGB ", {**COMMON, **colours, **curves})
+
+
+@pytest.mark.parametrize("name", PRIMARIES)
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_one_colour_is_read_alike_whatever_its_profile(tmp_path, name, mode):
+    colour = (230, 60, 40)
+    scene = Image.new("RGB", (8, 8), colour)
+    wide = ImageCms.profileToProfile(
+        scene, ImageCms.createProfile("sRGB"), ImageCms.ImageCmsProfile(io.BytesIO(rgb_profile(name)))
+    )
+    assert np.abs(np.array(wide.getpixel((0, 0))) - colour).max() > 10
+    wide.convert(mode).save(tmp_path / "a.png", icc_profile=rgb_profile(name))
+    assert np.abs(read_photo(tmp_path / "a.png").astype(int) - colour).max() <= 2
+
+
+def test_a_grey_profile_is_applied_to_grey_photos_of_8_and_16_bits(tmp_path):
+    profile = icc_profile(b"GRAY", {**COMMON, b"kTRC": gamma(1.0)})
+    Image.new("L", (4, 4), 55).save(tmp_path / "a.png", icc_profile=profile)
+    Image.fromarray(np.full((4, 4), 55 * 257, np.uint16)).save(tmp_path / "b.png", icc_profile=profile)
+    for name in ("a.png", "b.png"):  # linear light of 55 / 255 is 128 in sRGB
+        assert np.abs(read_photo(tmp_path / name).astype(int) - 128).max() <= 2
+
+
+def test_a_photo_without_a_profile_keeps_its_numbers(tmp_path):
+    Image.fromarray(PIXELS).save(tmp_path / "a.png")
+    assert np.array_equal(read_photo(tmp_path / "a.png"), PIXELS)
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    Image.fromarray(PIXELS).save(tmp_path / "b.png", icc_profile=srgb)
+    assert np.abs(read_photo(tmp_path / "b.png").astype(int) - PIXELS).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("mode", "profile"),
+    [
+        ("RGB", b"no profile"),
+        ("RGB", rgb_profile("Adobe RGB")[:200]),
+        ("RGB", icc_profile(b"GRAY", {**COMMON, b"kTRC": gamma(2.2)})),  # would lose the colours
+        ("CMYK", rgb_profile("Adobe RGB")),
+        ("RGB", icc_profile(b"Lab ", COMMON)),
+    ],
+)
+def test_a_profile_that_cannot_be_used_is_said_and_the_photo_is_read(tmp_path, caplog, mode, profile):
+    path = tmp_path / "a.tif"
+    Image.new("RGB", (8, 8), (255, 0, 0)).convert(mode).save(path, icc_profile=profile)
+    assert read_photo(path)[0, 0].tolist() == [255, 0, 0]
+    assert f"{path}: its colour profile cannot be used (" in caplog.text

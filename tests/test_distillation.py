@@ -4,11 +4,14 @@ import pytest
 import torch
 
 from collectionlora.adapters.roles import STUDENT, TEACHER, critic_role
-from collectionlora.effectbench.toy_world import ToyWorld, toy_settings
+from collectionlora.flow import few_step_sigmas
+from collectionlora.objectives import guided
+from collectionlora.sampling import Denoiser
+from collectionlora.toy.world import ToyWorld, toy_settings
 
 CRITIC = critic_role(8)
 COLD = {"match": {"updates": 0}, "distill": {"batch_size": 4, "effect_ratio": 1, "anchor_weight": 1}}
-GUIDED = {"targets": {"guidance_scale": 5}}
+GUIDED = {"distill": {"guidance_scale": 5}}
 
 
 @pytest.fixture(scope="module")
@@ -111,12 +114,13 @@ def test_gradients_taken_loss_by_loss_are_those_of_the_sum(world):
     def gradients(together):
         run = world.distillation(toy_settings(COLD, GUIDED, unclipped))
         batch, generator = run.streams.batch(0), run.streams.generator(0)
-        simulation = run.simulate_backward(batch, 8, generator)
-        losses = run.student_losses(batch, simulation, CRITIC, generator, 0.0)
+        share = run.simulate(run.streams, batch, generator, 0, 8)
+        losses = run.student_losses(share, CRITIC, 0.0)
         if together:
             torch.stack([weight * loss for _, weight, loss in losses]).sum().backward()
         else:
-            run._update(STUDENT, (weight * loss for _, weight, loss in losses), 0.0, 0.0)
+            for _, weight, loss in losses:
+                run.backward(weight * loss)
         return [p.grad for p in run.roles.parameters(STUDENT)]
 
     for one, several in zip(gradients(True), gradients(False), strict=True):
@@ -126,18 +130,18 @@ def test_gradients_taken_loss_by_loss_are_those_of_the_sum(world):
 def test_the_graph_of_a_loss_is_gone_before_the_next_is_made(world):
     run = world.distillation(toy_settings(COLD, GUIDED))
     batch, generator = run.streams.batch(0), run.streams.generator(0)
-    simulation = run.simulate_backward(batch, 8, generator)
-    order, plain = [], run._backward
+    share = run.simulate(run.streams, batch, generator, 0, 8)
+    order, plain = [], run.backward
     recorder = Recorder(run)
-    run._backward = lambda loss: (plain(loss), order.append(len(recorder.calls)))
-    run.update_student(batch, simulation, CRITIC, generator, 0.0)
+    run.backward = lambda loss: (plain(loss), order.append(len(recorder.calls)))
+    run.update_student([share], CRITIC, 0.0)
     assert order == [3, 6, 7]
 
 
 def test_a_student_update_moves_the_student_alone_and_a_critic_update_the_critic(world):
     run = world.distillation(toy_settings(COLD))
     batch, generator = run.streams.batch(0), run.streams.generator(0)
-    simulation = run.simulate_backward(batch, 8, generator)
+    share = run.simulate(run.streams, batch, generator, 0, 8)
 
     def moved(update):
         before = {role: run.roles.weights(role) for role in (STUDENT, CRITIC)}
@@ -149,20 +153,47 @@ def test_a_student_update_moves_the_student_alone_and_a_critic_update_the_critic
             if any(not torch.equal(before[role][m][1], after[role][m][1]) for m in before[role])
         }
 
-    assert moved(lambda: run.update_student(batch, simulation, CRITIC, generator, 0.0)) <= {STUDENT}
-    assert moved(lambda: run.update_critic(batch, simulation.image, CRITIC, generator, 0.0)) == {CRITIC}
-    assert moved(lambda: run.match_teacher(batch, generator, 0.0)) == {STUDENT}
+    assert moved(lambda: run.update_student([share], CRITIC, 0.0)) <= {STUDENT}
+    assert moved(lambda: run.update_critic([share], CRITIC, 0.0)) == {CRITIC}
+    assert moved(lambda: run.match_teacher(0, 0.0)) == {STUDENT}
 
 
 def test_target_simulation_starts_at_the_last_five_of_eight_steps(world):
     run = world.distillation(toy_settings(COLD))
     batch, generator = run.streams.batch(0), torch.Generator().manual_seed(0)
-    simulation = run.simulate_backward(batch, 8, generator)
+    share = run.simulate(run.streams, batch, generator, 0, 8)
     recorder = Recorder(run)
     for _ in range(200):
-        run.student_on_target(batch, simulation.sigmas, generator)
-    seen = sorted({round(1000 * float(sigma[0]), 1) for *_, sigma in recorder.calls}, reverse=True)
+        run.student_on_target(batch, share.simulation.sigmas, generator)
+    seen = sorted({round(1000 * s, 1) for *_, sigma in recorder.calls for s in sigma.tolist()}, reverse=True)
     assert seen == [833.3, 750.0, 642.9, 500.0, 300.0]
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0, 5.0])
+@pytest.mark.parametrize(("num_steps", "last"), [(8, 5), (4, 2), (2, 1), (1, 1), (16, 10)])
+def test_the_steps_of_target_simulation_follow_from_the_schedule(world, num_steps, last, shift):
+    run = world.distillation(toy_settings(COLD, {"sampling": {"shift": shift}}))
+    batch, generator = run.streams.batch(0), torch.Generator().manual_seed(0)
+    sigmas = few_step_sigmas(num_steps, shift)
+    recorder = Recorder(run)
+    for _ in range(100):
+        run.student_on_target(batch, sigmas, generator)
+    drawn = [sigma.tolist() for *_, sigma in recorder.calls]
+    assert {sigma for sample in drawn for sigma in sample} == set(sigmas[-last:].tolist())
+    assert last == 1 or any(len(set(sample)) > 1 for sample in drawn)  # drawn for each sample
+
+
+def test_a_denoiser_plays_its_own_role_wherever_it_is_called(world):
+    run = world.distillation(toy_settings(COLD, GUIDED))
+    batch = next(batch for batch in map(run.streams.batch, range(20)) if batch.effect)
+    recorder = Recorder(run)
+    student, judges = run.student(batch), run.judges(batch, CRITIC)
+    with run.roles.use(CRITIC):
+        student.velocity(batch.target, 0.5)
+    judges.critic.velocity(batch.target, 0.5)
+    with run.roles.use(STUDENT):
+        judges.teacher.velocity(batch.target, 0.5)
+    assert [role for role, *_ in recorder.calls] == [STUDENT, CRITIC, TEACHER]
 
 
 def test_the_anchor_is_drawn_above_the_dmd_sigma(world):
@@ -176,6 +207,51 @@ def test_the_anchor_is_drawn_above_the_dmd_sigma(world):
     lowest = run._shift(u)
     assert (sigmas >= lowest).all()
     assert (sigmas.min(0).values - lowest < 0.1 * (1 - lowest) + 1e-3).all()
+
+
+def test_the_anchor_stands_above_the_backward_loss(world, monkeypatch):
+    run = world.distillation(toy_settings(COLD))
+    batch, generator = run.streams.batch(0), run.streams.generator(0)
+    share, drawn, plain = run.simulate(run.streams, batch, generator, 0, 8), [], run.anchor
+    monkeypatch.setattr(run, "anchor", lambda batch, u, g: drawn.append(u) or plain(batch, u, g))
+    matched, renoise = [], run.distribution_matching
+    monkeypatch.setattr(
+        run, "distribution_matching", lambda x0, j, u, g: matched.append(u) or renoise(x0, j, u, g)
+    )
+    names = [name for name, _, _ in run.student_losses(share, CRITIC, 0.0)]
+    assert names == ["backward", "target", "anchor"]
+    assert torch.equal(drawn[0], matched[0])
+    assert (matched[1] >= 0.5).all()
+
+
+def test_the_objective_guides_its_teacher_plainly_by_a_scale_of_its_own(world):
+    settings = toy_settings(COLD, {"targets": {"guidance_scale": 3}}, {"distill": {"guidance_scale": 5}})
+    run = world.distillation(settings)
+    run.backbone.guide = lambda *_: pytest.fail("the base's own rule is for targets")
+    batch = next(batch for batch in map(run.streams.batch, range(20)) if batch.effect)
+    x, teacher = batch.target, run.teacher(batch)
+    with torch.no_grad(), run.teachers.use(batch.effect):
+        cond, uncond = (
+            Denoiser(run.backbone, condition).velocity(x, 0.5) for condition in (batch.teacher, batch.uncond)
+        )
+        torch.testing.assert_close(teacher.velocity(x, 0.5), guided(cond, uncond, 5))
+
+
+@pytest.mark.parametrize("samples", ["final", "simulated"])
+def test_each_sample_stops_at_a_step_of_its_own(world, samples):
+    run = world.distillation(toy_settings(COLD, {"distill": {"critic_samples": samples, "batch_size": 64}}))
+    batch, generator = run.streams.batch(0), run.streams.generator(0)
+    simulation = run.simulate(run.streams, batch, generator, 0, 8).simulation
+    assert set(simulation.index.tolist()) == set(range(8))
+    states, sigmas = simulation.chosen()
+    for sample, index in enumerate(simulation.index.tolist()):
+        assert torch.equal(states[sample], simulation.states[index][sample])
+        assert sigmas[sample] == simulation.sigmas[index]
+    last = simulation.index if samples == "simulated" else torch.full((64,), 7)
+    with torch.no_grad(), run.roles.use(STUDENT):
+        noisy = torch.stack(simulation.states)[last, torch.arange(64)]
+        expected = Denoiser(run.backbone, batch.student).x0(noisy, simulation.sigmas[last])
+    torch.testing.assert_close(simulation.image, expected)
 
 
 def test_the_papers_critic_simulates_anew_for_each_update(world):

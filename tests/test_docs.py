@@ -6,11 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 import yaml
+from helpers.every import every
+from helpers.studio_server import write_collection
 from PIL import Image
 from skimage import data
-from studio_server import write_collection
 
 from collectionlora.config import Settings, setting_names
 
@@ -54,16 +54,38 @@ def test_every_function_of_the_method_page_exists():
         assert re.search(rf"(def|class) {name}\b", SOURCE), name
 
 
+def test_every_heading_that_the_code_cites_is_there():
+    headings = [heading.lower() for heading in quoted("method.md", r"^#+ (.*)$")]
+    anchors = {re.sub(r"[^\w -]", "", heading).replace(" ", "-") for heading in headings}
+    cited = set(re.findall(r"docs/method\.md#([\w-]+)", SOURCE))
+    assert cited
+    assert cited <= anchors
+
+
 PAGES = sorted(path.name for path in (ROOT / "docs").glob("*.md"))
+OF_THE_REPOSITORY = ["CONTRIBUTING.md", "README.md", "scripts/README.md"]
+NAMED = r"`((?:src|scripts|tests|examples|docs|recipes)/[\w/-]+\.\w+)"
 
 
-@pytest.mark.parametrize("page", PAGES)
+@every([*(f"docs/{page}" for page in PAGES), *OF_THE_REPOSITORY])
 def test_the_files_that_a_page_names_exist(page):
-    for path in quoted(page, r"`((?:src|scripts|tests|examples)/[\w/]+\.\w+)`"):
-        assert (ROOT / path).exists(), path
+    text = (ROOT / page).read_text()
+    links = re.findall(r"\]\((?!http)([^)#]+)", text)
+    paths = [ROOT / path for path in re.findall(NAMED, text) if "NAME" not in path]
+    paths += [(ROOT / page).parent / link for link in links]
+    assert [str(path) for path in paths if not path.exists()] == []
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if page != "method.md"])  # which names functions
+def test_every_script_and_every_result_is_in_the_scripts_page():
+    page, results = ROOT / "scripts" / "README.md", ROOT / "docs" / "results"
+    text = page.read_text()
+    scripts = [path for folder in ("scripts", "scripts/nano") for path in (ROOT / folder).glob("*.py")]
+    names = [f"]({path.relative_to(page.parent)})" for path in scripts]
+    names += [f"`{path.relative_to(results)}`" for path in results.rglob("*.*")]
+    assert [name for name in names if name not in text] == []
+
+
+@every([page for page in PAGES if page != "method.md"])  # which names functions
 def test_the_settings_that_a_page_names_exist(page):
     for name in quoted(page, rf"`((?:{'|'.join(Settings.model_fields)})\.[a-z_]+)[`:=]"):
         assert name in setting_names() or name.endswith((".jsonl", ".pth", ".py")), name
@@ -86,11 +108,11 @@ TABLES = {  # a pattern of several files is of several seeds
 }
 
 
-@pytest.mark.parametrize(("result", "page"), TABLES.items())
-def test_the_tables_are_those_of_the_results(result, page):
+@every(TABLES)
+def test_the_tables_are_those_of_the_results(result):
     table = runpy.run_path(str(ROOT / "scripts" / "results_table.py"))["table"]
     files = sorted((ROOT / "docs" / "results").glob(result))
-    assert table(*files) in (ROOT / page).read_text()
+    assert table(*files) in (ROOT / TABLES[result]).read_text()
 
 
 def test_the_toy_worlds_table_is_that_of_its_results():

@@ -1,6 +1,7 @@
 """A finished adapter in use: files of any size, mode and orientation, through Python and the command line."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,10 +11,11 @@ from PIL import Image
 from collectionlora.adapters.recipe import Recipe, write_adapter
 from collectionlora.adapters.roles import STUDENT, Roles
 from collectionlora.backbones.nano import NanoBackbone
-from collectionlora.cli import app
-from collectionlora.data import read_photo, to_photos
+from collectionlora.command_line.verbs import app
 from collectionlora.editing import Editor, edit, strength_strip
-from collectionlora.errors import UserError
+from collectionlora.pictures.destinations import plan_jobs, select_jobs
+from collectionlora.pictures.photos import read_photo, to_photos
+from collectionlora.system.errors import UserError
 
 EFFECTS = {"alpha": "<alpha_bodogi> make it a cartoon", "beta": "<beta_nuvaka> make it glow"}
 
@@ -37,7 +39,7 @@ def picture(size=(80, 60), mode="RGB", seed=0):
 
 
 def run(arguments):
-    """The command line's exit code; a fault that the user can mend is 2."""
+    """The command line's exit code; a fault that the user can fix is 2."""
     try:
         app([str(a) for a in arguments])
     except UserError:
@@ -117,7 +119,7 @@ def test_a_folder_goes_in_and_a_folder_comes_out(adapter, tmp_path, capsys):
     arguments = ["edit", adapter, "--effect", "beta", "--photo", tmp_path / "in", "--out", tmp_path / "out"]
     assert run([*arguments, "--steps", "1", "--json"]) == 0
     written = json.loads(capsys.readouterr().out)["images"]
-    assert written == [str(tmp_path / "out" / "a.png"), str(tmp_path / "out" / "sub" / "b.png")]
+    assert written == [str(tmp_path / "out" / "a-beta.png"), str(tmp_path / "out" / "sub" / "b-beta.png")]
     assert all((Image.open(path).size == (80, 60)) for path in written)
 
 
@@ -143,7 +145,103 @@ def test_bad_input_is_one_line_and_writes_nothing(adapter, tmp_path, arguments, 
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in.png"]
 
 
-def test_a_plain_folder_or_file_is_refused_with_the_mend(tmp_path):
+def test_a_photo_needs_no_more_than_an_effect(adapter, tmp_path, capsys):
+    picture().save(tmp_path / "me.jpg")
+    quick = ["--steps", "1", "--json"]
+    assert run(["edit", adapter, tmp_path / "me.jpg", "--effect", "beta", "--then", "alpha", *quick]) == 0
+    assert run(["edit", adapter, tmp_path / "me.jpg", "--effect", "all", *quick]) == 0
+    made = [json.loads(line)["images"] for line in capsys.readouterr().out.splitlines()]
+    names = [[Path(path).name for path in paths] for paths in made]
+    assert names == [["me-beta-alpha.png"], ["me-alpha.png", "me-beta.png"]]
+    assert all(Path(path).parent == tmp_path and Path(path).exists() for paths in made for path in paths)
+
+
+def test_a_folder_goes_on_where_it_stopped_and_names_what_cannot_be_read(adapter, tmp_path, capsys):
+    for name in ("a", "c"):
+        picture().save(in_folder(tmp_path / "in") / f"{name}.png")
+    (tmp_path / "in" / "b.png").write_bytes(b"no photo")
+    arguments = ["edit", adapter, tmp_path / "in", "--effect", "beta", "--out", tmp_path / "out"]
+    assert run([*arguments, "--steps", "1"]) == 2
+    assert "error: " in (told := capsys.readouterr().err)
+    assert "b.png: cannot be read as an image" in told
+    made = sorted((tmp_path / "out").iterdir())
+    assert [path.name for path in made] == ["a-beta.png", "c-beta.png"]
+    before = made[0].read_bytes()
+    made[1].unlink()
+    (tmp_path / "in" / "b.png").unlink()
+    assert run([*arguments, "--seed", "1", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["images"], told["skipped"]) == ([str(made[1])], [str(made[0])])
+    assert made[0].read_bytes() == before
+    assert run([*arguments, "--seed", "1", "--overwrite"]) == 0
+    assert made[0].read_bytes() != before
+
+
+def in_folder(folder):
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("out", "more", "words"),
+    [
+        ("me.png", [], "me.png: --out: is a file that this edit reads; give another file or folder"),
+        ("me.png", ["--overwrite"], "is a file that this edit reads"),
+        ("link.png", ["--overwrite"], "is a file that this edit reads"),
+        ("twin.png", ["--overwrite"], "is a file that this edit reads"),
+        ("old.png", [], "old.png: --out: exists already; give --overwrite, or another --out"),
+        ("old.png", ["--effect", "all"], "is one file for 2 results; give a folder"),
+    ],
+)
+def test_no_file_is_replaced_unasked(adapter, tmp_path, monkeypatch, out, more, words):
+    monkeypatch.setattr(Editor, "load", lambda _: pytest.fail("a model was loaded before all was checked"))
+    picture().save(tmp_path / "me.png")
+    (tmp_path / "link.png").symlink_to("me.png")
+    (tmp_path / "twin.png").hardlink_to(tmp_path / "me.png")
+    (tmp_path / "old.png").write_text("dear")
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    arguments = ["edit", str(adapter), str(tmp_path / "me.png"), "--effect", "alpha", *more]
+    with pytest.raises(UserError, match=words):
+        app([*arguments, "--out", str(tmp_path / out)])
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_reference_is_never_a_result(tmp_path):
+    picture().save(tmp_path / "me.png")
+    picture().save(tmp_path / "look.png")
+    jobs = plan_jobs(tmp_path / "me.png", [("alpha",)], tmp_path / "look.png")
+    with pytest.raises(UserError, match="is a file that this edit reads"):
+        select_jobs(jobs, [tmp_path / "look.png"], overwrite=True)
+
+
+def test_photos_of_one_name_have_results_of_their_own(tmp_path):
+    names = ["b.png", "me.JPG", "me.png", "me.webp"]
+    for name in names:
+        (in_folder(tmp_path / "in") / name).touch()
+    jobs = plan_jobs(tmp_path / "in", [("alpha",)], tmp_path / "out")
+    expected = ["b-alpha.png", "me.JPG-alpha.png", "me.png-alpha.png", "me.webp-alpha.png"]
+    assert [job.out.name for job in select_jobs(jobs, [], overwrite=False)] == expected
+    (tmp_path / "in" / "ME.png").touch()  # one file with me.png on macOS and Windows
+    with pytest.raises(UserError, match=r"would be the result of .*; rename one of the photos"):
+        select_jobs(plan_jobs(tmp_path / "in", [("alpha",)], tmp_path / "out"), [], overwrite=False)
+
+
+@pytest.mark.parametrize(
+    ("out", "words"),
+    [
+        (None, "--out: is missing; a folder of photos needs a folder for its results"),
+        ("in", "lies in the folder of the photos; give a folder outside of it"),
+        ("in/made", "lies in the folder of the photos"),
+        ("in/me.png", "is a file; a folder of photos needs a folder"),
+    ],
+)
+def test_results_of_a_folder_are_no_photos_of_the_next_call(tmp_path, out, words):
+    (in_folder(tmp_path / "in") / "me.png").touch()
+    with pytest.raises(UserError, match=words):
+        plan_jobs(tmp_path / "in", [("alpha",)], out and tmp_path / out)
+
+
+def test_a_plain_folder_or_file_is_refused_with_a_hint(tmp_path):
     with pytest.raises(UserError, match="collectionlora distill"):
         Editor.load(tmp_path)
     (tmp_path / "x.safetensors").write_bytes(b"no")
@@ -157,3 +255,36 @@ def test_nano_is_the_collection_that_ships():
     photo = np.tile(np.linspace(0, 255, 64, dtype=np.uint8)[:, None, None], (1, 64, 3))
     hot = editor.edit(photo, ["thermal"])
     assert np.abs(hot.astype(int) - photo).mean() > 30
+
+
+@pytest.mark.parametrize("seed", [-1, -(2**63), 2**64, 10**30])
+def test_a_seed_that_no_generator_takes_is_refused(adapter, tmp_path, seed):
+    picture().save(tmp_path / "me.png")
+    out = tmp_path / "out.png"
+    arguments = ["edit", adapter, "--effect", "alpha", "--photo", tmp_path / "me.png", "--out", out]
+    assert run([*arguments, f"--seed={seed}"]) == 2
+    assert not out.exists()
+    with pytest.raises(UserError, match=f"seed: is .*; give a whole number from 0 to {2**64 - 1}"):
+        Editor.load(adapter).edit(np.zeros((8, 8, 3), np.uint8), ["alpha"], seed=seed)
+
+
+def test_seeds_of_64_bits_are_taken(adapter):
+    editor, photo = Editor.load(adapter), np.asarray(picture((64, 64)))
+    one, other = (editor.edit(photo, ["alpha"], seed=seed) for seed in (2**64 - 1, 2**63))
+    assert not np.array_equal(one, other)
+
+
+def test_results_of_names_that_are_too_long_end_in_a_hash_of_their_own(adapter, tmp_path):
+    for letter in "ab":
+        picture((16, 16)).save(in_folder(tmp_path / "in") / f"{'é' * 125}{letter}.png")
+    assert run(["edit", adapter, tmp_path / "in", "--effect", "alpha", "--out", tmp_path / "out"]) == 0
+    names = [path.name for path in (tmp_path / "out").iterdir()]
+    assert len(names) == 2
+    assert all(len(name.encode()) <= 255 and name.endswith("-alpha.png") for name in names)
+
+
+def test_a_photo_with_a_name_of_nearly_255_bytes_is_edited(adapter, tmp_path):
+    photo = tmp_path / f"{'é' * 100}.png"
+    picture((16, 16)).save(photo)
+    assert run(["edit", adapter, photo, "--effect", "alpha"]) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {photo.name, f"{'é' * 100}-alpha.png"}

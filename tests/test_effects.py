@@ -3,12 +3,13 @@
 import re
 from collections import Counter
 from functools import cache
-from itertools import combinations
+from itertools import combinations, product
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 import skimage.data
+from helpers.every import every
 from PIL import Image
 
 from collectionlora.effects import ALL_EFFECTS, EFFECTS, PhotoEffect
@@ -49,7 +50,7 @@ def test_there_are_enough_effects_of_every_kind() -> None:
     assert len(FINITE) + len(CONTINUOUS) >= 18
 
 
-@pytest.mark.parametrize("name", EFFECTS)
+@every(EFFECTS)
 def test_names_and_descriptions(name: str) -> None:
     effect = EFFECTS[name]
     assert effect.name == name
@@ -70,9 +71,9 @@ def test_teacher_prompts_are_shared() -> None:
     assert max(counts.values()) <= 7
 
 
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("name", EFFECTS)
-def test_keeps_shape_and_input_and_repeats_with_the_seed(name: str, size: tuple[int, int]) -> None:
+@every(list(product(EFFECTS, SIZES)))
+def test_keeps_shape_and_input_and_repeats_with_the_seed(case: tuple[str, tuple[int, int]]) -> None:
+    name, size = case
     image = photograph("astronaut", *size).copy()
     before = image.copy()
     edited = EFFECTS[name](image, generator(3))
@@ -83,14 +84,14 @@ def test_keeps_shape_and_input_and_repeats_with_the_seed(name: str, size: tuple[
     np.testing.assert_array_equal(EFFECTS[name](image, generator(3)), edited)
 
 
-@pytest.mark.parametrize("name", EFFECTS)
+@every(EFFECTS)
 def test_memory_layout_does_not_matter(name: str) -> None:
     view = photograph("coffee", 64, 128)[::-1, ::2]
     edited = EFFECTS[name](view, generator())
     np.testing.assert_array_equal(edited, EFFECTS[name](np.ascontiguousarray(view), generator()))
 
 
-@pytest.mark.parametrize("name", EFFECTS)
+@every(EFFECTS)
 def test_extreme_tones_and_shapes_are_fine(name: str) -> None:
     with np.errstate(all="raise"):
         for image in (
@@ -102,13 +103,13 @@ def test_extreme_tones_and_shapes_are_fine(name: str) -> None:
             assert EFFECTS[name](image, generator()).shape == image.shape
 
 
-@pytest.mark.parametrize("name", EFFECTS)
+@every(EFFECTS)
 def test_changes_photographs_clearly(name: str) -> None:
     effect = EFFECTS[name]
     assert np.mean([psnr(effect(photo, generator()), photo) for photo in photographs()]) < 20
 
 
-@pytest.mark.parametrize("name", DETERMINISTIC)
+@every(DETERMINISTIC)
 def test_deterministic_effects_ignore_the_generator(name: str) -> None:
     effect, photo, rng = EFFECTS[name], photograph("coffee"), generator()
     edited = effect(photo)
@@ -118,13 +119,13 @@ def test_deterministic_effects_ignore_the_generator(name: str) -> None:
     np.testing.assert_array_equal(outcome, edited)
 
 
-@pytest.mark.parametrize("name", [*FINITE, *CONTINUOUS])
+@every([*FINITE, *CONTINUOUS])
 def test_random_effects_need_a_generator(name: str) -> None:
     with pytest.raises(ValueError, match=name):
         EFFECTS[name](photograph("coffee"))
 
 
-@pytest.mark.parametrize("name", FINITE)
+@every(FINITE)
 def test_finite_effects_reach_exactly_their_outcomes(name: str) -> None:
     effect, photo = EFFECTS[name], photograph("astronaut", 32, 32)
     outcomes = {outcome.tobytes() for outcome in effect.outcomes(photo)}
@@ -132,7 +133,7 @@ def test_finite_effects_reach_exactly_their_outcomes(name: str) -> None:
     assert {effect(photo, generator(seed)).tobytes() for seed in range(60)} == outcomes
 
 
-@pytest.mark.parametrize("name", FINITE)
+@every(FINITE)
 def test_outcomes_differ_clearly_from_each_other_and_from_the_source(name: str) -> None:
     lists = [EFFECTS[name].outcomes(photo) for photo in photographs()]
     count = len(lists[0])
@@ -143,7 +144,7 @@ def test_outcomes_differ_clearly_from_each_other_and_from_the_source(name: str) 
         assert np.mean([psnr(outcomes[mode], photo) for photo, outcomes in pairs]) < 20
 
 
-@pytest.mark.parametrize("name", FINITE)
+@every(FINITE)
 def test_each_outcome_is_an_effect_of_its_own(name: str) -> None:
     effect, photo = EFFECTS[name], photograph("coffee")
     for number, outcome in enumerate(effect.outcomes(photo), 1):
@@ -158,14 +159,14 @@ def test_only_several_outcomes_are_effects_of_their_own() -> None:
     assert len({effect.description for effect in ALL_EFFECTS.values()}) == len(ALL_EFFECTS)
 
 
-@pytest.mark.parametrize("name", FINITE)
+@every(FINITE)
 def test_the_average_of_the_outcomes_is_not_an_outcome(name: str) -> None:
     outcomes = EFFECTS[name].outcomes(photograph("astronaut"))
     average = np.mean(outcomes, axis=0).astype(np.uint8)
     assert max(psnr(average, outcome) for outcome in outcomes) < 22
 
 
-@pytest.mark.parametrize("name", CONTINUOUS)
+@every(CONTINUOUS)
 def test_continuous_effects_differ_between_seeds_and_list_no_outcomes(name: str) -> None:
     effect, photo = EFFECTS[name], photograph("coffee")
     samples = [effect(photo, generator(seed)) for seed in range(4)]
@@ -185,7 +186,7 @@ def test_no_two_effects_make_the_same_picture() -> None:
     assert alike == []
 
 
-@pytest.mark.parametrize("name", DETERMINISTIC)
+@every(DETERMINISTIC)
 def test_looks_alike_at_twice_the_resolution(name: str) -> None:
     small = EFFECTS[name](photograph("astronaut"))
     large = Image.fromarray(EFFECTS[name](photograph("astronaut", 128, 128)))

@@ -18,11 +18,13 @@ from collectionlora.adapters.formats import read_lora
 from collectionlora.adapters.low_rank import change
 from collectionlora.adapters.recipe import Recipe, read_adapter, write_adapter
 from collectionlora.adapters.roles import STUDENT, Roles, target_weights
-from collectionlora.cli import app
-from collectionlora.errors import UserError
-from collectionlora.exporting import export
-from collectionlora.families import find_family
+from collectionlora.backbones.comfyui import Student
+from collectionlora.backbones.flux_kontext import FLUX_KONTEXT
+from collectionlora.backbones.qwen_image_edit import QWEN_IMAGE_EDIT, QWEN_IMAGE_EDIT_PLUS
+from collectionlora.command_line.verbs import app
+from collectionlora.exporting.export import export
 from collectionlora.flow import few_step_sigmas
+from collectionlora.system.errors import UserError
 
 TARGETS = ["first", "mix", "small"]
 RECIPE = Recipe(
@@ -83,6 +85,20 @@ def test_an_export_is_the_same_adapter_and_can_itself_be_used(tmp_path, collecti
     for name, matrix in changes(found).items():
         assert torch.equal(matrix, expected[name])
     assert read_adapter(tmp_path / "out" / file)[1] == RECIPE
+
+
+def test_a_file_that_exists_is_replaced_only_on_request(tmp_path, collection):
+    readme = tmp_path / "out" / "README.md"
+    readme.parent.mkdir()
+    readme.write_text("mine")
+    with pytest.raises(UserError, match=r"README\.md: --out: exists already; give --overwrite, or another"):
+        export(collection, "diffusers", tmp_path / "out")
+    assert [path.read_text() for path in (tmp_path / "out").iterdir()] == ["mine"]
+    export(collection, "diffusers", tmp_path / "out", overwrite=True)
+    assert readme.read_text() != "mine"
+    export(collection, "diffusers", tmp_path / "out")
+    with pytest.raises(UserError, match=r"README\.md: --out: exists already"):
+        export(collection, "peft", tmp_path / "out")
 
 
 def test_diffusers_keys_carry_their_scale(tmp_path, collection):
@@ -187,6 +203,16 @@ def test_flux_kontext_has_its_own_keys_and_nodes(tmp_path, collection):
     assert shifted["base_shift"] == shifted["max_shift"]
 
 
+def test_brackets_of_a_prompt_are_escaped_for_clip_alone():
+    """ComfyUI's tokenizers of CLIP and T5 take `(rough)` for emphasis; Qwen's reads it as it is."""
+    prompt = "<sketch_kodule> a drawing (charcoal (rough)) :)"
+    student = Student("a.safetensors", prompt, "a base", steps=8, shift=3.0, resolution=1024, guidance=2.5)
+    graph = FLUX_KONTEXT.export.workflow(student)
+    assert graph["text"]["inputs"]["text"] == r"<sketch_kodule> a drawing \(charcoal \(rough\)\) :\)"
+    for family in (QWEN_IMAGE_EDIT, QWEN_IMAGE_EDIT_PLUS):
+        assert family.export.workflow(student)["positive"]["inputs"]["prompt"] == prompt
+
+
 @pytest.mark.parametrize("format", ["diffusers", "peft", "comfyui"])
 def test_a_base_that_only_lives_here_says_so(tmp_path, collection, format):
     in_base_model(collection, RECIPE.model_copy(update={"base": "nano"}))
@@ -280,8 +306,28 @@ def test_comfyui_is_refused_where_it_would_leave_modules_out(tmp_path, collectio
         assert export(collection, "diffusers", tmp_path / "out")["files"]
 
 
-def test_the_family_of_a_folder_is_what_its_pipeline_is(tmp_path):
+def test_the_base_is_what_its_folder_or_else_its_name_says(tmp_path, collection):
     for name, architecture in (("FluxKontextPipeline", "flux-1-kontext-dev"), ("OtherPipeline", "unknown")):
-        (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": name}))
-        assert find_family(str(tmp_path)).architecture == architecture
-    assert find_family("Qwen/Qwen-Image-Edit").architecture == "qwen-image-edit"
+        folder = tmp_path / "Qwen-Image-Edit" / name  # which the path would call another base
+        folder.mkdir(parents=True)
+        (folder / "model_index.json").write_text(json.dumps({"_class_name": name}))
+        in_base_model(collection, RECIPE.model_copy(update={"base": str(folder)}))
+        export(collection, "diffusers", tmp_path / "out")
+        with safe_open(tmp_path / "out" / "pytorch_lora_weights.safetensors", "pt") as file:
+            assert file.metadata()["modelspec.architecture"] == f"{architecture}/lora"
+
+
+@pytest.mark.parametrize(
+    ("base", "file"),
+    [
+        ("Qwen/Qwen-Image-Edit", "qwen_image_edit_bf16.safetensors"),
+        ("Qwen/Qwen-Image-Edit-2509", "qwen_image_edit_2509_bf16.safetensors"),
+        ("Qwen/Qwen-Image-Edit-2511@0123abc", "qwen_image_edit_2511_bf16.safetensors"),
+        ("black-forest-labs/FLUX.1-Kontext-dev", "flux1-dev-kontext_fp8_scaled.safetensors"),
+    ],
+)
+def test_a_workflow_names_the_file_of_its_own_base(tmp_path, collection, base, file):
+    in_base_model(collection, RECIPE.model_copy(update={"base": base}))
+    export(collection, "comfyui", tmp_path / "out")
+    graph = json.loads((tmp_path / "out" / "workflow.json").read_text())
+    assert graph["unet"]["inputs"]["unet_name"] == file

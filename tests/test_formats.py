@@ -9,14 +9,14 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from collectionlora import checking
-from collectionlora.adapters.formats import read_lora, write_lora
+from collectionlora.adapters.formats import read_lora, read_teacher, write_lora
 from collectionlora.adapters.low_rank import change
 from collectionlora.adapters.recipe import Recipe, read_adapter, write_adapter
 from collectionlora.adapters.roles import STUDENT, Roles, target_weights
-from collectionlora.errors import UserError
-from collectionlora.manifest_template import create
-from collectionlora.terminal import describe_lora
+from collectionlora.command_line.terminal import describe_lora
+from collectionlora.manifest.template import create
+from collectionlora.planning import checking
+from collectionlora.system.errors import UserError
 
 ATTENTION, MLP, CONV = "blocks.0.attn.to_q", "blocks.0.img_mlp.net.0", "mix.1"
 ALPHA, RANKS = 2.0, {ATTENTION: 4, MLP: 3, CONV: 2}
@@ -144,7 +144,10 @@ def test_a_header_that_contradicts_the_tensors_is_refused(tmp_path, base, adapte
         '{"transformer.lora_alpha": 16}': "states rank None",
         "[]": "is no JSON object",
         '{"text_encoder.r": 4}': "text encoder",
-        '{"transformer.init_lora_weights": "pissa_niter_4"}': "moved the base's weights",
+        **{
+            f'{{"transformer.init_lora_weights": "{start}"}}': f"says that {start} moved the base's weights"
+            for start in ("pissa", "pissa_niter_4", "olora", "corda", "loftq", "lora_ga", "LoRA-GA")
+        },
     }
     for text, message in cases.items():
         path = written(
@@ -338,7 +341,7 @@ def test_a_file_that_would_be_read_in_part_is_refused_by_name(tmp_path, base, ex
         read_lora(path, base)
     assert error.value.file == str(path)
     assert error.value.field
-    assert error.value.mend
+    assert error.value.hint
 
 
 FLUX = {
@@ -456,3 +459,38 @@ def test_a_core_that_does_not_fit_its_factors_is_refused(tmp_path, base):
     save_file({f"{CONV}.{name}.weight": part for name, part in parts.items()}, tmp_path / "a.safetensors")
     with pytest.raises(UserError, match=r"mix\.1: its ranks 7 and 2 differ"):
         read_lora(tmp_path / "a.safetensors", base)
+
+
+@pytest.mark.parametrize("start", ["gaussian", "eva", "orthogonal", True, False])
+def test_initialisations_that_leave_the_base_alone_are_read(tmp_path, base, adapter, start):
+    config = {"r": 4, "lora_alpha": 4, "rank_pattern": {MLP: 3, CONV: 2}, "init_lora_weights": start}
+    header = {"lora_adapter_metadata": json.dumps({f"transformer.{key}": v for key, v in config.items()})}
+    spelling = ("transformer.{}.lora_A.weight", "transformer.{}.lora_B.weight")
+    path = written(tmp_path / "a.safetensors", adapter, *spelling, metadata=header)
+    assert set(read_lora(path, base).weights) == set(adapter)
+
+
+@pytest.mark.parametrize("zero", ["B", "A", "alpha", "alpha of the header", "nearly"])
+def test_a_teacher_that_changes_nothing_is_refused(tmp_path, base, adapter, zero):
+    spelling = ["transformer.{}.lora_A.weight", "transformer.{}.lora_B.weight"]
+    config = {"r": 4, "lora_alpha": 0, "rank_pattern": {MLP: 3, CONV: 2}}
+    metadata = {"lora_adapter_metadata": json.dumps(config)} if zero == "alpha of the header" else None
+    if zero == "B":
+        adapter = {name: (a, 0 * b) for name, (a, b) in adapter.items()}
+    if zero == "A":
+        adapter = {name: (0 * a, b) for name, (a, b) in adapter.items()}
+    if zero == "nearly":  # A and B that cancel each other, up to rounding
+        adapter = {name: (torch.cat([a, a]), torch.cat([b, -b], 1)) for name, (a, b) in adapter.items()}
+    path = written(tmp_path / "a.safetensors", adapter, *spelling, metadata=metadata)
+    if zero == "alpha":
+        tensors = load_file(path)
+        save_file(tensors | {f"transformer.{name}.alpha": torch.tensor(0.0) for name in adapter}, path)
+    with pytest.raises(UserError, match=r"a\.safetensors: changes nothing"):
+        read_teacher(path, base)
+
+
+def test_a_teacher_that_changes_one_module_is_read(tmp_path, base, adapter):
+    some = {name: (a, b if name == MLP else 0 * b) for name, (a, b) in adapter.items()}
+    spelling = ("transformer.{}.lora_A.weight", "transformer.{}.lora_B.weight")
+    path = written(tmp_path / "a.safetensors", some, *spelling)
+    assert set(read_teacher(path, base).weights) == set(adapter)

@@ -10,18 +10,20 @@ from collections import Counter
 import pytest
 import torch
 import yaml
-from bench_collection import PROMPTS, build, photo
+from helpers.bench_collection import PROMPTS, build, photo
 
-from collectionlora import api, cli, growing
+import collectionlora
 from collectionlora.adapters.formats import write_lora
 from collectionlora.adapters.recipe import read_adapter
 from collectionlora.collection import Collection
-from collectionlora.data import write_photo
-from collectionlora.effectbench import bench
+from collectionlora.command_line import verbs as cli
+from collectionlora.effectbench import bench, benching
 from collectionlora.effectbench.gate import Gate
-from collectionlora.errors import Interrupted, UserError
-from collectionlora.manifest_editing import add_effect, drop_effects
+from collectionlora.manifest.edits import add_effect, drop_effects
+from collectionlora.pictures.photos import write_photo
+from collectionlora.runs import growing
 from collectionlora.streams import EffectData, Streams
+from collectionlora.system.errors import Interrupted, UserError
 
 SHORT = {"add": {"match_updates": 1, "student_updates": 1}}
 MANIFEST = """\
@@ -52,7 +54,7 @@ def template(tmp_path_factory):
     """The adapter holds sepia; mine is in the manifest only."""
     folder = tmp_path_factory.mktemp("template")
     build(folder, finished=["sepia"])
-    api.targets(folder)
+    collectionlora.targets(folder)
     return folder
 
 
@@ -140,7 +142,7 @@ def test_new_effects_are_drawn_with_their_ratio_and_the_rest_is_replayed():
 
 def test_an_addition_starts_from_the_finished_adapter(folder):
     before, _ = adapter(folder)
-    path = api.add(folder, ["mine"], overrides={"add": {"match_updates": 0, "student_updates": 0}})
+    path = collectionlora.add(folder, ["mine"], overrides={"add": {"match_updates": 0, "student_updates": 0}})
     after, recipe = adapter(folder)
     assert path == folder / "collection.safetensors"
     assert recipe.effects == PROMPTS
@@ -175,10 +177,10 @@ def test_an_interrupted_addition_goes_on_to_the_same_file(folder, tmp_path):
             os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(Interrupted):
-        api.add(folder, ["mine"], overrides=overrides, progress=interrupt)
+        collectionlora.add(folder, ["mine"], overrides=overrides, progress=interrupt)
     assert list(adapter(folder)[1].effects) == ["sepia"]
-    api.add(folder, ["mine"], overrides=overrides)
-    api.add(twin, ["mine"], overrides=overrides)
+    collectionlora.add(folder, ["mine"], overrides=overrides)
+    collectionlora.add(twin, ["mine"], overrides=overrides)
     files = [path / "collection.safetensors" for path in (folder, twin)]
     assert files[0].read_bytes() == files[1].read_bytes()
 
@@ -209,7 +211,7 @@ def test_a_teacher_of_another_base_is_refused_before_anything_is_written(folder,
     write_lora(tmp_path / "x.safetensors", {"nowhere": (torch.zeros(2, 8), torch.zeros(8, 2))}, {})
     before = (folder / "collection.yaml").read_text()
     with pytest.raises(UserError):
-        api.add(folder, ["neon"], tmp_path / "x.safetensors", "glow")
+        collectionlora.add(folder, ["neon"], tmp_path / "x.safetensors", "glow")
     assert (folder / "collection.yaml").read_text() == before
 
 
@@ -227,17 +229,17 @@ def test_what_does_not_fit_the_adapter_is_named(folder, names, change, words):
         effect.update(change.get(effect["name"], {}))
     (folder / "collection.yaml").write_text(yaml.safe_dump(manifest))
     with pytest.raises(UserError, match=words):
-        api.add(folder, names, overrides=SHORT)
+        collectionlora.add(folder, names, overrides=SHORT)
 
 
 def test_an_adapter_of_more_rank_than_the_student_is_named(folder):
     ranks = {"student": {"rank": 2}, "critic": {"rank": 2}}
     with pytest.raises(UserError, match=r"--set student.rank=3 --set critic.rank=3"):
-        api.add(folder, ["mine"], overrides={**SHORT, **ranks})
+        collectionlora.add(folder, ["mine"], overrides={**SHORT, **ranks})
 
 
 def test_a_removed_effect_is_no_longer_offered_and_the_weights_stay(folder, run):
-    api.add(folder, ["mine"], overrides={"add": {"match_updates": 0, "student_updates": 0}})
+    collectionlora.add(folder, ["mine"], overrides={"add": {"match_updates": 0, "student_updates": 0}})
     before, _ = adapter(folder)
     code, out, err = run("remove", "sepia", "--json")
     assert code == 0, err
@@ -304,9 +306,9 @@ def test_only_like_is_compared_with_like(tmp_path, baseline, words):
 
 
 def test_a_bench_with_a_gate(folder, run, monkeypatch, tmp_path):
-    monkeypatch.setattr(api, "CLASSIFIER_STEPS", 2)
+    monkeypatch.setattr(benching, "CLASSIFIER_STEPS", 2)
     monkeypatch.setattr(bench, "GENERAL_KINDS", ("blur",))
-    api.remove(folder, ["mine"])
+    collectionlora.remove(folder, ["mine"])
     arguments = ("--photos", folder / "heldout", "--crops", 1, "--methods", "student")
     code, _, err = run("bench", *arguments)
     assert code == 0, err

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import torch
 import yaml
-from fuzz_intake import BASE, base_weights, fuzz, outcome
+from helpers.fuzz_intake import BASE, base_weights, fuzz, outcome
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from collectionlora.collection import Collection
 from collectionlora.config import SettingsError, parse_overrides, resolve
-from collectionlora.errors import UserError
+from collectionlora.system.errors import UserError
 
 QUICK = settings(max_examples=100, deadline=None, derandomize=True, database=None)
 PLACE = Path("mine")
@@ -48,7 +48,7 @@ def is_taken_or_refused(text):
     assert str(problem).isprintable()
     assert problem.file == str(PLACE / "collection.yaml")
     assert problem.message
-    assert problem.mend
+    assert problem.hint
 
 
 @QUICK

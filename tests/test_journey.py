@@ -5,21 +5,20 @@ import json
 import numpy as np
 import pytest
 import yaml
+from helpers.random_loras import write_random_loras
 from PIL import Image
-from random_loras import write_random_loras
 
-from collectionlora import api
-from collectionlora import demo as demo_module
 from collectionlora.adapters.formats import read_lora
 from collectionlora.adapters.recipe import read_adapter
-from collectionlora.cli import app
 from collectionlora.collection import Collection
+from collectionlora.command_line import demo as demo_module
+from collectionlora.command_line.verbs import app
 from collectionlora.config import SettingsError
-from collectionlora.effectbench import bench
-from collectionlora.effectbench.photographs import TRAIN, pool
+from collectionlora.effectbench import bench, benching
 from collectionlora.effects import EFFECTS
-from collectionlora.errors import UserError
-from collectionlora.files import read_tensors
+from collectionlora.pictures.photographs import TRAIN, pool
+from collectionlora.system.errors import UserError
+from collectionlora.system.files import read_tensors
 
 SMALL = {
     "data": {"resolution": 32},
@@ -177,7 +176,7 @@ def test_targets_are_made_once(taught, capsys):
         (["targets", "--set", "targets"], SettingsError, "write --set section.name=value"),
     ],
 )
-def test_bad_arguments_name_the_mend(folder, arguments, error, words):
+def test_bad_arguments_name_the_hint(folder, arguments, error, words):
     verb, *rest = arguments
     with pytest.raises(error, match=words):
         app([verb, str(folder), *rest])
@@ -224,7 +223,7 @@ def test_demo_ends_with_table_sheet_and_report(tmp_path, monkeypatch, capsys):
 
 
 def test_bench_judges_methods_keeps_their_pictures_and_goes_on(taught, capsys, monkeypatch):
-    monkeypatch.setattr(api, "CLASSIFIER_STEPS", 2)
+    monkeypatch.setattr(benching, "CLASSIFIER_STEPS", 2)
     monkeypatch.setattr(bench, "GENERAL_KINDS", ("blur",))
     call(capsys, "distill", taught, "--run", "first")
     arguments = ["bench", taught, "--crops", "1", "--seeds", "2"]

@@ -6,14 +6,14 @@ import sys
 import numpy as np
 import pytest
 import yaml
-from bench_collection import build
-from chat_server import SOON, ChatServer
-from tiny_encoders import save_clip, save_dino
+from helpers.bench_collection import build
+from helpers.chat_server import SOON, ChatServer
+from helpers.tiny_encoders import save_clip, save_dino
 
-from collectionlora import api, cli
-from collectionlora.data import write_photo
-from collectionlora.effectbench import bench
+from collectionlora.command_line import verbs as cli
+from collectionlora.effectbench import bench, benching
 from collectionlora.effectbench.judging import read_verdict
+from collectionlora.pictures.photos import write_photo
 
 MODEL = "some-judge"
 GOOD, BAD = '{"bad_case": false, "identity": 4}', '{"bad_case": true, "identity": 5}'
@@ -31,7 +31,7 @@ def server():
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """Of the effect `mine` nothing is known but a reference pair and its criteria."""
-    monkeypatch.setattr(api, "CLASSIFIER_STEPS", 2)
+    monkeypatch.setattr(benching, "CLASSIFIER_STEPS", 2)
     monkeypatch.setattr(bench, "GENERAL_KINDS", ("blur",))
     build(tmp_path)
     manifest = yaml.safe_load((tmp_path / "collection.yaml").read_text())

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from kill_runs import SETTINGS, Life, cut_newest, kill_until_done, num_lines, run_to_end
+from helpers.kill_runs import SETTINGS, begin, cut_newest, kill_until_done, num_lines, run_to_end
+from helpers.small_collection import build
 from safetensors.torch import load_file
-from small_collection import build
 
 RUN = "runs/default"
 
@@ -100,16 +100,16 @@ def test_a_distillation_killed_again_and_again_ends_bit_for_bit_the_same(undistu
 def test_one_holds_a_run_ctrl_c_saves_it_and_a_new_one_does_not_take_its_place(undisturbed, copy):
     whole, cold, folder = undisturbed.folder, undisturbed.cold, copy()
     told, command = folder.parent / "told", ["distill", folder, *undisturbed.options]
-    life = Life(command, told, cold)
+    life = begin(command, told, cold)
     assert life.wait(60, until=lambda: num_lines(folder / RUN / "log.jsonl") >= 2) is None, told.read_text()
-    second = Life([*command, "--resume"], folder.parent / "second", cold)
+    second = begin([*command, "--resume"], folder.parent / "second", cold)
     assert second.wait(60) == 2
     words = (folder.parent / "second").read_text()
     assert f"this run is held by process {life.process.pid} on {os.uname().nodename} since " in words
     assert life.stop() == 130
     assert f"go on with: collectionlora distill {folder} --run default --resume" in told.read_text()
 
-    assert Life(command, told, cold).wait(60) == 2
+    assert begin(command, told, cold).wait(60) == 2
     assert "holds a run that stopped before step" in told.read_text()
     run_to_end([*command, "--resume"], told, cold)
     assert filecmp.cmp(whole / "collection.safetensors", folder / "collection.safetensors", shallow=False)
@@ -137,7 +137,7 @@ def test_targets_that_were_killed_or_damaged_are_made_the_same(copy):
     rng, told, command = np.random.default_rng(3), killed.parent / "told", ["targets", killed]
     seconds = run_to_end(["targets", whole], told)
     for _ in range(5):
-        life = Life(command, told)
+        life = begin(command, told)
         life.wait(rng.uniform(0.2, 1) * seconds)
         life.kill()
     run_to_end(command, told)
@@ -158,7 +158,7 @@ def test_a_bench_that_was_killed_or_damaged_measures_the_same(undisturbed, tmp_p
     for path in (folder / "bench").rglob("*.safetensors"):
         os.truncate(path, path.stat().st_size // 2)
     for _ in range(3):
-        life = Life(command, told)
+        life = begin(command, told)
         life.wait(rng.uniform(0.3, 1) * seconds)
         life.kill()
     run_to_end(command, told)

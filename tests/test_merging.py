@@ -1,11 +1,11 @@
 import pytest
 import torch
-from small_collection import build
+from helpers.small_collection import build
 
+from collectionlora import distill
 from collectionlora.adapters.formats import read_lora
 from collectionlora.adapters.low_rank import change
 from collectionlora.adapters.merging import MERGES, add, merge
-from collectionlora.api import distill
 
 
 def lora(seed, rank=2, modules=("m",)):

@@ -7,7 +7,7 @@ from collectionlora import flow
 from collectionlora.adapters.roles import STUDENT, TEACHER, Roles, critic_role
 from collectionlora.backbones.base import Condition
 from collectionlora.backbones.nano import NanoBackbone
-from collectionlora.prompting import mean_embedding
+from collectionlora.prompting.triggers import mean_embedding
 
 
 @pytest.fixture(scope="module")

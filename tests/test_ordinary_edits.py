@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from helpers.every import every
 from PIL import Image
 from skimage import data
 
@@ -88,7 +89,7 @@ def roughness(photo: np.ndarray) -> float:
 # --- every kind ---
 
 
-@pytest.mark.parametrize("kind", PHOTO_KINDS)
+@every(PHOTO_KINDS)
 def test_photo_edit_keeps_source_shape_and_type(kind: str, photo: np.ndarray) -> None:
     if kind in SQUARE_ONLY and photo.shape[0] != photo.shape[1]:
         with pytest.raises(ValueError, match="square"):
@@ -104,7 +105,7 @@ def test_photo_edit_keeps_source_shape_and_type(kind: str, photo: np.ndarray) ->
     assert np.array_equal(edit.target, photo) == (kind == "keep")
 
 
-@pytest.mark.parametrize("kind", list(ORDINARY_EDITS))
+@every(list(ORDINARY_EDITS))
 def test_same_instruction_same_truth(kind: str, pool: PhotoPool, cutouts: list[Cutout]) -> None:
     rng = np.random.default_rng(1)
     photo = pool.crop(rng)
@@ -170,24 +171,28 @@ def test_wrong_input_is_named(scene: Scene) -> None:
 # --- photometric ---
 
 
-@pytest.mark.parametrize(
-    ("kind", "measure", "sign"),
-    [
-        ("brighten", np.mean, 1),
-        ("darken", np.mean, -1),
-        ("more-contrast", np.std, 1),
-        ("less-contrast", np.std, -1),
-        ("more-saturation", saturation, 1),
-        ("less-saturation", saturation, -1),
-        ("blur", roughness, -1),
-        ("sharpen", roughness, 1),
-        ("warm", lambda photo: photo[..., 0].mean() - photo[..., 2].mean(), 1),
-        ("cool", lambda photo: photo[..., 0].mean() - photo[..., 2].mean(), -1),
-    ],
-)
-def test_amounts_are_ordered(
-    kind: str, measure: Callable[[np.ndarray], float], sign: int, photo: np.ndarray
-) -> None:
+def warmth(photo: np.ndarray) -> float:
+    return float(photo[..., 0].mean() - photo[..., 2].mean())
+
+
+# What an amount changes, and in which direction.
+AMOUNTS: dict[str, tuple[Callable[[np.ndarray], float], int]] = {
+    "brighten": (np.mean, 1),
+    "darken": (np.mean, -1),
+    "more-contrast": (np.std, 1),
+    "less-contrast": (np.std, -1),
+    "more-saturation": (saturation, 1),
+    "less-saturation": (saturation, -1),
+    "blur": (roughness, -1),
+    "sharpen": (roughness, 1),
+    "warm": (warmth, 1),
+    "cool": (warmth, -1),
+}
+
+
+@every(AMOUNTS)
+def test_amounts_are_ordered(kind: str, photo: np.ndarray) -> None:
+    measure, sign = AMOUNTS[kind]
     little, middle, lot = (sign * measure(edit.target) for edit in amounts(kind, photo))
     assert sign * measure(photo) < little < middle < lot
 
@@ -200,7 +205,7 @@ def test_greyscale_has_equal_channels_and_keeps_brightness(photo: np.ndarray) ->
     assert np.abs(grey[..., 0] - expected).max() <= 1
 
 
-@pytest.mark.parametrize("colour", ["red", "green", "blue"])
+@every(["red", "green", "blue"])
 def test_tint_favours_its_colour(colour: str, photo: np.ndarray) -> None:
     grey = np.full_like(photo, 128)
     tinted = variant("tint", grey, colour).target[0, 0]
@@ -228,24 +233,24 @@ def test_fade_lifts_black_and_vignette_darkens_corners(photo: np.ndarray) -> Non
 # --- spatial ---
 
 
-@pytest.mark.parametrize(
-    ("kind", "transpose"),
-    [
-        ("flip-horizontal", Image.Transpose.FLIP_LEFT_RIGHT),
-        ("flip-vertical", Image.Transpose.FLIP_TOP_BOTTOM),
-        ("rotate-half", Image.Transpose.ROTATE_180),
-        ("rotate-left", Image.Transpose.ROTATE_90),
-        ("rotate-right", Image.Transpose.ROTATE_270),
-    ],
-)
-def test_flips_and_turns_match_pillow(kind: str, transpose: Image.Transpose, photo: np.ndarray) -> None:
+TURNS = {
+    "flip-horizontal": Image.Transpose.FLIP_LEFT_RIGHT,
+    "flip-vertical": Image.Transpose.FLIP_TOP_BOTTOM,
+    "rotate-half": Image.Transpose.ROTATE_180,
+    "rotate-left": Image.Transpose.ROTATE_90,
+    "rotate-right": Image.Transpose.ROTATE_270,
+}
+
+
+@every(TURNS)
+def test_flips_and_turns_match_pillow(kind: str, photo: np.ndarray) -> None:
     if kind in SQUARE_ONLY:
         photo = photo[:, : photo.shape[0]]
-    expected = np.asarray(Image.fromarray(photo).transpose(transpose))
+    expected = np.asarray(Image.fromarray(photo).transpose(TURNS[kind]))
     assert np.array_equal(variant(kind, photo).target, expected)
 
 
-@pytest.mark.parametrize("colour", ["black", "white", "red", "green", "blue", "yellow"])
+@every(["black", "white", "red", "green", "blue", "yellow"])
 def test_border_has_its_colour_and_keeps_the_middle(colour: str, photo: np.ndarray) -> None:
     sizes = []
     for thickness in ("thin", "thick"):
@@ -316,7 +321,7 @@ def test_add_and_remove_are_opposites(scene: Scene) -> None:
     assert np.array_equal(add.target, scene.image)
 
 
-@pytest.mark.parametrize("colour", ["red", "green", "blue"])
+@every(["red", "green", "blue"])
 def test_recolour_changes_the_subject_alone(colour: str, scene: Scene) -> None:
     target = variant("recolour-subject", scene, colour).target
     assert np.array_equal(target[scene.mask == 0], scene.background[scene.mask == 0])
@@ -324,10 +329,7 @@ def test_recolour_changes_the_subject_alone(colour: str, scene: Scene) -> None:
     assert (target[scene.mask == 1].argmax(axis=1) == channel).all()
 
 
-@pytest.mark.parametrize(
-    "kind",
-    ["blur-background", "grey-background", "darken-background", "plain-background", "isolate-subject"],
-)
+@every(["blur-background", "grey-background", "darken-background", "plain-background", "isolate-subject"])
 def test_background_edits_leave_the_subject(kind: str, scene: Scene) -> None:
     edit = variant(kind, scene)
     covered, clear = scene.mask == 1, scene.mask == 0

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from collectionlora.cli import app
 from collectionlora.collection import Collection
-from collectionlora.terminal import next_after_demo
+from collectionlora.command_line.terminal import next_after_demo
+from collectionlora.command_line.verbs import app
 
 ROOT = Path(__file__).parents[1]
 HEAVY = ("torch", "numpy", "peft", "diffusers", "transformers", "gradio", "accelerate", "PIL", "openai")
@@ -40,18 +40,20 @@ def python(code):
 
 @pytest.mark.parametrize(
     "code",
-    ["import collectionlora", "from collectionlora.cli import app", "{help}"],
+    ["import collectionlora", "from collectionlora.command_line.verbs import app", "{help}"],
     ids=["package", "cli", "help"],
 )
 def test_nothing_heavy_is_imported_before_it_is_needed(code):
-    helped = "from collectionlora.cli import app\ntry: app(['--help'])\nexcept SystemExit: pass"
+    helped = (
+        "from collectionlora.command_line.verbs import app\ntry: app(['--help'])\nexcept SystemExit: pass"
+    )
     loaded = python(code.format(help=helped) + "\nimport sys; print('LOADED', *sys.modules)")
     modules = loaded.rpartition("LOADED")[2].split()
     assert [name for name in HEAVY if name in modules] == []
 
 
 def test_help_names_every_verb_and_each_has_an_example():
-    shown = python("from collectionlora.cli import app; app(['--help'])")
+    shown = python("from collectionlora.command_line.verbs import app; app(['--help'])")
     assert all(verb in shown for verb in VERBS)
     for command in app.registered_commands:
         assert "Example: collectionlora" in (command.callback.__doc__ or ""), command.callback
@@ -60,7 +62,7 @@ def test_help_names_every_verb_and_each_has_an_example():
 def test_the_shell_completes_verbs():
     environment = {**os.environ, "_COLLECTIONLORA_COMPLETE": "complete_bash"}
     environment |= {"COMP_WORDS": "collectionlora st", "COMP_CWORD": "1"}
-    code = "from collectionlora.cli import app; app(prog_name='collectionlora')"
+    code = "from collectionlora.command_line.verbs import app; app(prog_name='collectionlora')"
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert done.stdout.split() == ["studio"]
 
@@ -138,7 +140,7 @@ def test_it_runs_without_the_repository(built, tmp_path):
     code = """
 import collectionlora
 from collectionlora.backbones.nano import NanoBackbone
-from collectionlora.cli import app
+from collectionlora.command_line.verbs import app
 NanoBackbone.load()
 print(collectionlora.__file__)
 app(["check", "mine", "--json"])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from collectionlora.effectbench.photographs import HELDOUT, pool
+from collectionlora.pictures.photographs import HELDOUT, pool
 
 ROOT = Path(__file__).parents[1]
 OPTIONS = {"start": None, "seed": 0, "adam_rate": 1e-3, "muon_rate": 1e-2, "pixels": 2 * 64**2}

@@ -1,4 +1,4 @@
-"""Two processes, started as users start them, give what one process gives that averages both gradients."""
+"""Two processes give what one process gives that averages both gradients."""
 
 import json
 import os
@@ -6,41 +6,34 @@ import shutil
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
-import bench_collection
 import numpy as np
 import pytest
-import tiny_pipelines
 import torch
 import yaml
+from helpers import bench_collection, tiny_pipelines
+from helpers.lives import launch_two
+from helpers.two_processes import FADING, SHARDED, judge_quickly, run_parts, toy_run
 from safetensors.torch import load_file
-from two_processes import FADING, judge_quickly, toy_run
 
-from collectionlora import api, processes
+import collectionlora
 from collectionlora.adapters.formats import read_lora, write_lora
 from collectionlora.adapters.roles import target_weights
-from collectionlora.backbones import empty_network
-from collectionlora.checkpoint import latest_checkpoint
+from collectionlora.backbones import family_of
 from collectionlora.collection import Collection
-from collectionlora.data import write_photo
 from collectionlora.editing import Editor
-from collectionlora.errors import UserError
-from collectionlora.run_folder import held
-from collectionlora.session import Session, resolve_settings
-
-HERE = Path(__file__).parent
-
-
-def launch(*arguments, processes=2):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node", str(processes), *map(str, arguments)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
+from collectionlora.pictures.photos import write_photo
+from collectionlora.runs.checkpoint import latest_checkpoint
+from collectionlora.runs.folder import hold
+from collectionlora.runs.session import Session, resolve_settings
+from collectionlora.system import processes
+from collectionlora.system.errors import UserError
 
 
-def torchrun(*arguments, processes=2):
-    done = launch(*arguments, processes=processes)
+def torchrun(*arguments):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += map(str, arguments)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr[-4000:]
     return done
 
@@ -52,7 +45,7 @@ class TwoThreads:
         self.meeting, self.given = threading.Barrier(2, timeout=60), {}
         monkeypatch.setattr(processes, "average_gradients", self.average)
 
-    def average(self, parameters):
+    def average(self, parameters, _shares=1):
         name = threading.current_thread().name
         self.given[name] = [p.grad for p in parameters]
         self.meeting.wait()
@@ -86,7 +79,8 @@ def write_collection(folder, base):
     """Two effects over a tiny Qwen."""
     torch.manual_seed(0)
     tiny_pipelines.qwen_image_edit().save_pretrained(base)
-    shapes = {name: weight.shape for name, weight in target_weights(*empty_network(base)).items()}
+    weights = target_weights(*family_of(base).empty_network(base))
+    shapes = {name: weight.shape for name, weight in weights.items()}
     generator = torch.Generator().manual_seed(0)
     effects = []
     for name in ("one", "other"):
@@ -122,7 +116,7 @@ def write_collection(folder, base):
 
 @pytest.fixture(scope="module")
 def launched(tmp_path_factory):
-    """A folder after all launches, few because each costs seconds, and what the command line said."""
+    """A folder after a launch by torchrun, as users start one, and another; and what the first one said."""
     folder = tmp_path_factory.mktemp("launched")
     write_collection(folder / "first", base=str(folder / "base"))
     shutil.copytree(folder / "first", folder / "second")
@@ -130,7 +124,9 @@ def launched(tmp_path_factory):
     bench_collection.build(folder / "judged", prompts)
     # Behind the dashes nothing is read as an abbreviated option of torchrun.
     said = torchrun("-m", "--", "collectionlora", "distill", folder / "first", "--json")
-    torchrun(HERE / "two_processes.py", folder, "whole", "stopped", "sharded", "copied", "judged")
+    parts = ("whole", "stopped", "sharded", "copied", "judged")
+    codes, told = launch_two([folder, *parts], folder, run_parts)
+    assert codes == [0, 0], told
     return folder, said
 
 
@@ -154,6 +150,15 @@ def test_two_processes_are_one_that_averages_their_gradients(toy, monkeypatch, n
     for step in range(alone.num_steps):
         alone(step)
     assert not torch.allclose(states[0]["student.0"], alone.tensors()["student.0"], atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "layers"), [("plain", ()), ("fading", FADING)])
+def test_one_process_that_accumulates_two_batches_equals_two_processes(toy, name, layers):
+    run = toy_run(0, *layers, {"distill": {"accumulate": 2}})
+    for step in range(run.num_steps):
+        run(step)
+    state = load_file(toy / f"{name}-0.safetensors")
+    assert all(torch.equal(state[key], tensor) for key, tensor in run.tensors().items())
 
 
 def test_one_checkpoint_and_one_log_serve_all_processes(toy):
@@ -188,7 +193,7 @@ def collections(launched):
 
 def test_shared_targets_are_those_of_one_process_bit_for_bit(collections):
     first, second = collections
-    api.targets(second)
+    collectionlora.targets(second)
     names = [sorted(path.name for path in (folder / "cache").iterdir()) for folder in (first, second)]
     assert names[0] == names[1]
     assert len(names[0]) == 6
@@ -204,7 +209,7 @@ def test_the_main_process_alone_speaks_and_says_how_many_there_are(launched):
 
 def two_whole_runs(folder, settings, monkeypatch):
     """Both ranks' runs in this process, sharded nowhere."""
-    monkeypatch.setattr("collectionlora.session.shard", lambda roles: None)
+    monkeypatch.setattr("collectionlora.runs.session.shard", lambda roles: None)
     runs = []
     for rank in (0, 1):
         session = Session(Collection.load(folder), settings, with_critics=True)
@@ -215,11 +220,11 @@ def two_whole_runs(folder, settings, monkeypatch):
 
 # Gathered weights round differently in the last bit, and Adam magnifies that where a gradient is nearly zero;
 # a wrong gradient would show as a whole step, of 1e-3.
-@pytest.mark.parametrize(("run", "sharding", "atol"), [("default", "none", 1e-6), ("sharded", "fsdp", 1e-4)])
-def test_a_distilled_collection_is_that_of_one_process(collections, monkeypatch, run, sharding, atol):
+@pytest.mark.parametrize(("run", "layer", "atol"), [("default", {}, 1e-6), ("sharded", SHARDED, 1e-4)])
+def test_a_distilled_collection_is_that_of_one_process(collections, monkeypatch, run, layer, atol):
     first, second = collections
-    api.targets(second)
-    settings = resolve_settings(Collection.load(second), {"model": {"sharding": sharding}})
+    collectionlora.targets(second)
+    settings = resolve_settings(Collection.load(second), layer)
     runs = two_whole_runs(second, settings, monkeypatch)
     batches = [[r.streams.batch(step).effect for r in runs] for step in range(runs[0].num_steps)]
     assert any(one != other for one, other in batches)
@@ -252,8 +257,7 @@ def test_a_sharded_run_goes_on_from_its_checkpoint_in_shards_and_without(collect
     checkpoints = [first / "runs" / name / "checkpoints" for name in ("sharded", "resumed")]
     (_, whole), (_, resumed) = map(latest_checkpoint, checkpoints)
     assert all(torch.equal(resumed[name], whole[name]) for name in whole)
-    settings = resolve_settings(Collection.load(second), {"model": {"sharding": "fsdp"}})
-    runs = two_whole_runs(second, settings, monkeypatch)
+    runs = two_whole_runs(second, resolve_settings(Collection.load(second), SHARDED), monkeypatch)
     for run in runs:
         run.load_tensors(load_file(checkpoints[0] / "step-00000003.safetensors"))
     TwoThreads(monkeypatch).run(runs, first=3)
@@ -265,28 +269,26 @@ def test_the_finished_adapter_edits(collections):
     assert editor.edit(np.zeros((40, 50, 3), np.uint8), ["one"], steps=1).shape == (40, 50, 3)
 
 
-def test_a_run_that_is_held_refuses_a_launch_and_every_process_says_one_line(tmp_path):
-    write_collection(tmp_path, base=str(tmp_path / "base"))
-    with held(tmp_path / "runs" / "default"):
-        done = launch("-m", "--", "collectionlora", "distill", tmp_path)
-    assert done.returncode != 0
-    said = sorted(line for line in done.stderr.splitlines() if line.startswith("error: "))
-    assert f"runs/default/lock: this run is held by process {os.getpid()} on " in said[0]
-    assert said[1:] in (
-        [],
-        ["error: processes: another process of this launch stopped; see what it says of why"],
-    )
-    assert "[rank1]: Traceback" not in done.stderr
-    assert not list((tmp_path / "runs" / "default").glob("*.json*"))
+def test_a_run_that_is_held_refuses_a_launch_and_every_process_says_one_line(collections):
+    folder = collections[1]
+    with hold(folder / "runs" / "held"):
+        codes, told = launch_two(["distill", folder, "--run", "held"], folder.parent)
+    assert codes == [2, 2]
+    said = [[line for line in text.splitlines() if line.startswith("error: ")] for text in told]
+    [[refusal], [other]] = said
+    assert f"runs/held/lock: this run is held by process {os.getpid()} on " in refusal
+    assert other == "error: processes: another process of this launch stopped; see what it says of why"
+    assert "Traceback" not in "".join(told)
+    assert not list((folder / "runs" / "held").glob("*.json*"))
 
 
 def test_a_launch_that_is_not_one_says_so(collections, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="WORLD_SIZE"):
-        api.targets(collections[1])
+        collectionlora.targets(collections[1])
     monkeypatch.delenv("WORLD_SIZE")
     with pytest.raises(UserError, match="several processes"):
-        api.distill(collections[1], overrides={"model": {"sharding": "fsdp"}})
+        collectionlora.distill(collections[1], overrides={"model": {"sharding": "fsdp"}})
 
 
 def test_what_is_copied_from_the_main_process_is_the_same_in_all(launched):
@@ -299,7 +301,7 @@ def test_a_bench_of_two_processes_is_that_of_one(launched, monkeypatch):
     together = json.loads((folder / "bench" / "metrics.json").read_text())
     shutil.rmtree(folder / "bench")
     judge_quickly(monkeypatch.setattr)
-    api.bench(folder, crops=2)
+    collectionlora.bench(folder, crops=2)
     alone = json.loads((folder / "bench" / "metrics.json").read_text())
     assert list(together["methods"]) == ["source", "teacher", "student"]
     for name, row in alone["methods"].items():

@@ -1,7 +1,7 @@
 import torch
 
 from collectionlora.backbones.base import Prompt
-from collectionlora.prompting import cosine_table
+from collectionlora.prompting.triggers import cosine_table
 
 
 def test_what_all_prompts_share_does_not_count_as_likeness():

@@ -1,6 +1,7 @@
 """`prompts` through the command line, against a real server on this machine."""
 
 import json
+import os
 import signal
 import socket
 import sys
@@ -11,17 +12,19 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from chat_server import SOON, ChatServer, completion
+from helpers.chat_server import SOON, ChatServer, completion
 
-from collectionlora import api, cli
 from collectionlora.backbones.nano import NanoBackbone
+from collectionlora.cache import cache_path, effect_key
 from collectionlora.collection import Collection
-from collectionlora.data import write_photo
-from collectionlora.files import write_tensors
-from collectionlora.prompting import CANDIDATES, cosine_table, draw_trigger
-from collectionlora.session import resolve_settings
-from collectionlora.target_making import cache_path, effect_key
-from collectionlora.vlm import plain
+from collectionlora.command_line import verbs as cli
+from collectionlora.pictures.photos import write_photo
+from collectionlora.prompting.answers import plain, read_description
+from collectionlora.prompting.refusals import is_refusal
+from collectionlora.prompting.triggers import CANDIDATES, cosine_table, draw_trigger
+from collectionlora.runs import verbs
+from collectionlora.runs.session import resolve_settings
+from collectionlora.system.files import write_tensors
 
 MODEL, KEY = "some-vlm", "sk-secret-5ad1"
 NAMES = ("sketch", "neon", "plain")  # the first two have pairs
@@ -48,7 +51,7 @@ def server():
 @pytest.fixture
 def folder(tmp_path, monkeypatch, backbone):
     """A collection of three effects, two with image pairs: sources are dark, targets light."""
-    monkeypatch.setattr(api, "load_backbone", lambda base, settings: backbone)
+    monkeypatch.setattr(verbs, "load_backbone", lambda base, settings: backbone)
     for name in ("OPENAI_API_KEY", "OPENAI_ADMIN_KEY", "OPENAI_LOG"):
         monkeypatch.delenv(name, raising=False)
     for index, name in enumerate(NAMES[:2]):
@@ -212,6 +215,13 @@ def test_a_passing_fault_is_tried_again(ask, server, status):
     assert result["calls"] == 2
 
 
+def message(**fields):
+    """A chat completion of a message with these fields, counted as `completion` counts."""
+    body = completion("")
+    body["choices"][0]["message"] = {"role": "assistant", **fields}
+    return body
+
+
 OVERSIZED = "x" * 2000
 
 
@@ -221,7 +231,21 @@ OVERSIZED = "x" * 2000
         ("", "is empty"),
         (None, "is empty"),
         ("<think>never ends", "is empty"),
-        ("Sure! Here it is:\na drawing", "has several lines"),
+        ("a drawing\na painting", "has several lines"),
+        ("1. a drawing\n2. a painting", "has several lines"),
+        ("Option 1: a drawing. Option 2: a painting.", "offers several"),
+        ("N/A", "is empty"),
+        ("I'm sorry, but I can't help with that.", "declines"),
+        ('{"prompt": "a draw', "is JSON without a prompt"),
+        ((200, completion("a drawing", finish="content_filter"), {}), "was stopped by the server's filter"),
+        ((200, completion("a drawing", finish="MAX_TOKENS"), {}), "was cut off"),
+        ((200, message(content=None, refusal="I can't."), {}), "declines"),
+        ((200, message(content=None, tool_calls=[{"id": "1"}]), {}), "is a call of a tool, without text"),
+        ((200, message(content=None, reasoning_content="hm"), {}), "is thoughts alone"),
+        (
+            (400, {"error": {"code": "content_filter", "message": "content management policy"}}, {}),
+            "was stopped",
+        ),
         (OVERSIZED, "has 2000 letters or more"),
         ("<neon_balumo> a drawing", "has angle brackets"),
         ("a \x1b[31mdrawing", "has control characters"),
@@ -232,7 +256,8 @@ def test_a_bad_answer_is_asked_for_again_then_left(ask, server, folder, answer, 
     server.replies = [answer, "a drawing", answer, answer, "later"]
     result = ask()
     assert result["student_prompts"]["sketch"].endswith("> a drawing")
-    assert kept(folder)["sketch"]["asked"]["tokens"] == 200
+    spent = 100 if isinstance(answer, tuple) and answer[0] == 400 else 200
+    assert kept(folder)["sketch"]["asked"]["tokens"] == spent
     assert f"refused because it {fault}" in server.texts()[1]
     assert result["written_by"]["neon"] == "teacher prompt"
     assert result["notes"]["neon"].startswith(f"{MODEL}'s answer {fault}")
@@ -241,7 +266,7 @@ def test_a_bad_answer_is_asked_for_again_then_left(ask, server, folder, answer, 
 
 
 @pytest.mark.parametrize(
-    ("reply", "message", "mend", "num_requests"),
+    ("reply", "message", "hint", "num_requests"),
     [
         ((500, {"error": {"message": "out\nof  memory"}}, SOON), "answers 500 {", "look at the server", 2),
         ((429, "slow down", SOON), "answers 429 slow down", "wait", 2),
@@ -251,14 +276,67 @@ def test_a_bad_answer_is_asked_for_again_then_left(ask, server, folder, answer, 
         ((200, "<html>", {"content-type": "text/html"}), "something else", "/v1", 1),
         ((200, {"error": "down"}, {}), "something else", "/v1", 1),
         ((200, {"choices": []}, {}), "something else", "/v1", 1),
+        ((200, {"error": {"message": "model 'm' not found"}}, {}), "model 'm' not found", "--model", 1),
+        (
+            (502, "<html><style>a{}</style><h1>Bad Gateway</h1>", SOON),
+            "answers 502 Bad Gateway;",
+            "server",
+            2,
+        ),
+        ((400, "maximum context length is 4096 tokens", {}), "4096 tokens", "longer context", 1),
+        ((400, "max_tokens is too large: 2048", {}), "too large", "vlm.max_answer_tokens=N", 1),
+        ((400, "At most 1 image(s) may be provided", {}), "At most", "--limit-mm-per-prompt", 1),
+        ((413, "Request Entity Too Large", {}), "answers 413", "vlm.image_side", 1),
+        ((400, "image exceeds 5 MB maximum", {}), "answers 400", "vlm.image_side", 1),
+        ((422, "this model does not support image input", {}), "answers 422", "reads images", 1),
+        ((404, "model 'm' not found, try pulling it first", {}), "answers 404", "check --model", 1),
+        ((429, "You exceeded your current quota", SOON), "answers 429", "account", 2),
+        ((503, "model is loading", SOON), "answers 503", "has loaded the model", 2),
+        ((400, "something is wrong", {}), "answers 400", "read what the server says", 1),
     ],
 )
-def test_a_lasting_fault_is_one_line(run, server, folder, reply, message, mend, num_requests):
+def test_a_lasting_fault_is_one_line(run, server, folder, reply, message, hint, num_requests):
     server.replies = [reply]
     endpoint = ("--vlm", f"http://{server.host}/v1", "--model", MODEL)
-    fails(run(*endpoint, "--set", "vlm.max_retries=1"), f"{server.host}: {MODEL}: ", message, mend)
+    fails(run(*endpoint, "--set", "vlm.max_retries=1"), f"{server.host}: {MODEL}: ", message, hint)
     assert len(server.requests) == num_requests
     assert not (folder / "prompts.json").exists()
+
+
+def test_a_model_that_takes_other_parameters_is_asked_in_its_own_way(ask, server):
+    refused = [
+        "Unsupported parameter: 'max_tokens' is not supported. Use 'max_completion_tokens' instead.",
+        "Unsupported value: 'temperature' does not support 0 with this model.",
+    ]
+    server.replies = [*((400, {"error": {"message": words}}, {}) for words in refused), "a drawing"]
+    assert ask()["written_by"]["sketch"] == MODEL
+    bodies = [body for _, _, body in server.requests]
+    assert ("max_tokens" in bodies[0], bodies[0]["temperature"]) == (True, 0)
+    assert [body.get("max_completion_tokens") for body in bodies] == [None, 2048, 2048, 2048]
+    assert ["temperature" in body for body in bodies] == [True, True, False, False]
+    assert "max_tokens" not in bodies[3]
+
+
+def test_a_server_of_this_machine_is_asked_without_a_proxy(ask, server, monkeypatch):
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.setenv(name, "example.org")  # put back after the test
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    assert ask()["written_by"]["sketch"] == MODEL
+    assert os.environ["NO_PROXY"] == os.environ["no_proxy"] == "example.org,localhost,127.0.0.1,::1"
+
+
+def test_a_proxy_that_is_none_is_one_line(run, server, monkeypatch):
+    monkeypatch.setenv("ALL_PROXY", "nonsense://127.0.0.1:9")
+    fails(run("--vlm", f"http://{server.host}/v1", "--model", MODEL), "environment: proxy", "ALL_PROXY")
+
+
+def test_an_answer_in_parts_and_without_a_count_is_read(ask, server):
+    parts = [{"type": "thinking", "thinking": []}, {"type": "text", "text": "a drawing"}]
+    server.replies = [(200, {**message(content=parts), "usage": {}}, {})]
+    result = ask()
+    assert result["student_prompts"]["sketch"].endswith("> a drawing")
+    assert result["tokens"] > 2 * 2048
 
 
 def fails(outcome, *parts):
@@ -407,3 +485,114 @@ def test_a_damaged_file_of_prompts_is_one_line(run, folder):
 )
 def test_an_answer_is_unwrapped(text, expected):
     assert plain(text) == expected
+
+
+CORE = "turn the photo into a pencil sketch"
+WRAPPED = [
+    CORE,
+    f"Here is the prompt: {CORE}",
+    f"Here's your prompt:\n\n{CORE}",
+    f'Sure! Here\'s the prompt: "{CORE}"',
+    f"Sure! Here it is:\n{CORE}",
+    f"Certainly! {CORE}",
+    f"Prompt: {CORE}",
+    f"**Prompt:** {CORE}",
+    f"__Prompt__: {CORE}",
+    f"### Prompt\n{CORE}",
+    f"**{CORE}**",
+    f"*{CORE}*",
+    f"> {CORE}",
+    f"- {CORE}",
+    f"1. {CORE}",
+    f"Edit prompt (concise): {CORE}",
+    f"The editing instruction would be: {CORE}",
+    f"Final answer: `{CORE}`",
+    f"ASSISTANT: {CORE}",
+    f"提示词：{CORE}",
+    f"以下是提示：\n{CORE}",
+    f"Voici le prompt :\n« {CORE} »",
+    f"Hier ist der Prompt: „{CORE}“",
+    f"「{CORE}」",
+    f'"{CORE}".',
+    f'{{"prompt": "{CORE}"}}',
+    f'{{"edit": "{CORE}"}}',
+    f'{{"prompt": "{CORE}", "reason": "because"}}',
+    f'{{"result": {{"prompt": "{CORE}"}}}}',
+    f'[{{"prompt": "{CORE}"}}]',
+    f'```json\n{{"prompt": "{CORE}"}}\n```',
+    f'Here is the JSON:\n```json\n{{"prompt": "{CORE}"}}\n```\n\nLet me know if it fits!',
+    f"<answer>{CORE}</answer>",
+    f"<thinking>well</thinking>{CORE}",
+    f"[THINK]well[/THINK]{CORE}",
+    f"<|channel|>analysis<|message|>well<|end|><|start|>assistant<|channel|>final<|message|>{CORE}",
+    f"<|begin_of_box|>{CORE}<|end_of_box|>",
+    f"{CORE}</s>",
+    f"{CORE}\n\nNote: this keeps the person.",
+    f"{CORE}\n\n---\nThis prompt keeps the person.",
+]
+
+
+@pytest.mark.parametrize("text", WRAPPED)
+def test_the_wrapping_of_an_answer_is_no_part_of_a_prompt(text):
+    assert read_description(text) == CORE
+    assert not is_refusal(plain(text))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Make the output look like a sketch: rough lines, no colour",
+        "the photo becomes a drawing (charcoal, rough), not a painting",
+        "the photo is not only darker but glows",
+        "Style: neon; background: dark",
+        "give the person a mask that cannot be seen through",
+        "replace the background by stars; do not change the face",
+        "turn people into statues that are sorry to be stone",
+        '"a" and "b"',
+    ],
+)
+def test_a_description_stays_as_it_is(text):
+    assert read_description(text) == text
+    assert not is_refusal(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "I'm sorry, but I can't help with identifying or editing people in images.",
+        "I’m really sorry, but no.",
+        "I cannot assist with that request.",
+        "As an AI language model, I am unable to view images.",
+        "Unfortunately, the images are blank.",
+        "Sure! I can't help with that.",
+        "Prompt: I'm unable to describe real people.",
+        '{"prompt": "I cannot help with that"}',
+        '{"error": "I cannot help with that"}',
+        "I'm sorry, but I can't provide a prompt for this image: it shows a person",
+        "I'd prefer not to describe this.",
+        "No images were provided.",
+        "Please upload the images.",
+        "Could you please share the photos again?",
+        "It seems that no images were attached.",
+        "Your request was rejected by our safety system.",
+        "This request violates our content policy.",
+        "抱歉，我无法协助处理该请求。",
+        "作为一个人工智能语言模型，我没有办法",
+        "申し訳ありませんが、お手伝いできません。",
+        "죄송하지만 도와드릴 수 없습니다.",
+        "Es tut mir leid, aber dabei kann ich nicht helfen.",
+        "Je suis désolé, mais je ne peux pas vous aider.",
+        "Lo siento, no puedo ayudar con eso.",
+        "Desculpe, não posso ajudar.",
+        "Mi dispiace, non posso aiutarti.",
+        "Het spijt me, dat gaat niet.",
+        "Przepraszam, nie mogę pomóc.",
+        "Извините, я не могу помочь с этим.",
+        "Üzgünüm, bu konuda yardımcı olamam.",
+        "عذرًا، لا يمكنني المساعدة",
+        "क्षमा करें, मैं मदद नहीं कर सकता",
+        "Xin lỗi, tôi không thể giúp.",
+    ],
+)
+def test_an_excuse_in_any_language_is_told_from_a_description(text):
+    assert is_refusal(read_description(text)) or is_refusal(plain(text))

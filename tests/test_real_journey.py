@@ -7,20 +7,20 @@ import sys
 
 import numpy as np
 import pytest
-import tiny_pipelines
 import torch
 import yaml
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
+from helpers import tiny_pipelines
 from PIL import Image
 from safetensors.torch import save_file
 
 from collectionlora.adapters.roles import STUDENT, Roles
 from collectionlora.backbones import load_backbone
-from collectionlora.cli import app
+from collectionlora.command_line.verbs import app
 from collectionlora.config import ModelSettings
-from collectionlora.data import read_photo, to_images
 from collectionlora.editing import Editor
+from collectionlora.pictures.photos import read_photo, to_images
 from collectionlora.studio.page import build_page
 from collectionlora.studio.pictures import Studio
 

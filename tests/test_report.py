@@ -112,7 +112,7 @@ def test_a_bench_without_any_truth_has_a_page(result):
 
 @pytest.mark.parametrize(("side", "most", "photos", "longest"), [(32, 10**6, 3, 32), (400, 10**6, 1, 256)])
 def test_pictures_keep_a_page_small(result, monkeypatch, side, most, photos, longest):
-    monkeypatch.setattr(embedding, "MOST_BYTES", most)
+    monkeypatch.setattr(embedding, "MAX_BYTES", most)
     gallery = [
         Shown(s.effect, s.index, picture(0, side), None, {"student": picture(1, side)})
         for s in result.gallery

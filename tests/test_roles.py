@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from collectionlora.adapters.roles import STUDENT, TEACHER, Roles, TeacherLibrary, critic_role
-from collectionlora.errors import UserError
+from collectionlora.system.errors import UserError
 
 CRITIC = critic_role(8)
 
@@ -196,6 +196,19 @@ def test_a_frozen_role_is_the_same_role_fused_and_leaves_the_base_bit_equal(role
     with pytest.raises(ZeroDivisionError), roles.frozen(CRITIC):
         1 / 0  # noqa: B018
     assert all(torch.equal(a, b) for a, b in zip(roles.network.parameters(), base, strict=True))
+
+
+def test_a_fused_role_stays_alone_until_its_block_ends(roles):
+    x = torch.randn(2, 4)
+    roles.fuse = True
+    with roles.frozen(STUDENT):
+        fused = roles.network(x)
+        with roles.frozen(STUDENT):
+            assert torch.equal(roles.network(x), fused)
+        assert torch.equal(roles.network(x), fused)
+        for enter in (roles.use, roles.frozen):
+            with pytest.raises(AssertionError, match="student is in the base's weights"), enter(CRITIC):
+                pass
 
 
 @pytest.mark.parametrize("fuse", [False, True])

@@ -2,8 +2,8 @@ import torch
 
 from collectionlora import flow
 from collectionlora.backbones.toy import ToyBackbone
-from collectionlora.effectbench.toy_world import condition_on
 from collectionlora.sampling import Denoiser, rollout, sample_few_steps, sample_many_steps
+from collectionlora.toy.world import condition_on
 
 
 class Counted(ToyBackbone):

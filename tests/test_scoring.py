@@ -6,7 +6,6 @@ import torch
 import yaml
 
 from collectionlora.collection import Collection
-from collectionlora.data import crop_square, write_photo
 from collectionlora.effectbench.bench import GENERAL, Cases, Method, draw_crops, draw_whole
 from collectionlora.effectbench.classifier import load_or_train
 from collectionlora.effectbench.metrics import perceptual_distance
@@ -15,7 +14,8 @@ from collectionlora.effectbench.truths import Truths, relative_names
 from collectionlora.effects import EFFECTS
 from collectionlora.effects.crops import PhotoPool
 from collectionlora.effects.ordinary_kinds import Edit
-from collectionlora.errors import UserError
+from collectionlora.pictures.photos import crop_square, write_photo
+from collectionlora.system.errors import UserError
 
 RNG = np.random.default_rng(0)
 PHOTOGRAPHS = {f"me-{i}": RNG.integers(0, 256, (40, 50, 3), dtype=np.uint8) for i in range(3)}
@@ -60,7 +60,7 @@ def test_a_perceptual_distance_is_zero_for_equal_photos_and_grows_with_damage():
 
 
 def test_the_truth_is_found_by_name_by_field_and_in_a_folder(collection, cases):
-    truths = Truths(collection, cases)
+    truths = Truths(collection, cases, PHOTOGRAPHS)
     known = [name for name in KINDS if truths.known(name)]
     assert known == ["sepia", "browned", "painted"]
     assert np.array_equal(truths.outcomes("sepia")[1][0], EFFECTS["sepia"](cases.photos[1]))
@@ -77,7 +77,14 @@ def test_the_truth_is_found_by_name_by_field_and_in_a_folder(collection, cases):
 def test_a_photograph_without_its_true_image_is_named(collection):
     cases = draw_whole(PHOTOGRAPHS, 3, 0, SIDE)
     with pytest.raises(UserError, match="painted: me-2: has no true image for this photograph"):
-        Truths(collection, cases)
+        Truths(collection, cases, PHOTOGRAPHS)
+
+
+def test_a_true_image_of_another_shape_is_named(collection, cases):
+    folder = next(path for path in collection.folder.rglob("me-0.*") if path.is_file())
+    write_photo(folder, PHOTOGRAPHS["me-0"][:, :25])
+    with pytest.raises(UserError, match="has another shape than me-0: 25 x 40, not 50 x 40"):
+        Truths(collection, cases, PHOTOGRAPHS)
 
 
 def test_whole_photographs_are_drawn_without_repeats():
@@ -95,7 +102,7 @@ def test_photos_are_known_by_their_path_without_the_suffix(tmp_path):
 
 
 def test_an_effect_is_measured_by_what_is_known_of_it(collection, cases):
-    truths = Truths(collection, cases)
+    truths = Truths(collection, cases, PHOTOGRAPHS)
     classifier = load_or_train(collection.folder, truths.procedural, PhotoPool(cases.photos), 2, 0)
     pictures = {"copy": {**dict.fromkeys(KINDS, cases.photos), GENERAL: [cases.photos[1]]}}
     meters = [truth_meter(truths), concept_meter(classifier, cases)]

@@ -11,20 +11,23 @@ from pathlib import Path
 import httpx
 import pytest
 import torch
-from bench_collection import build
+from helpers.bench_collection import build
+from helpers.studio_server import PASSWORD, USER, serve, write_collection
 from huggingface_hub import constants
 from PIL import Image
 from pydantic import ValidationError
 from safetensors.torch import save_file
-from studio_server import PASSWORD, USER, serve, write_collection
+from starlette.datastructures import Headers
 
 from collectionlora.adapters.recipe import KEY, Recipe, read_adapter
-from collectionlora.backbones import base_files, load_backbone
+from collectionlora.backbones import family_of, load_backbone
+from collectionlora.backbones.diffusers_files import list_files
 from collectionlora.config import ModelSettings
-from collectionlora.data import read_photo
-from collectionlora.errors import UserError
-from collectionlora.inputs import INPUTS, distillation_inputs, record_inputs
-from collectionlora.target_making import fingerprint
+from collectionlora.pictures.photos import read_photo
+from collectionlora.runs.inputs import INPUTS, distillation_inputs, record_inputs
+from collectionlora.studio.guard import SameSite
+from collectionlora.system.errors import UserError
+from collectionlora.system.files import fingerprint
 
 EVIL = "http://evil.example"
 
@@ -89,6 +92,40 @@ def test_the_studios_own_page_is_admitted_directly_and_behind_a_proxy(closed, lo
         assert visitor.get("/config").status_code == 200  # a program
     proxied = {"Origin": "https://studio.example", "X-Forwarded-Host": "studio.example"}
     assert upload(closed, headers=proxied).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("host", "forwarded", "origin", "admitted"),
+    [
+        ("127.0.0.1:7860", "studio.example, studio.example", "https://studio.example", True),
+        ("127.0.0.1:7860", "studio.example,inner.local:8080", "https://studio.example", True),
+        ("127.0.0.1:7860", "studio.example, inner.local", EVIL, False),
+        ("127.0.0.1:7860", f"studio.example, {EVIL.partition('//')[2]}", EVIL, False),
+        ("127.0.0.1:7860", "Studio.Example:443", "https://studio.example", True),
+        ("127.0.0.1:7860", "studio.example:8443", "https://studio.example:8443", True),
+        ("127.0.0.1:7860", "studio.example:8443", "https://studio.example", False),
+        ("127.0.0.1:7860", "studio.example.", "https://studio.example", True),
+        ("STUDIO.example", None, "https://studio.example", True),
+        ("studio.example:80", None, "http://studio.example", True),
+        ("[::1]:7860", None, "http://[0:0:0:0:0:0:0:1]:7860", True),
+        ("[::1]:7860", None, "http://[::2]:7860", False),
+        ("studio.example", None, "https://studio.example.evil.example", False),
+        ("studio.example", None, "null", False),
+        ("studio.example", None, "ftp://studio.example", False),
+        ("studio.example", "", "https://studio.example", True),
+        ("", "", "https://", False),
+    ],
+)
+def test_an_origin_is_compared_as_browsers_and_proxies_write_hosts(host, forwarded, origin, admitted):
+    headers = {"host": host, "origin": origin} | (
+        {} if forwarded is None else {"x-forwarded-host": forwarded}
+    )
+    assert SameSite(None, local_only=False).admits(host, Headers(headers)) is admitted
+
+
+@pytest.mark.parametrize("host", ["LOCALHOST:1", "localhost.", "studio.localhost:7860", "[::1]", "127.0.0.2"])
+def test_names_of_this_machine_in_any_spelling(host):
+    assert SameSite(None, local_only=True).admits(host, Headers({"host": host}))
 
 
 def test_without_a_password_only_names_of_this_machine_are_answered(closed, local):
@@ -276,7 +313,7 @@ def test_a_run_records_the_hash_of_everything_it_reads(tmp_path):
     collection = build(tmp_path / "mine")
     record_inputs(tmp_path / "run", collection, distillation_inputs(collection))
     found = json.loads((tmp_path / "run" / INPUTS).read_text())
-    [weights] = base_files("nano")[1]
+    [weights] = family_of("nano").list_files("nano")[1]
     assert found["base"]["files"] == {"nano.safetensors": digest(weights)}
     names = {"collection.yaml", "general.txt", "photos/0.png", "photos/1.png"}
     names |= {f"teachers/{name}.safetensors" for name in ("sepia", "mine")}
@@ -288,15 +325,15 @@ def test_a_models_files_are_those_of_its_folder_or_of_its_commit(tmp_path, monke
     for path in (folder / "transformer" / "a.safetensors", folder / ".git" / "config"):
         path.parent.mkdir(parents=True)
         path.write_bytes(b"x")
-    assert base_files(str(folder)) == (folder, [folder / "transformer" / "a.safetensors"])
+    assert list_files(str(folder)) == (folder, [folder / "transformer" / "a.safetensors"])
     refs = tmp_path / "models--owner--name" / "refs"
     refs.mkdir()
     (refs / "main").write_text("0123abc")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    found, files = base_files("owner/name")
+    found, files = list_files("owner/name")
     assert (found.name, len(files)) == ("0123abc", 1)
     with pytest.raises(UserError, match="cannot be opened"):
-        base_files("owner/absent")
+        list_files("owner/absent")
 
 
 def test_a_fingerprint_is_of_contents_as_they_are_now(tmp_path):

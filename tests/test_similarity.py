@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 import torch
+from helpers.tiny_encoders import save_clip, save_dino
 from safetensors.torch import load_file
-from tiny_encoders import save_clip, save_dino
 
 from collectionlora.config import BenchSettings
 from collectionlora.effectbench.bench import Cases
 from collectionlora.effectbench.encoders import Clip, Dino
 from collectionlora.effectbench.similarity import missing_models, similarity_meters
-from collectionlora.errors import UserError
+from collectionlora.system.errors import UserError
 
 PHOTOS = [np.random.default_rng(i).integers(0, 256, (40, 40, 3), dtype=np.uint8) for i in range(20)]
 CASES = Cases(PHOTOS[:2], [0, 1], [])
@@ -72,7 +72,7 @@ def test_what_is_not_given_is_named_with_its_reason(folders):
 
 
 @pytest.mark.parametrize("kind", ["nothing", "another model", "a pickle"])
-def test_a_model_that_cannot_be_opened_is_a_fault_the_user_can_mend(folders, tmp_path, kind):
+def test_a_model_that_cannot_be_opened_is_a_fault_the_user_can_fix(folders, tmp_path, kind):
     if kind == "another model":
         save_dino(tmp_path)
         (tmp_path / "config.json").write_text("{not json")

@@ -43,11 +43,14 @@ def test_routing_has_its_probabilities():
     assert all(route(0, step, 0, 4, effect_ratio=0.0) is None for step in range(100))
 
 
-def test_route_every_keeps_a_decision():
-    routes = [route(3, step, 0, 50, route_every=20) for step in range(100)]
-    blocks = [routes[i : i + 20] for i in range(0, 100, 20)]
-    assert all(len(set(block)) == 1 for block in blocks)
-    assert len({block[0] for block in blocks}) > 1
+def test_route_every_keeps_the_stream_while_the_effect_changes():
+    routes = [[route(3, step, 0, 50, 0.5, 20, part) for part in range(6)] for step in range(200)]
+    blocks = [routes[start : start + 20] for start in range(0, 200, 20)]
+    streams = [{index is None for parts in block for index in parts} for block in blocks]
+    assert all(len(stream) == 1 for stream in streams)
+    assert {True, False} == set().union(*streams)
+    effects = [index for block in blocks for parts in block for index in parts if index is not None]
+    assert len(set(effects)) == 50
 
 
 def test_a_batch_is_the_same_whenever_it_is_asked_for():

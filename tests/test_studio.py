@@ -11,15 +11,16 @@ import pytest
 import torch
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
+from helpers.studio_server import EFFECTS, PASSWORD, REPORT, USER, serve, write_collection
 from PIL import Image
-from studio_server import EFFECTS, PASSWORD, REPORT, USER, serve, write_collection
 
-from collectionlora.cli import app
-from collectionlora.data import read_photo
+from collectionlora.command_line.studio import read_accounts
+from collectionlora.command_line.verbs import app
 from collectionlora.editing import Editor
-from collectionlora.errors import UserError
+from collectionlora.pictures.photos import read_photo
 from collectionlora.studio.batching import Batcher, Cancelled, Request
-from collectionlora.studio.command import is_local, read_accounts
+from collectionlora.studio.guard import is_local
+from collectionlora.system.errors import UserError
 
 WAIT = 120
 
@@ -123,7 +124,7 @@ def test_a_fault_reaches_the_one_who_asked_and_the_thread_lives_on(editor):
 
 @pytest.fixture(scope="module")
 def address(folder):
-    with serve(folder) as address:
+    with serve(folder, cold=True) as address:
         yield address
 
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from collectionlora.command_line.demo import shipped_teachers
 from collectionlora.config import resolve
-from collectionlora.data import to_images, to_photos
-from collectionlora.demo import shipped_teachers
-from collectionlora.effectbench.photographs import HELDOUT, pool
-from collectionlora.errors import UserError
+from collectionlora.pictures.photographs import HELDOUT, pool
+from collectionlora.pictures.photos import to_images, to_photos
+from collectionlora.system.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from collectionlora.effectbench.report.charts import bar_chart, line_chart, round_steps
-from collectionlora.effectbench.toy_studies import (
+from collectionlora.toy.studies import (
     OBJECTIVES,
     follow,
     mean_and_range,
@@ -14,7 +14,7 @@ from collectionlora.effectbench.toy_studies import (
     pull,
     scaling_settings,
 )
-from collectionlora.effectbench.toy_world import ToyWorld, toy_settings
+from collectionlora.toy.world import ToyWorld, toy_settings
 
 
 @pytest.fixture(scope="module")

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from collectionlora.adapters.roles import STUDENT
-from collectionlora.checkpoint import latest_checkpoint, save_checkpoint
-from collectionlora.effectbench.toy_world import ToyWorld, toy_settings
-from collectionlora.errors import Interrupted, UserError
-from collectionlora.run_folder import begin, held
-from collectionlora.trainer import train
+from collectionlora.runs.checkpoint import latest_checkpoint, save_checkpoint
+from collectionlora.runs.folder import begin, hold
+from collectionlora.runs.trainer import train
+from collectionlora.system.errors import Interrupted, UserError
+from collectionlora.toy.world import ToyWorld, toy_settings
 
 SETTINGS = ({"match": {"updates": 3}}, {"distill": {"student_updates": 4, "batch_size": 16}})
 
@@ -181,12 +181,12 @@ def test_a_log_that_ends_in_rubbish_goes_on(world, tmp_path, line):
 
 def test_one_process_holds_a_folder_and_death_frees_it(tmp_path):
     with (
-        held(tmp_path),
+        hold(tmp_path),
         pytest.raises(UserError, match=f"held by process {os.getpid()} on .* since 20"),
-        held(tmp_path),
+        hold(tmp_path),
     ):
         pass
-    with held(tmp_path):
+    with hold(tmp_path):
         pass
 
 

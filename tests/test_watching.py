@@ -6,20 +6,20 @@ import time
 import numpy as np
 import pytest
 import torch
+from helpers.random_loras import write_random_loras
 from PIL import Image
-from random_loras import write_random_loras
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from collectionlora import api
-from collectionlora import demo as demo_module
-from collectionlora.checkpoint import latest_checkpoint
+import collectionlora
+from collectionlora.command_line import demo as demo_module
 from collectionlora.config import SettingsError
-from collectionlora.data import write_photo
-from collectionlora.effectbench.photographs import TRAIN, pool
-from collectionlora.errors import UserError
-from collectionlora.session import Session, resolve_settings
+from collectionlora.pictures.photographs import TRAIN, pool
+from collectionlora.pictures.photos import write_photo
+from collectionlora.runs.checkpoint import latest_checkpoint
+from collectionlora.runs.session import Session, resolve_settings
+from collectionlora.runs.watching import curves, teacher_distance
 from collectionlora.streams import EffectData
-from collectionlora.watching import curves, teacher_distance
+from collectionlora.system.errors import UserError
 
 SMALL = {
     "data": {"resolution": 32},
@@ -64,7 +64,7 @@ def test_a_watched_run_equals_an_unwatched_one_and_shows_what_it_did(collection)
     )
     for step in range(run.num_steps):
         run(step)
-    api.distill(collection, overrides={**SMALL, "log": {"preview_every": 1}})
+    collectionlora.distill(collection, overrides={**SMALL, "log": {"preview_every": 1}})
     folder = collection.folder / "runs" / "default"
     step, tensors = latest_checkpoint(folder / "checkpoints")
     assert step == 6
@@ -88,7 +88,7 @@ def test_a_watched_run_equals_an_unwatched_one_and_shows_what_it_did(collection)
 
 def test_a_mixed_warm_start_has_a_stream_of_its_own(collection):
     layer = {**SMALL, "match": {"updates": 4, "loss": "flow"}, "log": {"preview_every": 100}}
-    api.distill(collection, overrides=layer)
+    collectionlora.distill(collection, overrides=layer)
     shown = curves_of(collection.folder / "runs" / "default")
     assert shown["stream/mixed/match"] == shown["loss/match"] == [0, 1, 2, 3]
     assert not any(name.startswith("effect/") and name.endswith("/match") for name in shown)
@@ -100,10 +100,10 @@ def test_a_run_that_was_killed_shows_each_step_once(collection):
             raise RuntimeError("killed")
 
     with pytest.raises(RuntimeError, match="killed"):
-        api.distill(collection, overrides=SMALL, progress=die)
+        collectionlora.distill(collection, overrides=SMALL, progress=die)
     # TensorBoard reads files in the order of their names, which begin with the second they were made in.
     time.sleep(1.1)
-    api.distill(collection, overrides=SMALL, resume=True)
+    collectionlora.distill(collection, overrides=SMALL, resume=True)
     assert curves_of(collection.folder / "runs" / "default")["grad_norm/student"] == list(range(6))
 
 
@@ -119,9 +119,9 @@ def test_teaching_shows_its_loss_and_a_killed_one_each_step_once(collection):
             raise RuntimeError("killed")
 
     with pytest.raises(RuntimeError, match="killed"):
-        api.teach(collection, ["sepia"], layer, progress=die)
+        collectionlora.teach(collection, ["sepia"], layer, progress=die)
     time.sleep(1.1)
-    api.teach(collection, ["sepia"], layer)
+    collectionlora.teach(collection, ["sepia"], layer)
     run = collection.folder / "runs" / "teach-sepia"
     assert curves_of(run) == {"loss": [0, 1, 2, 3], "grad_norm": [0, 1, 2, 3]}
     logged = [json.loads(line)["loss"] for line in (run / "log.jsonl").read_text().splitlines()]
@@ -129,7 +129,7 @@ def test_teaching_shows_its_loss_and_a_killed_one_each_step_once(collection):
 
 
 def test_no_tracker_leaves_previews_alone(collection):
-    api.distill(collection, overrides={**SMALL, "log": {"tracker": "none"}})
+    collectionlora.distill(collection, overrides={**SMALL, "log": {"tracker": "none"}})
     folder = collection.folder / "runs" / "default"
     assert not (folder / "tensorboard").exists()
     assert len(list((folder / "previews").iterdir())) == 1
@@ -137,9 +137,9 @@ def test_no_tracker_leaves_previews_alone(collection):
 
 def test_a_tracker_that_is_not_there_is_named(collection):
     with pytest.raises(UserError, match=r"aim is not installed; pip install aim, or --set log\.tracker=none"):
-        api.distill(collection, overrides={**SMALL, "log": {"tracker": "aim"}})
+        collectionlora.distill(collection, overrides={**SMALL, "log": {"tracker": "aim"}})
     with pytest.raises((UserError, SettingsError), match=r"log\.tracker"):
-        api.distill(collection, overrides={**SMALL, "log": {"tracker": "excel"}})
+        collectionlora.distill(collection, overrides={**SMALL, "log": {"tracker": "excel"}})
 
 
 def test_metrics_go_under_their_stream_and_effect():

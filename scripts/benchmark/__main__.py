@@ -17,6 +17,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from collectionlora.system.files import write_json
+
 DOCS = Path(__file__).parents[2] / "docs"
 OUT, PAGE = DOCS / "results" / "performance.json", DOCS / "performance.md"
 BEGIN, END = "<!-- ratios: written by scripts/benchmark -->\n", "<!-- end of ratios -->\n"
@@ -171,8 +173,7 @@ def main() -> None:
     rows = ratios(found)
     machine = {"processor": platform.machine(), "torch": version("torch"), "diffusers": version("diffusers")}
     result = {"machine": machine, "ratios": {what: value for what, value, _ in rows}, "parts": found}
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(result, indent=1) + "\n")
+    write_json(args.out, result)
     if args.out == OUT:
         write_page(rows)
     for what, value, aim in rows:

@@ -1,19 +1,16 @@
 """Parts that measure training."""
 
-import copy
 from collections import Counter
 from typing import Any
 
 import torch
 from diffusers import QwenImageTransformer2DModel
 from peft import LoraConfig, inject_adapter_in_model
-from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.checkpoint import checkpoint
 from worlds import (
     QWEN,
     TEXT_TOKENS,
-    Layer,
     cpu_seconds,
     flops_of,
     matmul_ceiling,
@@ -23,8 +20,9 @@ from worlds import (
     qwen_run,
 )
 
-from collectionlora.config import resolve
-from collectionlora.distillation import Distillation
+from collectionlora.config import Overrides, resolve
+from collectionlora.distillation import Distillation, Share, Simulation
+from collectionlora.flow import few_step_sigmas
 
 CHECKPOINTED = {"model": {"gradient_checkpointing": True}}
 # The public reference: of its 61 forwards 8 keep a graph; three whole bases.
@@ -49,10 +47,10 @@ def count_calls(run: Distillation, step: int) -> tuple[float, int]:
 
 def counts() -> dict[str, Any]:
     """Forwards and backwards of a student update, guidance counted twice; the mean where they are random."""
-    paper = {"anchor_weight": 1.0, "rollout_steps": [8], "batch_size": 2}
-    small: Layer = {"data": {"resolution": 16}, "student": {"rank": 2}, "critic": {"rank": 2}}
-    recipe: Layer = {**small, "distill": paper, "targets": {"guidance_scale": 5.0}}
-    variants: dict[str, Layer] = {
+    paper = {"anchor_weight": 1.0, "rollout_steps": [8], "batch_size": 2, "guidance_scale": 5.0}
+    small: Overrides = {"data": {"resolution": 16}, "student": {"rank": 2}, "critic": {"rank": 2}}
+    recipe: Overrides = {**small, "distill": paper}
+    variants: dict[str, Overrides] = {
         "effect": {},
         "general": {"distill": {"effect_ratio": 0.0}},
         "simulated": {"distill": {"critic_samples": "simulated"}},
@@ -65,7 +63,7 @@ def counts() -> dict[str, Any]:
     return {**result, "reference": [REFERENCE_FORWARDS, REFERENCE_BACKWARDS]}
 
 
-def cycle(layer: Layer) -> dict[str, Any]:
+def cycle(layer: Overrides) -> dict[str, Any]:
     """A student update with its critic updates over the Qwen transformer."""
     run = qwen_run(layer)
     run(0)
@@ -199,5 +197,6 @@ def growth() -> dict[str, Any]:
 def critic_seconds(run: Distillation) -> float:
     """One critic update: a forward and a backward."""
     batch, generator = run.streams.batch(0), run.streams.generator(0)
-    image: Tensor = copy.copy(batch.target)
-    return cpu_seconds(lambda: run.update_critic(batch, image, run.critics[0], generator, 0.0), rounds=2)
+    simulation = Simulation(few_step_sigmas(1), [batch.target], torch.zeros(len(batch.target)), batch.target)
+    share = Share(run.streams, batch, generator, simulation)
+    return cpu_seconds(lambda: run.update_critic([share], run.critics[0], 0.0), rounds=2)

@@ -16,16 +16,17 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor
 from worlds import cpu_seconds, nano_run, qwen_backbone, qwen_run
 
-from collectionlora import __version__, processes
 from collectionlora.adapters.recipe import Recipe, write_adapter
 from collectionlora.adapters.roles import STUDENT, Roles
 from collectionlora.backbones.diffusers_model import pack
 from collectionlora.backbones.nano import NanoBackbone
 from collectionlora.backbones.qwen_image_edit import patch_grid
-from collectionlora.data import write_photo
-from collectionlora.effectbench.photographs import HELDOUT, load_photograph
-from collectionlora.exporting import scheduler_config
+from collectionlora.exporting.export import scheduler_config
+from collectionlora.pictures.photographs import HELDOUT, load_photograph
+from collectionlora.pictures.photos import write_photo
 from collectionlora.sampling import Denoiser, noise_like, sample_few_steps
+from collectionlora.system import processes
+from collectionlora.system.version import __version__
 
 STEPS = 8
 

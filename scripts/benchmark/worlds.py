@@ -12,14 +12,14 @@ from torch.utils.flop_counter import FlopCounterMode, register_flop_formula, sdp
 
 from collectionlora.adapters.roles import STUDENT, TEACHER, TeacherLibrary, critic_role
 from collectionlora.backbones.base import Backbone, Prompt
+from collectionlora.backbones.diffusers_model import DiffusersBackbone
 from collectionlora.backbones.nano import RECOMMENDED, NanoBackbone
-from collectionlora.backbones.qwen_image_edit import QwenImageEditPlus
-from collectionlora.config import Settings, resolve
+from collectionlora.backbones.qwen_image_edit import QWEN_IMAGE_EDIT_PLUS
+from collectionlora.config import Overrides, Settings, resolve
 from collectionlora.distillation import Distillation
-from collectionlora.session import build_roles
+from collectionlora.runs.session import build_roles
 from collectionlora.streams import EffectData, GeneralData, Streams
 
-Layer = dict[str, dict[str, Any]]
 # 77 M parameters; at 256 pixels it reads 256 noisy, 256 photo and 64 text tokens.
 QWEN: dict[str, Any] = {
     "num_layers": 8,
@@ -30,12 +30,14 @@ QWEN: dict[str, Any] = {
 }
 TEXT_TOKENS = 64
 # The paper's losses and guidance, every step an effect's, all three losses to the end.
-PAPER: Layer = {
+PAPER: Overrides = {
     "student": {"rank": 16},
     "critic": {"rank": 16},
-    "targets": {"guidance_scale": 5.0},
     "match": {"updates": 0},
-    "distill": {"effect_ratio": 1.0, "anchor_weight": 1.0, "rollout_steps": [8], "decay_ratio": 0},
+    "distill": {
+        **{"effect_ratio": 1.0, "anchor_weight": 1.0, "rollout_steps": [8]},
+        **{"decay_ratio": 0, "guidance_scale": 5.0},
+    },
 }
 MIB = 2**20
 
@@ -51,15 +53,15 @@ def _attention_backward(gradient: Any, query: Any, key: Any, value: Any, *_: Any
     return sdpa_backward_flop_count(gradient, query, key, value)
 
 
-def qwen_backbone(settings: Settings) -> QwenImageEditPlus:
+def qwen_backbone(settings: Settings) -> DiffusersBackbone:
     """The transformer alone, with random weights."""
     torch.manual_seed(0)
-    backbone = QwenImageEditPlus("random weights", settings.model)
+    backbone = QWEN_IMAGE_EDIT_PLUS.load("random weights", settings.model)
     backbone.network = QwenImageTransformer2DModel(**QWEN).eval()
     return backbone
 
 
-def qwen_run(*layers: Layer, effects: int = 1) -> Distillation:
+def qwen_run(*layers: Overrides, effects: int = 1) -> Distillation:
     """A run over the Qwen transformer; `layers` over the paper's settings."""
     settings = resolve(PAPER, {"data": {"resolution": 256}}, *layers)
     tokens = torch.randn(1, TEXT_TOKENS, QWEN["joint_attention_dim"])
@@ -68,7 +70,7 @@ def qwen_run(*layers: Layer, effects: int = 1) -> Distillation:
     return make_run(qwen_backbone(settings), settings, torch.randn(1, 16, side, side), prompt, effects)
 
 
-def nano_run(*layers: Layer, effects: int = 1) -> Distillation:
+def nano_run(*layers: Overrides, effects: int = 1) -> Distillation:
     """A run over the nano base as the demo's, past its warm start."""
     settings = resolve(RECOMMENDED, {"match": {"updates": 0}, "distill": {"effect_ratio": 1.0}}, *layers)
     torch.manual_seed(0)

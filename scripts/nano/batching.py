@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from collectionlora.editing import Editor
-from collectionlora.effectbench.photographs import HELDOUT, load_photograph
+from collectionlora.pictures.photographs import HELDOUT, load_photograph
 from collectionlora.studio.batching import Batcher, Request
 
 

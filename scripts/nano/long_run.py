@@ -19,9 +19,9 @@ from typing import Any
 from tables.study import NO_DISTILLATION, Study, add_options, step_seconds
 
 from collectionlora.adapters.roles import TEACHER
+from collectionlora.command_line.terminal import faults_in_a_line, joined_processes
 from collectionlora.config import Settings
-from collectionlora.terminal import faults_in_a_line, joined_processes
-from collectionlora.trainer import LOG
+from collectionlora.runs.trainer import LOG
 
 WARM, DISTILLED, CONTROL, LONGER = "warm", "distilled", "matching", "matching-distilled"  # names of the runs
 STEPS = (8, 4, 2, 1)

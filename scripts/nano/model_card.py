@@ -11,7 +11,7 @@ from typing import Any
 
 from collectionlora.backbones.nano import WEIGHTS, NanoBackbone
 from collectionlora.effects.ordinary import ORDINARY_EDITS
-from collectionlora.files import write_text
+from collectionlora.system.files import write_text
 
 CARD = """\
 # The nano base and its teachers

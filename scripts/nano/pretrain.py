@@ -25,10 +25,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_, parameters_to_vector, vector_to_parameters
 
+from collectionlora.adapters.optimizers import load_optimizer, optimizer_tensors
 from collectionlora.backbones.base import Condition
 from collectionlora.backbones.nano import NanoBackbone, fastest
-from collectionlora.checkpoint import load_optimizer, optimizer_tensors
-from collectionlora.data import to_images
 from collectionlora.effects.ordinary import (
     ORDINARY_EDITS,
     Cutout,
@@ -38,10 +37,11 @@ from collectionlora.effects.ordinary import (
     load_cutouts,
     load_photographs,
 )
-from collectionlora.files import write_tensors
 from collectionlora.flow import add_noise, shift_sigma
 from collectionlora.objectives import flow_matching_loss
+from collectionlora.pictures.photos import to_images
 from collectionlora.sampling import Denoiser, sample_many_steps
+from collectionlora.system.files import write_tensors
 
 # Half of the updates are of these; the others of any shape from 64 to 128 pixels.
 SMALL_SIZES = ((64, 64), (64, 64), (64, 64), (64, 64), (48, 80), (80, 48), (56, 72), (72, 56))

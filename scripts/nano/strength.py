@@ -32,15 +32,15 @@ from torch import Tensor
 from collectionlora.adapters.recipe import adapter_path, read_adapter
 from collectionlora.adapters.roles import STUDENT
 from collectionlora.backbones.base import Condition, Prompt
-from collectionlora.data import Photo, to_images, to_photos, write_photo
 from collectionlora.editing import STRIP, Editor
-from collectionlora.effectbench.gallery import contact_sheet
 from collectionlora.effectbench.metrics import psnr, valid_outcomes
-from collectionlora.effectbench.photographs import HELDOUT, pool
 from collectionlora.effects import ALL_EFFECTS
-from collectionlora.files import write_json
 from collectionlora.flow import add_noise, few_step_sigmas
+from collectionlora.pictures.photographs import HELDOUT, pool
+from collectionlora.pictures.photos import Photo, to_images, to_photos, write_photo
+from collectionlora.pictures.sheets import contact_sheet
 from collectionlora.sampling import Denoiser, noise_like, sample_few_steps
+from collectionlora.system.files import write_json
 
 KEEP = "keep the photo unchanged"
 Candidate = Callable[[Tensor, str, float, int], Tensor]  # images, prompt, strength, steps -> images

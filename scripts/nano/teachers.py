@@ -21,12 +21,12 @@ from collectionlora.adapters.roles import STUDENT, Roles
 from collectionlora.backbones.base import Condition
 from collectionlora.backbones.nano import WEIGHTS, NanoBackbone, fastest
 from collectionlora.config import resolve
-from collectionlora.data import Photo, to_images, to_photos
 from collectionlora.effectbench.metrics import coverage, nearest_outcome, psnr, valid_outcomes
 from collectionlora.effects import ALL_EFFECTS
 from collectionlora.effects.ordinary import load_photographs
+from collectionlora.pictures.photos import Photo, to_images, to_photos
+from collectionlora.runs.teaching import Teaching
 from collectionlora.sampling import Denoiser, sample_many_steps
-from collectionlora.teaching import Teaching
 
 GATE, GATE_OVER_SOURCE = 22.0, 8.0
 

@@ -1,27 +1,22 @@
 """Distil many effect LoRAs and few-step generation into one LoRA (CollectionLoRA, arXiv 2605.25378)."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from collectionlora.api import (
-        Editor,
-        add,
-        bench,
-        distill,
-        edit,
-        export,
-        plan,
-        prompts,
-        remove,
-        targets,
-        teach,
-    )
-    from collectionlora.collection import Collection
+from collectionlora.system.version import __version__
 
-__version__ = "0.1.0"
+if TYPE_CHECKING:
+    from collectionlora.collection import Collection
+    from collectionlora.editing import Editor, edit
+    from collectionlora.effectbench.benching import bench
+    from collectionlora.exporting.export import export
+    from collectionlora.planning.plan import plan
+    from collectionlora.runs.verbs import add, distill, prompts, remove, targets, teach
+
 __all__ = [
     "Collection",
     "Editor",
+    "__version__",
     "add",
     "bench",
     "distill",
@@ -33,16 +28,19 @@ __all__ = [
     "targets",
     "teach",
 ]
+# Imported on first use: torch takes seconds, `collectionlora --help` must not.
+HOMES = {
+    "Collection": "collection",
+    "Editor": "editing",
+    "edit": "editing",
+    "bench": "effectbench.benching",
+    "export": "exporting.export",
+    "plan": "planning.plan",
+    **dict.fromkeys(["add", "distill", "prompts", "remove", "targets", "teach"], "runs.verbs"),
+}
 
 
 def __getattr__(name: str) -> Any:
-    """Import on first use: torch takes seconds, `collectionlora --help` must not."""
-    if name == "Collection":
-        from collectionlora.collection import Collection
-
-        return Collection
-    if name in __all__:
-        from collectionlora import api
-
-        return getattr(api, name)
+    if name in HOMES:
+        return getattr(import_module(f"{__name__}.{HOMES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

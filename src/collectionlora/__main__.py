@@ -1,5 +1,5 @@
 """`python -m collectionlora`, for launchers that start a module."""
 
-from collectionlora.cli import main
+from collectionlora.command_line.verbs import main
 
 main()

@@ -4,20 +4,21 @@ import difflib
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from collectionlora.errors import UserError, shown
-from collectionlora.yaml_reading import read_yaml
+from collectionlora.pictures.folders import by_name, find_spelling, list_photos, warn_of_left_out
+from collectionlora.system.errors import UserError, quote
+from collectionlora.system.yaml_reading import read_yaml
 
 MANIFEST = "collection.yaml"
 RESULT = "collection.safetensors"
+PROMPTS = "prompts.json"  # student prompts, see `prompting.writing`
 NAME = r"^[a-z0-9]+(-[a-z0-9]+)*$"  # of an effect; files are named after it
-PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
-LONGEST_PROMPT = 2000  # characters
+MAX_PROMPT = 2000  # characters
 TRIGGER = re.compile(r"<[^<>\s]+>")
 
 
@@ -33,8 +34,11 @@ def refuse_control(text: str) -> str:
     return text
 
 
-Prompt = Annotated[str, Field(min_length=1, max_length=LONGEST_PROMPT), AfterValidator(refuse_control)]
+PromptText = Annotated[str, Field(min_length=1, max_length=MAX_PROMPT), AfterValidator(refuse_control)]
 Place = Annotated[str, Field(min_length=1, max_length=1000), AfterValidator(refuse_control)]
+
+
+Recipe = Literal["default", "paper"]  # names of `config.RECIPES`
 
 
 class Entry(BaseModel):
@@ -46,10 +50,10 @@ class Effect(Entry):
 
     name: str = Field(pattern=NAME, max_length=64)
     teacher: Place
-    teacher_prompt: Prompt
+    teacher_prompt: PromptText
     photos: Place
     references: tuple[Place, ...] = ()  # images that are shown beside every photo
-    student_prompt: Prompt | None = None
+    student_prompt: PromptText | None = None
     criteria: str | None = None
     truth: str | None = None  # for `bench`: a procedural effect, a folder of true images, or "none"
 
@@ -63,6 +67,7 @@ class General(Entry):
 
 class Manifest(Entry):
     base: Place = "nano"
+    recipe: Recipe = "default"
     effects: tuple[Effect, ...] = Field(min_length=1)
     general: General
     settings: dict[str, dict[str, Any]] = {}
@@ -90,7 +95,7 @@ class Collection:
         except FileNotFoundError:
             raise UserError(path, "", "is missing", f"make one: collectionlora init {folder}") from None
         except UnicodeDecodeError as error:
-            raise UserError(path, "", f"is not valid YAML ({error})", "mend the syntax") from None
+            raise UserError(path, "", f"is not valid YAML ({error})", "fix the syntax") from None
         except OSError as error:
             raise UserError(
                 path, "", f"cannot be read ({error.strerror})", "put a readable file there"
@@ -107,7 +112,7 @@ class Collection:
         try:
             document = read_yaml(text)
         except ValueError as error:
-            raise UserError(path, "", f"is not valid YAML ({error})", "mend the syntax") from None
+            raise UserError(path, "", f"is not valid YAML ({error})", "fix the syntax") from None
         if not isinstance(document, dict):
             raise UserError(path, "", "is not a mapping", "start it with base:, effects: and general:")
         try:
@@ -126,7 +131,7 @@ class Collection:
         prompts = Counter(e.student_prompt for e in self.effects if e.student_prompt)
         for prompt, count in prompts.items():
             if count > 1:
-                message = f"two effects share the student prompt {shown(prompt)}"
+                message = f"two effects share the student prompt {quote(prompt)}"
                 raise UserError(path, "student_prompt", message, "give each effect its own trigger")
         found = [match[0] for prompt in prompts if (match := TRIGGER.match(prompt))]
         for trigger, count in Counter(found).items():
@@ -163,29 +168,38 @@ class Collection:
         """
         path = self.folder / relative
         try:
+            path = path if relative.isascii() else find_spelling(self.folder, relative)
             inside = path.resolve().is_relative_to(self.folder.resolve())
             path.is_dir()
         except (OSError, RuntimeError) as error:  # a loop is a RuntimeError in older versions of Python
             message = (
-                f"{shown(relative)} is no path ({error.strerror if isinstance(error, OSError) else error})"
+                f"{quote(relative)} is no path ({error.strerror if isinstance(error, OSError) else error})"
             )
-            raise UserError(self.folder / MANIFEST, field, message, "mend the path or the link") from None
+            raise UserError(self.folder / MANIFEST, field, message, "fix the path or the link") from None
         if not inside:
-            mend = "copy it into the collection"
-            raise UserError(self.folder / MANIFEST, field, f"{relative} lies outside the folder", mend)
+            hint = "copy it into the collection"
+            raise UserError(self.folder / MANIFEST, field, f"{relative} lies outside the folder", hint)
         return path
 
     def teacher_path(self, effect: Effect) -> Path:
         return self.path(effect.teacher, f"effects.{effect.name}.teacher")
 
+    def photos_folder(self, effect: Effect) -> Path:
+        return self.path(effect.photos, f"effects.{effect.name}.photos")
+
     def photo_paths(self, effect: Effect) -> list[Path]:
-        return list_photos(self.path(effect.photos, f"effects.{effect.name}.photos"))
+        return list_photos(self.photos_folder(effect))
 
     def reference_paths(self, effect: Effect) -> list[Path]:
         return [self.path(file, f"effects.{effect.name}.references") for file in effect.references]
 
     def pairs_folder(self, effect: Effect) -> Path:
         return self.folder / "pairs" / effect.name
+
+    def pair_folders(self, names: Sequence[str]) -> list[Path]:
+        """The folders of both sides of the named effects' image pairs, as far as they exist."""
+        folders = [self.folder / "pairs" / name / side for name in names for side in ("source", "target")]
+        return [folder for folder in folders if folder.is_dir()]
 
     def pair_paths(self, effect: Effect) -> list[tuple[Path, Path]]:
         """The image pairs of an effect, source and target, matched by file name and in its order.
@@ -194,14 +208,18 @@ class Collection:
             UserError: there are none, a file has no partner, or two have one name.
         """
         folder = self.pairs_folder(effect)
-        sources, targets = (by_stem(list_photos(folder / side)) for side in ("source", "target"))
+        sides = [list_photos(folder / side) for side in ("source", "target")]
+        sources, targets = (by_name(side, lambda path: path.stem) for side in sides)
         alone = sorted(sources.keys() ^ targets.keys())
         if alone:
             raise UserError(folder, alone[0], "is in source/ or target/ alone", "give both files one name")
         return [(sources[stem], targets[stem]) for stem in sorted(sources)]
 
+    def general_folder(self) -> Path:
+        return self.path(self.manifest.general.photos, "general.photos")
+
     def general_photo_paths(self) -> list[Path]:
-        return list_photos(self.path(self.manifest.general.photos, "general.photos"))
+        return list_photos(self.general_folder())
 
     def general_prompts(self) -> list[str]:
         """The instructions of the general stream, blank lines left out.
@@ -215,9 +233,9 @@ class Collection:
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(path, "general.prompts", str(error), "give a text file") from None
         for number, line in enumerate(lines, 1):
-            if len(line) > LONGEST_PROMPT:
-                message, mend = f"has {len(line):,} characters", f"keep it under {LONGEST_PROMPT:,}"
-                raise UserError(path, f"line {number}", message, mend)
+            if len(line) > MAX_PROMPT:
+                message, hint = f"has {len(line):,} characters", f"keep it under {MAX_PROMPT:,}"
+                raise UserError(path, f"line {number}", message, hint)
             try:
                 refuse_control(line)
             except ValueError as error:
@@ -230,16 +248,19 @@ class Collection:
     def check_files(self) -> None:
         """Look that everything the manifest names is there; opens nothing but the instructions.
 
+        What is left out of the folders of photos is said.
+
         Raises:
             UserError: the first thing that is missing, empty or outside the folder.
         """
         for effect in self.effects:
             for path in (self.teacher_path(effect), *self.reference_paths(effect)):
                 if not path.is_file():
-                    raise UserError(path, "", "there is no such file", "put it there or mend the path")
+                    raise UserError(path, "", "there is no such file", "put it there or fix the path")
             self.photo_paths(effect)
         self.general_photo_paths()
         self.general_prompts()
+        warn_of_left_out([self.general_folder(), *map(self.photos_folder, self.effects)])
 
     @property
     def result(self) -> Path:
@@ -247,38 +268,9 @@ class Collection:
         return self.folder / RESULT
 
 
-def list_photos(folder: Path) -> list[Path]:
-    """The photos of a folder by name, its sub-folders included.
-
-    Raises:
-        UserError: no such folder, or no photo in it.
-    """
-    if not folder.is_dir():
-        raise UserError(folder, "photos", "there is no such folder", "put photos there or mend the path")
-    paths = sorted(p for p in _files(folder) if p.suffix.lower() in PHOTO_SUFFIXES)
-    if not paths:
-        raise UserError(folder, "photos", "holds no photos", f"put {', '.join(PHOTO_SUFFIXES)} files there")
-    return paths
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    # A link that leads nowhere is no file; whoever reads it says so, where a filter would lose a photo.
-    return (path for path in folder.rglob("*") if path.is_symlink() or path.is_file())
-
-
-def by_stem(paths: Sequence[Path]) -> dict[str, Path]:
-    """Files by their names without endings.
-
-    Raises:
-        UserError: two have one name.
-    """
-    found: dict[str, Path] = {}
-    for path in paths:
-        if path.stem in found:
-            other = found[path.stem].name
-            raise UserError(path, "", f"has the name of {other}, but for its ending or folder", "rename one")
-        found[path.stem] = path
-    return found
+def open_collection(collection: Collection | Path | str) -> Collection:
+    """A collection as it is, or the one of a folder; see `Collection.load`."""
+    return collection if isinstance(collection, Collection) else Collection.load(collection)
 
 
 def _explain(path: Path, error: ValidationError) -> UserError:
@@ -290,5 +282,7 @@ def _explain(path: Path, error: ValidationError) -> UserError:
         return UserError(path, field, "no such key", f"did you mean {nearest}?")
     if first["type"] == "missing":
         return UserError(path, field, "is missing", "add it")
-    message = first["msg"].removeprefix("Value error, ")
-    return UserError(path, field, message, f"it is {shown(first['input'])} now")
+    message, hint = first["msg"].removeprefix("Value error, "), f"it is {quote(first['input'])} now"
+    if first["type"] == "string_type" and isinstance(first["input"], bool | int | float):
+        hint += ": put it into quotes"
+    return UserError(path, field, message, hint)

@@ -5,19 +5,36 @@ them, and the resolved settings are saved with every run.
 """
 
 import difflib
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, cast
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic.config import JsonDict
+from pydantic.fields import FieldInfo
 
-from collectionlora.errors import shown
-from collectionlora.yaml_reading import read_yaml
+from collectionlora.system.errors import quote
+from collectionlora.system.yaml_reading import read_yaml
+
+EXPONENT = re.compile(r"[-+]?(?:0|[1-9][0-9]*)(?:\.[0-9]*)?[eE][-+]?[0-9]{1,3}")
+Overrides = Mapping[str, Mapping[str, Any]]  # values of settings by section and name
+
+
+# Marks a setting, or a whole section, that changes no result: neither a picture nor a weight.
+NO_RESULT: JsonDict = {"changes_result": False}
 
 
 class Section(BaseModel):
-    """A frozen group of settings that refuses unknown names."""
+    """A frozen group of settings; refuses unknown names, and words and truth values in place of numbers."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _read_exponent(cls, value: Any) -> Any:
+        """YAML takes 1e-4 for text; all other text is no number, however much it looks like one."""
+        return float(value) if isinstance(value, str) and EXPONENT.fullmatch(value) else value
 
 
 class Schedule(Section):
@@ -36,6 +53,10 @@ class Schedule(Section):
         return self.start + progress * (self.end - self.start)
 
 
+Weight = Annotated[Schedule, Field(strict=False)]  # may be given as a mapping, or as one number
+Switch = Annotated[bool, Field(strict=False)]  # may be given as a word: yes, no, on, off
+
+
 class ModelSettings(Section):
     """How the base is held and read; the embedded nano base has none of these choices."""
 
@@ -45,12 +66,15 @@ class ModelSettings(Section):
     quantization: Literal["none", "nf4", "int8"] = Field(
         "none", description="of the frozen base's blocks, by bitsandbytes"
     )
-    # Cached files are named after the representation; what they hold does not depend on this.
     sharding: Literal["none", "fsdp"] = Field(
-        "none", repr=False, description="of the frozen base over the processes of a distillation"
+        "none",
+        description="of the frozen base over the processes of a distillation",
+        json_schema_extra=NO_RESULT,
     )
-    gradient_checkpointing: bool = Field(
-        False, description="recompute blocks in backward: less memory, slower"
+    gradient_checkpointing: Switch = Field(
+        False,
+        description="recompute blocks in backward: less memory, slower",
+        json_schema_extra=NO_RESULT,
     )
     embedded_guidance: float = Field(
         2.5, ge=0, description="the guidance input of guidance-distilled bases; not the w of guidance_scale"
@@ -76,7 +100,7 @@ class SamplingSettings(Section):
 
 class TargetSettings(Section):
     steps: int = Field(40, ge=1, description="steps of the teacher's sampler")
-    guidance_scale: float = Field(5.0, ge=0, description="w of uncond + w * (cond - uncond); 1 is unguided")
+    guidance_scale: float = Field(5.0, ge=0, description="w of the base's own rule; 1 is unguided")
     samples: int = Field(1, ge=1, description="teacher samples for each photo")
     general: int = Field(256, ge=1, description="photos of the general stream paired with instructions")
 
@@ -108,21 +132,34 @@ class DistillSettings(Section):
     student_updates: int = Field(5000, ge=0)
     student_update_every: int = Field(5, ge=1, description="critic updates for each student update")
     batch_size: int = Field(1, ge=1)
+    accumulate: int = Field(
+        1, ge=1, description="batches for each update, each routed for itself: one device equals so many"
+    )
+    guidance_scale: float = Field(
+        5.0,
+        ge=0,
+        description="w of the objective's teacher: uncond + w * (cond - uncond); 1 is unguided",
+    )
     effect_ratio: float = Field(0.5, ge=0, le=1, description="p_switch; 1 switches PDSR off")
-    route_every: int = Field(1, ge=1, description="steps that keep one routing decision")
+    route_every: int = Field(1, ge=1, description="steps that keep one choice of stream")
     seed: int = Field(0, ge=0, lt=2**63)
-    checkpoint_every: int = Field(500, ge=1, description="steps between checkpoints")
-    keep_checkpoints: int = Field(3, ge=1, description="how many of them stay")
-    asymmetric_prompts: bool = Field(True, description="AOP; off, the student reads the teacher's prompt")
-    rollout_steps: tuple[Annotated[int, Field(ge=1)], ...] = Field(
-        (8,), min_length=1, description="schedule lengths the student learns; one is drawn for each step"
+    checkpoint_every: int = Field(
+        500, ge=1, description="steps between checkpoints", json_schema_extra=NO_RESULT
+    )
+    keep_checkpoints: int = Field(3, ge=1, description="how many of them stay", json_schema_extra=NO_RESULT)
+    asymmetric_prompts: Switch = Field(True, description="AOP; off, the student reads the teacher's prompt")
+    rollout_steps: tuple[Annotated[int, Field(ge=1, strict=True)], ...] = Field(
+        (8,),
+        min_length=1,
+        strict=False,
+        description="schedule lengths the student learns; one is drawn for each step",
     )
     critic_samples: Literal["final", "simulated"] = Field(
         "final", description="the critic learns final images, or predictions at a random step (the paper)"
     )
-    backward_weight: Schedule = Schedule(start=1, end=1)
-    target_weight: Schedule = Schedule(start=1, end=1)
-    anchor_weight: Schedule = Schedule(start=1, end=0)
+    backward_weight: Weight = Schedule(start=1, end=1)
+    target_weight: Weight = Schedule(start=1, end=1)
+    anchor_weight: Weight = Schedule(start=1, end=0)
     max_grad_norm: float = Field(10.0, gt=0)
     weight_decay: float = Field(0.01, ge=0)
     decay_ratio: float = Field(0.4, ge=0, le=1, description="last share of each phase with a falling rate")
@@ -180,6 +217,8 @@ class BenchSettings(Section):
 class Settings(Section):
     """All settings; each section belongs to the module of its name."""
 
+    model_config = ConfigDict(strict=False)  # sections are given as mappings
+
     model: ModelSettings = ModelSettings()
     data: DataSettings = DataSettings()
     student: RoleSettings = RoleSettings()
@@ -189,20 +228,15 @@ class Settings(Section):
     teach: TeachSettings = TeachSettings()
     match: MatchSettings = MatchSettings()
     distill: DistillSettings = DistillSettings()
-    log: LogSettings = LogSettings()
+    log: LogSettings = Field(LogSettings(), json_schema_extra=NO_RESULT)
     add: AddSettings = AddSettings()
-    vlm: VlmSettings = VlmSettings()
-    bench: BenchSettings = BenchSettings()
+    vlm: VlmSettings = Field(VlmSettings(), json_schema_extra=NO_RESULT)
+    bench: BenchSettings = Field(BenchSettings(), json_schema_extra=NO_RESULT)
 
     @model_validator(mode="after")
     def _shards_run_together(self) -> "Settings":
-        if self.model.sharding != "none":
-            if self.distill.critic_samples != "final":
-                raise ValueError(
-                    "model.sharding needs distill.critic_samples=final: equal forwards everywhere"
-                )
-            if self.model.quantization != "none":
-                raise ValueError("model.sharding does not go with model.quantization")
+        if self.model.sharding != "none" and self.model.quantization != "none":
+            raise ValueError("model.sharding does not go with model.quantization")
         return self
 
     @model_validator(mode="after")
@@ -214,12 +248,57 @@ class Settings(Section):
         return self
 
 
-class SettingsError(ValueError):
-    """A setting that does not exist or does not fit; `field` is its dotted name, `mend` what to write."""
+def result_settings(settings: Settings, sections: Iterable[str] = Settings.model_fields) -> dict[str, Any]:
+    """The settings that a result depends on, of some sections, as JSON values by their dotted names."""
+    values = settings.model_dump(mode="json")
+    return {
+        f"{section}.{name}": values[section][name]
+        for section in sections
+        if _changes_result(Settings.model_fields[section])
+        for name, field in type(getattr(settings, section)).model_fields.items()
+        if _changes_result(field)
+    }
 
-    def __init__(self, field: str, message: str, mend: str):
-        super().__init__(f"{field}: {message}; {mend}")
-        self.field, self.message, self.mend = field, message, mend
+
+def _changes_result(field: FieldInfo) -> bool:
+    return field.json_schema_extra != NO_RESULT
+
+
+# The paper's recipe, where it and its code give one; docs/method.md#two-recipes sets it beside ours.
+PAPER: Overrides = {
+    "student": {"rank": 128, "learning_rate": 1e-4},
+    "critic": {"rank": 128, "learning_rate": 1e-4},
+    "sampling": {"steps": 8, "shift": 3.0},
+    "targets": {"steps": 40, "samples": 1, "general": 20_000},
+    "match": {"updates": 0},
+    "distill": {
+        "student_updates": 5000,
+        "student_update_every": 5,
+        "batch_size": 1,
+        "guidance_scale": 5.0,
+        "effect_ratio": 0.5,
+        "route_every": 4,  # 20 iterations, of which every fifth is a step here
+        "asymmetric_prompts": True,
+        "rollout_steps": [8],
+        "critic_samples": "simulated",
+        "backward_weight": 1,
+        "target_weight": 1,
+        "anchor_weight": 1,
+        "max_grad_norm": 10.0,
+        "weight_decay": 0.01,
+        "decay_ratio": 0,
+        "ema": 0,
+    },
+}
+RECIPES: dict[str, Overrides] = {"default": {}, "paper": PAPER}
+
+
+class SettingsError(ValueError):
+    """A setting that does not exist or does not fit; `field` is its dotted name, `hint` what to write."""
+
+    def __init__(self, field: str, message: str, hint: str):
+        super().__init__(f"{field}: {message}; {hint}")
+        self.field, self.message, self.hint = field, message, hint
 
 
 def setting_names(model: type[BaseModel] = Settings, prefix: str = "") -> list[str]:
@@ -253,7 +332,39 @@ def resolve(*layers: Mapping[str, Any]) -> Settings:
         raise _explain(error) from None
 
 
-def changed(settings: Settings, **sections: Mapping[str, Any]) -> Settings:
+@dataclass(frozen=True)
+class ResolvedSetting:
+    """One setting as a run would use it: its dotted name, value, the layer it comes from, what it means."""
+
+    name: str
+    value: Any
+    layer: str
+    description: str | None
+
+
+DEFAULT_LAYER = "default"
+
+
+def trace_settings(layers: Mapping[str, Mapping[str, Any]]) -> list[ResolvedSetting]:
+    """Every setting of named layers, later ones over earlier ones, with the layer that decides it.
+
+    Raises:
+        SettingsError: see `resolve`.
+    """
+    values = resolve(*layers.values()).model_dump(mode="json")
+    traced = []
+    for section, section_field in Settings.model_fields.items():
+        fields = cast(type[Section], section_field.annotation).model_fields
+        for name, field in fields.items():
+            deciding = [layer for layer, given in layers.items() if name in given.get(section, {})]
+            layer = deciding[-1] if deciding else DEFAULT_LAYER
+            traced.append(
+                ResolvedSetting(f"{section}.{name}", values[section][name], layer, field.description)
+            )
+    return traced
+
+
+def replace_settings(settings: Settings, **sections: Mapping[str, Any]) -> Settings:
     """Settings with some values replaced, section by section."""
     whole = settings.model_dump()
     return Settings(**{**whole, **{name: {**whole[name], **values} for name, values in sections.items()}})
@@ -266,8 +377,10 @@ def _explain(error: ValidationError) -> SettingsError:
         names = setting_names() + list(Settings.model_fields)
         nearest = difflib.get_close_matches(field, names, n=1, cutoff=0.0)[0]
         return SettingsError(field, "no such setting", f"did you mean {nearest}?")
-    message = first["msg"].removeprefix("Value error, ")
-    return SettingsError(field, message, f"it is {shown(first['input'])} now")
+    message, hint = first["msg"].removeprefix("Value error, "), f"it is {quote(first['input'])} now"
+    if first["type"] in ("int_type", "float_type"):
+        hint += ": write a plain number"
+    return SettingsError(field, message, hint)
 
 
 def parse_overrides(assignments: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -285,5 +398,5 @@ def parse_overrides(assignments: Sequence[str]) -> dict[str, dict[str, Any]]:
         try:
             layer.setdefault(section, {})[name] = read_yaml(text)
         except ValueError:
-            raise SettingsError(path, f"cannot read the value {shown(text)}", "write a YAML value") from None
+            raise SettingsError(path, f"cannot read the value {quote(text)}", "write a YAML value") from None
     return layer

@@ -1,8 +1,8 @@
-"""CollectionLoRA: multi-teacher on-policy distribution matching distillation into one LoRA, step by step.
+"""C2F-DO, the coarse-to-fine distillation objective: many teachers into one LoRA, step by step.
 
 The paper's words: the student is its generator, a critic its fake score, a teacher its real score. A run has
 two phases. In the first the student follows the routed teacher without a critic (warm start). In the second
-every step is one student update by the coarse-to-fine objective (method section 2c)
+every step is one student update by the coarse-to-fine objective (docs/method.md#the-objective-c2f-do)
 
     L = w_BS * L_BS + w_TS * L_TS + w_TA * L_TA        effect stream
     L = w_BS * L_BS                                    general stream
@@ -12,49 +12,71 @@ for several schedule lengths has one critic for each: one critic for all sees th
 then drift apart under a mixture that still looks right.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from statistics import fmean
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import AdamW
 
-from collectionlora import processes
+from collectionlora.adapters.optimizers import load_optimizer, optimizer_tensors
 from collectionlora.adapters.roles import STUDENT, LoraWeights, Roles, TeacherLibrary, critic_role
 from collectionlora.backbones.base import Backbone
-from collectionlora.checkpoint import load_optimizer, optimizer_tensors
 from collectionlora.config import RoleSettings, Settings
 from collectionlora.flow import add_noise, few_step_sigmas, shift_sigma
-from collectionlora.objectives import dmd_loss, flow_matching_loss, velocity_matching_loss
+from collectionlora.objectives import dmd_loss, flow_matching_loss, guided, velocity_matching_loss
 from collectionlora.sampling import Denoiser, noise_like, rollout
 from collectionlora.streams import Batch, Streams
+from collectionlora.system import processes
 
 MIXED = "mixed"
-# Target simulation starts from the student's steps at or below this noise level: the last 5 of 8.
-HIGHEST_TARGET_SIGMA = 5 / 6 + 1e-4
+TARGET_SHARE = 5 / 8  # target simulation starts from the last of the student's steps: 5 of 8, 2 of 4
 
 
 @dataclass(frozen=True)
 class Simulation:
     """The student on its own trajectory, without gradient.
 
-    `sigmas` `[n]` is its schedule, `states` are its noisy images at the first of them, and `image` is what
-    the critic learns: the prediction at the last state.
+    `states` are its noisy images `[B, C, H, W]` at the first of its schedule's `sigmas` `[n]`, `index` `[B]`
+    is the step of each sample that carries the student's gradient, `image` is what the critic learns.
     """
 
     sigmas: Tensor
     states: list[Tensor]
+    index: Tensor
     image: Tensor
+
+    def chosen(self) -> tuple[Tensor, Tensor]:
+        """Each sample's state at its `index`, and the sigma there `[B]`."""
+        return torch.stack(self.states)[self.index, torch.arange(len(self.index))], self.sigmas[self.index]
+
+
+@dataclass(frozen=True)
+class Share:
+    """One rank's part of a step: its batch, its noise, and the student simulated on the batch."""
+
+    streams: Streams
+    batch: Batch
+    generator: torch.Generator
+    simulation: Simulation
 
 
 @dataclass(frozen=True)
 class Judges:
-    """Critic (in its `role`) and teacher on one batch: their conditions are read once for all losses."""
+    """Critic and teacher on one batch, without gradient: their conditions are read once for all losses."""
 
-    role: str
     critic: Denoiser
     teacher: Denoiser
+
+
+def mean_of_each(metrics: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The mean of every metric over the shares that have it."""
+    names = dict.fromkeys(name for one in metrics for name in one)
+    return {name: fmean(one[name] for one in metrics if name in one) for name in names}
 
 
 class Distillation:
@@ -83,6 +105,7 @@ class Distillation:
         self.optimizers = {STUDENT: self._optimizer(STUDENT, settings.student)}
         self.optimizers |= {critic: self._optimizer(critic, settings.critic) for critic in self.critics}
         self.ema = [p.detach().clone() for p in roles.parameters(STUDENT)]
+        self.collected: dict[Parameter, Tensor] = {}
 
     def _optimizer(self, role: str, settings: RoleSettings) -> AdamW:
         parameters, decay = self.roles.parameters(role), self.settings.distill.weight_decay
@@ -101,9 +124,9 @@ class Distillation:
         effect = self.streams.effect_at(step)
         return "general" if effect is None else "effect", effect
 
-    def batch(self, step: int) -> Batch:
-        """What a step learns from."""
-        draw = self.streams.mixed_batch if self.stream_at(step)[0] == MIXED else self.streams.batch
+    def batch(self, streams: Streams, step: int) -> Batch:
+        """What a step of one rank learns from."""
+        draw = streams.mixed_batch if self.stream_at(step)[0] == MIXED else streams.batch
         match = self.settings.match
         return draw(step, size=match.batch_size if step < match.updates else None)
 
@@ -115,122 +138,136 @@ class Distillation:
         """
         batch = self.streams.batch(0)
         noise = noise_like(batch.target, self.streams.generator(0))
+        # In whatever role `verify` has put the network.
         self.roles.verify(lambda: Denoiser(self.backbone, batch.student).velocity(noise, 1.0))
 
     def __call__(self, step: int) -> dict[str, float]:
         """Take one step and return its losses and gradient norms by name."""
-        batch, generator = self.batch(step), self.streams.generator(step)
         match_updates = self.settings.match.updates
         if step < match_updates:
-            return self.match_teacher(batch, generator, progress=step / match_updates)
+            return self.match_teacher(step, progress=step / match_updates)
         if step == match_updates:
             for critic in self.critics:
                 self.roles.load(critic, self.roles.weights(STUDENT))
             # Moments of the matching loss, whose gradients are smaller, would make the first steps too long.
             self.optimizers[STUDENT] = self._optimizer(STUDENT, self.settings.student)
         progress = (step - match_updates) / self.settings.distill.student_updates
-        return self.distill(step, batch, generator, progress)
+        return self.distill(step, progress)
 
-    def match_teacher(self, batch: Batch, generator: torch.Generator, progress: float) -> dict[str, float]:
+    def match_teacher(self, step: int, progress: float) -> dict[str, float]:
         """Warm start: the student's velocity follows the routed teacher at a noised teacher sample."""
-        noise = noise_like(batch.target, generator)
-        sigma = self._shift(self._draw_uniform(len(noise), generator))
-        x_sigma = add_noise(batch.target, noise, sigma)
-        with self.roles.use(STUDENT):
-            velocity = Denoiser(self.backbone, batch.student).velocity(x_sigma, sigma)
-        if self.settings.match.loss == "flow":
-            loss = flow_matching_loss(velocity, batch.target, noise)
-        else:
-            with torch.no_grad(), self.teachers.use(batch.effect):
-                velocity_teacher = self._teacher(batch).velocity(x_sigma, sigma)
-            loss = velocity_matching_loss(velocity, velocity_teacher)
-        norm = self._update(STUDENT, [loss], self.settings.match.learning_rate, progress)
+        losses = []
+        for streams in self.streams.shares(self.settings.distill.accumulate):
+            loss = self.matching_loss(self.batch(streams, step), streams.generator(step))
+            self.backward(loss)
+            self.collect(STUDENT)
+            losses.append({"match": loss.item()})
+        norm = self.step(STUDENT, self.settings.match.learning_rate, progress)
         with torch.no_grad():
             for average, parameter in zip(self.ema, self.roles.parameters(STUDENT), strict=True):
                 average.copy_(parameter)
-        return {"match": loss.item(), "student_grad_norm": norm}
+        return mean_of_each(losses) | {"student_grad_norm": norm}
 
-    def distill(
-        self, step: int, batch: Batch, generator: torch.Generator, progress: float
-    ) -> dict[str, float]:
+    def matching_loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
+        """Flow matching on teacher samples, or the distance to the guided teacher's velocity there."""
+        noise = noise_like(batch.target, generator)
+        sigma = self._shift(self._draw_uniform(len(noise), generator))
+        x_sigma = add_noise(batch.target, noise, sigma)
+        velocity = self.student(batch).velocity(x_sigma, sigma)
+        if self.settings.match.loss == "flow":
+            return flow_matching_loss(velocity, batch.target, noise)
+        scale, role = self.settings.targets.guidance_scale, partial(self.teachers.use, batch.effect)
+        with torch.no_grad():
+            teacher = Denoiser(self.backbone, batch.teacher, batch.uncond, scale, role=role)
+            velocity_teacher = teacher.velocity(x_sigma, sigma)
+        return velocity_matching_loss(velocity, velocity_teacher)
+
+    def distill(self, step: int, progress: float) -> dict[str, float]:
         """One student update, then `student_update_every` updates of the critic of this schedule length.
 
-        With `critic_samples = "final"` one simulation serves them all: a random state of it carries the
-        student's gradient, its final images teach the critic. With `"simulated"`, the paper's order, each
-        critic update routes and simulates anew, and learns the image predicted at a random step.
+        With `critic_samples = "final"` one simulation serves them all: a random state of each sample carries
+        the student's gradient, its final images teach the critic. With `"simulated"`, the paper's order, each
+        critic update routes and simulates anew, and learns the images predicted at a random step of each
+        sample. The critic's metrics are those of its last update.
         """
         distill = self.settings.distill
         num_steps = self.streams.schedule_length(step, distill.rollout_steps)
         critic = critic_role(num_steps)
 
-        simulation = self.simulate_backward(batch, num_steps, generator)
-        metrics = self.update_student(batch, simulation, critic, generator, progress)
-        for index in range(distill.student_update_every):
+        shares = []
+        for streams in self.streams.shares(distill.accumulate):
+            batch, generator = self.batch(streams, step), streams.generator(step)
+            shares.append(self.simulate(streams, batch, generator, step, num_steps))
+        metrics = self.update_student(shares, critic, progress)
+        for part in range(1, distill.student_update_every + 1):
             if distill.critic_samples == "simulated":
-                batch = self.streams.batch(step, index + 1)
-                simulation = self.simulate_backward(batch, num_steps, generator)
-            metrics |= self.update_critic(batch, simulation.image, critic, generator, progress)
+                shares = [
+                    self.simulate(s.streams, s.streams.batch(step, part), s.generator, step, num_steps, part)
+                    for s in shares
+                ]
+            metrics |= self.update_critic(shares, critic, progress)
         return metrics
 
     @torch.no_grad()
-    def simulate_backward(self, batch: Batch, num_steps: int, generator: torch.Generator) -> Simulation:
+    def simulate(
+        self,
+        streams: Streams,
+        batch: Batch,
+        generator: torch.Generator,
+        step: int,
+        num_steps: int,
+        part: int = 0,
+    ) -> Share:
         """Backward simulation: the student's sampler from noise, to the end or to a random step."""
         sigmas = few_step_sigmas(num_steps, self.settings.sampling.shift)
-        stop = num_steps - 1
-        if self.settings.distill.critic_samples == "simulated":
-            stop = int(torch.randint(num_steps, (), generator=generator))
+        index = streams.stops(step, part, num_steps, len(batch.target))
+        to_the_end = self.settings.distill.critic_samples == "final"
+        last = torch.full_like(index, num_steps - 1) if to_the_end else index
         with self.roles.frozen(STUDENT):
-            denoiser = Denoiser(self.backbone, batch.student)
-            states = rollout(denoiser, noise_like(batch.target, generator), sigmas, stop, generator)
-            return Simulation(sigmas, states, denoiser.x0(states[-1], float(sigmas[stop])))
+            student = Denoiser(self.backbone, batch.student)
+            noise = noise_like(batch.target, generator)
+            states = rollout(student, noise, sigmas, int(last.max()), generator)
+            at_last = Simulation(sigmas, states, last, noise)
+            simulation = Simulation(sigmas, states, index, student.x0(*at_last.chosen()))
+        return Share(streams, batch, generator, simulation)
 
-    def update_student(
-        self, batch: Batch, simulation: Simulation, critic: str, generator: torch.Generator, progress: float
-    ) -> dict[str, float]:
+    def update_student(self, shares: Sequence[Share], critic: str, progress: float) -> dict[str, float]:
         """One student update by the coarse-to-fine objective.
 
         The gradient of each loss is taken before the next one is made, so that one graph lives at a time.
         """
-        losses: dict[str, float] = {}
-
-        def weighted() -> Iterator[Tensor]:
-            for name, weight, loss in self.student_losses(batch, simulation, critic, generator, progress):
-                losses[name] = loss.item()
-                yield weight * loss
-
-        norm = self._update(STUDENT, weighted(), self.settings.student.learning_rate, progress)
+        losses = []
+        for share in shares:
+            values = {}
+            for name, weight, loss in self.student_losses(share, critic, progress):
+                self.backward(weight * loss)
+                values[name] = loss.item()
+            self.collect(STUDENT)
+            losses.append(values)
+        norm = self.step(STUDENT, self.settings.student.learning_rate, progress)
         with torch.no_grad():
             parameters = list[Tensor](self.roles.parameters(STUDENT))
             torch._foreach_lerp_(self.ema, parameters, 1 - self.settings.distill.ema)
-        return losses | {"student_grad_norm": norm}
+        return mean_of_each(losses) | {"student_grad_norm": norm}
 
     def student_losses(
-        self, batch: Batch, simulation: Simulation, critic: str, generator: torch.Generator, progress: float
+        self, share: Share, critic: str, progress: float
     ) -> Iterator[tuple[str, float, Tensor]]:
         """Name, weight and value of each loss of the objective; a weight of 0 saves that loss's forwards."""
-        distill = self.settings.distill
-        judges = self._judges(batch, critic)
+        distill, batch, generator = self.settings.distill, share.batch, share.generator
+        judges = self.judges(batch, critic)
+        u_backward = self._draw_uniform(len(batch.target), generator)
         if (weight := distill.backward_weight.at(progress)) > 0:
-            x0 = self.student_on_policy(batch, simulation, generator)
-            u = self._draw_uniform(len(x0), generator)
-            yield "backward", weight, self.distribution_matching(x0, batch, judges, u, generator)
+            x0 = self.student(batch).x0(*share.simulation.chosen())
+            yield "backward", weight, self.distribution_matching(x0, judges, u_backward, generator)
         if batch.effect is None:
             return
-        u = self._draw_uniform(len(batch.target), generator, lowest=0.5)
         if (weight := distill.target_weight.at(progress)) > 0:
-            x0 = self.student_on_target(batch, simulation.sigmas, generator)
-            yield "target", weight, self.distribution_matching(x0, batch, judges, u, generator)
+            x0 = self.student_on_target(batch, share.simulation.sigmas, generator)
+            u_target = self._draw_uniform(len(batch.target), generator, lowest=0.5)
+            yield "target", weight, self.distribution_matching(x0, judges, u_target, generator)
         if (weight := distill.anchor_weight.at(progress)) > 0:
-            yield "anchor", weight, self.anchor(batch, u, generator)
-
-    def student_on_policy(self, batch: Batch, simulation: Simulation, generator: torch.Generator) -> Tensor:
-        """L_BS's image: the student's x0 at a random step of its own trajectory; gradient in that step."""
-        index = len(simulation.states) - 1
-        if self.settings.distill.critic_samples == "final":
-            index = int(torch.randint(len(simulation.states), (), generator=generator))
-        with self.roles.use(STUDENT):
-            denoiser = Denoiser(self.backbone, batch.student)
-            return denoiser.x0(simulation.states[index], float(simulation.sigmas[index]))
+            yield "anchor", weight, self.anchor(batch, u_backward, generator)
 
     def student_on_target(self, batch: Batch, sigmas: Tensor, generator: torch.Generator) -> Tensor:
         """L_TS's image: the student's x0 from a teacher sample noised to one of the student's later steps.
@@ -238,49 +275,46 @@ class Distillation:
         The paper's reason: it keeps the gradient alive where student and teacher are far apart, for there, on
         the student's own samples, critic and teacher agree and the plain gradient vanishes.
         """
-        first = min(int((sigmas > HIGHEST_TARGET_SIGMA).sum()), len(sigmas) - 1)
-        sigma = float(sigmas[torch.randint(first, len(sigmas), (), generator=generator)])
+        first = len(sigmas) - max(1, int(len(sigmas) * TARGET_SHARE))
+        sigma = sigmas[torch.randint(first, len(sigmas), (len(batch.target),), generator=generator)]
         x_sigma = add_noise(batch.target, noise_like(batch.target, generator), sigma)
-        with self.roles.use(STUDENT):
-            return Denoiser(self.backbone, batch.student).x0(x_sigma, sigma)
+        return self.student(batch).x0(x_sigma, sigma)
 
     def anchor(self, batch: Batch, u: Tensor, generator: torch.Generator) -> Tensor:
-        """L_TA, trajectory anchoring: flow matching on teacher samples, above the sigmas of this step's DMD.
+        """L_TA, trajectory anchoring: flow matching on teacher samples, above the backward loss's sigmas.
 
-        `u` `[B]` are the DMD draws before the shift. Coarse structure only; alone it blurs.
+        `u` `[B]` are the draws of that loss before the shift. Coarse structure only; alone it blurs.
         """
         sigma = self._shift(u + (1 - u) * torch.rand(u.shape, generator=generator))
         noise = noise_like(batch.target, generator)
-        with self.roles.use(STUDENT):
-            denoiser = Denoiser(self.backbone, batch.student)
-            velocity = denoiser.velocity(add_noise(batch.target, noise, sigma), sigma)
+        velocity = self.student(batch).velocity(add_noise(batch.target, noise, sigma), sigma)
         return flow_matching_loss(velocity, batch.target, noise)
 
     def distribution_matching(
-        self, x0: Tensor, batch: Batch, judges: Judges, u: Tensor, generator: torch.Generator
+        self, x0: Tensor, judges: Judges, u: Tensor, generator: torch.Generator
     ) -> Tensor:
         """DMD loss of student images `x0`, renoised to `shift(u)`; teacher and critic without gradient."""
         sigma = self._shift(u)
         with torch.no_grad():
             x_sigma = add_noise(x0, noise_like(x0, generator), sigma)
-            with self.roles.frozen(judges.role):
-                x0_critic = judges.critic.x0(x_sigma, sigma)
-            with self.teachers.use(batch.effect):
-                x0_teacher = judges.teacher.x0(x_sigma, sigma)
+            x0_critic = judges.critic.x0(x_sigma, sigma)
+            x0_teacher = judges.teacher.x0(x_sigma, sigma)
         return dmd_loss(x0, x0_critic, x0_teacher)
 
-    def update_critic(
-        self, batch: Batch, image: Tensor, critic: str, generator: torch.Generator, progress: float
-    ) -> dict[str, float]:
+    def update_critic(self, shares: Sequence[Share], critic: str, progress: float) -> dict[str, float]:
         """Flow matching of the critic on the student's own images, under the student's prompt."""
-        noise = noise_like(image, generator)
-        sigma = self._shift(self._draw_uniform(len(image), generator))
-        with self.roles.use(critic):
-            denoiser = Denoiser(self.backbone, batch.student)
-            velocity = denoiser.velocity(add_noise(image, noise, sigma), sigma)
-        loss = flow_matching_loss(velocity, image, noise)
-        norm = self._update(critic, [loss], self.settings.critic.learning_rate, progress)
-        return {"critic": loss.item(), "critic_grad_norm": norm}
+        losses = []
+        for share in shares:
+            image = share.simulation.image
+            noise = noise_like(image, share.generator)
+            sigma = self._shift(self._draw_uniform(len(image), share.generator))
+            learner = Denoiser(self.backbone, share.batch.student, role=partial(self.roles.use, critic))
+            loss = flow_matching_loss(learner.velocity(add_noise(image, noise, sigma), sigma), image, noise)
+            self.backward(loss)
+            self.collect(critic)
+            losses.append({"critic": loss.item()})
+        norm = self.step(critic, self.settings.critic.learning_rate, progress)
+        return mean_of_each(losses) | {"critic_grad_norm": norm}
 
     def tensors(self) -> dict[str, Tensor]:
         """Roles, moving average and optimizer states: all that a resume needs, sharded as it is held."""
@@ -304,43 +338,57 @@ class Distillation:
 
     def student_weights(self) -> LoraWeights:
         """The finished LoRA: the student's moving average, whole; all processes must call it."""
-        average = [processes.whole(tensor) for tensor in self.ema]
-        pairs = zip(average[0::2], average[1::2], strict=True)
-        return dict(zip(self.roles.layers, pairs, strict=True))
+        return self.roles.as_weights([processes.whole(tensor) for tensor in self.ema])
 
-    def _update(self, role: str, losses: Iterable[Tensor], learning_rate: float, progress: float) -> float:
-        """Add up gradients, average them over processes, clip, one optimizer step of one role.
+    def backward(self, loss: Tensor) -> None:
+        """Add a loss's gradients to those of its role; `planning.plan` overrides this to count memory."""
+        loss.backward()
 
-        Without any loss here another process may have one, and this one joins it. The rate falls over the
-        phase's last share.
+    def collect(self, role: str) -> None:
+        """Put a share's gradients away, so that their sum is that of as many processes."""
+        if self.settings.distill.accumulate == 1:
+            return
+        for parameter in self.roles.parameters(role):
+            if parameter.grad is not None:
+                before = self.collected.get(parameter)
+                self.collected[parameter] = parameter.grad if before is None else before.add_(parameter.grad)
+                parameter.grad = None
+
+    def step(self, role: str, learning_rate: float, progress: float) -> float:
+        """Average a role's gradients over processes, clip them, take one optimizer step; returns their norm.
+
+        A role that had no loss in this process may have one in another: it steps with the others' gradients.
+        The rate falls over the phase's last share. No gradient stays, so that one role at a time has some.
         """
         distill, optimizer = self.settings.distill, self.optimizers[role]
+        parameters = self.roles.parameters(role)
         remaining = (1 - progress) / distill.decay_ratio if distill.decay_ratio else 1.0
         optimizer.param_groups[0]["lr"] = learning_rate * min(1.0, remaining)
-        optimizer.zero_grad()
-        for loss in losses:
-            self._backward(loss)
-        parameters = self.roles.parameters(role)
-        processes.average_gradients(parameters)
+        for parameter, gradient in self.collected.items():
+            parameter.grad = gradient
+        self.collected.clear()
+        processes.average_gradients(parameters, distill.accumulate)
         gradients = [p.grad for p in parameters if p.grad is not None]
         norm = processes.whole(get_total_norm(gradients, foreach=self.foreach))
         clip_grads_with_norm_(parameters, distill.max_grad_norm, norm, foreach=self.foreach)
         optimizer.step()
+        optimizer.zero_grad()
         return norm.item()
 
-    def _backward(self, loss: Tensor) -> None:
-        loss.backward()
+    def student(self, batch: Batch) -> Denoiser:
+        """The student on a batch, with gradient."""
+        return Denoiser(self.backbone, batch.student, role=partial(self.roles.use, STUDENT))
+
+    def teacher(self, batch: Batch) -> Denoiser:
+        """The teacher of the objective on a batch, without gradient, guided by the plain rule."""
+        scale, role = self.settings.distill.guidance_scale, partial(self.teachers.use, batch.effect)
+        return Denoiser(self.backbone, batch.teacher, batch.uncond, scale, guided, role)
 
     @torch.no_grad()
-    def _judges(self, batch: Batch, critic: str) -> Judges:
-        with self.roles.frozen(critic):
-            denoiser = Denoiser(self.backbone, batch.student)
-        with self.teachers.use(batch.effect):
-            return Judges(critic, denoiser, self._teacher(batch))
-
-    def _teacher(self, batch: Batch) -> Denoiser:
-        guidance_scale = self.settings.targets.guidance_scale
-        return Denoiser(self.backbone, batch.teacher, batch.uncond, guidance_scale)
+    def judges(self, batch: Batch, critic: str) -> Judges:
+        """Critic and teacher on a batch."""
+        role = partial(self.roles.frozen, critic)
+        return Judges(Denoiser(self.backbone, batch.student, role=role), self.teacher(batch))
 
     def _shift(self, u: Tensor) -> Tensor:
         return shift_sigma(u, self.settings.sampling.shift)

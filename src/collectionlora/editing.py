@@ -1,20 +1,25 @@
 """Use a finished adapter: one effect or several, on photos of any size."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from collectionlora.adapters.recipe import Recipe, adapter_path, read_adapter
+from collectionlora.adapters.recipe import Recipe, adapter_path, read_adapter, read_recipe
 from collectionlora.adapters.roles import STUDENT, Roles
 from collectionlora.backbones import load_backbone
 from collectionlora.backbones.base import Backbone, Condition, encode_condition
-from collectionlora.data import Photo, fit, resize, to_photos
-from collectionlora.errors import UserError
-from collectionlora.prompting import compose
+from collectionlora.pictures.destinations import plan_jobs, select_jobs
+from collectionlora.pictures.photos import Photo, fit, read_photo, resize, to_photos, write_photo
+from collectionlora.prompting.triggers import compose
 from collectionlora.sampling import Denoiser, noise_like, sample_few_steps
+from collectionlora.system.errors import UserError, quote
+from collectionlora.system.progress import Progress, ignore
 
+ALL = "all"  # in place of an effect's name: every effect of the collection
+MAX_SEED = 2**64 - 1
 STRIP = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
@@ -42,6 +47,39 @@ class Dial(Denoiser):
         return torch.lerp(self.photo, x0, self.strength)
 
 
+def compose_prompt(recipe: Recipe, effects: Sequence[str], references: int = 0) -> str:
+    """The student prompt of one effect, or of several applied one after the other.
+
+    Args:
+        references: how many reference images are given.
+
+    Raises:
+        UserError: an effect that the adapter does not hold, or another number of reference images than the
+            effects were taught with.
+    """
+    for name in effects:
+        if name not in recipe.effects:
+            known = ", ".join(recipe.effects)
+            raise UserError("", "effect", f"{name!r} is not in this collection", f"choose from {known}")
+    taught = sum(recipe.references.get(name, 0) for name in effects)
+    if references != taught:
+        names = " and ".join(effects)
+        message = f"{names} was taught with {taught} reference images, {references} are given"
+        hint = "give as many (on the command line by --reference FILE)" if taught else "leave them out"
+        raise UserError("", "references", message, hint)
+    return compose([recipe.effects[name] for name in effects])
+
+
+def check_seed(seed: int) -> None:
+    """Refuse a seed that no generator takes.
+
+    Raises:
+        UserError: it is negative, or has more than 64 bits.
+    """
+    if not 0 <= seed <= MAX_SEED:
+        raise UserError("", "seed", f"is {quote(seed)}", f"give a whole number from 0 to {MAX_SEED}")
+
+
 class Editor:
     """A base with one finished adapter over it, ready to edit."""
 
@@ -67,26 +105,8 @@ class Editor:
         return cls(backbone, roles, recipe)
 
     def prompt(self, effects: Sequence[str], references: int = 0) -> str:
-        """The student prompt of one effect, or of several applied one after the other.
-
-        Args:
-            references: how many reference images are given.
-
-        Raises:
-            UserError: an effect that this adapter does not hold, or another number of reference images than
-                the effects were taught with.
-        """
-        for name in effects:
-            if name not in self.recipe.effects:
-                known = ", ".join(self.recipe.effects)
-                raise UserError("", "effect", f"{name!r} is not in this collection", f"choose from {known}")
-        taught = sum(self.recipe.references.get(name, 0) for name in effects)
-        if references != taught:
-            names = " and ".join(effects)
-            message = f"{names} was taught with {taught} reference images, {references} are given"
-            mend = "give as many (on the command line by --reference FILE)" if taught else "leave them out"
-            raise UserError("", "references", message, mend)
-        return compose([self.recipe.effects[name] for name in effects])
+        """The student prompt of one effect or of several; see `compose_prompt`."""
+        return compose_prompt(self.recipe, effects, references)
 
     def fit(self, photo: Photo) -> Tensor:
         """A photo `[H, W, 3]` as the network takes it: an image in [0, 1], `[1, 3, height, width]`."""
@@ -133,8 +153,10 @@ class Editor:
             references: images shown beside every photo, each `[1, 3, height, width]` in [0, 1].
 
         Raises:
-            UserError: a strength outside [0, 1].
+            UserError: a strength outside [0, 1], or a seed outside [0, `MAX_SEED`].
         """
+        for seed in seeds:
+            check_seed(seed)
         strengths = strengths or [1.0] * len(images)
         for strength in strengths:
             if not 0 <= strength <= 1:
@@ -160,6 +182,67 @@ def edit(
     """Edit one photo with a collection's adapter; for many photos make one `Editor`."""
     names = [effects] if isinstance(effects, str) else effects
     return Editor.load(collection).edit(photo, names, seed, steps, strength, references)
+
+
+@dataclass(frozen=True)
+class EditedFiles:
+    """The files that `edit_files` wrote, those it left as they were, and the photos that cannot be edited."""
+
+    written: list[Path]
+    skipped: list[Path]
+    failed: list[UserError]
+
+
+def edit_files(
+    collection: Path | str,
+    photo: Path,
+    effect: str,
+    then: Sequence[str] = (),
+    out: Path | None = None,
+    overwrite: bool = False,
+    seed: int = 0,
+    steps: int | None = None,
+    strength: float = 1.0,
+    references: Sequence[Path] = (),
+    progress: Progress = ignore,
+) -> EditedFiles:
+    """Edit a photo, or all photos of a folder; everything is checked before the model is loaded.
+
+    Args:
+        effect: an effect's name, or "all" for a result of each effect.
+        then: further effects, applied after the first.
+        out: a file or a folder; by default the result lies beside the photo. In a folder it is named after
+            the photo and the effects.
+        overwrite: replace results that exist. A file that this edit reads is never replaced.
+
+    Raises:
+        UserError: an effect that the adapter does not hold, no place for the results, or the only photo
+            cannot be read.
+    """
+    check_seed(seed)
+    folder = Path(collection)
+    names = list(read_recipe(adapter_path(folder)).effects) if effect == ALL else [effect]
+    jobs = plan_jobs(photo, [(name, *then) for name in names], out)
+    recipe = read_recipe(adapter_path(folder))
+    for name in names:
+        compose_prompt(recipe, [name, *then], len(references))
+    chosen = select_jobs(jobs, references, overwrite)
+    shown = [read_photo(path) for path in references]
+    edited = EditedFiles([], [job.out for job in jobs if job not in chosen], [])
+    if not chosen:
+        return edited
+    editor = Editor.load(collection)
+    for index, job in enumerate(chosen):
+        try:
+            made = editor.edit(read_photo(job.photo), job.effects, seed, steps, strength, shown)
+            write_photo(job.out, made)
+            edited.written.append(job.out)
+        except UserError as fault:
+            if len(jobs) == 1:
+                raise
+            edited.failed.append(fault)
+        progress("edit", index + 1, len(chosen), {})
+    return edited
 
 
 def strength_strip(

@@ -1,4 +1,6 @@
-"""The algebra of rectified flow, in one convention (method section 1).
+"""The algebra of rectified flow, in one convention.
+
+Formulas: docs/method.md#flow.
 
 `sigma` in [0, 1] is the noise level, `x_sigma = (1 - sigma) * x0 + sigma * noise`, and the network predicts
 `velocity = noise - x0`. Sigmas are continuous floats, never snapped to a grid of timesteps. Every function

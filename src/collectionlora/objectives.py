@@ -1,4 +1,6 @@
-"""The losses of the coarse-to-fine objective (method section 2c) as pure functions of tensors.
+"""The losses of C2F-DO, the coarse-to-fine distillation objective, as pure functions of tensors.
+
+Formulas: docs/method.md#the-objective-c2f-do.
 
 No model and no setting is known here; shapes are `[B, ...]` with the batch first.
 """
@@ -7,7 +9,7 @@ import torch
 from torch import Tensor
 
 # Where the student sits on the teacher's prediction the normaliser vanishes; the gradient stays finite.
-SMALLEST_DISTANCE = 1e-6
+MIN_DISTANCE = 1e-6
 
 
 def guided(cond: Tensor, uncond: Tensor, guidance_scale: float) -> Tensor:
@@ -21,7 +23,7 @@ def dmd_gradient(x0: Tensor, x0_critic: Tensor, x0_teacher: Tensor) -> Tensor:
     The direction in which the student's distribution (critic, the paper's fake score) exceeds the teacher's
     (real score); shape of `x0`.
     """
-    distance = (x0 - x0_teacher).abs().flatten(1).mean(1).clamp_min(SMALLEST_DISTANCE)
+    distance = (x0 - x0_teacher).abs().flatten(1).mean(1).clamp_min(MIN_DISTANCE)
     return (x0_critic - x0_teacher) / distance.view(-1, *[1] * (x0.ndim - 1))
 
 

@@ -1,6 +1,7 @@
 """Samplers: the teacher's many guided steps, and the student's few stochastic ones."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
 
 import torch
@@ -9,17 +10,23 @@ from torch import Tensor
 from collectionlora.backbones.base import Backbone, Condition
 from collectionlora.flow import add_noise, few_step_sigmas, x0_from_velocity
 
+Guide = Callable[[Tensor, Tensor, float], Tensor]  # (cond, uncond, w) to the guided velocity
+Role = Callable[[], AbstractContextManager[None]]  # makes the context in which the network plays a role
+
 
 class Denoiser:
-    """The network in the role that is active now, for one condition, with or without guidance.
+    """The network in one role, for one condition, with or without guidance.
 
-    What depends on the condition alone is computed here once. Make and call a denoiser inside the same role.
+    What depends on the condition alone is computed here once.
 
     Args:
         condition: what the network reads.
         uncond: the same with the empty prompt; both branches run as one batch.
         guidance_scale: w of the backbone's rule, `uncond + w * (cond - uncond)` in its plain form; 1 is
             unguided and costs one branch.
+        guide: the rule, by default the backbone's own.
+        role: makes the context in which the network plays the role (`Roles.use`, `Roles.frozen`,
+            `TeacherLibrary.use`); by default the network is taken as it is.
     """
 
     def __init__(
@@ -28,20 +35,25 @@ class Denoiser:
         condition: Condition,
         uncond: Condition | None = None,
         guidance_scale: float = 1.0,
+        guide: Guide | None = None,
+        role: Role = nullcontext,
     ):
-        self.backbone, self.guidance_scale = backbone, guidance_scale
+        self.backbone, self.guidance_scale, self.role = backbone, guidance_scale, role
+        self.guide = guide or backbone.guide
         self.guided = uncond is not None and guidance_scale != 1.0
         both = Condition.cat([condition, uncond]) if uncond is not None and self.guided else condition
-        self.prepared = backbone.prepare(both)
+        with role():
+            self.prepared = backbone.prepare(both)
 
     def velocity(self, x_sigma: Tensor, sigma: float | Tensor) -> Tensor:
         """The velocity at `x_sigma` `[B, C, H, W]`; `sigma` a scalar or `[B]`."""
         sigma = torch.as_tensor(sigma, dtype=x_sigma.dtype, device=x_sigma.device).expand(len(x_sigma))
-        if not self.guided:
-            return self.backbone.velocity(x_sigma, sigma, self.prepared)
-        both = self.backbone.velocity(x_sigma.repeat(2, 1, 1, 1), sigma.repeat(2), self.prepared)
+        with self.role():
+            if not self.guided:
+                return self.backbone.velocity(x_sigma, sigma, self.prepared)
+            both = self.backbone.velocity(x_sigma.repeat(2, 1, 1, 1), sigma.repeat(2), self.prepared)
         cond, uncond = both.chunk(2)
-        return self.backbone.guide(cond, uncond, self.guidance_scale)
+        return self.guide(cond, uncond, self.guidance_scale)
 
     def x0(self, x_sigma: Tensor, sigma: float | Tensor) -> Tensor:
         """The clean image seen in `x_sigma`, same shape."""

@@ -1,20 +1,24 @@
-"""Probabilistic dual-stream routing (method section 2a): what a step trains on.
+"""PDSR, probabilistic dual-stream routing: what a step trains on.
+
+With probability `effect_ratio` a step takes the effect stream (a random effect and its teacher), else the
+general stream (an ordinary edit, taught by the bare base): docs/method.md#what-a-step-trains-on-pdsr.
 
 A route is a pure function of (seed, step, rank), and so are the draws inside a batch: a resumed run repeats
 them without any saved random state.
 """
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from collectionlora.backbones.base import Condition, Prompt, beside
+from collectionlora.backbones.base import Condition, Prompt, repeat_references
 
 # Separate the uses of one (seed, step, rank), so that they are independent of each other.
-ROUTE, BATCH, NOISE, LENGTH, FAVOUR = range(5)
+ROUTE, BATCH, NOISE, LENGTH, FAVOUR, STOP = range(6)
 
 
 def generator_for(seed: int, step: int, rank: int, use: int, part: int = 0) -> np.random.Generator:
@@ -36,20 +40,21 @@ def route(
     effect_ratio: float = 0.5,
     route_every: int = 1,
     part: int = 0,
-    same_stream: bool = False,
+    leader: int | None = None,
 ) -> int | None:
     """The effect (0 .. num_effects - 1) of this step, or None for the general stream.
 
     Args:
         effect_ratio: probability of the effect stream, the paper's p_switch; 1 leaves no general stream.
-        route_every: steps for which one decision is kept.
+        route_every: steps for which one choice of stream is kept, by all parts; the effect changes each time.
         part: tells apart several routed batches of one step.
-        same_stream: rank 0's choice of stream is everyone's; effects still differ.
+        leader: the rank that chooses the stream, by default `rank` itself; effects still differ.
     """
-    rng = generator_for(seed, step // route_every, rank, ROUTE, part)
+    rng = generator_for(seed, step, rank, ROUTE, part)
     choice = rng.random()
-    if same_stream:
-        choice = generator_for(seed, step // route_every, 0, ROUTE, part).random()
+    if leader is not None or route_every > 1:
+        kept, chooser = step // route_every, rank if leader is None else leader
+        choice = generator_for(seed, kept, chooser, ROUTE, part if route_every == 1 else 0).random()
     if choice >= effect_ratio:
         return None
     return int(rng.integers(num_effects))
@@ -73,7 +78,7 @@ class EffectData:
 
     def condition(self, prompt: Prompt, photo: Tensor) -> Condition:
         """What the network reads under one of the prompts, for the photos at `photo` `[B]`."""
-        references = beside(self.references, len(photo))
+        references = repeat_references(self.references, len(photo))
         return Condition(prompt.of_photos(photo), self.sources[photo], references)
 
 
@@ -96,6 +101,8 @@ class Batch:
     """A batch of one stream or, mixed, of all; the critic reads the student's condition.
 
     `effect` is None in the general stream, and in a mixed batch, which no single teacher can answer.
+    `target` `[B, C, H, W]` are teacher samples, in the general stream the bare base's. `teacher`, `student`
+    and `uncond` are conditions of the same B photos: the teacher's prompt, the student's, the empty one.
     """
 
     effect: str | None
@@ -109,10 +116,10 @@ class Streams:
     """Routed batches over the effects and the general stream.
 
     Args:
-        asymmetric_prompts: the student and critic read `student_prompt` (method section 2b); otherwise the
-            teacher's prompt, the ablation.
-        same_stream: all processes take the effect stream, or all the general one, so that they run the same
-            forwards: a sharded base needs it.
+        asymmetric_prompts: the student and critic read `student_prompt` (AOP); otherwise the teacher's
+            prompt, the ablation.
+        same_stream: all processes take the effect stream, or all the general one, and stop their simulations
+            at the same steps, so that they run the same forwards: a sharded base needs it.
     """
 
     def __init__(
@@ -131,9 +138,19 @@ class Streams:
         self.effects, self.general = list(effects), general
         self.seed, self.batch_size, self.rank = seed, batch_size, rank
         self.effect_ratio, self.route_every = effect_ratio, route_every
-        self.asymmetric_prompts, self.same_stream = asymmetric_prompts, same_stream
+        self.asymmetric_prompts, self.leader = asymmetric_prompts, 0 if same_stream else None
         self.favoured: set[int] = set()
         self.favoured_ratio = 0.0
+
+    def shares(self, number: int) -> list["Streams"]:
+        """The streams of the ranks that this process stands for, if each stands for `number` of them."""
+        shares = []
+        for index in range(number):
+            share = copy(self)
+            share.rank = self.rank * number + index
+            share.leader = self.leader if self.leader is None else index
+            shares.append(share)
+        return shares
 
     def favour(self, names: Sequence[str], ratio: float) -> None:
         """Let the effect stream draw from these effects with probability `ratio`, from the others else.
@@ -144,14 +161,14 @@ class Streams:
         self.favoured_ratio = ratio if len(self.favoured) < len(self.effects) else 1.0
 
     def _favoured(self, step: int, part: int) -> int:
-        rng = generator_for(self.seed, step // self.route_every, self.rank, FAVOUR, part)
+        rng = generator_for(self.seed, step, self.rank, FAVOUR, part)
         chosen = rng.random() < self.favoured_ratio
         group = [i for i in range(len(self.effects)) if (i in self.favoured) == chosen]
         return group[int(rng.integers(len(group)))]
 
     def _route(self, step: int, part: int) -> int | None:
         effects, ratio = len(self.effects), self.effect_ratio
-        index = route(self.seed, step, self.rank, effects, ratio, self.route_every, part, self.same_stream)
+        index = route(self.seed, step, self.rank, effects, ratio, self.route_every, part, self.leader)
         return index if index is None or not self.favoured else self._favoured(step, part)
 
     def effect_at(self, step: int) -> str | None:
@@ -202,6 +219,12 @@ class Streams:
     def schedule_length(self, step: int, lengths: Sequence[int]) -> int:
         """The student's schedule length at a step: one for all processes, for each length has its critic."""
         return lengths[int(generator_for(self.seed, step, 0, LENGTH).integers(len(lengths)))]
+
+    def stops(self, step: int, part: int, num_steps: int, size: int) -> Tensor:
+        """The step, 0 .. num_steps - 1, at which the simulation of each of `size` samples stops."""
+        rank = self.rank if self.leader is None else self.leader
+        rng = generator_for(self.seed, step, rank, STOP, part)
+        return torch.from_numpy(rng.integers(num_steps, size=size))
 
     def generator(self, step: int) -> torch.Generator:
         """The noise of a step."""

@@ -9,7 +9,7 @@ from argparse import ArgumentParser, Namespace
 from typing import Any
 
 from collectionlora.adapters.roles import TEACHER
-from collectionlora.progress import Progress
+from collectionlora.system.progress import Progress
 from tables.study import NO_DISTILLATION, Study, add_effects_option, add_options, over
 
 # The paper's constant weights of all three losses. No moving average: over so few updates it would be mostly

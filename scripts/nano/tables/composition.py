@@ -18,15 +18,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from collectionlora import processes
 from collectionlora.adapters.formats import read_lora
 from collectionlora.adapters.merging import add
 from collectionlora.adapters.recipe import adapter_path
 from collectionlora.adapters.roles import TEACHER, Roles, TeacherLibrary
 from collectionlora.backbones.base import encode_condition
 from collectionlora.backbones.nano import RECOMMENDED, NanoBackbone
-from collectionlora.data import Photo, to_images, to_photos
-from collectionlora.demo import shipped_teachers
+from collectionlora.command_line.demo import shipped_teachers
 from collectionlora.editing import Editor
 from collectionlora.effectbench.bench import Cases, draw_crops
 from collectionlora.effectbench.classifier import ConceptClassifier, load_or_train, probabilities
@@ -34,17 +32,18 @@ from collectionlora.effectbench.metrics import nearest_outcome, valid_outcomes
 from collectionlora.effectbench.scoring import Values, average, mean_over_effects
 from collectionlora.effects import ALL_EFFECTS
 from collectionlora.effects.crops import PhotoPool
-from collectionlora.files import read_tensors, write_json, write_tensors
-from collectionlora.progress import Progress
-from collectionlora.prompting import compose
+from collectionlora.pictures.photos import Photo, chunks, to_images, to_photos
+from collectionlora.prompting.triggers import compose
 from collectionlora.sampling import Denoiser, noise_like, sample_few_steps
-from collectionlora.target_making import chunks, fingerprint
+from collectionlora.system import processes
+from collectionlora.system.files import fingerprint, read_tensors, write_json, write_tensors
+from collectionlora.system.progress import Progress
 from tables.study import add_judging_options, keep_options, training_photographs, unseen_photographs
 
 GUIDANCE_SCALE = RECOMMENDED["targets"]["guidance_scale"]
-Pair = tuple[str, str]
+Effects = tuple[str, str]
 Make = Callable[
-    [Pair, Tensor, Sequence[int]], Tensor
+    [Effects, Tensor, Sequence[int]], Tensor
 ]  # images in [0, 1] and a seed for each to edited images
 
 
@@ -114,7 +113,7 @@ def ways(editor: Editor, teachers: Teachers) -> dict[str, tuple[int, Make]]:
     }
 
 
-def draw(folder: Path, key: str, make: Make, pair: Pair, cases: Cases) -> list[Photo]:
+def draw(folder: Path, key: str, make: Make, pair: Effects, cases: Cases) -> list[Photo]:
     """Pictures of one pair, kept in a file."""
     path = folder / f"{'+'.join(pair)}-{key}.safetensors"
     found = read_tensors(path)
@@ -127,7 +126,7 @@ def draw(folder: Path, key: str, make: Make, pair: Pair, cases: Cases) -> list[P
 
 
 def recognised(
-    classifier: ConceptClassifier, pair: Pair, photos: Sequence[Photo], made: Sequence[Photo]
+    classifier: ConceptClassifier, pair: Effects, photos: Sequence[Photo], made: Sequence[Photo]
 ) -> dict[str, Values]:
     """Whether the first, the second and both are among the two most probable effects, `[N]` each."""
     top = probabilities(classifier, photos, made)[:, :-1].topk(2).indices.numpy()
@@ -135,7 +134,7 @@ def recognised(
     return {"first": first * 1.0, "second": second * 1.0, "both": (first & second) * 1.0}
 
 
-def fidelity(pair: Pair, photos: Sequence[Photo], made: Sequence[Photo]) -> Values:
+def fidelity(pair: Effects, photos: Sequence[Photo], made: Sequence[Photo]) -> Values:
     """PSNR in dB to the nearest right answer, `[N]`."""
     values = []
     for photo, image in zip(photos, made, strict=True):
@@ -149,7 +148,7 @@ def make(args: Namespace, progress: Progress) -> None:
     keep_options(args.out, args)
     editor = Editor.load(args.adapter)
     names, steps, side = list(editor.recipe.effects), editor.recipe.steps, editor.recipe.resolution
-    pairs: list[Pair] = list(permutations(names, 2))
+    pairs: list[Effects] = list(permutations(names, 2))
     drawn = np.random.default_rng(args.seed).permutation(len(pairs))[: args.pairs]
     pairs = [pairs[i] for i in sorted(drawn)]
     pool = PhotoPool(list(unseen_photographs(args.data).values()))
@@ -174,7 +173,7 @@ def make(args: Namespace, progress: Progress) -> None:
 
 def judge(
     classifier: ConceptClassifier,
-    pairs: Sequence[Pair],
+    pairs: Sequence[Effects],
     photos: Sequence[Photo],
     pictures: dict[str, list[list[Photo]]],
 ) -> dict[str, dict[str, object]]:

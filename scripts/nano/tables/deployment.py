@@ -20,20 +20,20 @@ import torch
 from batching import seconds
 from torch import Tensor
 
-from collectionlora import processes
 from collectionlora.adapters.formats import read_lora
 from collectionlora.adapters.recipe import Recipe, adapter_path
 from collectionlora.adapters.roles import TEACHER, Roles, TeacherLibrary
 from collectionlora.backbones.base import encode_condition
 from collectionlora.backbones.nano import RECOMMENDED, NanoBackbone
-from collectionlora.demo import shipped_teachers
+from collectionlora.command_line.demo import shipped_teachers
 from collectionlora.editing import Editor
-from collectionlora.effectbench.photographs import HELDOUT, load_photograph
 from collectionlora.effects import EFFECTS
-from collectionlora.files import write_json
-from collectionlora.progress import Progress
+from collectionlora.pictures.photographs import HELDOUT, load_photograph
 from collectionlora.sampling import Denoiser, noise_like, sample_few_steps
 from collectionlora.studio.batching import Batcher, Request
+from collectionlora.system import processes
+from collectionlora.system.files import write_json
+from collectionlora.system.progress import Progress
 from tables.study import keep_options
 
 Stream = list[tuple[str, Request]]  # requests with their effects

@@ -7,12 +7,13 @@ nothing.
 
 from argparse import ArgumentParser, Namespace
 
-from collectionlora import growing, processes
 from collectionlora.adapters.roles import STUDENT, TEACHER
 from collectionlora.effectbench.gate import Gate
-from collectionlora.errors import UserError
-from collectionlora.files import write_json
-from collectionlora.progress import Progress
+from collectionlora.runs import growing
+from collectionlora.system import processes
+from collectionlora.system.errors import UserError
+from collectionlora.system.files import write_json
+from collectionlora.system.progress import Progress
 from tables.study import COUNTS, Study, add_effects_option, add_options
 
 LAYER = {"match": {"updates": 750}, "distill": {"student_updates": 10, "batch_size": 4}}

@@ -7,7 +7,7 @@ from argparse import ArgumentParser, Namespace
 
 from collectionlora.adapters.roles import STUDENT, TEACHER
 from collectionlora.effectbench.baselines import BASELINES
-from collectionlora.progress import Progress
+from collectionlora.system.progress import Progress
 from tables.study import Study, add_effects_option, add_options
 
 LAYER = {"match": {"updates": 500}, "distill": {"student_updates": 15, "batch_size": 4}}

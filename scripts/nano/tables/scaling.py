@@ -6,10 +6,10 @@ sizes on the effects of the smallest. The classifier of a size knows that size's
 
 from argparse import ArgumentParser, Namespace
 
-from collectionlora import processes
 from collectionlora.adapters.roles import TEACHER
-from collectionlora.files import write_json
-from collectionlora.progress import Progress
+from collectionlora.system import processes
+from collectionlora.system.files import write_json
+from collectionlora.system.progress import Progress
 from tables.study import COUNTS, Study, add_options
 
 LAYER = {"distill": {"batch_size": 4}}

@@ -7,16 +7,15 @@ another row gets follows from its pace in a short run. Nothing is distilled.
 
 import statistics
 from argparse import ArgumentParser, Namespace
-from typing import Any
 
 from collectionlora.adapters.roles import TEACHER
-from collectionlora.progress import Progress
-from collectionlora.trainer import LOG
+from collectionlora.config import Overrides
+from collectionlora.runs.trainer import LOG
+from collectionlora.system.progress import Progress
 from tables.study import NO_DISTILLATION, Study, add_effects_option, add_options, over, step_seconds
 
-Layer = dict[str, dict[str, Any]]
 BASE = "from-base"
-ROWS: dict[str, Layer] = {
+ROWS: dict[str, Overrides] = {
     "from-merge": {"match": {"start": "merge"}},
     "wide": {"student": {"rank": 64}, "critic": {"rank": 64}},
 }

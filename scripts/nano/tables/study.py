@@ -3,40 +3,38 @@
 import json
 import shutil
 from argparse import ArgumentParser, Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
-from collectionlora import processes
-from collectionlora.api import distill
+from collectionlora import distill
 from collectionlora.collection import MANIFEST, Collection
-from collectionlora.config import parse_overrides
-from collectionlora.data import Photo
-from collectionlora.demo import GENERAL_PHOTOS, PHOTOS, build_collection, shipped_teachers
+from collectionlora.command_line.demo import GENERAL_PHOTOS, PHOTOS, build_collection, shipped_teachers
+from collectionlora.config import Overrides, parse_overrides
 from collectionlora.effectbench.gallery import Result
 from collectionlora.effectbench.heldout import Heldout, heldout_photographs
-from collectionlora.effectbench.photographs import HELDOUT, TRAIN, load_photograph
 from collectionlora.effectbench.report.page import write_results
 from collectionlora.effectbench.running import run_bench
 from collectionlora.effects import ALL_EFFECTS
 from collectionlora.effects.crops import PhotoPool
 from collectionlora.effects.ordinary import load_photographs
-from collectionlora.errors import UserError
-from collectionlora.files import read_json, write_json
-from collectionlora.progress import Progress
-from collectionlora.session import resolve_settings
-from collectionlora.trainer import LOG
+from collectionlora.pictures.photographs import HELDOUT, TRAIN, load_photograph
+from collectionlora.pictures.photos import Photo
+from collectionlora.runs.session import resolve_settings
+from collectionlora.runs.trainer import LOG
+from collectionlora.system import processes
+from collectionlora.system.errors import UserError
+from collectionlora.system.files import read_json, write_json
+from collectionlora.system.progress import Progress
 
 OPTIONS = "options.json"
 COUNTS = range(1, len(ALL_EFFECTS) + 1)  # of effects in one LoRA
 FREE = {"judged", "classifier_steps", "out"}  # options that change no training: they may be others next time
 NO_DISTILLATION = {"distill": {"student_updates": 0}}
 
-Layer = Mapping[str, Mapping[str, Any]]
 
-
-def over(layer: Layer, changes: Layer) -> dict[str, dict[str, Any]]:
+def over(layer: Overrides, changes: Overrides) -> dict[str, dict[str, Any]]:
     """Settings with those of `changes` in their place."""
     return {name: {**layer.get(name, {}), **changes.get(name, {})} for name in {**layer, **changes}}
 
@@ -121,7 +119,7 @@ class Study:
     def __init__(
         self,
         args: Namespace,
-        layer: Layer,
+        layer: Overrides,
         num_effects: int | None,
         progress: Progress,
         num_general: int = GENERAL_PHOTOS,
@@ -145,7 +143,7 @@ class Study:
         return self.collection.folder / "runs" / run
 
     def train(
-        self, run: str, changes: Layer | None = None, start: str | None = None, names: Sequence[str] = ()
+        self, run: str, changes: Overrides | None = None, start: str | None = None, names: Sequence[str] = ()
     ) -> None:
         """One run, which resumes; its adapter is the collection's.
 

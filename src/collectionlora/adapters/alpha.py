@@ -11,13 +11,14 @@ from peft.utils.other import get_pattern_key
 from torch import Tensor
 
 from collectionlora.adapters.lycoris import Rebuilt
-from collectionlora.errors import UserError, shown
+from collectionlora.system.errors import UserError, quote
 
 DIFFUSERS_HEADER = "lora_adapter_metadata"
 PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 AGAIN = "export or train this LoRA again"
-MOST_STATED = 1_000_000  # a rank or an alpha beyond it is no such number
-CHANGES_BASE = ("pissa", "olora", "corda", "loftq")  # initialisations of PEFT that move the base's weights
+MAX_STATED = 1_000_000  # a rank or an alpha beyond it is no such number
+# Initialisations of PEFT that move the base's weights.
+CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class AlphaHeader:
             if name.startswith("text_encoder"):
                 raise UserError(path, f"{place}: {name}", "is for a text encoder LoRA", "train without it")
         start = config.get("init_lora_weights")
-        if isinstance(start, str) and start.startswith(CHANGES_BASE):
+        if isinstance(start, str) and start.lower().replace("-", "_").startswith(CHANGES_BASE):
             message = f"says that {start} moved the base's weights before this LoRA was trained"
             raise UserError(
                 path, place, message, "save it with PEFT's path_initial_model_for_weight_conversion"
@@ -78,8 +79,8 @@ class AlphaHeader:
         except (re.error, TypeError, AttributeError, RecursionError) as error:
             raise UserError(path, self.place, f"states patterns that are none ({error})", AGAIN) from None
         numbers = isinstance(rank, int) and isinstance(alpha, int | float)
-        if not numbers or not 1 <= rank <= MOST_STATED or not abs(alpha) <= MOST_STATED:
-            message = f"states rank {shown(rank)} and alpha {shown(alpha)}"
+        if not numbers or not 1 <= rank <= MAX_STATED or not abs(alpha) <= MAX_STATED:
+            message = f"states rank {quote(rank)} and alpha {quote(alpha)}"
             raise UserError(path, self.place, message, AGAIN)
         if built.rank and rank != built.rank:
             message = f"states rank {rank} for {module}, the tensors have {built.rank}"

@@ -16,13 +16,14 @@ from torch import Tensor
 from collectionlora.adapters.alpha import AGAIN, AlphaHeader, module_scale
 from collectionlora.adapters.flux_names import original_names
 from collectionlora.adapters.keys import ModuleNames, split_key
-from collectionlora.adapters.low_rank import Pair, change_norm
-from collectionlora.adapters.lycoris import MOST_RANK, Rebuilt, dora, rebuild
+from collectionlora.adapters.low_rank import Factors, change_norm
+from collectionlora.adapters.lycoris import MAX_RANK, Rebuilt, dora, rebuild
 from collectionlora.adapters.roles import LoraWeights
-from collectionlora.errors import UserError
-from collectionlora.files import write_tensors
+from collectionlora.system.errors import UserError
+from collectionlora.system.files import write_tensors
 
-MOST_LOSS = 0.1  # of a converted module's change; beyond it the teacher would no longer be the user's
+MAX_LOSS = 0.1  # of a converted module's change; beyond it the teacher would no longer be the user's
+MIN_CHANGE = 1e-6  # of what its factors could make; below it is rounding
 MAGNITUDES = ("dora_scale", "lora_magnitude_vector")
 
 
@@ -57,7 +58,7 @@ class LoraFile:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[Any]:
+def open_lora(path: Path) -> Iterator[Any]:
     """A safetensors file, its tensors not read yet.
 
     Raises:
@@ -78,7 +79,7 @@ def read_header(path: Path) -> dict[str, str]:
     Raises:
         UserError: no such file, or not a safetensors file.
     """
-    with opened(path) as file:
+    with open_lora(path) as file:
         return file.metadata() or {}
 
 
@@ -94,7 +95,7 @@ def read_lora(path: Path, base: Mapping[str, Tensor] | None = None) -> LoraFile:
         UserError: not a safetensors file, a key that is not used, a module that the base lacks, an incomplete
             or misshapen module, values that are not finite, or a conversion that loses too much.
     """
-    with opened(path) as file:
+    with open_lora(path) as file:
         metadata = file.metadata() or {}
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     header = AlphaHeader.find(path, metadata)
@@ -138,6 +139,20 @@ def read_lora(path: Path, base: Mapping[str, Tensor] | None = None) -> LoraFile:
     return LoraFile(weights, metadata, label, scales, losses)
 
 
+def read_teacher(path: Path, base: Mapping[str, Tensor]) -> LoraFile:
+    """Read an effect LoRA as `read_lora` does; one that changes nothing has nothing to teach.
+
+    Raises:
+        UserError: as `read_lora`, or no module's change differs from zero.
+    """
+    lora = read_lora(path, base)
+    for a, b in lora.weights.values():
+        if change_norm((a, b)) > MIN_CHANGE * float(a.norm()) * float(b.norm()):
+            return lora
+    message = "changes nothing: its B, its A or its alpha is zero in every module"
+    raise UserError(path, "", message, "train it longer, or give a later checkpoint of it")
+
+
 def read_module(
     path: Path, module: str, parts: dict[str, Tensor], header: AlphaHeader, weight: Tensor | None
 ) -> tuple[Rebuilt, float]:
@@ -150,19 +165,19 @@ def read_module(
         raise UserError(path, module, str(error), AGAIN) from None
     scale = module_scale(path, module, parts.get("alpha"), built, header)
     a, b = built.pair
-    pair = fit(path, module, (a, b * scale), weight)
+    pair = match_shape(path, module, (a, b * scale), weight)
     lost = built.loss
     for name, magnitude in magnitudes.items():
         pair, further = decompose(path, f"{module}.{name}", pair, magnitude, weight)
         lost = max(lost, further)
         built = Rebuilt(f"DoRA of {built.kind}", pair, built.rank)
-    if lost > MOST_LOSS:
-        message = f"is a {built.kind} that loses {lost:.0%} of its change at rank {MOST_RANK}"
+    if lost > MAX_LOSS:
+        message = f"is a {built.kind} that loses {lost:.0%} of its change at rank {MAX_RANK}"
         raise UserError(path, module, message, "train it as a plain LoRA, or extract a LoRA from it")
     return Rebuilt(built.kind, pair, built.rank, lost), scale
 
 
-def fit(path: Path, module: str, pair: Pair, weight: Tensor | None) -> Pair:
+def match_shape(path: Path, module: str, pair: Factors, weight: Tensor | None) -> Factors:
     """The pair in the shape of the base's weight `[out, in, ...]`; as it is if there is none to compare with.
 
     Raises:
@@ -179,8 +194,8 @@ def fit(path: Path, module: str, pair: Pair, weight: Tensor | None) -> Pair:
 
 
 def decompose(
-    path: Path, key: str, pair: Pair, magnitude: Tensor, weight: Tensor | None
-) -> tuple[Pair, float]:
+    path: Path, key: str, pair: Factors, magnitude: Tensor, weight: Tensor | None
+) -> tuple[Factors, float]:
     """DoRA as a pair over the base's weight, and its loss.
 
     Raises:
@@ -198,7 +213,7 @@ def decompose(
         decomposed, lost = dora(pair, magnitude, weight, by_output)
     except torch.linalg.LinAlgError:
         raise UserError(path, key, "makes values that are not finite", AGAIN) from None
-    return fit(path, key, decomposed, weight), lost
+    return match_shape(path, key, decomposed, weight), lost
 
 
 def write_lora(path: Path, weights: LoraWeights, metadata: Mapping[str, str]) -> None:

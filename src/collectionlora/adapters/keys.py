@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Collection
 from pathlib import Path
 
-from collectionlora.errors import UserError
+from collectionlora.system.errors import UserError
 
 DOTTED = {
     "base_model.model.": "peft",
@@ -53,13 +53,13 @@ def split_key(path: Path, key: str) -> tuple[str, str]:
     Raises:
         UserError: the key is of a kind that is refused, or of no known kind.
     """
-    for pattern, message, mend in REFUSED:
+    for pattern, message, hint in REFUSED:
         if re.fullmatch(pattern, key):
-            raise UserError(path, key, message, mend)
+            raise UserError(path, key, message, hint)
     found = re.fullmatch(KEY, key)
     if not found:
-        mend = "see docs/lora-files.md for what is read"
-        raise UserError(path, key, "is not a LoRA weight of a known format", mend)
+        hint = "see docs/lora-files.md for what is read"
+        raise UserError(path, key, "is not a LoRA weight of a known format", hint)
     return found["module"], SAME.get(found["part"], found["part"])
 
 

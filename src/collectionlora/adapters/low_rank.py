@@ -8,31 +8,31 @@ a matrix of the weight's size.
 import torch
 from torch import Tensor
 
-Pair = tuple[Tensor, Tensor]
+Factors = tuple[Tensor, Tensor]
 NEGLIGIBLE = 1e-9  # singular values below this share of the largest are rounding of the arithmetic
 ROUNDING = 1e-6  # shares of the norm below it drown in the single precision of the result
 
 
-def change(pair: Pair) -> Tensor:
+def change(pair: Factors) -> Tensor:
     """B @ A, `[out, in * ...]`."""
     a, b = pair
     return b.flatten(1) @ a.flatten(1)
 
 
-def change_norm(pair: Pair) -> float:
+def change_norm(pair: Factors) -> float:
     """The norm of B @ A: of the product of both triangles, Q being orthogonal."""
     a, b = (factor.flatten(1).double() for factor in pair)
     triangles = torch.linalg.qr(b, mode="r").R @ torch.linalg.qr(a.T, mode="r").R.T
     return float(torch.linalg.matrix_norm(triangles))
 
 
-def distance(first: Pair, second: Pair) -> float:
+def distance(first: Factors, second: Factors) -> float:
     """The norm of the difference of two changes, which is itself a change of the summed rank."""
     (a, b), (other_a, other_b) = first, second
     return change_norm((torch.cat([a, other_a]), torch.cat([b, -other_b], dim=1)))
 
 
-def shrink(pair: Pair, rank: int) -> tuple[Pair, float]:
+def shrink(pair: Factors, rank: int) -> tuple[Factors, float]:
     """The nearest pair of at most `rank`, and what it loses relative to the norm of the change.
 
     Directions that carry nothing are dropped, so the result can be smaller than `rank`. By Eckart and Young
@@ -57,7 +57,7 @@ def loss(singular_values: Tensor, kept: int) -> float:
     return share if share > ROUNDING else 0.0
 
 
-def pad(pair: Pair, rank: int) -> Pair:
+def pad(pair: Factors, rank: int) -> Factors:
     """The same change at a larger rank, by rows and columns of zeros."""
     a, b = pair
     missing = rank - len(a)

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from collectionlora.adapters.low_rank import NEGLIGIBLE, Pair, change, loss, shrink
+from collectionlora.adapters.low_rank import NEGLIGIBLE, Factors, change, loss, shrink
 
-MOST_RANK = 256  # of a converted module: the teacher slot has to hold it for every module of the base
+MAX_RANK = 256  # of a converted module: the teacher slot has to hold it for every module of the base
 Parts = Mapping[str, Tensor]
 
 LORA, LOHA = {"down", "up"}, {"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"}
@@ -26,7 +26,7 @@ class Rebuilt:
     """One module: its change before the scale, the rank that alpha is divided by, the conversion's loss."""
 
     kind: str
-    pair: Pair
+    pair: Factors
     rank: int
     loss: float = 0.0
 
@@ -63,7 +63,7 @@ def lokr_layouts() -> list[set[str]]:
     return [one | two for one in first for two in second]
 
 
-def tucker(core: Tensor, rows: Tensor, columns: Tensor) -> Pair:
+def tucker(core: Tensor, rows: Tensor, columns: Tensor) -> Factors:
     """A convolution in Tucker form: core `[r, s, *kernel]`, rows `[out, r]`, columns `[s, in]`."""
     return torch.einsum("rs...,si->ri...", core, columns.flatten(1)), rows.flatten(1)
 
@@ -88,7 +88,7 @@ def loha(parts: Parts) -> Rebuilt:
     (a1, b1), (a2, b2) = sides
     a = torch.einsum("ri,si->rsi", a1, a2).flatten(0, 1)
     b = torch.einsum("or,os->ors", b1, b2).flatten(1)
-    pair, lost = shrink((a, b), MOST_RANK)
+    pair, lost = shrink((a, b), MAX_RANK)
     return Rebuilt("LoHa", pair, len(parts["hada_w1_b"]), lost)
 
 
@@ -107,7 +107,7 @@ def lokr(parts: Parts) -> Rebuilt:
         sides.append(torch.linalg.svd(whole, full_matrices=False))
     (u1, s1, v1), (u2, s2, v2) = sides
     values, order = torch.outer(s1, s2).flatten().sort(descending=True)
-    kept = min(MOST_RANK, max(1, int((values > NEGLIGIBLE * values[0]).sum())))
+    kept = min(MAX_RANK, max(1, int((values > NEGLIGIBLE * values[0]).sum())))
     first, second = order[:kept] // len(s2), order[:kept] % len(s2)
     root = values[:kept].sqrt()
     a = torch.einsum("ri,rj->rij", v1[first], v2[second]).flatten(1) * root[:, None]
@@ -115,7 +115,7 @@ def lokr(parts: Parts) -> Rebuilt:
     return Rebuilt("LoKr", (a.float(), b.float()), rank, loss(values, kept))
 
 
-def dora(pair: Pair, magnitude: Tensor, weight: Tensor, by_output: bool) -> tuple[Pair, float]:
+def dora(pair: Factors, magnitude: Tensor, weight: Tensor, by_output: bool) -> tuple[Factors, float]:
     """The change of a weight-decomposed module whose scaled low-rank part is `pair`.
 
     Args:
@@ -132,5 +132,5 @@ def dora(pair: Pair, magnitude: Tensor, weight: Tensor, by_output: bool) -> tupl
     difference = (moved - whole).flatten(1)
     rows, columns = difference.shape
     if rows <= columns:
-        return shrink((difference, torch.eye(rows, dtype=torch.double)), MOST_RANK)
-    return shrink((torch.eye(columns, dtype=torch.double), difference), MOST_RANK)
+        return shrink((difference, torch.eye(rows, dtype=torch.double)), MAX_RANK)
+    return shrink((torch.eye(columns, dtype=torch.double), difference), MAX_RANK)

@@ -6,7 +6,7 @@ import torch
 from peft.utils.merge_utils import dare_linear, task_arithmetic, ties
 from torch import Tensor
 
-from collectionlora.adapters.low_rank import Pair, pad, shrink
+from collectionlora.adapters.low_rank import Factors, pad, shrink
 from collectionlora.adapters.roles import LoraWeights
 
 DENSITY = 0.5  # share of the entries that TIES and DARE keep, peft's own example
@@ -46,7 +46,7 @@ def merge(loras: Sequence[LoraWeights], how: str, rank: int, seed: int = 0) -> L
         return {m: _merge_factors([lora[m] for lora in loras if m in lora], how, len(loras)) for m in modules}
 
 
-def _merge_factors(pairs: Sequence[Pair], how: str, num_loras: int) -> Pair:
+def _merge_factors(pairs: Sequence[Factors], how: str, num_loras: int) -> Factors:
     largest = max(len(a) for a, _ in pairs)
     padded = [pad(pair, largest) for pair in pairs]
     # Each factor takes the root of the weight, so that a product takes the weight.

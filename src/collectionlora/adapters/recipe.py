@@ -1,15 +1,16 @@
 """The recipe that a finished adapter carries in its own header: what is needed to use it, nothing else."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
 
-from collectionlora.adapters.formats import LoraFile, read_lora, write_lora
+from collectionlora.adapters.formats import LoraFile, read_header, read_lora, write_lora
 from collectionlora.adapters.roles import LoraWeights
 from collectionlora.collection import NAME, RESULT
 from collectionlora.config import ModelSettings
-from collectionlora.errors import UserError
+from collectionlora.system.errors import UserError
 
 KEY = "collectionlora"
 SHIPPED = Path(__file__).parents[1] / "weights" / RESULT
@@ -45,8 +46,8 @@ def adapter_path(collection: Path) -> Path:
         return SHIPPED if collection == Path("nano") and not collection.exists() else collection
     path = collection / RESULT
     if not path.exists():
-        mend = f"run: collectionlora distill {collection}"
-        raise UserError(path, "", "this collection is not distilled yet", mend)
+        hint = f"run: collectionlora distill {collection}"
+        raise UserError(path, "", "this collection is not distilled yet", hint)
     return path
 
 
@@ -62,8 +63,21 @@ def read_adapter(path: Path) -> tuple[LoraFile, Recipe]:
         UserError: not an adapter made here.
     """
     lora = read_lora(path)
+    return lora, _parse_recipe(path, lora.metadata)
+
+
+def read_recipe(path: Path) -> Recipe:
+    """The recipe of a finished adapter, without its weights.
+
+    Raises:
+        UserError: not an adapter made here.
+    """
+    return _parse_recipe(path, read_header(path))
+
+
+def _parse_recipe(path: Path, header: Mapping[str, str]) -> Recipe:
     try:
-        return lora, Recipe.model_validate_json(lora.metadata[KEY])
+        return Recipe.model_validate_json(header[KEY])
     except (KeyError, ValidationError):
-        mend = "give a collection folder or the file that distill wrote"
-        raise UserError(path, "header", "carries no collectionlora recipe", mend) from None
+        hint = "give a collection folder or the file that distill wrote"
+        raise UserError(path, "header", "carries no collectionlora recipe", hint) from None

@@ -25,14 +25,14 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 from torch.utils.checkpoint import CheckpointError, checkpoint
 
-from collectionlora import processes
 from collectionlora.adapters.low_rank import change
-from collectionlora.errors import UserError
+from collectionlora.system import processes
+from collectionlora.system.errors import UserError
 
 BASE = None
 STUDENT, TEACHER = "student", "teacher"
 # Relative error of gradients that are computed twice; of those in a wrong role it is about 1.
-MOST_ERROR = 0.1
+MAX_ERROR = 0.1
 
 # module name -> (A [rank, in, ...], B [out, rank, ...]); the weight change is B @ A, the scale baked in.
 LoraWeights = dict[str, tuple[Tensor, Tensor]]
@@ -89,17 +89,33 @@ class Roles:
                 parameter.data = parameter.data.float()
                 parameter.requires_grad_(name != TEACHER)
         self.ranks, self.fuse = dict(ranks), fuse
+        self._fused: str | None = BASE  # the role that is in the base's weights now
 
     def use(self, role: str | None) -> AbstractContextManager[None]:
         """Run the network in a role inside the block; `None` is the bare base."""
+        assert self._fused is BASE, f"{self._fused} is in the base's weights"
         if self.fuse:
             return self._weights_in_place([] if role is BASE else self._merged(role))
         return self._activated(role)
 
-    def frozen(self, role: str | None) -> AbstractContextManager[None]:
-        """`use` for forwards that need no gradient."""
+    @contextmanager
+    def frozen(self, role: str | None) -> Iterator[None]:
+        """`use` for forwards that need no gradient.
+
+        Inside its own block it does nothing, so that a trajectory is fused once.
+        """
+        if self._fused is not BASE:
+            assert role == self._fused, f"{self._fused} is in the base's weights, not {role}"
+            yield
+            return
         with torch.no_grad():
-            return self.use(role)
+            block = self.use(role)
+        with block:
+            self._fused = role if self.fuse else BASE
+            try:
+                yield
+            finally:
+                self._fused = BASE
 
     @contextmanager
     def _activated(self, role: str | None) -> Iterator[None]:
@@ -154,11 +170,12 @@ class Roles:
 
     def weights(self, role: str) -> LoraWeights:
         """A detached, whole copy of a role's LoRA, module by module."""
-        copies = {}
-        for name, layer in self.layers.items():
-            a, b = self._pair(layer, role)
-            copies[name] = (processes.whole(a.detach()).clone(), processes.whole(b.detach()).clone())
-        return copies
+        parameters = self.parameters(role)
+        return self.as_weights([processes.whole(parameter.detach()).clone() for parameter in parameters])
+
+    def as_weights(self, tensors: Sequence[Tensor]) -> LoraWeights:
+        """Tensors in the order of `parameters`, module by module."""
+        return dict(zip(self.layers, zip(tensors[0::2], tensors[1::2], strict=True), strict=True))
 
     @torch.no_grad()
     def load(self, role: str, weights: LoraWeights) -> None:
@@ -225,7 +242,7 @@ class Roles:
             for parameter in teacher:
                 parameter.requires_grad_(False)
         error = [a - b for a, b in zip(crossed, plain, strict=True)]
-        if total_norm(error) > MOST_ERROR * total_norm(plain):
+        if total_norm(error) > MAX_ERROR * total_norm(plain):
             raise _broken(f"blocks of {first} are recomputed as another role")
 
     def _own_gradients(

@@ -11,9 +11,9 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from collectionlora import processes
 from collectionlora.adapters.roles import TEACHER, Roles
-from collectionlora.errors import UserError
+from collectionlora.system import processes
+from collectionlora.system.errors import UserError
 
 
 def shard(roles: Roles) -> None:
@@ -23,8 +23,8 @@ def shard(roles: Roles) -> None:
         UserError: there is one process.
     """
     if processes.world_size() == 1:
-        mend = "launch with torchrun --nproc-per-node N -m -- collectionlora ..."
-        raise UserError("", "model.sharding", "fsdp needs several processes", mend)
+        hint = "launch with torchrun --nproc-per-node N -m -- collectionlora ..."
+        raise UserError("", "model.sharding", "fsdp needs several processes", hint)
     network = roles.network
     device = next(network.parameters()).device.type
     mesh = init_device_mesh(device, (processes.world_size(),))

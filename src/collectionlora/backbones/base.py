@@ -85,7 +85,7 @@ class Condition:
         )
 
 
-def beside(references: Sequence[Tensor], batch: int) -> tuple[Tensor, ...]:
+def repeat_references(references: Sequence[Tensor], batch: int) -> tuple[Tensor, ...]:
     """Reference images or their latents, each of one image, shown beside every photo of a batch."""
     return tuple(reference.expand(batch, -1, -1, -1) for reference in references)
 
@@ -184,5 +184,5 @@ def encode_condition(
     """
     batch = len(images)
     latents = [backbone.encode_image(reference) for reference in references]
-    prompt = backbone.encode_prompt(prompts, [images, *beside(references, batch)])
-    return Condition(prompt, backbone.encode_image(images), beside(latents, batch))
+    prompt = backbone.encode_prompt(prompts, [images, *repeat_references(references, batch)])
+    return Condition(prompt, backbone.encode_image(images), repeat_references(latents, batch))

@@ -1,7 +1,6 @@
 """What the editing models of diffusers share: loading by parts, the border of device and dtype, the schedule.
 
-A model is a folder as `save_pretrained` writes it, or `owner/name` on the Hugging Face Hub, with `@revision`
-behind it to pin a commit, tag or branch. Choices made here:
+Choices made here:
 
 - Transformer, VAE and text encoders are loaded when they are first needed, and the last two can be released:
   training reads caches. Weights are read from safetensors only, and no code that comes with them is run.
@@ -10,30 +9,27 @@ behind it to pin a commit, tag or branch. Choices made here:
 - Latents outside are float32 on the CPU. They are small; the network's device and dtype end at this border.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
-from huggingface_hub import snapshot_download
 from torch import Tensor, nn
 
 from collectionlora.backbones.base import Backbone
-from collectionlora.backbones.known import find_known
+from collectionlora.backbones.diffusers_files import find_class, list_files, locate, opening
+from collectionlora.backbones.family import Family, SectionValues
 from collectionlora.backbones.quantization import quantize
-from collectionlora.collection import MANIFEST
 from collectionlora.config import ModelSettings
-from collectionlora.errors import UserError
 from collectionlora.objectives import guided
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # What a base of billions of parameters asks for, beside what its own file adds; the paper's ranks.
-LARGE: dict[str, dict[str, Any]] = {
+LARGE: SectionValues = {
     "model": {"dtype": "bfloat16", "gradient_checkpointing": True},
     "data": {"resolution": 1024},
     "student": {"rank": 128},
@@ -41,54 +37,81 @@ LARGE: dict[str, dict[str, Any]] = {
 }
 
 
-def locate(base: str) -> dict[str, Any]:
-    """`base` as the arguments of `from_pretrained`: a folder, or else `owner/name[@revision]` on the hub."""
-    if Path(base).is_dir():
-        return {"pretrained_model_name_or_path": base}
-    name, _, revision = base.partition("@")
-    return {"pretrained_model_name_or_path": name, "revision": revision or None}
+class KnownBase(NamedTuple):
+    """True facts of a base on the hub, so that a plan needs no download.
 
-
-@contextmanager
-def opening(base: str) -> Iterator[None]:
-    """Files of a model are read inside the block.
-
-    Raises:
-        UserError: no such folder or model, a part is missing, or its weights are not safetensors.
+    The transformer's config, and the number of parameters of the text encoders.
     """
-    try:
-        yield
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        mend = "give a diffusers pipeline in safetensors: its folder, or owner/name@revision on the hub"
-        raise UserError(MANIFEST, "base", f"{base!r} cannot be opened ({reason})", mend) from error
+
+    transformer: dict[str, Any]
+    encoder_parameters: int
 
 
-def read_pipeline_config(base: str) -> dict[str, Any]:
-    """The content of a model's `model_index.json`.
+@dataclass(frozen=True, kw_only=True)
+class DiffusersFamily(Family):
+    """The bases of one pipeline of diffusers, whose classes are given by their names there.
 
-    Raises:
-        UserError: it cannot be opened.
+    Attributes:
+        backbone: runs a base of this family.
+        lora_roots: every linear layer under these names carries LoRA.
+        name_part: a part of its bases' names, in lower case.
+        known: bases on the hub by name, of any revision.
     """
-    if known := find_known(base):
-        return {"_class_name": known.pipeline}
-    with opening(base):
-        return DiffusionPipeline.load_config(**locate(base))
 
+    backbone: "type[DiffusersBackbone]"
+    network_class: str
+    vae_class: str
+    lora_roots: tuple[str, ...]
+    name_part: str
+    known: Mapping[str, KnownBase] = field(default_factory=dict)
 
-def model_files(base: str) -> tuple[Path, list[Path]]:
-    """A model's folder on this machine, for one of the hub that of its commit, and the files in it.
+    def find_known(self, base: str) -> KnownBase | None:
+        """The facts of a known name on the hub; a folder speaks for itself."""
+        return None if Path(base).is_dir() else self.known.get(base.partition("@")[0])
 
-    Raises:
-        UserError: it is not on this machine.
-    """
-    folder, where = Path(base), locate(base)
-    if not folder.is_dir():
-        name = where.pop("pretrained_model_name_or_path")
+    def load(self, base: str, settings: ModelSettings) -> "DiffusersBackbone":
+        find_class(base, self.name)  # whoever lacks diffusers is told before any work begins
+        return self.backbone(self, base, settings)
+
+    def list_files(self, base: str) -> tuple[Path, list[Path]]:
+        return list_files(base)
+
+    def transformer_config(self, base: str) -> dict[str, Any]:
+        """The transformer's `config.json`."""
+        if known := self.find_known(base):
+            return known.transformer
+        network_class = find_class(base, self.network_class)
         with opening(base):
-            folder = Path(snapshot_download(name, **where, local_files_only=True))
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-    return folder, [path for path in files if not any(p[0] == "." for p in path.relative_to(folder).parts)]
+            return network_class.load_config(**locate(base), subfolder="transformer")
+
+    def find_lora_targets(self, network: nn.Module) -> tuple[str, ...]:
+        """Names of the linear layers that carry LoRA."""
+        layers = (name for name, module in network.named_modules() if isinstance(module, nn.Linear))
+        return tuple(name for name in layers if name.startswith(self.lora_roots))
+
+    def empty_network(self, base: str) -> tuple[nn.Module, tuple[str, ...]]:
+        with torch.device("meta"):
+            network = find_class(base, self.network_class).from_config(self.transformer_config(base))
+        return network, self.find_lora_targets(network)
+
+    def without_weights(
+        self, base: str, settings: ModelSettings, depths: Mapping[str, int]
+    ) -> "DiffusersBackbone":
+        backbone = self.load(base, settings)
+        backbone.device = torch.device("meta")
+        with backbone.device:
+            config = {**self.transformer_config(base), **depths}
+            network = find_class(base, self.network_class).from_config(config)
+        backbone.network = nn.Module.to(network, backbone.dtype)  # diffusers' own warns of weights to lose
+        return backbone
+
+    def block_stacks(self, base: str) -> dict[str, int]:
+        config = self.transformer_config(base)
+        return {name: config[name] for name in ("num_layers", "num_single_layers") if name in config}
+
+    def encoder_parameters(self, base: str) -> int | None:
+        known = self.find_known(base)
+        return known.encoder_parameters if known else None
 
 
 def pack(latents: Tensor) -> Tensor:
@@ -110,99 +133,60 @@ class DiffusersBackbone(Backbone):
         settings: dtype and what the model reads beside prompt and photo.
     """
 
-    pipeline_class: ClassVar[Any]
-    network_class: ClassVar[Any]
-    vae_class: ClassVar[Any]
-    # Every linear layer under these names carries LoRA.
-    lora_roots: ClassVar[tuple[str, ...]]
     prompts_see_photos = False
     fuses_lora = False
-    reads_references: ClassVar[bool] = False  # several images, not the photo alone
     side_multiple = 16
 
-    def __init__(self, base: str, settings: ModelSettings):
-        self.base, self.settings = base, settings
+    def __init__(self, family: DiffusersFamily, base: str, settings: ModelSettings):
+        self.family, self.base, self.settings = family, base, settings
         self.dtype = DTYPES[settings.dtype]
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         if self.device.type == "cuda":
             # LoRAs are float32: let their products run on tensor cores.
             torch.set_float32_matmul_precision("high")
 
-    def _load(self, component: Any, subfolder: str) -> Any:
-        where = {**locate(self.base), "subfolder": subfolder}
+    @property
+    def pipeline_class(self) -> Any:
+        return find_class(self.base, self.family.name)
+
+    def _load(self, name: str, subfolder: str) -> Any:
+        part, where = find_class(self.base, name), {**locate(self.base), "subfolder": subfolder}
         with opening(self.base):
-            loaded = component.from_pretrained(**where, dtype=self.dtype, use_safetensors=True)
+            loaded = part.from_pretrained(**where, dtype=self.dtype, use_safetensors=True)
         return loaded.requires_grad_(False).eval()
-
-    @classmethod
-    def recommended_settings(cls, pipeline_config: dict[str, Any]) -> dict[str, dict[str, Any]]:
-        """Settings in which a family differs from the defaults, given a model's `model_index.json`."""
-        raise NotImplementedError
-
-    @classmethod
-    def empty_network(cls, base: str) -> nn.Module:
-        """The network without memory, on the meta device: its names and shapes."""
-        with torch.device("meta"):
-            return cls.network_class.from_config(cls.transformer_config(base))
-
-    @classmethod
-    def transformer_config(cls, base: str) -> dict[str, Any]:
-        """The transformer's `config.json`.
-
-        Raises:
-            UserError: it cannot be opened.
-        """
-        if known := find_known(base):
-            return known.transformer
-        with opening(base):
-            return cls.network_class.load_config(**locate(base), subfolder="transformer")
-
-    @classmethod
-    def without_weights(cls, base: str, config: dict[str, Any], settings: ModelSettings) -> Self:
-        """The model on the meta device, from its transformer's config: shapes without values."""
-        backbone = cls(base, settings)
-        backbone.device = torch.device("meta")
-        with backbone.device:
-            network = cls.network_class.from_config(config)
-        backbone.network = nn.Module.to(network, backbone.dtype)  # diffusers' own warns of weights to lose
-        return backbone
-
-    @classmethod
-    def find_lora_targets(cls, network: nn.Module) -> tuple[str, ...]:
-        """Names of the linear layers that carry LoRA."""
-        layers = (name for name, module in network.named_modules() if isinstance(module, nn.Linear))
-        return tuple(name for name in layers if name.startswith(cls.lora_roots))
 
     @cached_property
     def network(self) -> Any:
-        network = self._load(self.network_class, "transformer")
+        network = self._load(self.family.network_class, "transformer")
         if self.settings.quantization != "none":
-            blocks = [name for name in self.find_lora_targets(network) if "transformer_blocks." in name]
+            targets = self.family.find_lora_targets(network)
+            blocks = [name for name in targets if "transformer_blocks." in name]
             quantize(network, blocks, self.settings.quantization, self.dtype)
         return network.to(self.device)
 
     @cached_property
     def lora_targets(self) -> tuple[str, ...]:
-        return self.find_lora_targets(self.network)
+        return self.family.find_lora_targets(self.network)
 
     @cached_property
     def vae(self) -> Any:
-        return self._load(self.vae_class, "vae").to(self.device)
+        return self._load(self.family.vae_class, "vae").to(self.device)
 
     @cached_property
     def text_pipeline(self) -> Any:
         """The pipeline with its text encoders and tokenizers alone."""
-        absent = {"transformer": None, "vae": None}
+        pipeline_class, absent = self.pipeline_class, {"transformer": None, "vae": None}
         with opening(self.base):
-            pipeline = self.pipeline_class.from_pretrained(
+            pipeline = pipeline_class.from_pretrained(
                 **locate(self.base), **absent, dtype=self.dtype, use_safetensors=True
             )
         return pipeline.to(self.device)
 
     @cached_property
     def scheduler(self) -> Any:
+        scheduler_class = find_class(self.base, "FlowMatchEulerDiscreteScheduler")
         with opening(self.base):
-            return FlowMatchEulerDiscreteScheduler.from_pretrained(**locate(self.base), subfolder="scheduler")
+            return scheduler_class.from_pretrained(**locate(self.base), subfolder="scheduler")
 
     def release_encoders(self) -> None:
         for name in ("vae", "text_pipeline"):

@@ -6,16 +6,27 @@ its running statistics: one latent position is one token.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKLFlux2, Flux2KleinPipeline, Flux2Pipeline, Flux2Transformer2DModel
-from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu
 from torch import Tensor
 
 from collectionlora.backbones.base import Condition, Prompt, Shapes
-from collectionlora.backbones.diffusers_model import LARGE, DiffusersBackbone
+from collectionlora.backbones.diffusers_files import read_index
+from collectionlora.backbones.diffusers_model import LARGE, DiffusersBackbone, DiffusersFamily, KnownBase
+from collectionlora.backbones.family import ExportFacts, SectionValues
+
+LORA_ROOTS = ("transformer_blocks.", "single_transformer_blocks.")
+DEV = {
+    "num_layers": 8,
+    "num_single_layers": 48,
+    "num_attention_heads": 48,
+    "attention_head_dim": 128,
+    "in_channels": 128,
+    "joint_attention_dim": 15360,
+    "guidance_embeds": True,
+    "axes_dims_rope": [32, 32, 32, 32],
+}
 
 
 @dataclass(frozen=True)
@@ -34,18 +45,7 @@ def to_tokens(latents: Tensor) -> Tensor:
 
 
 class Flux2(DiffusersBackbone):
-    """FLUX.2 [dev]."""
-
-    pipeline_class = Flux2Pipeline
-    network_class = Flux2Transformer2DModel
-    vae_class = AutoencoderKLFlux2
-    reads_references = True
-    lora_roots = ("transformer_blocks.", "single_transformer_blocks.")
-
-    @classmethod
-    def recommended_settings(cls, pipeline_config: dict[str, Any]) -> dict[str, dict[str, Any]]:
-        model = {**LARGE["model"], "embedded_guidance": 4.0}
-        return {**LARGE, "model": model, "targets": {"steps": 50, "guidance_scale": 1}}
+    """FLUX.2 [dev] and Klein."""
 
     @torch.no_grad()
     def encode_prompt(self, prompts: Sequence[str], photos: Sequence[Tensor] = ()) -> Prompt:
@@ -97,16 +97,46 @@ class Flux2(DiffusersBackbone):
         return noise.shape[-2] * noise.shape[-1]
 
     def _shift_exponent(self, num_tokens: int, num_steps: int) -> float:
+        from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu
+
         return compute_empirical_mu(num_tokens, num_steps)
 
 
-class Flux2Klein(Flux2):
+class KleinFamily(DiffusersFamily):
     """FLUX.2 Klein: the base with guidance proper, or the step-distilled one without."""
 
-    pipeline_class = Flux2KleinPipeline
+    def recommended_settings(self, base: str) -> SectionValues:
+        distilled = read_index(base).get("is_distilled", False)
+        unguided = {"targets": {"steps": 4, "guidance_scale": 1}, "distill": {"guidance_scale": 1}}
+        return {**LARGE, **unguided} if distilled else self.recommended
 
-    @classmethod
-    def recommended_settings(cls, pipeline_config: dict[str, Any]) -> dict[str, dict[str, Any]]:
-        distilled = pipeline_config.get("is_distilled", False)
-        targets = {"steps": 4, "guidance_scale": 1} if distilled else {"steps": 50, "guidance_scale": 4}
-        return {**LARGE, "targets": targets}
+
+# No prefix and no workflow for ComfyUI: it maps only what FLUX.1 has too, and leaves out the rest in silence.
+FLUX_2 = DiffusersFamily(
+    name="Flux2Pipeline",
+    backbone=Flux2,
+    network_class="Flux2Transformer2DModel",
+    vae_class="AutoencoderKLFlux2",
+    lora_roots=LORA_ROOTS,
+    name_part="flux.2",
+    known={"black-forest-labs/FLUX.2-dev": KnownBase(DEV, 24_011_361_280)},
+    reads_references=True,
+    recommended={
+        **LARGE,
+        "model": {**LARGE["model"], "embedded_guidance": 4.0},
+        "targets": {"steps": 50, "guidance_scale": 1},
+        "distill": {"guidance_scale": 1},  # guidance is distilled into the base
+    },
+    export=ExportFacts("flux-2-dev", "other", "guidance_scale={guidance:g}"),
+)
+FLUX_2_KLEIN = KleinFamily(
+    name="Flux2KleinPipeline",
+    backbone=Flux2,
+    network_class="Flux2Transformer2DModel",
+    vae_class="AutoencoderKLFlux2",
+    lora_roots=LORA_ROOTS,
+    name_part="flux.2-klein",
+    reads_references=True,
+    recommended={**LARGE, "targets": {"steps": 50, "guidance_scale": 4}},
+    export=ExportFacts("flux-2-klein", "other", "guidance_scale=1.0"),
+)

@@ -1,15 +1,35 @@
 """FLUX.1 Kontext: one photo, T5 tokens beside one CLIP vector, distilled guidance as an input."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, FluxKontextPipeline, FluxTransformer2DModel
 from torch import Tensor
 
 from collectionlora.backbones.base import Condition, Prompt, Shapes
-from collectionlora.backbones.diffusers_model import LARGE, DiffusersBackbone, pack, unpack
+from collectionlora.backbones.comfyui import Graph, Student, escape_brackets, frame, node
+from collectionlora.backbones.diffusers_model import (
+    LARGE,
+    DiffusersBackbone,
+    DiffusersFamily,
+    KnownBase,
+    pack,
+    unpack,
+)
+from collectionlora.backbones.family import ExportFacts
+
+DEV = {
+    "num_layers": 19,
+    "num_single_layers": 38,
+    "num_attention_heads": 24,
+    "attention_head_dim": 128,
+    "in_channels": 64,
+    "joint_attention_dim": 4096,
+    "pooled_projection_dim": 768,
+    "guidance_embeds": True,
+    "axes_dims_rope": [16, 56, 56],
+}
 
 
 @dataclass(frozen=True)
@@ -30,17 +50,6 @@ def positions(latents: Tensor, image: int) -> Tensor:
 
 class FluxKontext(DiffusersBackbone):
     """FLUX.1 Kontext [dev]."""
-
-    pipeline_class = FluxKontextPipeline
-    network_class = FluxTransformer2DModel
-    vae_class = AutoencoderKL
-    # All 504 linear layers: LoRAs for FLUX in the wild train any of them.
-    lora_roots = ("",)
-
-    @classmethod
-    def recommended_settings(cls, pipeline_config: dict[str, Any]) -> dict[str, dict[str, Any]]:
-        model = {**LARGE["model"], "embedded_guidance": 2.5}
-        return {**LARGE, "model": model, "targets": {"steps": 28, "guidance_scale": 1}}
 
     @torch.no_grad()
     def encode_prompt(self, prompts: Sequence[str], photos: Sequence[Tensor] = ()) -> Prompt:
@@ -86,3 +95,49 @@ class FluxKontext(DiffusersBackbone):
             return_dict=False,
         )[0]
         return unpack(out[:, : noisy.shape[1]], x_sigma)
+
+
+def make_workflow(student: Student) -> Graph:
+    """ComfyUI's nodes. Its shift node takes mu, the logarithm of the shift, here the same at all sizes."""
+    encoders = {"clip_name1": "clip_l.safetensors", "clip_name2": "t5xxl_fp16.safetensors", "type": "flux"}
+    mu = math.log(student.shift)
+    return {
+        **frame(student, "flux1-dev-kontext_fp8_scaled.safetensors", "ae.safetensors"),
+        "shifted": node(
+            "ModelSamplingFlux",
+            model=["lora", 0],
+            max_shift=mu,
+            base_shift=mu,
+            width=student.resolution,
+            height=student.resolution,
+        ),
+        "clip": node("DualCLIPLoader", **encoders),
+        "text": node("CLIPTextEncode", clip=["clip", 0], text=escape_brackets(student.prompt)),
+        "reference": node("ReferenceLatent", conditioning=["text", 0], latent=["latent", 0]),
+        "positive": node("FluxGuidance", conditioning=["reference", 0], guidance=student.guidance),
+    }
+
+
+FLUX_KONTEXT = DiffusersFamily(
+    name="FluxKontextPipeline",
+    backbone=FluxKontext,
+    network_class="FluxTransformer2DModel",
+    vae_class="AutoencoderKL",
+    # All 504 linear layers: LoRAs for FLUX in the wild train any of them.
+    lora_roots=("",),
+    name_part="kontext",
+    known={"black-forest-labs/FLUX.1-Kontext-dev": KnownBase(DEV, 4_885_371_136)},
+    recommended={
+        **LARGE,
+        "model": {**LARGE["model"], "embedded_guidance": 2.5},
+        "targets": {"steps": 28, "guidance_scale": 1},
+        "distill": {"guidance_scale": 1},  # guidance is distilled into the base
+    },
+    export=ExportFacts(
+        architecture="flux-1-kontext-dev",
+        license="other",
+        arguments="max_area=width * height, _auto_resize=False, guidance_scale={guidance:g}",
+        comfyui_prefix="transformer.",
+        workflow=make_workflow,
+    ),
+)

@@ -8,30 +8,34 @@ own.
 
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from collectionlora.backbones.base import Condition, Prompt, Shapes
+from collectionlora.backbones.family import ExportFacts, Family, SectionValues
 from collectionlora.backbones.nano_network import EncodedCondition, NanoConfig, NanoTransformer
-from collectionlora.files import load_tensors, write_tensors
+from collectionlora.collection import MANIFEST
+from collectionlora.config import ModelSettings
 from collectionlora.flow import few_step_sigmas
 from collectionlora.objectives import guided
+from collectionlora.system.errors import UserError
+from collectionlora.system.files import load_tensors, write_tensors
 
 NUM_BUCKETS = 4096
-MOST_WORDS = 48
+MAX_WORDS = 48
 WORD = re.compile(r"[^\W_]+|[^\w\s]|_")
 # A small network on few pixels learns at far higher rates than the paper's 20 B model, and from batches.
-RECOMMENDED: dict[str, dict[str, Any]] = {
+RECOMMENDED: SectionValues = {
     "student": {"rank": 32, "learning_rate": 5e-5},
     "critic": {"rank": 32, "learning_rate": 1e-3},
     "targets": {"steps": 40, "guidance_scale": 1.25, "samples": 1, "general": 48},
     "teach": {"steps": 500, "rank": 8, "learning_rate": 2e-3, "batch_size": 8},
     "match": {"updates": 1150, "learning_rate": 2e-3, "batch_size": 4, "loss": "flow"},
     "distill": {
+        "guidance_scale": 1.25,
         "student_updates": 10,
         "batch_size": 8,
         "effect_ratio": 0.75,
@@ -73,7 +77,7 @@ class NanoTextEncoder(nn.Module):
         nn.init.normal_(self.table.weight, std=1.0)
 
     def forward(self, prompts: Sequence[str]) -> Prompt:
-        texts = [WORD.findall(prompt.lower())[:MOST_WORDS] for prompt in prompts]
+        texts = [WORD.findall(prompt.lower())[:MAX_WORDS] for prompt in prompts]
         # A lone masked token keeps the shapes of an empty text valid.
         length = max(1, *(len(words) for words in texts)) if texts else 1
         mask = torch.zeros(len(texts), length, dtype=torch.bool)
@@ -147,7 +151,7 @@ class NanoBackbone:
         """Nothing is large."""
 
     def shapes(self, resolution: int) -> Shapes:
-        return Shapes((3, resolution, resolution), (MOST_WORDS, self.network.config.text_width))
+        return Shapes((3, resolution, resolution), (MAX_WORDS, self.network.config.text_width))
 
     def prepare(self, condition: Condition) -> EncodedCondition:
         """Keys and values of the condition, the same for every noisy point and sigma."""
@@ -164,3 +168,44 @@ class NanoBackbone:
 
     def teacher_sigmas(self, num_steps: int, noise: Tensor) -> Tensor:
         return few_step_sigmas(num_steps)
+
+
+class NanoFamily(Family):
+    """The nano base: one base, whose weights ship with the package."""
+
+    def load(self, base: str, settings: ModelSettings) -> NanoBackbone:
+        check_settings(settings)
+        nano = NanoBackbone.load()
+        nano.network.to(*fastest())
+        return nano
+
+    def without_weights(self, base: str, settings: ModelSettings, depths: Mapping[str, int]) -> NanoBackbone:
+        check_settings(settings)
+        with torch.device("meta"):
+            return NanoBackbone()
+
+    def empty_network(self, base: str) -> tuple[nn.Module, tuple[str, ...]]:
+        nano = NanoBackbone.load()
+        return nano.network, nano.lora_targets
+
+    def list_files(self, base: str) -> tuple[Path, list[Path]]:
+        return WEIGHTS.parent, [WEIGHTS]
+
+
+def check_settings(settings: ModelSettings) -> None:
+    """Refuse what the nano base does not have.
+
+    Raises:
+        UserError: any setting that is not its default.
+    """
+    if settings != ModelSettings():
+        message = "are for large bases; the nano base is small, in the dtype that is fastest here"
+        raise UserError(MANIFEST, "settings.model", message, "leave them out")
+
+
+NANO = NanoFamily(
+    name="nano",
+    export=ExportFacts("collectionlora-nano", "apache-2.0", None, "diffusion_model."),
+    recommended=RECOMMENDED,
+    note="embedded in this package, for 64 x 64 pixels; or a diffusers editing model",
+)

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from collectionlora.collection import MANIFEST
-from collectionlora.errors import UserError
+from collectionlora.system.errors import UserError
 
 
 def quantize(network: nn.Module, names: Sequence[str], kind: str, dtype: torch.dtype) -> None:
@@ -22,8 +22,8 @@ def quantize(network: nn.Module, names: Sequence[str], kind: str, dtype: torch.d
     try:
         import bitsandbytes
     except ImportError:
-        mend = "install it: pip install 'collectionlora[quantization]'"
-        raise UserError(MANIFEST, "settings.model.quantization", f"{kind} needs bitsandbytes", mend) from None
+        hint = "install it: pip install 'collectionlora[quantization]'"
+        raise UserError(MANIFEST, "settings.model.quantization", f"{kind} needs bitsandbytes", hint) from None
 
     for name in names:
         layer = network.get_submodule(name)

@@ -10,23 +10,35 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import (
-    AutoencoderKLQwenImage,
-    QwenImageEditPipeline,
-    QwenImageEditPlusPipeline,
-    QwenImageTransformer2DModel,
-)
-from diffusers.pipelines.qwenimage.pipeline_qwenimage_edit_plus import calculate_dimensions
 from PIL import Image
 from torch import Tensor
 
 from collectionlora.backbones.base import Condition, Prompt, Shapes
-from collectionlora.backbones.diffusers_model import LARGE, DiffusersBackbone, pack, unpack
-from collectionlora.data import to_photos
+from collectionlora.backbones.comfyui import Graph, Student, frame, node
+from collectionlora.backbones.diffusers_model import (
+    LARGE,
+    DiffusersBackbone,
+    DiffusersFamily,
+    KnownBase,
+    pack,
+    unpack,
+)
+from collectionlora.backbones.family import ExportFacts
 from collectionlora.objectives import guided
+from collectionlora.pictures.photos import to_photos
 
 TEXT_TOKENS = 64  # of an instruction, for a plan
 UNCONDITIONAL = " "  # the negative prompt that the model card gives
+TRANSFORMER = {
+    "num_layers": 60,
+    "num_attention_heads": 24,
+    "attention_head_dim": 128,
+    "in_channels": 64,
+    "out_channels": 16,
+    "joint_attention_dim": 3584,
+    "axes_dims_rope": [16, 56, 56],
+}
+KNOWN = KnownBase(TRANSFORMER, 8_292_166_656)
 
 
 @dataclass(frozen=True)
@@ -47,16 +59,7 @@ def patch_grid(latents: Tensor) -> tuple[int, int, int]:
 class QwenImageEditPlus(DiffusersBackbone):
     """Qwen-Image-Edit-2509 and 2511."""
 
-    pipeline_class = QwenImageEditPlusPipeline
-    network_class = QwenImageTransformer2DModel
-    vae_class = AutoencoderKLQwenImage
-    lora_roots = ("transformer_blocks.",)
     prompts_see_photos = True
-    reads_references = True
-
-    @classmethod
-    def recommended_settings(cls, pipeline_config: dict[str, Any]) -> dict[str, dict[str, Any]]:
-        return LARGE  # the defaults are this model's recipe
 
     @torch.no_grad()
     def encode_prompt(self, prompts: Sequence[str], photos: Sequence[Tensor] = ()) -> Prompt:
@@ -71,6 +74,8 @@ class QwenImageEditPlus(DiffusersBackbone):
 
     def _as_seen(self, photo: Tensor) -> Image.Image:
         """A photo `[3, height, width]` in [0, 1] at the size at which the text encoder sees it."""
+        from diffusers.pipelines.qwenimage.pipeline_qwenimage_edit_plus import calculate_dimensions
+
         image = Image.fromarray(to_photos(photo[None])[0])
         area = self.settings.condition_resolution**2
         width, height = calculate_dimensions(area, image.width / image.height)[:2]
@@ -127,13 +132,6 @@ class QwenImageEditPlus(DiffusersBackbone):
 class QwenImageEdit(QwenImageEditPlus):
     """The first Qwen-Image-Edit, of August 2025: one photo, which the text encoder sees at full size."""
 
-    pipeline_class = QwenImageEditPipeline
-    reads_references = False
-
-    @classmethod
-    def recommended_settings(cls, pipeline_config: dict[str, Any]) -> dict[str, dict[str, Any]]:
-        return {**LARGE, "model": {**LARGE["model"], "condition_resolution": 1024}}
-
     def encode_prompt(self, prompts: Sequence[str], photos: Sequence[Tensor] = ()) -> Prompt:
         # Its template holds a photo: texts alone are read beside a blank one.
         return super().encode_prompt(prompts, photos or [torch.ones(len(prompts), 3, 64, 64)])
@@ -142,3 +140,66 @@ class QwenImageEdit(QwenImageEditPlus):
         if condition.references:
             raise ValueError("the first Qwen-Image-Edit reads one photo; 2509 and 2511 read several")
         return super().prepare(condition)
+
+
+def make_graph(student: Student, file: str, encode: str, **photo: Any) -> Graph:
+    """ComfyUI's nodes over the base's `file`; `encode` is the node that reads prompt and photo together."""
+    positive = node(encode, clip=["clip", 0], vae=["vae", 0], **photo, prompt=student.prompt)
+    encoder = "qwen_2.5_vl_7b_fp8_scaled.safetensors"
+    return {
+        **frame(student, file, "qwen_image_vae.safetensors"),
+        "shifted": node("ModelSamplingAuraFlow", model=["lora", 0], shift=student.shift),
+        "clip": node("CLIPLoader", clip_name=encoder, type="qwen_image"),
+        "positive": positive,
+    }
+
+
+def make_workflow(student: Student) -> Graph:
+    """ComfyUI's nodes for the first Qwen-Image-Edit."""
+    file = "qwen_image_edit_bf16.safetensors"
+    return make_graph(student, file, "TextEncodeQwenImageEdit", image=["scaled", 0])
+
+
+def make_plus_workflow(student: Student) -> Graph:
+    """ComfyUI's nodes for Qwen-Image-Edit-2509 and 2511, each with its own file."""
+    version = "2511" if "2511" in student.base else "2509"
+    file = f"qwen_image_edit_{version}_bf16.safetensors"
+    return make_graph(student, file, "TextEncodeQwenImageEditPlus", image1=["scaled", 0])
+
+
+CARD = {"targets": {"steps": 40, "guidance_scale": 4.0}}  # what the model's card samples with
+QWEN_IMAGE_EDIT_PLUS = DiffusersFamily(
+    name="QwenImageEditPlusPipeline",
+    backbone=QwenImageEditPlus,
+    network_class="QwenImageTransformer2DModel",
+    vae_class="AutoencoderKLQwenImage",
+    lora_roots=("transformer_blocks.",),
+    name_part="qwen-image-edit-25",
+    known={"Qwen/Qwen-Image-Edit-2509": KNOWN},
+    reads_references=True,
+    recommended={**LARGE, **CARD},
+    export=ExportFacts(
+        architecture="qwen-image-edit-plus",
+        license="apache-2.0",
+        arguments="true_cfg_scale=1.0",
+        comfyui_prefix="diffusion_model.",
+        workflow=make_plus_workflow,
+    ),
+)
+QWEN_IMAGE_EDIT = DiffusersFamily(
+    name="QwenImageEditPipeline",
+    backbone=QwenImageEdit,
+    network_class="QwenImageTransformer2DModel",
+    vae_class="AutoencoderKLQwenImage",
+    lora_roots=("transformer_blocks.",),
+    name_part="qwen-image-edit",
+    known={"Qwen/Qwen-Image-Edit": KNOWN},
+    recommended={**LARGE, **CARD, "model": {**LARGE["model"], "condition_resolution": 1024}},
+    export=ExportFacts(
+        architecture="qwen-image-edit",
+        license="apache-2.0",
+        arguments="true_cfg_scale=1.0",
+        comfyui_prefix="diffusion_model.",
+        workflow=make_workflow,
+    ),
+)

@@ -12,18 +12,17 @@ from functools import cached_property, partial
 import torch
 from torch import Tensor
 
-from collectionlora import processes
 from collectionlora.adapters.merging import MERGES, add, merge
 from collectionlora.adapters.roles import LoraWeights
 from collectionlora.backbones.base import encode_condition
 from collectionlora.collection import Collection
-from collectionlora.config import Settings, changed
+from collectionlora.config import Settings, replace_settings
 from collectionlora.effectbench.bench import GENERAL, Method
-from collectionlora.progress import Progress
-from collectionlora.run_folder import begin, held
+from collectionlora.runs.inputs import distillation_inputs
+from collectionlora.runs.run import open_run
+from collectionlora.runs.session import Session
 from collectionlora.sampling import Denoiser, noise_like, sample_few_steps
-from collectionlora.session import Session
-from collectionlora.trainer import train
+from collectionlora.system.progress import Progress
 
 STACK, FLOW_MATCHING = "stack", "flow-matching"
 MERGE_METHODS = tuple(f"merge-{how}" for how in MERGES)
@@ -32,14 +31,11 @@ BASELINES = (STACK, FLOW_MATCHING, *MERGE_METHODS)
 
 def train_baseline(collection: Collection, settings: Settings, name: str, progress: Progress) -> LoraWeights:
     """The student of a run under other settings, kept in `bench/NAME`; resumes."""
-    folder, distill = collection.folder / "bench" / name, settings.distill
-    with held(folder):
+    with open_run(collection.folder / "bench" / name) as opened:
         session = Session(collection, settings, with_critics=True)
         run = session.distillation(progress)
-        with processes.main_first():
-            resume = begin(folder, session.facts(), True)
-        report = partial(progress, name)
-        train(run, folder, distill.checkpoint_every, resume, report, distill.keep_checkpoints)
+        inputs = distillation_inputs(collection)
+        opened.train(run, settings, session.facts(), collection, inputs, partial(progress, name))
     return run.student_weights()
 
 
@@ -57,7 +53,9 @@ class Baselines:
     @cached_property
     def acceleration(self) -> LoraWeights:
         """The bare base in few steps: the method with the general stream alone."""
-        return self._train(changed(self.session.settings, distill={"effect_ratio": 0}), "acceleration")
+        return self._train(
+            replace_settings(self.session.settings, distill={"effect_ratio": 0}), "acceleration"
+        )
 
     def _train(self, settings: Settings, name: str) -> LoraWeights:
         return train_baseline(self.session.collection, settings, name, self.progress)
@@ -82,7 +80,7 @@ class Baselines:
         settings = self.session.settings
         updates = settings.match.updates + settings.distill.student_updates
         match = {"loss": "flow", "updates": updates}
-        return changed(settings, match=match, distill={"effect_ratio": 1, "student_updates": 0})
+        return replace_settings(settings, match=match, distill={"effect_ratio": 1, "student_updates": 0})
 
     def _few_steps(
         self,

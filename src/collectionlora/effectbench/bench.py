@@ -7,11 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from collectionlora.data import Photo, crop_square, to_images, to_photos
 from collectionlora.effects.crops import PhotoPool
 from collectionlora.effects.ordinary import ORDINARY_EDITS, Edit, draw_edit
-from collectionlora.errors import UserError
-from collectionlora.target_making import chunks
+from collectionlora.pictures.photos import Photo, chunks, crop_square, to_images, to_photos
+from collectionlora.system.errors import UserError
 
 GENERAL = "general"
 GENERAL_KINDS = tuple(k for k, edit in ORDINARY_EDITS.items() if edit.group in ("keep", "photometric"))

@@ -14,14 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from collectionlora.data import Photo, crop_square, to_images
 from collectionlora.effects import PhotoEffect
 from collectionlora.effects.crops import PhotoPool
-from collectionlora.files import read_tensors, write_tensors
-from collectionlora.target_making import fingerprint
+from collectionlora.pictures.photos import Photo, crop_square, to_images
+from collectionlora.system.files import fingerprint, read_tensors, write_tensors
 
 SIDE = 64
-MOST_FADED_RECOGNISED = 0.5  # share of the effect below which a picture no longer shows it
+MAX_FADED_RECOGNISED = 0.5  # share of the effect below which a picture no longer shows it
 
 
 class ConceptClassifier(nn.Module):
@@ -57,7 +56,7 @@ def draw_example(
     edited = effects[label](photo, rng)
     if rng.random() < 0.5:
         edited, kept = degrade(photo, edited, rng)
-        label = label if kept >= MOST_FADED_RECOGNISED else len(effects)
+        label = label if kept >= MAX_FADED_RECOGNISED else len(effects)
     return photo, edited, label
 
 

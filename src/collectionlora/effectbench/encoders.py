@@ -14,9 +14,8 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel, Dinov2Model
 
-from collectionlora.data import Photo
-from collectionlora.errors import UserError
-from collectionlora.target_making import chunks
+from collectionlora.pictures.photos import Photo, chunks
+from collectionlora.system.errors import UserError
 
 
 class ImageEncoder(ABC):
@@ -86,5 +85,5 @@ class Dino(ImageEncoder):
 
 def _explain(field: str, name: str, error: Exception) -> UserError:
     reason = " ".join(str(error).split())[:200]
-    mend = "give a folder with safetensors and a processor, or a name on the hub"
-    return UserError("--set", field, f"{name!r} cannot be opened ({reason})", mend)
+    hint = "give a folder with safetensors and a processor, or a name on the hub"
+    return UserError("--set", field, f"{name!r} cannot be opened ({reason})", hint)

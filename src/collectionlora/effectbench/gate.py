@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from collectionlora.adapters.roles import STUDENT
-from collectionlora.errors import UserError
+from collectionlora.system.errors import UserError
 
 KEY = "psnr"
 
@@ -38,8 +38,8 @@ class Gate:
                 raise ValueError("it has no methods")
             return cls(path, margin, baseline)
         except (OSError, ValueError, RecursionError) as error:
-            mend = "give a metrics.json that bench wrote"
-            raise UserError(path, "--baseline", f"cannot be read ({error})", mend) from None
+            hint = "give a metrics.json that bench wrote"
+            raise UserError(path, "--baseline", f"cannot be read ({error})", hint) from None
 
     def changes(self, metrics: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
         """By effect that both have, the student's PSNR before and now.
@@ -48,13 +48,13 @@ class Gate:
             UserError: the two are not of the same photos, or have nothing in common.
         """
         if self.baseline.get("cases") != metrics["cases"]:
-            mend = "bench with the same --photos, --crops, --seeds and data.resolution"
-            raise UserError(self.path, "cases", "is of other photos", mend)
+            hint = "bench with the same --photos, --crops, --seeds and data.resolution"
+            raise UserError(self.path, "cases", "is of other photos", hint)
         before, now = (m["methods"].get(STUDENT, {}).get("per_effect", {}) for m in (self.baseline, metrics))
         both = {e: (before[e][KEY], now[e][KEY]) for e in before.keys() & now.keys() if KEY in before[e]}
         if not both:
-            mend = "bench the method student, with effects whose truth is known"
-            raise UserError(self.path, STUDENT, "no effect has a PSNR in both", mend)
+            hint = "bench the method student, with effects whose truth is known"
+            raise UserError(self.path, STUDENT, "no effect has a PSNR in both", hint)
         return both
 
     def check(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
@@ -83,7 +83,7 @@ class Gate:
             return
         rows = metrics["methods"][STUDENT]["per_effect"], self.baseline["methods"][STUDENT]["per_effect"]
         named = ", ".join(f"{e} {rows[1][e][KEY]:.2f} to {rows[0][e][KEY]:.2f} dB" for e in gate["failed"])
-        mend = "train longer (add.student_updates, add.match_updates)"
+        hint = "train longer (add.student_updates, add.match_updates)"
         if backup.exists():
-            mend += f", or go back: mv {backup} {result}"
-        raise UserError(self.path, "--margin", f"more than {self.margin:g} dB is lost: {named}", mend)
+            hint += f", or go back: mv {backup} {result}"
+        raise UserError(self.path, "--margin", f"more than {self.margin:g} dB is lost: {named}", hint)

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from collectionlora.collection import Collection
-from collectionlora.data import Photo, read_photo
 from collectionlora.effectbench.bench import Cases, draw_crops, draw_whole, join_cases
-from collectionlora.effectbench.photographs import HELDOUT, load_photograph
 from collectionlora.effectbench.truths import procedural_truth, relative_names
 from collectionlora.effects.crops import PhotoPool
+from collectionlora.pictures.photographs import HELDOUT, load_photograph
+from collectionlora.pictures.photos import Photo, read_photo
 
 
 @dataclass(frozen=True)

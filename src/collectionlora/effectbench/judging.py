@@ -1,4 +1,4 @@
-"""A vision-language model as the judge (method section 4).
+"""A vision-language model as the judge.
 
 ONE answer for each picture gives both figures: VSA is 0 for a bad case and else the identity score, BCR is
 the share of bad cases, so that VSA <= 5 (1 - BCR) holds in every mean. Answers are kept as they came beside
@@ -14,13 +14,13 @@ import numpy as np
 from pydantic import BaseModel, Field, StrictBool, ValidationError
 
 from collectionlora.collection import Collection, Effect
-from collectionlora.data import Photo
 from collectionlora.effectbench.bench import GENERAL, Cases, Pictures
 from collectionlora.effectbench.scoring import Measured, Meter
-from collectionlora.files import read_models, write_json
-from collectionlora.progress import Progress
-from collectionlora.target_making import fingerprint
-from collectionlora.vlm import Vlm, plain
+from collectionlora.pictures.photos import Photo
+from collectionlora.prompting.answers import plain
+from collectionlora.prompting.endpoint import Vlm
+from collectionlora.system.files import fingerprint, read_models, write_json
+from collectionlora.system.progress import Progress
 
 WITH_REFERENCE = """\
 You judge one edit of a photo. Images 1 and 2 show what the edit does: a photo, and the same photo after it.
@@ -40,7 +40,7 @@ REFUSAL = (
 )
 TRIES = 2
 
-Pair = tuple[Photo, Photo]
+ImagePair = tuple[Photo, Photo]
 
 
 class Verdict(BaseModel):
@@ -91,7 +91,7 @@ class Judge:
     """
 
     def __init__(
-        self, vlm: Vlm, collection: Collection, cases: Cases, references: Mapping[str, Sequence[Pair]]
+        self, vlm: Vlm, collection: Collection, cases: Cases, references: Mapping[str, Sequence[ImagePair]]
     ):
         self.vlm, self.collection, self.cases, self.references = vlm, collection, cases, references
 

@@ -8,13 +8,13 @@ import numpy as np
 from collectionlora.config import BenchSettings, Settings
 from collectionlora.effectbench.classifier import ConceptClassifier, load_or_train, probabilities
 from collectionlora.effectbench.heldout import Heldout
-from collectionlora.effectbench.judging import Pair
+from collectionlora.effectbench.judging import ImagePair
 from collectionlora.effectbench.scoring import Meter, average, concept_meter, truth_meter
 from collectionlora.effectbench.similarity import missing_models, similarity_meters
 from collectionlora.effectbench.truths import Truths
 
 
-def skipped(truths: Truths, references: Mapping[str, Any], settings: BenchSettings) -> dict[str, str]:
+def list_skipped(truths: Truths, references: Mapping[str, Any], settings: BenchSettings) -> dict[str, str]:
     """What is not measured, by name, and why."""
     effects = [e.name for e in truths.collection.effects]
     unknown, alone = (
@@ -46,7 +46,7 @@ def classifier_facts(classifier: ConceptClassifier, truths: Truths) -> dict[str,
 
 
 def gather_meters(
-    truths: Truths, heldout: Heldout, references: Mapping[str, Sequence[Pair]], settings: Settings
+    truths: Truths, heldout: Heldout, references: Mapping[str, Sequence[ImagePair]], settings: Settings
 ) -> tuple[dict[str, Any], list[Meter]]:
     """What metrics.json says of the measures, and the meters; the classifier is trained if it is not kept.
 
@@ -57,7 +57,7 @@ def gather_meters(
         UserError: a model that is given cannot be opened.
     """
     collection, cases = truths.collection, truths.cases
-    facts: dict[str, Any] = {"skipped": skipped(truths, references, settings.bench)}
+    facts: dict[str, Any] = {"skipped": list_skipped(truths, references, settings.bench)}
     meters: list[Meter] = [truth_meter(truths)]
     if truths.procedural:
         effects, pool = truths.procedural, heldout.others

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from collectionlora.adapters.roles import BASE, STUDENT, TEACHER
-from collectionlora.backbones.base import beside, encode_condition
-from collectionlora.data import Photo
+from collectionlora.backbones.base import encode_condition, repeat_references
 from collectionlora.editing import Editor, strength_strip
 from collectionlora.effectbench.bench import Method
+from collectionlora.pictures.photos import Photo
+from collectionlora.runs.session import Session
 from collectionlora.sampling import Denoiser, Generators, noise_like, sample_few_steps, sample_many_steps
-from collectionlora.session import Session
 
 SOURCE = Method("source", 0, lambda effect, images, seeds: images, lambda images, prompts, seeds: images)
 
@@ -74,7 +74,7 @@ def _guided_method(session: Session, name: str, steps: int, sample: Sample) -> M
     ) -> Tensor:
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         cond = encode_condition(backbone, list(texts), images, references)
-        seen = [images, *beside(references, len(images))]
+        seen = [images, *repeat_references(references, len(images))]
         uncond = cond.with_prompt(backbone.encode_prompt([""] * len(texts), seen))
         denoiser = Denoiser(backbone, cond, uncond, guidance_scale)
         return backbone.decode(sample(denoiser, noise_like(cond.source, generators), generators))

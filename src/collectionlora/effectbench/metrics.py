@@ -6,8 +6,8 @@ import numpy as np
 from piq import mdsi
 from skimage.metrics import structural_similarity
 
-from collectionlora.data import Photo, to_images
 from collectionlora.effects import PhotoEffect
+from collectionlora.pictures.photos import Photo, to_images
 
 FAMILY_DRAWS = 32  # outcomes drawn to stand for a continuous random family
 

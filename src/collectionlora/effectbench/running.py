@@ -16,12 +16,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from collectionlora import __version__, processes
 from collectionlora.adapters.recipe import adapter_path
 from collectionlora.adapters.roles import STUDENT, TEACHER
+from collectionlora.cache import base_identity
 from collectionlora.collection import Collection
-from collectionlora.config import BenchSettings, LogSettings, Settings, VlmSettings
-from collectionlora.data import Photo
+from collectionlora.config import BenchSettings, Settings, result_settings
 from collectionlora.editing import Editor
 from collectionlora.effectbench.baselines import BASELINES, Baselines
 from collectionlora.effectbench.bench import (
@@ -41,13 +40,15 @@ from collectionlora.effectbench.methods import SOURCE, student_method, teacher_m
 from collectionlora.effectbench.scoring import score
 from collectionlora.effectbench.similarity import check_library
 from collectionlora.effectbench.truths import Truths
-from collectionlora.errors import UserError
-from collectionlora.files import read_tensors, write_tensors
-from collectionlora.progress import Progress
-from collectionlora.prompt_writing import find_pairs
-from collectionlora.session import Session
-from collectionlora.target_making import fingerprint
-from collectionlora.vlm import Vlm
+from collectionlora.pictures.photos import Photo
+from collectionlora.prompting.endpoint import Vlm
+from collectionlora.prompting.writing import find_pairs
+from collectionlora.runs.session import Session
+from collectionlora.system import processes
+from collectionlora.system.errors import UserError
+from collectionlora.system.files import fingerprint, read_tensors, write_tensors
+from collectionlora.system.progress import Progress
+from collectionlora.system.version import __version__
 
 DEFAULT_METHODS = ("source", TEACHER, STUDENT)
 TRUTH = "truth"
@@ -89,10 +90,9 @@ class MethodMaker:
         """The fingerprint of all that a method's pictures of an effect depend on."""
         shown = [photo.tobytes() for photo in cases.photos]
         shown += [edit.source.tobytes() + edit.instruction.encode() for edit in cases.edits]
-        others = {"bench": BenchSettings(), "log": LogSettings(), "vlm": VlmSettings()}
-        drawing = self.settings.model_copy(update=others)
         references = [path for e in self.collection.effects for path in self.collection.reference_paths(e)]
-        parts: list[Any] = [drawing, cases.seeds, *shown, *references]
+        base = base_identity(self.collection.manifest.base)
+        parts: list[Any] = [base, result_settings(self.settings), cases.seeds, *shown, *references]
         if split_steps(name)[0] == TEACHER and effect != GENERAL:
             chosen = self.collection.effect(effect)
             return fingerprint(self.collection.teacher_path(chosen), chosen.teacher_prompt, *parts)
@@ -125,8 +125,8 @@ def find_adapter(collection: Collection, name: str) -> Path:
     path = collection.folder / "runs" / role / collection.result.name
     if not path.exists():
         known = ", ".join((SOURCE.name, TRUTH, TEACHER, "teacher-8", STUDENT, "student-4", *BASELINES))
-        mend = f"choose from {known}, or name a finished run"
-        raise UserError("", "--methods", f"{name!r} is no method", mend)
+        hint = f"choose from {known}, or name a finished run"
+        raise UserError("", "--methods", f"{name!r} is no method", hint)
     return path
 
 
@@ -139,16 +139,20 @@ def split_steps(name: str) -> tuple[str, int | None]:
 def draw(maker: MethodMaker, method: Method, name: str, kind: str, cases: Cases) -> tuple[list[Photo], float]:
     """A method's pictures of one effect or of the ordinary edits, and the seconds of each."""
     make_all = partial(make_edits, method, cases) if kind == GENERAL else partial(make, method, kind, cases)
-    return kept(maker.collection, f"{name}/{kind}-{maker.key(name, kind, cases)}", make_all)
+    return load_or_make(maker.collection, f"{name}/{kind}-{maker.key(name, kind, cases)}", make_all)
 
 
 def draw_strip(maker: MethodMaker, strip: Strip, name: str, effect: str, cases: Cases) -> list[Photo]:
     """The first photo under an effect, by rising strength."""
     make_strip = partial(strip, effect, cases.photos[0], cases.seeds[0])
-    return kept(maker.collection, f"{name}/{effect}-strip-{maker.key(name, effect, cases)}", make_strip)[0]
+    return load_or_make(
+        maker.collection, f"{name}/{effect}-strip-{maker.key(name, effect, cases)}", make_strip
+    )[0]
 
 
-def kept(collection: Collection, name: str, make_all: Callable[[], list[Photo]]) -> tuple[list[Photo], float]:
+def load_or_make(
+    collection: Collection, name: str, make_all: Callable[[], list[Photo]]
+) -> tuple[list[Photo], float]:
     """Pictures from their file, or made and put there, and the seconds that each took."""
     path = collection.folder / "bench" / "pictures" / f"{name}.safetensors"
     found = read_tensors(path)
@@ -212,7 +216,7 @@ def run_bench(
         if name not in (SOURCE.name, TRUTH, *BASELINES) and split_steps(name)[0] != TEACHER:
             find_adapter(collection, name)
     cases = heldout.draw(collection, settings.data.resolution)
-    truths = Truths(collection, cases)
+    truths = Truths(collection, cases, heldout.photographs)
     maker = MethodMaker(collection, settings, truths, progress)
     methods, pictures, seconds = make_pictures(maker, names, cases, progress)
     strips = make_strips(maker, methods, cases)

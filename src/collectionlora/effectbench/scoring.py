@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from collectionlora.data import Photo
 from collectionlora.effectbench.bench import GENERAL, Cases, Method, Pictures
 from collectionlora.effectbench.classifier import ConceptClassifier, probabilities
 from collectionlora.effectbench.metrics import coverage, nearest_outcome, perceptual_distance, psnr, ssim
 from collectionlora.effectbench.truths import Truths
+from collectionlora.pictures.photos import Photo
 
 BAD_CASE_PSNR = 15.0  # below this fidelity a picture is a bad case whatever the classifier says
 LEADING = ("psnr", "vsa", "clip_reference", "clip_text")  # the first that there is tells the worst effect

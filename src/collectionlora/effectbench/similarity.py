@@ -8,10 +8,10 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from collectionlora.config import BenchSettings
-from collectionlora.data import Photo
 from collectionlora.effectbench.bench import Cases
 from collectionlora.effectbench.scoring import Measured, Meter, Values
-from collectionlora.errors import UserError
+from collectionlora.pictures.photos import Photo
+from collectionlora.system.errors import UserError
 
 if TYPE_CHECKING:
     from collectionlora.effectbench.encoders import Clip, Dino, ImageEncoder
@@ -40,8 +40,8 @@ def check_library(settings: BenchSettings) -> None:
     """
     for name in sorted({"clip", "dino"} - missing_models(settings).keys()):
         if find_spec("transformers") is None:
-            mend = "install it: pip install 'collectionlora[bench]'"
-            raise UserError("", f"bench.{name}", "needs transformers", mend)
+            hint = "install it: pip install 'collectionlora[bench]'"
+            raise UserError("", f"bench.{name}", "needs transformers", hint)
 
 
 def load_clip(settings: BenchSettings) -> "Clip | None":

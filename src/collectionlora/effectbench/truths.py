@@ -4,18 +4,20 @@ An effect's truth is the procedural effect of its name, or what its manifest ent
 name of another procedural effect, a folder of true images named like the photographs, or `none`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from torch import Tensor
 
-from collectionlora.collection import Collection, Effect, list_photos
-from collectionlora.data import Photo, crop_square, read_photo, to_images
+from collectionlora.collection import Collection, Effect
 from collectionlora.effectbench.bench import Cases, Method
 from collectionlora.effectbench.metrics import valid_outcomes
 from collectionlora.effects import ALL_EFFECTS, PhotoEffect
-from collectionlora.errors import UserError
+from collectionlora.pictures.folders import by_name, list_photos, warn_of_left_out
+from collectionlora.pictures.pairs import refuse_other_shape
+from collectionlora.pictures.photos import Photo, crop_square, read_photo, to_images
+from collectionlora.system.errors import UserError
 
 NO_TRUTH = "none"
 
@@ -33,18 +35,26 @@ def true_folder(collection: Collection, effect: Effect) -> Path | None:
 
 
 def relative_names(folder: Path) -> dict[str, Path]:
-    """The photos of a folder by their path in it without the suffix."""
-    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in list_photos(folder)}
+    """The photos of a folder by their path in it without the suffix; it is said what is left out.
+
+    Raises:
+        UserError: two have one name.
+    """
+    warn_of_left_out([folder])
+    return by_name(list_photos(folder), lambda path: path.relative_to(folder).with_suffix("").as_posix())
 
 
 class Truths:
     """The right answers to every judged photo.
 
+    Args:
+        photographs: those that the cases were drawn from, by name.
+
     Raises:
-        UserError: a folder of true images lacks one of a judged photograph.
+        UserError: a folder of true images lacks one of a judged photograph, or has one of another shape.
     """
 
-    def __init__(self, collection: Collection, cases: Cases):
+    def __init__(self, collection: Collection, cases: Cases, photographs: Mapping[str, Photo]):
         self.collection, self.cases = collection, cases
         self.procedural = {e.name: p for e in collection.effects if (p := procedural_truth(e))}
         self.images: dict[str, list[Photo]] = {}
@@ -53,12 +63,16 @@ class Truths:
                 paths = relative_names(folder)
                 missing = sorted(set(cases.names) - set(paths))
                 if missing:
-                    mend = "add it, or take it out of --photos"
-                    raise UserError(folder, missing[0], "has no true image for this photograph", mend)
-                self.images[effect.name] = [self._read(paths[name]) for name in cases.names]
+                    hint = "add it, or take it out of --photos"
+                    raise UserError(folder, missing[0], "has no true image for this photograph", hint)
+                self.images[effect.name] = [
+                    self._read(paths[name], Path(name), photographs[name]) for name in cases.names
+                ]
 
-    def _read(self, path: Path) -> Photo:
-        return crop_square(read_photo(path), len(self.cases.photos[0]))
+    def _read(self, path: Path, name: Path, photograph: Photo) -> Photo:
+        image = read_photo(path)
+        refuse_other_shape(path, image, name, photograph)
+        return crop_square(image, len(self.cases.photos[0]))
 
     def known(self, effect: str) -> bool:
         return effect in self.procedural or effect in self.images

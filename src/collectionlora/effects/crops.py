@@ -16,12 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-Photo = NDArray[np.uint8]  # [H, W, 3]
+from collectionlora.effects.base import UInt8Image
+
 FloatPhoto = NDArray[np.float32]  # [H, W, 3] in 0..255, or [H, W] in 0..1 for masks
 
-SMALLEST_CROP = 0.3  # of the largest crop that a photograph holds, by side
+MIN_CROP = 0.3  # of the largest crop that a photograph holds, by side
 PLAINEST_CROP = 20.0  # a crop whose channels all vary less than this (standard deviation) is drawn again
-MOST_TRIES = 4
+MAX_TRIES = 4
 PLACES = ("on the left", "in the middle", "on the right")
 
 
@@ -35,7 +36,7 @@ class PhotoPool:
         ValueError: there is none, or one has another shape or type.
     """
 
-    def __init__(self, photographs: Sequence[Photo]) -> None:
+    def __init__(self, photographs: Sequence[UInt8Image]) -> None:
         if not photographs:
             raise ValueError("A PhotoPool needs at least one photograph.")
         for photograph in photographs:
@@ -46,10 +47,10 @@ class PhotoPool:
         """The number of photographs."""
         return len(self._pyramids)
 
-    def crop(self, rng: np.random.Generator, size: tuple[int, int] = (64, 64)) -> Photo:
+    def crop(self, rng: np.random.Generator, size: tuple[int, int] = (64, 64)) -> UInt8Image:
         """A random part of a random photograph, mirrored half the time.
 
-        The crop's scale is drawn log-uniformly, from `SMALLEST_CROP` of the largest crop of this aspect up to
+        The crop's scale is drawn log-uniformly, from `MIN_CROP` of the largest crop of this aspect up to
         all of it, but never so small that it would be enlarged (unless the photograph itself is too small).
 
         Args:
@@ -59,7 +60,7 @@ class PhotoPool:
         Returns:
             uint8 `[height, width, 3]`.
         """
-        for _ in range(MOST_TRIES):
+        for _ in range(MAX_TRIES):
             pyramid = self._pyramids[rng.integers(len(self._pyramids))]
             crop = resize_crop(pyramid, draw_box(pyramid[0].size, rng, size), size)
             # A flip or a turn of an empty sky teaches nothing: prefer crops that show something.
@@ -75,7 +76,7 @@ def draw_box(
     full_width, full_height = full
     height, width = size
     largest = min(full_height, full_width * height / width)
-    smallest = min(max(SMALLEST_CROP * largest, height), largest)
+    smallest = min(max(MIN_CROP * largest, height), largest)
     box_height = math.exp(rng.uniform(math.log(smallest), math.log(largest)))
     box_width = box_height * width / height
     left = rng.uniform(0, max(full_width - box_width, 0))
@@ -85,7 +86,7 @@ def draw_box(
 
 def resize_crop(
     pyramid: Sequence[Image.Image], box: tuple[float, float, float, float], size: tuple[int, int]
-) -> Photo:
+) -> UInt8Image:
     """The part `box` of a photograph, resized by area to `size`; uint8 `[height, width, 3]`."""
     height, width = size
     full_height, box_height = pyramid[0].height, box[3] - box[1]
@@ -119,15 +120,15 @@ class Scene:
         place: where it is, one of `PLACES`.
     """
 
-    image: Photo
-    background: Photo
+    image: UInt8Image
+    background: UInt8Image
     subject: FloatPhoto
     mask: FloatPhoto
     noun: str
     place: str
 
 
-def check_photo(photo: Photo) -> None:
+def check_photo(photo: UInt8Image) -> None:
     """Raise ValueError unless `photo` is uint8 `[H, W, 3]`."""
     if photo.dtype != np.uint8 or photo.ndim != 3 or photo.shape[2] != 3:
         raise ValueError(f"A photo must be uint8 [H, W, 3], not {photo.dtype} {list(photo.shape)}.")
@@ -171,7 +172,7 @@ def load_cutouts(folder: Path | str) -> list[Cutout]:
     return cutouts
 
 
-def compose_scene(background: Photo, cutouts: Sequence[Cutout], rng: np.random.Generator) -> Scene:
+def compose_scene(background: UInt8Image, cutouts: Sequence[Cutout], rng: np.random.Generator) -> Scene:
     """Paste one cut-out, whole, into `background`; which, how large, where and whether mirrored are drawn.
 
     Args:
@@ -207,12 +208,12 @@ def compose_scene(background: Photo, cutouts: Sequence[Cutout], rng: np.random.G
     return Scene(image, background, subject, mask, cutout.noun, place)
 
 
-def paste_over(subject: FloatPhoto, mask: FloatPhoto, background: Photo) -> Photo:
+def paste_over(subject: FloatPhoto, mask: FloatPhoto, background: UInt8Image) -> UInt8Image:
     """`subject` over `background`, covering `mask` of each pixel; uint8 `[H, W, 3]`."""
     behind = background.astype(np.float32)
     return round_to_uint8(behind + mask[..., None] * (subject - behind))
 
 
-def round_to_uint8(values: NDArray[np.floating[Any]]) -> Photo:
+def round_to_uint8(values: NDArray[np.floating[Any]]) -> UInt8Image:
     """`values` clipped to 0..255 and rounded to uint8."""
     return np.clip(np.rint(values), 0, 255).astype(np.uint8)

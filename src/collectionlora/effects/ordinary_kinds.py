@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from . import ordinary_pixels as pixels
-from .crops import Photo, Scene, check_photo
+from .crops import Scene, UInt8Image, check_photo
 from .ordinary_pixels import AMOUNTS
 
 HUES = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink")
@@ -24,8 +24,8 @@ class Edit:
     """One instruction with the photo before and after: uint8 `[H, W, 3]` both; `kind` is its key."""
 
     instruction: str
-    source: Photo
-    target: Photo
+    source: UInt8Image
+    target: UInt8Image
     kind: str
 
 
@@ -45,10 +45,10 @@ class OrdinaryEdit:
     kind: str
     group: str
     phrasings: tuple[str, ...]
-    apply: Callable[..., tuple[Photo, Photo]]
+    apply: Callable[..., tuple[UInt8Image, UInt8Image]]
     words: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
-    def __call__(self, subject: Photo | Scene, rng: np.random.Generator) -> Edit:
+    def __call__(self, subject: UInt8Image | Scene, rng: np.random.Generator) -> Edit:
         """Draw the words and a phrasing, and carry the edit out.
 
         Raises:
@@ -83,28 +83,28 @@ def with_article(noun: str) -> str:
 
 
 def photo_edit(
-    kind: str, group: str, phrasings: str, change: Callable[..., Photo], **words: tuple[str, ...]
+    kind: str, group: str, phrasings: str, change: Callable[..., UInt8Image], **words: tuple[str, ...]
 ) -> OrdinaryEdit:
     """An edit of a photo: `change` makes the target; `phrasings` are separated by " | "."""
 
-    def apply(photo: Photo, **drawn: str) -> tuple[Photo, Photo]:
+    def apply(photo: UInt8Image, **drawn: str) -> tuple[UInt8Image, UInt8Image]:
         return photo, change(photo, **drawn)
 
     return OrdinaryEdit(kind, group, tuple(phrasings.split(" | ")), apply, words)
 
 
 def scene_edit(
-    kind: str, phrasings: str, change: Callable[..., Photo], **words: tuple[str, ...]
+    kind: str, phrasings: str, change: Callable[..., UInt8Image], **words: tuple[str, ...]
 ) -> OrdinaryEdit:
     """An edit of a scene that shows its subject before: `change` makes the target."""
 
-    def apply(scene: Scene, **drawn: str) -> tuple[Photo, Photo]:
+    def apply(scene: Scene, **drawn: str) -> tuple[UInt8Image, UInt8Image]:
         return scene.image, change(scene, **drawn)
 
     return OrdinaryEdit(kind, "subject", tuple(phrasings.split(" | ")), apply, words)
 
 
-def add_subject(scene: Scene) -> tuple[Photo, Photo]:
+def add_subject(scene: Scene) -> tuple[UInt8Image, UInt8Image]:
     """The one edit that starts without the subject."""
     return scene.background, scene.image
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import gradio as gr
 
-from collectionlora.data import Photo, read_photo, resize, to_photos
-from collectionlora.effectbench.gallery import labelled_grid
-from collectionlora.errors import UserError
+from collectionlora.pictures.photos import Photo, read_photo, resize, to_photos
+from collectionlora.pictures.sheets import labelled_grid
 from collectionlora.studio.batching import Cancelled, Job
 from collectionlora.studio.pictures import Studio
+from collectionlora.system.errors import UserError
 
 NOTHING = "nothing"  # no second effect
 STYLE = """
@@ -30,8 +30,8 @@ class Handlers:
     `running` holds the unfinished jobs of each visitor's session, for `cancel`.
     """
 
-    def __init__(self, studio: Studio, most_pixels: int):
-        self.studio, self.most_pixels = studio, most_pixels
+    def __init__(self, studio: Studio, max_pixels: int):
+        self.studio, self.max_pixels = studio, max_pixels
         self.running: dict[str, list[Job]] = {}
 
     def read_upload(self, payload: Any) -> Photo | None:
@@ -43,9 +43,9 @@ class Handlers:
         if payload is None:
             return None
         try:
-            return read_photo(Path(payload.path), self.most_pixels)
+            return read_photo(Path(payload.path), self.max_pixels)
         except UserError as error:
-            raise gr.Error(f"This photo {error.message}; {error.mend}.", title="Photo not read") from None
+            raise gr.Error(f"This photo {error.message}; {error.hint}.", title="Photo not read") from None
 
     def make(
         self,
@@ -61,9 +61,9 @@ class Handlers:
         if photo is None:
             raise gr.Error("There is no photo yet: drop one first.", title="No photo")
         try:
-            jobs = self.studio.submit(photo, wanted, int(steps), int(seed), strength, references)
+            jobs = self.studio.submit(photo, wanted, int(steps), int(seed or 0), strength, references)
         except UserError as error:
-            raise gr.Error(f"{error.message}; {error.mend}.", title="Not possible") from None
+            raise gr.Error(f"{error.message}; {error.hint}.", title="Not possible") from None
         self.running.setdefault(visitor, []).extend(jobs)
         total = int(steps)
         try:
@@ -135,14 +135,14 @@ def visitor_of(request: gr.Request) -> str:
     return str(request.session_hash)
 
 
-def build_page(studio: Studio, previews: dict[str, Photo], most_pixels: int) -> gr.Blocks:
+def build_page(studio: Studio, previews: dict[str, Photo], max_pixels: int) -> gr.Blocks:
     """The whole page.
 
     Args:
         previews: a picture of each effect.
         most_pixels: of an uploaded photo.
     """
-    handlers = Handlers(studio, most_pixels)
+    handlers = Handlers(studio, max_pixels)
     name, base = studio.place.resolve().stem, studio.recipe.base
     if Path(base).is_dir():
         base = Path(base).resolve().name  # where it lies is the machine's own matter
@@ -223,10 +223,10 @@ def photo_input(handlers: Handlers, label: str, height: int) -> gr.Image:
 
 def reference_inputs(studio: Studio, handlers: Handlers) -> list[gr.Image]:
     """Places for reference images, if any effect was taught with some."""
-    if not studio.most_references:
+    if not studio.max_references:
         return []
     with gr.Row():
-        places = range(1, studio.most_references + 1)
+        places = range(1, studio.max_references + 1)
         return [photo_input(handlers, f"Reference {place}", 160) for place in places]
 
 

@@ -1,18 +1,22 @@
 """A collection as the studio shows it: pictures on request, previews, prompts, the report."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 from collectionlora.adapters.recipe import adapter_path
+from collectionlora.cache import base_identity
 from collectionlora.collection import MANIFEST, Collection
-from collectionlora.data import Photo, read_photo, to_photos, write_photo
-from collectionlora.editing import Editor
-from collectionlora.effectbench.photographs import HELDOUT, load_photograph
-from collectionlora.progress import Progress
+from collectionlora.editing import Editor, check_seed
+from collectionlora.pictures.photographs import HELDOUT, load_photograph
+from collectionlora.pictures.photos import Photo, read_photo, to_photos, write_photo
 from collectionlora.studio.batching import Batcher, Job, Request
-from collectionlora.target_making import fingerprint
+from collectionlora.system.errors import UserError
+from collectionlora.system.files import fingerprint
+from collectionlora.system.progress import Progress
 
 PREVIEW_SEED = 0
+log = logging.getLogger(__name__)
 
 
 class Studio:
@@ -29,7 +33,7 @@ class Studio:
         self.effects = list(self.recipe.effects)
         # Those that need the photo alone, and the most reference images that two effects together need.
         self.alone = [name for name in self.effects if not self.recipe.references.get(name)]
-        self.most_references = sum(sorted(self.recipe.references.values())[-2:])
+        self.max_references = sum(sorted(self.recipe.references.values())[-2:])
         self.batcher = Batcher(self.editor, batch_size)
 
     def submit(
@@ -44,8 +48,10 @@ class Studio:
         """A photo under each of several (compositions of) effects, queued together.
 
         Raises:
-            UserError: an effect or a number of references that the adapter does not hold.
+            UserError: an effect or a number of references that the adapter does not hold, or a seed that no
+                generator takes.
         """
+        check_seed(seed)
         image, shown = self.editor.fit(photo), tuple(map(self.editor.fit, references))
         prompts = [self.editor.prompt(effects, len(shown)) for effects in wanted]
         return self.batcher.submit(
@@ -53,18 +59,22 @@ class Studio:
         )
 
     def previews(self, progress: Progress) -> dict[str, Photo]:
-        """Each effect that needs the photo alone on the same one; kept in the collection's cache."""
+        """Each effect that needs the photo alone on the same one; in the collection's cache if it can be."""
         photo = load_photograph(HELDOUT[0])
-        key = fingerprint(adapter_path(self.place))
+        key = fingerprint(adapter_path(self.place), base_identity(self.recipe.base))
         folder = self.place / "cache" / "previews" if self.place.is_dir() else None
         paths = {name: folder / f"{name}-{key}.png" for name in self.alone} if folder else {}
-        found = {name: read_photo(path) for name, path in paths.items() if path.exists()}
+        found = {name: kept for name, path in paths.items() if (kept := read_kept(path)) is not None}
         missing = [name for name in self.alone if name not in found]
         jobs = self.submit(photo, [[name] for name in missing], self.recipe.steps, PREVIEW_SEED, 1.0)
         for index, (name, job) in enumerate(zip(missing, jobs, strict=True)):
             found[name] = to_photos(job.picture())[0]
             if paths:
-                write_photo(paths[name], found[name])
+                try:
+                    write_photo(paths[name], found[name])
+                except UserError as fault:  # a mount to read from, or a full disk
+                    log.warning("%s: previews are not kept, and are made again at the next start", fault)
+                    paths = {}
             progress("previews", index + 1, len(missing), {})
         return {name: found[name] for name in self.alone}
 
@@ -79,3 +89,12 @@ class Studio:
         """The page that `bench` wrote, if it did."""
         path = self.place / "bench" / "report.html"
         return path.read_text(encoding="utf-8") if path.is_file() else None
+
+
+def read_kept(path: Path) -> Photo | None:
+    """A picture that can be made again; None if there is none, or it is damaged."""
+    try:
+        return read_photo(path) if path.exists() else None
+    except UserError as fault:
+        log.warning("%s; it is made again", fault)
+        return None

@@ -41,7 +41,7 @@ COSTS = (
 )
 
 
-def measured(rows: Iterable[Mapping[str, Any]]) -> list[Column]:
+def find_measured(rows: Iterable[Mapping[str, Any]]) -> list[Column]:
     """The columns that any of the rows has."""
     keys = {key for row in rows for key in row}
     return [column for column in COLUMNS if column.key in keys]

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from collectionlora.collection import Collection
-from collectionlora.trainer import LOG
+from collectionlora.runs.trainer import LOG
 
 Curve = list[tuple[float, float]]  # (step, value)
 
@@ -20,8 +20,8 @@ def find_logs(collection: Collection) -> dict[str, Path]:
     return logs | {path.parent.name: path for path in baselines}
 
 
-def read_curves(log: Path, most_points: int = 100) -> dict[str, Curve]:
-    """Losses by name from a run's log, averaged to at most about `most_points`."""
+def read_curves(log: Path, max_points: int = 100) -> dict[str, Curve]:
+    """Losses by name from a run's log, averaged to at most about `max_points`."""
     raw: dict[str, Curve] = {}
     for line in log.read_text().splitlines():
         entry = json.loads(line)
@@ -30,7 +30,7 @@ def read_curves(log: Path, most_points: int = 100) -> dict[str, Curve]:
                 raw.setdefault(name, []).append((entry["step"], value))
     curves = {}
     for name, points in raw.items():
-        size = -(-len(points) // most_points)
+        size = -(-len(points) // max_points)
         groups = [points[i : i + size] for i in range(0, len(points), size)]
         curves[name] = [(g[-1][0], sum(v for _, v in g) / len(g)) for g in groups]
     return curves

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from collectionlora.data import Photo
 from collectionlora.effectbench.gallery import Shown
+from collectionlora.pictures.photos import Photo
 
-MOST_BYTES = 4_000_000
+MAX_BYTES = 4_000_000
 LOSSLESS_SIDE = 96
 STRIP_WIDTH = 800
 LOSSY: dict[str, Any] = {"quality": 90, "subsampling": 0}
@@ -30,11 +30,11 @@ def embed(photo: Photo, side: int) -> str:
 
 
 def embed_gallery(gallery: Sequence[Shown]) -> list[Row]:
-    """The pictures of a page, as many and as large as `MOST_BYTES` allow."""
+    """The pictures of a page, as many and as large as `MAX_BYTES` allow."""
     rows: list[Row] = []
     for photos, side in SIZES:
         rows = [(one, embed_row(one, side)) for one in gallery if one.index < photos]
-        if sum(len(url) for _, urls in rows for url in urls.values()) <= MOST_BYTES:
+        if sum(len(url) for _, urls in rows for url in urls.values()) <= MAX_BYTES:
             break
     return rows
 

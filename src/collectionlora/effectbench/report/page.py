@@ -7,13 +7,13 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from collectionlora.data import write_photo
 from collectionlora.effectbench.gallery import Result, draw_sheet
 from collectionlora.effectbench.report.charts import sparkline
-from collectionlora.effectbench.report.columns import COSTS, Column, measured, write_value
+from collectionlora.effectbench.report.columns import COSTS, Column, find_measured, write_value
 from collectionlora.effectbench.report.curves import read_curves
 from collectionlora.effectbench.report.embedding import embed_gallery, embed_strip
-from collectionlora.files import write_json, write_text
+from collectionlora.pictures.photos import write_photo
+from collectionlora.system.files import write_json, write_text
 
 HERE = Path(__file__).parent
 BOUNDS = ("source", "truth")  # what is no contestant: never the best of a column
@@ -112,9 +112,9 @@ def draw_curves(logs: Mapping[str, Path]) -> dict[str, list[dict[str, Any]]]:
 def build_report(result: Result, logs: Mapping[str, Path]) -> str:
     """The page; `logs` are training logs by run."""
     metrics, methods = result.metrics, result.metrics["methods"]
-    columns = measured(methods.values())
+    columns = find_measured(methods.values())
     # What is measured effect by effect; the ordinary edits belong to none.
-    by_effect = measured(row for method in methods.values() for row in method["per_effect"].values())
+    by_effect = find_measured(row for method in methods.values() for row in method["per_effect"].values())
     environment = Environment(
         loader=FileSystemLoader(HERE),
         autoescape=True,

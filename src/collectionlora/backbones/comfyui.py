@@ -1,0 +1,79 @@
+"""ComfyUI workflows in its API format, as `POST /prompt` and the menu's Load take them: nodes by id.
+
+The student re-noises between its steps. In ComfyUI that is the sampler `lcm`, and the scheduler `simple`
+takes the sigmas `shift(1 - i/n)` from the table of the shift node: the few-step schedule of `flow.py`.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+Graph = dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Student:
+    """What a workflow shows of an exported adapter.
+
+    Attributes:
+        file: the adapter's, in `models/loras`.
+        prompt: of one of its effects.
+        base: its name as the manifest gave it.
+        resolution: side of a square photo in pixels.
+        guidance: the guidance input of guidance-distilled bases.
+    """
+
+    file: str
+    prompt: str
+    base: str
+    steps: int
+    shift: float
+    resolution: int
+    guidance: float
+
+
+def escape_brackets(prompt: str) -> str:
+    """A prompt for ComfyUI's tokenizers of CLIP and T5, which take plain brackets for emphasis and drop them.
+
+    Qwen's takes the text as it is.
+    """
+    return prompt.replace("(", "\\(").replace(")", "\\)")
+
+
+def node(class_type: str, **inputs: Any) -> dict[str, Any]:
+    """One node; an input `["id", 0]` is the first output of another node."""
+    return {"class_type": class_type, "inputs": inputs}
+
+
+def frame(student: Student, unet_name: str, vae_name: str) -> Graph:
+    """What all families share; `shifted`, `positive` and `clip` are left to the family."""
+    return {
+        "unet": node("UNETLoader", unet_name=unet_name, weight_dtype="default"),
+        "lora": node("LoraLoaderModelOnly", model=["unet", 0], lora_name=student.file, strength_model=1.0),
+        "vae": node("VAELoader", vae_name=vae_name),
+        "photo": node("LoadImage", image="photo.png"),
+        "scaled": node(
+            "ImageScaleToTotalPixels",
+            image=["photo", 0],
+            upscale_method="area",
+            megapixels=round(student.resolution**2 / 1024**2, 4),
+            resolution_steps=16,
+        ),
+        "latent": node("VAEEncode", pixels=["scaled", 0], vae=["vae", 0]),
+        "sample": node(
+            "KSampler",
+            model=["shifted", 0],
+            positive=["positive", 0],
+            negative=["negative", 0],
+            latent_image=["latent", 0],
+            seed=0,
+            steps=student.steps,
+            cfg=1.0,
+            sampler_name="lcm",
+            scheduler="simple",
+            denoise=1.0,
+        ),
+        "decoded": node("VAEDecode", samples=["sample", 0], vae=["vae", 0]),
+        "saved": node("SaveImage", images=["decoded", 0], filename_prefix="collection"),
+        # Without guidance the negative prompt is not read, but the sampler asks for one.
+        "negative": node("ConditioningZeroOut", conditioning=["positive", 0]),
+    }

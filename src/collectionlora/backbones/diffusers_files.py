@@ -1,0 +1,89 @@
+"""The files of a diffusers model: a folder as `save_pretrained` writes it, or `owner/name[@revision]`.
+
+diffusers is an extra: its classes are named by strings and found when one is first needed.
+"""
+
+import importlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import snapshot_download
+
+from collectionlora.collection import MANIFEST
+from collectionlora.system.errors import UserError
+
+INDEX = "model_index.json"
+
+
+def find_class(base: str, name: str) -> Any:
+    """A class of diffusers by its name, for a base.
+
+    Raises:
+        UserError: diffusers is not installed, or has no such class.
+    """
+    try:
+        return getattr(importlib.import_module("diffusers"), name)
+    except (ImportError, AttributeError) as error:
+        hint = "write nano, or install it: pip install 'collectionlora[diffusers]'"
+        raise UserError(MANIFEST, "base", f"{base!r} needs diffusers ({error})", hint) from None
+
+
+def locate(base: str) -> dict[str, Any]:
+    """`base` as the arguments of `from_pretrained`: a folder, or else `owner/name[@revision]` on the hub."""
+    if Path(base).is_dir():
+        return {"pretrained_model_name_or_path": base}
+    name, _, revision = base.partition("@")
+    return {"pretrained_model_name_or_path": name, "revision": revision or None}
+
+
+@contextmanager
+def opening(base: str) -> Iterator[None]:
+    """Files of a model are read inside the block.
+
+    Raises:
+        UserError: no such folder or model, a part is missing, or its weights are not safetensors.
+    """
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        hint = "give a diffusers pipeline in safetensors: its folder, or owner/name@revision on the hub"
+        raise UserError(MANIFEST, "base", f"{base!r} cannot be opened ({reason})", hint) from error
+
+
+def read_index(base: str) -> dict[str, Any]:
+    """The content of a model's `model_index.json`; of a folder it is read without diffusers.
+
+    Raises:
+        UserError: it cannot be opened.
+    """
+    if not Path(base).is_dir():
+        pipeline = find_class(base, "DiffusionPipeline")
+        with opening(base):
+            return pipeline.load_config(**locate(base))
+    path = Path(base) / INDEX
+    with opening(base):
+        if not path.is_file():
+            raise FileNotFoundError(f"it has no {INDEX}")
+        index = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(index, dict):
+            raise ValueError(f"{INDEX} holds no JSON object")
+        return index
+
+
+def list_files(base: str) -> tuple[Path, list[Path]]:
+    """A model's folder on this machine, for one of the hub that of its commit, and the files in it.
+
+    Raises:
+        UserError: it is not on this machine.
+    """
+    folder, where = Path(base), locate(base)
+    if not folder.is_dir():
+        name = where.pop("pretrained_model_name_or_path")
+        with opening(base):
+            folder = Path(snapshot_download(name, **where, local_files_only=True))
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    return folder, [path for path in files if not any(p[0] == "." for p in path.relative_to(folder).parts)]

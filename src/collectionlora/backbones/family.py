@@ -1,0 +1,82 @@
+"""A `Family`: the facts of one kind of base, known before one is loaded, and how a base of it is opened."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from collectionlora.backbones.base import Backbone
+from collectionlora.backbones.comfyui import Graph, Student
+from collectionlora.config import ModelSettings
+
+SectionValues = dict[str, dict[str, Any]]  # values of settings by section and name
+
+
+@dataclass(frozen=True)
+class ExportFacts:
+    """What programs outside need to know of a family.
+
+    Attributes:
+        architecture: as `modelspec.architecture` spells it.
+        license: of the base, and so of what derives from it, as a model card spells it.
+        arguments: of the diffusers pipeline for a student, which takes no guidance; `{guidance}` is the input
+            of guidance-distilled bases. None if diffusers has no such pipeline.
+        comfyui_prefix: under which ComfyUI finds every module by its name in diffusers, if it does.
+        workflow: makes the ComfyUI workflow of a student, if the base has nodes there.
+    """
+
+    architecture: str
+    license: str
+    arguments: str | None
+    comfyui_prefix: str | None = None
+    workflow: Callable[[Student], Graph] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family(ABC):
+    """One kind of base. `base` is a base's name as the manifest gives it; every method may raise `UserError`.
+
+    Attributes:
+        name: `nano`, or the class of the pipeline in diffusers, as `model_index.json` spells it.
+        export: what programs outside need to know.
+        recommended: settings in which its bases differ from the paper's recipe.
+        reads_references: it reads several images, not the photo alone.
+        note: what a new manifest says beside the base's name.
+    """
+
+    name: str
+    export: ExportFacts
+    recommended: SectionValues
+    reads_references: bool = False
+    note: str = "a folder, or owner/name of the hub; @revision behind the name pins it"
+
+    @abstractmethod
+    def load(self, base: str, settings: ModelSettings) -> Backbone:
+        """The base, ready to use; refuses settings that it does not have."""
+
+    @abstractmethod
+    def without_weights(self, base: str, settings: ModelSettings, depths: Mapping[str, int]) -> Backbone:
+        """The base on the meta device; `depths` gives its `block_stacks` other numbers of blocks."""
+
+    @abstractmethod
+    def empty_network(self, base: str) -> tuple[nn.Module, tuple[str, ...]]:
+        """The network and its LoRA targets; a large one on the meta device, names and shapes alone."""
+
+    @abstractmethod
+    def list_files(self, base: str) -> tuple[Path, list[Path]]:
+        """The folder on this machine that the base is read from, and the files in it."""
+
+    def recommended_settings(self, base: str) -> SectionValues:
+        """Settings in which this base differs from the paper's recipe; they lie under the manifest's own."""
+        return self.recommended
+
+    def block_stacks(self, base: str) -> dict[str, int]:
+        """Numbers of like blocks, by their names in the network's config; none if the network is shallow."""
+        return {}
+
+    def encoder_parameters(self, base: str) -> int | None:
+        """The number of parameters of the text encoders, if it is known without opening the base."""
+        return None

@@ -1,0 +1,65 @@
+"""Names of the files in `cache/`: fingerprints of all that a cached file depends on.
+
+A change of base, photos, teacher, prompt or settings gives another name, so a file is used only for what
+it was made from.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from collectionlora.backbones import family_of
+from collectionlora.collection import Collection, Effect
+from collectionlora.config import Settings, result_settings
+from collectionlora.system.errors import UserError
+from collectionlora.system.files import fingerprint
+
+CACHE = "cache"
+MAX_READ = 100_000_000  # bytes of a base whose contents are read at every start
+
+
+def cache_key(collection: Collection, settings: Settings, *parts: Any) -> str:
+    """The fingerprint of `parts` and of all that anything cached depends on."""
+    base = collection.manifest.base
+    return fingerprint(base, base_identity(base), result_settings(settings, ["model", "data"]), *parts)
+
+
+def base_identity(base: str) -> str:
+    """What tells a base from another one under the same name, without reading its gigabytes.
+
+    A small one is known by its contents, a snapshot of the hub by its commit, a folder by the names, sizes
+    and times of change of its files: a model that is put into it in place is another one. Of a base
+    that is not on this machine nothing is known, and it is the empty text.
+    """
+    try:
+        folder, files = family_of(base).list_files(base)
+    except UserError:
+        return ""
+    if sum(path.stat().st_size for path in files) < MAX_READ:
+        return fingerprint(*files)
+    if not Path(base).is_dir():
+        return folder.name
+    states = [(path.relative_to(folder).as_posix(), path.stat()) for path in files]
+    return fingerprint(*((name, state.st_size, state.st_mtime_ns) for name, state in states))
+
+
+def base_facts(base: str) -> dict[str, str]:
+    """The identity of a base as a run remembers it; nothing where nothing is known."""
+    identity = base_identity(base)
+    return {"base files": identity} if identity else {}
+
+
+def effect_key(collection: Collection, effect: Effect, settings: Settings) -> str:
+    """The fingerprint of an effect's targets."""
+    teacher, photos = collection.teacher_path(effect), collection.photo_paths(effect)
+    seen = photos + reference_parts(collection, effect)
+    return cache_key(collection, settings, settings.targets, effect.teacher_prompt, teacher, *seen)
+
+
+def reference_parts(collection: Collection, effect: Effect) -> list[Any]:
+    """What reference images add to a fingerprint; nothing where there are none."""
+    paths = collection.reference_paths(effect)
+    return ["references", *paths] if paths else []
+
+
+def cache_path(collection: Collection, name: str, key: str) -> Path:
+    return collection.folder / CACHE / f"{name}-{key}.safetensors"

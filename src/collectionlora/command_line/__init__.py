@@ -1,0 +1,1 @@
+"""The verbs as commands, and what a person sees in the terminal."""

@@ -1,0 +1,107 @@
+"""The whole journey on the embedded base: photographs, teachers, distillation, table, sheet, report."""
+
+import shutil
+import time
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from collectionlora import distill
+from collectionlora.adapters.roles import STUDENT, TEACHER
+from collectionlora.collection import MANIFEST, Collection
+from collectionlora.effectbench.heldout import Heldout, heldout_photographs
+from collectionlora.effectbench.report.page import write_results
+from collectionlora.effectbench.running import run_bench
+from collectionlora.effects import ALL_EFFECTS
+from collectionlora.effects.crops import PhotoPool
+from collectionlora.effects.ordinary import general_instructions
+from collectionlora.pictures.photographs import TRAIN, pool
+from collectionlora.pictures.photos import write_photo
+from collectionlora.runs.session import resolve_settings
+from collectionlora.runs.trainer import LOG
+from collectionlora.system import processes
+from collectionlora.system.errors import UserError
+from collectionlora.system.files import write_text
+from collectionlora.system.progress import Progress
+
+RUN = "demo"
+FIRST = ("pencil-sketch", "neon-edges", "thermal", "season")  # what a demo of 4 effects shows; one is random
+PHOTOS, GENERAL_PHOTOS, JUDGED = 64, 48, 24
+CLASSIFIER_STEPS = 600
+
+
+def shipped_teachers() -> dict[str, Path]:
+    """The effect LoRAs that ship with the package, by effect, those of `FIRST` first."""
+    folder = Path(str(resources.files("collectionlora"))) / "weights" / "teachers"
+    found = {path.stem: path for path in sorted(folder.glob("*.safetensors"))}
+    return {name: found[name] for name in (*FIRST, *found) if name in found}
+
+
+def build_collection(
+    folder: Path,
+    teachers: Mapping[str, Path],
+    photographs: PhotoPool,
+    seed: int,
+    num_general: int = GENERAL_PHOTOS,
+    num_photos: int = PHOTOS,
+) -> Collection:
+    """A collection of effect LoRAs by effect name, over crops of photographs."""
+    rng = np.random.default_rng(seed)
+    for sub, count in (("photos/effects", num_photos), ("photos/general", num_general)):
+        for index in range(count):
+            write_photo(folder / sub / f"{index:03d}.png", photographs.crop(rng))
+    (folder / "teachers").mkdir(parents=True, exist_ok=True)
+    for name, path in teachers.items():
+        shutil.copyfile(path, folder / "teachers" / f"{name}.safetensors")
+    write_text(folder / "general.txt", "\n".join(general_instructions()) + "\n")
+    effects = [
+        {
+            "name": name,
+            "teacher": f"teachers/{name}.safetensors",
+            "teacher_prompt": ALL_EFFECTS[name].teacher_prompt,
+            "photos": "photos/effects",
+        }
+        for name in teachers
+    ]
+    general = {"photos": "photos/general", "prompts": "general.txt"}
+    manifest = {"base": "nano", "effects": effects, "general": general}
+    write_text(folder / MANIFEST, yaml.safe_dump(manifest, sort_keys=False))
+    return Collection.load(folder)
+
+
+def demo(
+    out: Path, num_effects: int, seed: int, overrides: dict[str, Any], progress: Progress
+) -> dict[str, Any]:
+    """Run it all into `out`; returns the content of metrics.json.
+
+    Raises:
+        UserError: more effects than teachers ship, or `out` holds a finished demo.
+    """
+    began = time.perf_counter()
+    available = shipped_teachers()
+    if not 1 <= num_effects <= len(available):
+        raise UserError(
+            "demo", "--effects", f"{num_effects} is out of range", f"choose 1 to {len(available)}"
+        )
+    folder = out / "collection"
+    with processes.main_first():
+        if not (folder / MANIFEST).exists():
+            build_collection(folder, dict(list(available.items())[:num_effects]), pool(TRAIN), seed)
+    collection = Collection.load(folder)
+    distill(collection, RUN, overrides, resume=True, progress=progress)
+
+    settings = resolve_settings(collection, overrides)
+    others = [n for n in settings.distill.rollout_steps if n != settings.sampling.steps]
+    methods = ["source", TEACHER, STUDENT, *(f"{STUDENT}-{n}" for n in others)]
+    heldout = Heldout(heldout_photographs(None), pool(TRAIN), JUDGED, [seed + 1], CLASSIFIER_STEPS)
+    result = run_bench(collection, settings, methods, heldout, progress)
+    result.metrics["seconds"] = time.perf_counter() - began
+    logs = {RUN: folder / "runs" / RUN / LOG}
+    if processes.is_main():
+        for place in (out, folder / "bench"):  # for people, and where the studio looks
+            write_results(place, result, logs)
+    return result.metrics

@@ -1,0 +1,60 @@
+"""The verbs that add effects to a finished collection and take them out."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from collectionlora.command_line.options import (
+    Folder,
+    Json,
+    Set,
+    SomeNames,
+)
+from collectionlora.command_line.terminal import ProgressLine, say, tell
+from collectionlora.config import parse_overrides
+
+
+def add(
+    folder: Folder,
+    names: SomeNames,
+    teacher: Annotated[
+        Path | None, typer.Option(help="the effect's LoRA file, to enter one effect in the manifest")
+    ] = None,
+    teacher_prompt: Annotated[
+        str | None, typer.Option(help="what it was trained with, if the file does not say")
+    ] = None,
+    overrides: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Teach a finished collection further effects while it replays its own; resumes.
+
+    The effects are in the manifest, or one is entered with --teacher and its photos in photos/NAME. The
+    adapter from before is kept until bench --baseline has passed.
+
+    Example: collectionlora add my-collection neon-edges --teacher neon.safetensors
+    """
+    import collectionlora
+    from collectionlora.system.errors import Interrupted
+
+    try:
+        with ProgressLine() as progress:
+            layer = parse_overrides(overrides or [])
+            path = collectionlora.add(folder, names, teacher, teacher_prompt, layer, progress)
+    except Interrupted as stopped:
+        command = f"collectionlora add {folder} {' '.join(names)}"
+        tell(f"{stopped}; go on with the same settings, without --teacher: {command}")
+        raise typer.Exit(130) from None
+    text = f"wrote {path}; next: collectionlora bench {folder} --baseline EARLIER.json"
+    say(as_json, {"adapter": str(path)}, text)
+
+
+def remove(folder: Folder, names: SomeNames, as_json: Json = False) -> None:
+    """Take effects out of the manifest and the adapter's recipe; the weights still hold them.
+
+    Example: collectionlora remove my-collection neon-edges
+    """
+    import collectionlora
+
+    left = collectionlora.remove(folder, names)
+    say(as_json, {"effects": left}, f"left: {', '.join(left)}")

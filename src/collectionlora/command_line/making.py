@@ -1,0 +1,222 @@
+"""The verbs that make a collection, from an empty folder to the finished adapter."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import collectionlora
+from collectionlora.command_line.options import (
+    Folder,
+    Json,
+    Names,
+    RecipeName,
+    Set,
+    VlmKey,
+    VlmTokens,
+    read_layer,
+    with_token_cap,
+)
+from collectionlora.command_line.terminal import (
+    ProgressLine,
+    advice_lines,
+    describe_lora,
+    joined_processes,
+    methods_table,
+    next_after_demo,
+    plan_table,
+    program,
+    prompt_table,
+    say,
+    settings_table,
+    tell,
+)
+from collectionlora.config import parse_overrides
+from collectionlora.system.errors import Interrupted, UserError
+
+VlmUrl = Annotated[str | None, typer.Option("--vlm", help="an OpenAI-compatible endpoint: http://HOST/v1")]
+VlmModel = Annotated[str | None, typer.Option("--model", help="the endpoint's model")]
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="where to write")] = Path("demo"),
+    effects: Annotated[int, typer.Option(help="how many effects")] = 4,
+    seed: Annotated[int, typer.Option(min=0, help="of the crops that it trains and judges on")] = 0,
+    overrides: Set = None,
+    as_json: Json = False,
+) -> None:
+    """The whole journey on the embedded base and real photographs; resumes.
+
+    Example: collectionlora demo --out demo --effects 4
+    """
+    from collectionlora.command_line.demo import demo as run_demo
+
+    with joined_processes() as progress:
+        metrics = run_demo(out, effects, seed, parse_overrides(overrides or []), progress)
+    say(as_json, metrics, methods_table(metrics), next_after_demo(out, metrics["effects"][0]))
+
+
+def init(
+    folder: Folder,
+    base: Annotated[str, typer.Option(help="the base model")] = "nano",
+    from_loras: Annotated[list[Path] | None, typer.Option(help="effect LoRA files to start from")] = None,
+    recipe: Annotated[str, typer.Option(help="default, or paper: the paper's own settings")] = "default",
+) -> None:
+    """A new collection folder with a commented manifest.
+
+    Example: collectionlora init my-collection --from-loras sketch.safetensors
+    """
+    from collectionlora.manifest.template import create
+
+    create(folder, base, from_loras or [], recipe)
+    tell(f"made {folder}; next: edit {folder}/collection.yaml, then {program()} check {folder}")
+
+
+def check(folder: Folder, as_json: Json = False) -> None:
+    """Find now what could fail later: manifest, photos, LoRA files against the base, prompts.
+
+    Example: collectionlora check my-collection
+    """
+    from collectionlora.pictures.folders import LeftOut, describe_left_out
+    from collectionlora.planning.checking import check_collection
+
+    result = check_collection(folder)
+    lines = [f"error: {UserError(**problem)}" for problem in result["problems"]]
+    lines += [describe_lora(effect) for effect in result["effects"]]
+    left_out = [LeftOut(Path(one["file"]), one["reason"]) for one in result["left_out"]]
+    lines += describe_left_out(folder, left_out)
+    say(as_json, result, "\n".join([*lines, "ready" if result["ok"] else "not ready"]))
+    if not result["ok"]:
+        raise typer.Exit(2)
+
+
+def teach(folder: Folder, names: Names = None, overrides: Set = None, as_json: Json = False) -> None:
+    """Train effect LoRAs from the image pairs in pairs/NAME/{source,target}; resumes.
+
+    Example: collectionlora teach my-collection pencil-sketch --set teach.steps=800
+    """
+
+    with ProgressLine() as progress:
+        written = collectionlora.teach(
+            folder, names or [], parse_overrides(overrides or []), progress=progress
+        )
+    result = {"teachers": [str(path) for path in written]}
+    say(as_json, result, "\n".join(f"wrote {path}" for path in written))
+
+
+def prompts(
+    folder: Folder,
+    vlm: VlmUrl = None,
+    model: VlmModel = None,
+    api_key_env: VlmKey = None,
+    max_tokens_total: VlmTokens = None,
+    overrides: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Triggers and student prompts, and how orthogonal they are; a model behind --vlm rewrites them.
+
+    Example: collectionlora prompts my-collection --vlm http://localhost:11434/v1 --model qwen2.5vl
+    """
+    from collectionlora.prompting.endpoint import Endpoint
+
+    layer = with_token_cap(parse_overrides(overrides or []), max_tokens_total)
+    with ProgressLine() as progress:
+        result = collectionlora.prompts(folder, Endpoint.of(vlm, model, api_key_env), layer, progress)
+    say(as_json, result, prompt_table(result))
+
+
+def targets(folder: Folder, overrides: Set = None, recipe: RecipeName = None, as_json: Json = False) -> None:
+    """Sample every teacher on its effect's photos, once; resumes.
+
+    Example: collectionlora targets my-collection --set targets.samples=4
+    """
+
+    with joined_processes() as progress:
+        counts = collectionlora.targets(folder, read_layer(overrides, recipe), progress=progress)
+    say(as_json, counts, "\n".join(f"{name}: {count} targets" for name, count in counts.items()))
+
+
+def plan(
+    folder: Annotated[Path | None, typer.Argument(help="a collection's folder, or give --base")] = None,
+    base: Annotated[str | None, typer.Option(help="a base, without a collection")] = None,
+    effects: Annotated[
+        int | None, typer.Option(min=1, help="how many; default: the collection's, or 50")
+    ] = None,
+    rank: Annotated[int | None, typer.Option(min=1, help="of student and critic")] = None,
+    teacher_rank: Annotated[int | None, typer.Option(min=1, help="of the effects; default: --rank")] = None,
+    photos: Annotated[int, typer.Option(min=1, help="of each effect")] = 20,
+    devices: Annotated[int, typer.Option(min=1, help="how many GPUs")] = 1,
+    sharding: Annotated[
+        str | None,
+        typer.Option(help="ddp: each holds all; fsdp: each its share; default: model.sharding"),
+    ] = None,
+    overrides: Set = None,
+    recipe: RecipeName = None,
+    as_json: Json = False,
+) -> None:
+    """Memory, disk and forwards of a distillation before anything is loaded; which GPUs it fits.
+
+    Example: collectionlora plan --base Qwen/Qwen-Image-Edit-2509 --effects 50 --rank 128
+    """
+    from collectionlora.planning import plan as planning
+    from collectionlora.planning.advice import advise
+
+    layer = read_layer(overrides, recipe)
+    workload = planning.make_workload(
+        folder,
+        base,
+        effects,
+        rank,
+        layer,
+        photos=photos,
+        teacher_rank=teacher_rank,
+        devices=devices,
+        sharding=sharding,
+    )
+    result = {**planning.plan(workload), "advice": advise(workload)}
+    say(as_json, result, plan_table(workload.base, result), advice_lines(result))
+
+
+def distill(
+    folder: Folder,
+    run: Annotated[str, typer.Option(help="name of the run's folder under runs/")] = "default",
+    resume: Annotated[bool, typer.Option(help="go on from the newest checkpoint")] = False,
+    again: Annotated[
+        bool, typer.Option("--again", help="start over; the earlier run and adapter are kept beside")
+    ] = False,
+    overrides: Set = None,
+    recipe: RecipeName = None,
+    as_json: Json = False,
+) -> None:
+    """Distil all effects into one LoRA; ends with collection.safetensors.
+
+    Example: collectionlora distill my-collection --set distill.student_updates=1000
+    """
+
+    try:
+        with joined_processes() as progress:
+            path = collectionlora.distill(folder, run, read_layer(overrides, recipe), resume, again, progress)
+    except Interrupted as stopped:
+        tell(f"{stopped}; go on with: collectionlora distill {folder} --run {run} --resume")
+        raise typer.Exit(130) from None
+    say(
+        as_json,
+        {"adapter": str(path)},
+        f"the adapter is {path}; next: {program()} edit {folder} PHOTO --effect all",
+    )
+
+
+def settings(folder: Folder, overrides: Set = None, recipe: RecipeName = None, as_json: Json = False) -> None:
+    """Every setting that a run would use, and where its value comes from.
+
+    Example: collectionlora settings my-collection --set distill.batch_size=2
+    """
+    from collectionlora.collection import Collection
+    from collectionlora.config import trace_settings
+    from collectionlora.runs.session import resolve_settings, setting_layers
+
+    collection, layer = Collection.load(folder), read_layer(overrides, recipe)
+    resolve_settings(collection, layer)
+    traced = trace_settings(setting_layers(collection, layer))
+    result = {one.name: {"value": one.value, "from": one.layer} for one in traced}
+    say(as_json, result, settings_table(traced))

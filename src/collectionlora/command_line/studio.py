@@ -1,0 +1,128 @@
+"""`collectionlora studio`: what may connect, how much it may send, and the page."""
+
+import os
+import socket
+import threading
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from collectionlora.command_line.terminal import ProgressLine, console
+from collectionlora.system.environment import without_proxies
+from collectionlora.system.errors import UserError
+
+AUTH_VARIABLE = "COLLECTIONLORA_AUTH"
+MEGA = 1_000_000
+# Gradio calls home for these unless told otherwise, and it reads them when it is imported.
+SILENT = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
+
+
+def studio(
+    collection: Annotated[
+        Path, typer.Argument(help="the collection's folder, the one file, or nano: what ships")
+    ],
+    host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one")] = 7860,
+    auth: Annotated[
+        Path | None, typer.Option(help=f"a file of USER:PASSWORD lines; or set {AUTH_VARIABLE}")
+    ] = None,
+    max_upload: Annotated[int, typer.Option(min=1, help="megabytes of one uploaded file")] = 20,
+    max_megapixels: Annotated[int, typer.Option(min=1, help="of one photo")] = 50,
+    batch_size: Annotated[int, typer.Option(min=1, help="pictures made at once, at most")] = 8,
+) -> None:
+    """A web page over a finished collection: pick, compose, compare; the same through Gradio's API.
+
+    Example: collectionlora studio my-collection --port 7860
+    """
+    accounts = read_accounts(auth)
+    os.environ |= SILENT
+    try:
+        from collectionlora.studio.guard import is_local
+
+        if not is_local(host) and not accounts:
+            hint = f"give --auth FILE or set {AUTH_VARIABLE}, or stay on 127.0.0.1"
+            raise UserError("", "--host", f"{host} lets other machines in without a password", hint)
+        with without_proxies():  # Gradio makes a client of HTTP when it is imported
+            from collectionlora.studio.page import build_page
+    except ImportError as error:
+        hint = "install it: pip install 'collectionlora[studio]'"
+        raise UserError("", "studio", f"needs gradio ({error})", hint) from None
+    from collectionlora.studio.pictures import Studio
+
+    check_port(host, port)
+    made = Studio(collection, batch_size)
+    with ProgressLine() as progress:
+        previews = made.previews(progress)
+    serve(build_page(made, previews, max_megapixels * MEGA), host, port, accounts, max_upload)
+
+
+@without_proxies()  # the base is here by now, and Gradio would ask a proxy whether its own page is up
+def serve(page: Any, host: str, port: int, accounts: list[tuple[str, str]], max_upload: int) -> None:
+    """Serve a page until Ctrl-C.
+
+    Raises:
+        UserError: the address cannot be listened on.
+    """
+    from starlette.middleware import Middleware
+
+    from collectionlora.studio.guard import SameSite
+    from collectionlora.studio.page import STYLE
+
+    try:
+        _, url, _ = page.queue(max_size=256).launch(
+            server_name=host,
+            server_port=port or None,
+            auth=accounts or None,
+            max_file_size=max_upload * MEGA,
+            share=False,
+            quiet=True,
+            css=STYLE,
+            ssr_mode=False,
+            footer_links=["api"],
+            prevent_thread_lock=True,
+            app_kwargs={"middleware": [Middleware(SameSite, local_only=not accounts)]},
+        )
+    except OSError as error:
+        raise UserError("", "--port", f"cannot listen on {host}:{port} ({error})", "try --port 0") from None
+    console.print(f"the studio is at {url} (Ctrl-C ends it)", highlight=False)
+    try:
+        threading.Event().wait()
+    except KeyboardInterrupt:
+        page.close(verbose=False)
+
+
+def check_port(host: str, port: int) -> None:
+    """Look that nobody listens there, before a model is loaded.
+
+    Raises:
+        UserError: another program has the port, or the address is not this machine's.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        socket.create_server((host, port), family=family).close()
+    except OSError as error:
+        raise UserError("", "--port", f"cannot listen on {host}:{port} ({error})", "try --port 0") from None
+
+
+def read_accounts(path: Path | None) -> list[tuple[str, str]]:
+    """Users and passwords of a file, or of the environment.
+
+    Raises:
+        UserError: no such file, or a line that is not USER:PASSWORD.
+    """
+    place = path or AUTH_VARIABLE
+    try:
+        text = path.read_text(encoding="utf-8") if path else os.environ.get(AUTH_VARIABLE, "")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(place, "--auth", str(error), "give a text file of USER:PASSWORD lines") from None
+    accounts = []
+    for line in filter(None, map(str.strip, text.splitlines())):
+        user, colon, password = line.partition(":")
+        if not (user and colon and password):
+            # The line itself may hold a password: it is not repeated.
+            raise UserError(place, "--auth", "has a line that is not USER:PASSWORD", "fix that line")
+        accounts.append((user, password))
+    if path and not accounts:
+        raise UserError(place, "--auth", "is empty", "write one USER:PASSWORD a line")
+    return accounts

@@ -1,0 +1,174 @@
+"""The verbs that use and judge a finished collection."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import collectionlora
+from collectionlora.command_line.options import (
+    Folder,
+    Json,
+    Set,
+    VlmKey,
+    VlmTokens,
+    with_token_cap,
+)
+from collectionlora.command_line.terminal import (
+    ProgressLine,
+    effects_table,
+    joined_processes,
+    methods_table,
+    say,
+)
+from collectionlora.config import parse_overrides
+from collectionlora.system.errors import UserError
+
+
+def edit(
+    collection: Annotated[Path, typer.Argument(help="the folder, the one file, or nano: what ships")],
+    effect: Annotated[str, typer.Option(help="the effect to apply, or all for a result of each")],
+    photo_argument: Annotated[
+        Path | None, typer.Argument(metavar="[PHOTO]", help="a photo, or a folder of photos")
+    ] = None,
+    then: Annotated[list[str] | None, typer.Option(help="a further effect, applied after the first")] = None,
+    photo: Annotated[Path | None, typer.Option(help="the same as PHOTO")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="a file or a folder; default: PHOTO-EFFECT.png beside the photo")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace results that exist")] = False,
+    steps: Annotated[int | None, typer.Option(min=1, help="default: what the adapter was made for")] = None,
+    seed: int = 0,
+    strength: Annotated[float, typer.Option(min=0, max=1, help="0 is the photo, 1 the whole effect")] = 1.0,
+    reference: Annotated[
+        list[Path] | None, typer.Option(help="a reference image, for each that the effect was taught with")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Edit one photo, or all photos of a folder. Photos and existing files are never replaced unasked.
+
+    Example: collectionlora edit my-collection me.jpg --effect neon-edges
+    """
+    from collectionlora.editing import edit_files
+
+    source = photo or photo_argument
+    if source is None or (photo and photo_argument):
+        message = "is given twice" if source else "is missing"
+        raise UserError("", "PHOTO", message, "give one photo, or one folder of photos")
+    with ProgressLine() as progress:
+        edited = edit_files(
+            collection,
+            source,
+            effect,
+            then or [],
+            out,
+            overwrite,
+            seed,
+            steps,
+            strength,
+            reference or [],
+            progress,
+        )
+    lines = [f"error: {fault}" for fault in edited.failed] + [f"wrote {path}" for path in edited.written]
+    if edited.skipped:
+        lines.append(f"{len(edited.skipped)} results exist already; --overwrite makes them again")
+    result = {
+        "images": [str(path) for path in edited.written],
+        "skipped": [str(path) for path in edited.skipped],
+        "failed": [fault.as_dict() for fault in edited.failed],
+    }
+    say(as_json, result, "\n".join(lines))
+    if edited.failed:
+        raise typer.Exit(2)
+
+
+def export(
+    collection: Annotated[Path, typer.Argument(help="the folder, or the one file")],
+    format: Annotated[str, typer.Option(help="diffusers, peft or comfyui")],
+    out: Annotated[Path, typer.Option(help="the folder to write")],
+    rank: Annotated[int | None, typer.Option(min=1, help="reduce to this rank by singular values")] = None,
+    preview: Annotated[
+        list[Path] | None, typer.Option(help="an image for the model card, named after its effect")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace files that exist")] = False,
+    as_json: Json = False,
+) -> None:
+    """The finished adapter for diffusers, PEFT or ComfyUI, with model card, scheduler, example or workflow.
+
+    Example: collectionlora export my-collection --format diffusers --out my-collection-lora
+    """
+    from collectionlora.exporting.export import export as run_export
+
+    result = run_export(collection, format, out, rank, preview or [], overwrite)
+    lines = [f"wrote {path}" for path in result["files"]]
+    if reduction := result["reduction"]:
+        lines.append(
+            "relative error of the smaller rank: {overall:.2g} overall, at most {worst:.2g} "
+            "({worst_module})".format(**reduction)
+        )
+    say(as_json, result, "\n".join(lines))
+
+
+def bench(
+    folder: Folder,
+    photos: Annotated[
+        Path | None, typer.Option(help="held-out photographs; default: three that ship with scikit-image")
+    ] = None,
+    methods: Annotated[str, typer.Option(help="names with commas between")] = "source,teacher,student",
+    crops: Annotated[int, typer.Option(min=1, help="photos of each effect and seed")] = 24,
+    seeds: Annotated[int, typer.Option(min=1)] = 1,
+    judge: Annotated[str | None, typer.Option(help="an OpenAI-compatible endpoint that judges")] = None,
+    judge_model: Annotated[str | None, typer.Option(help="the endpoint's model")] = None,
+    api_key_env: VlmKey = None,
+    max_tokens_total: VlmTokens = None,
+    baseline: Annotated[
+        Path | None,
+        typer.Option(help="an earlier metrics.json: fail if a kept effect lost more than --margin"),
+    ] = None,
+    margin: Annotated[float, typer.Option(min=0, help="dB of PSNR that an effect may lose")] = 1.0,
+    overrides: Set = None,
+    as_json: Json = False,
+) -> None:
+    """EffectBench: methods side by side on photographs held out; resumes.
+
+    Methods: source, truth, teacher, teacher-8 (undistilled, few steps), student, student-4, stack,
+    flow-matching, merge-linear, merge-ties, merge-dare, merge-svd, or the name of a run.
+
+    Example: collectionlora bench my-collection --methods teacher,student,student-4,stack
+    Example: collectionlora bench my-collection --baseline before.json --margin 0.5
+    """
+    from collectionlora.prompting.endpoint import Endpoint
+
+    layer = with_token_cap(parse_overrides(overrides or []), max_tokens_total)
+    endpoint = Endpoint.of(judge, judge_model, api_key_env, "--judge")
+    with joined_processes() as progress:
+        metrics = collectionlora.bench(
+            folder,
+            photos,
+            methods.split(","),
+            crops,
+            seeds,
+            layer,
+            judge=endpoint,
+            baseline=baseline,
+            margin=margin,
+            progress=progress,
+        )
+    passed = "the gate passed: {worst_effect} lost most, {worst_loss:.2f} dB"
+    gate = [passed.format(**metrics["gate"])] if "gate" in metrics else []
+    look = f"look at {folder}/bench/sheet.png, read {folder}/bench/report.html"
+    say(as_json, metrics, methods_table(metrics), *gate, look)
+
+
+def effects(
+    collection: Annotated[Path, typer.Argument(help="the folder, the one file, or nano: what ships")],
+    as_json: Json = False,
+) -> None:
+    """The effects of a finished collection, with what the student reads for each.
+
+    Example: collectionlora effects my-collection
+    """
+    from collectionlora.adapters.recipe import adapter_path, read_recipe
+
+    held = read_recipe(adapter_path(collection)).effects
+    say(as_json, held, effects_table(held))

@@ -1,0 +1,1 @@
+"""The manifest as text: written for a new collection, edited by `add` and `remove`."""

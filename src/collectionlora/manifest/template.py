@@ -1,0 +1,108 @@
+"""What `init` writes: a folder and a manifest that explains itself."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from collectionlora.adapters.alpha import PEFT_CONFIG, PEFT_FILE
+from collectionlora.adapters.formats import read_header
+from collectionlora.backbones import guess_family
+from collectionlora.backbones.family import Family
+from collectionlora.collection import MANIFEST, Collection
+from collectionlora.system.errors import UserError
+from collectionlora.system.files import copy_whole, refuse_other, write_text
+from collectionlora.system.yaml_reading import read_yaml
+
+HEADER = """\
+# A collection: many effect LoRAs to be distilled into one. All paths are relative to this folder.
+
+base: {base}    # {what}
+effects:
+"""
+EFFECT = """\
+  - name: {written}    # lower-case letters, digits and hyphens; what `edit --effect` is given
+    teacher: teachers/{teacher}    # the effect's LoRA; `teach` makes it from pairs/{name}/source and target
+    teacher_prompt: {prompt}    # what this LoRA was trained with
+    photos: photos/{name}       # about 20 photos, no edited ones needed
+    # student_prompt: written by `prompts` unless you give one here
+    # references: [look.png]    # shown beside every photo, where the base reads several images
+    # truth: heldout/{name}     # for `bench`: true images, a procedural effect's name, or none
+    # criteria: keep the face   # for `bench --judge`: what a good picture of this effect has
+"""
+FOOTER = """\
+general:                        # keeps the base's ordinary abilities
+  photos: photos/general        # unlabelled photos
+  prompts: general.txt          # one ordinary edit instruction a line
+recipe: {recipe}               # default, or paper: the paper's own settings
+# settings:                     # what differs from the recipe and the base's recommendations, for example
+#   distill:
+#     student_updates: 1000
+"""
+GENERAL = "keep the photo unchanged\nbrighten the photo\nmake the photo black and white\n"
+
+
+def create(folder: Path, base: str, loras: Sequence[Path], recipe: str = "default") -> None:
+    """Make a collection folder; nothing is written if anything is wrong.
+
+    Raises:
+        UserError: a manifest is there already, a LoRA file cannot be read, or its prompt is none.
+    """
+    if (folder / MANIFEST).exists():
+        raise UserError(folder / MANIFEST, "", "exists already", "edit it, or choose another folder")
+    found = {}
+    for path in loras:
+        # PEFT calls every adapter the same; its folder has the name, and a file beside it has alpha.
+        title = path.resolve().parent.name if path.name == PEFT_FILE else path.stem
+        name = (
+            "-".join("".join(c if c.isascii() and c.isalnum() else " " for c in title.lower()).split())
+            or "effect"
+        )
+        if name in found:
+            raise UserError(path, "", f"two files give the effect name {name}", "rename one of them")
+        found[name] = read_header(path).get("teacher_prompt", f"apply the {name} effect"), path
+    entries = {name: prompt for name, (prompt, _) in found.items()} or {"my-effect": "apply my effect"}
+    teachers = {name: f"{name}.safetensors" for name in entries}
+    beside = {
+        name: path.with_name(PEFT_CONFIG)
+        for name, (_, path) in found.items()
+        if path.name == PEFT_FILE and path.with_name(PEFT_CONFIG).exists()
+    }
+    teachers |= {name: f"{name}/{PEFT_FILE}" for name in beside}
+    effects = "".join(
+        EFFECT.format(
+            name=name,
+            written=write_scalar(name),
+            prompt=json.dumps(prompt, ensure_ascii=False),
+            teacher=teachers[name],
+        )
+        for name, prompt in entries.items()
+    )
+    header = HEADER.format(base=write_scalar(base), what=describe_base(base))
+    manifest = header + effects + FOOTER.format(recipe=recipe)
+    Collection.parse(folder, manifest)
+    copies = {folder / "teachers" / teachers[name]: path for name, (_, path) in found.items()}
+    copies |= {folder / "teachers" / name / PEFT_CONFIG: path for name, path in beside.items()}
+    for path, source in copies.items():
+        refuse_other(source, path)
+    for sub in ("teachers", "pairs", "photos/general", *(f"photos/{name}" for name in entries)):
+        (folder / sub).mkdir(parents=True, exist_ok=True)
+    for path, source in copies.items():
+        copy_whole(source, path)
+    if not (folder / "general.txt").exists():
+        write_text(folder / "general.txt", GENERAL)
+    write_text(folder / MANIFEST, manifest)
+
+
+def write_scalar(text: str) -> str:
+    """A text as YAML: in quotes where it would be read as something else without them."""
+    try:
+        plain = read_yaml(f"key: {text}") == {"key": text}
+    except ValueError:
+        plain = False
+    return text if plain else json.dumps(text, ensure_ascii=False)
+
+
+def describe_base(base: str) -> str:
+    """What kind of base it is, in the words of the manifest."""
+    family = guess_family(base)
+    return family.note if family else Family.note

@@ -1,0 +1,1 @@
+"""Photos in and out: reading, sizes, sheets of several, and where results are written."""

@@ -1,0 +1,141 @@
+"""Photos in and out: any mode, size and orientation becomes RGB; the network's sizes are decided here."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from collectionlora.config import Settings
+from collectionlora.pictures.colours import convert_to_srgb
+from collectionlora.pictures.folders import reads_heic
+from collectionlora.system.errors import UserError
+from collectionlora.system.files import write_whole
+
+MAX_PIXELS = 200_000_000
+CHUNK = 16  # images that a network takes at a time
+# Whatever the name of a file says. Pillow reads more, some by programs that it starts (EPS: Ghostscript).
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
+Photo = NDArray[np.uint8]  # [H, W, 3]
+
+
+def read_photo(path: Path, max_pixels: int = MAX_PIXELS) -> Photo:
+    """A photo as uint8 RGB `[H, W, 3]` in sRGB, upright; transparency over white, 16 bits scaled to 8.
+
+    Raises:
+        UserError: missing, not an image, damaged, or too large.
+    """
+    formats: tuple[str, ...] = FORMATS
+    if reads_heic():
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+        formats = (*FORMATS, "HEIF")
+    try:
+        with Image.open(path, formats=formats) as image:
+            if not 0 < image.width * image.height <= max_pixels:
+                size = f"{image.width} x {image.height}"
+                raise UserError(path, "", f"has {size} pixels", f"keep it under {max_pixels:,} pixels")
+            upright = ImageOps.exif_transpose(image)
+            return np.asarray(_to_rgb(upright, path))
+    except FileNotFoundError:
+        raise UserError(path, "", "there is no such file", "check the path") from None
+    except UnidentifiedImageError:
+        # Pillow's own words repeat the whole path, which a server must not show.
+        raise UserError(
+            path, "", "cannot be read as an image (unknown format)", "replace or remove it"
+        ) from None
+    except UserError:
+        raise
+    # Pillow's decoders let out whatever damaged bytes make them do: struct.error, IndexError, EOFError, ...
+    except Exception as error:
+        reason = f"cannot be read as an image ({error or type(error).__name__})"
+        raise UserError(path, "", reason, "replace or remove it") from None
+
+
+def _to_rgb(image: Image.Image, path: Path) -> Image.Image:
+    if image.mode.startswith("I") or image.mode == "F":
+        values = np.nan_to_num(np.asarray(image, dtype=np.float32))
+        # "I;16" is 16 bits however dark; "I" and "F" do not say what their white is.
+        scale = 255 / 65535 if image.mode.startswith("I;16") or values.max() > 255 else 1.0
+        eight = Image.fromarray((values * scale).clip(0, 255).astype(np.uint8))
+        eight.info = image.info
+        return convert_to_srgb(eight, path)
+    if image.mode != "CMYK" and ("A" in image.getbands() or "transparency" in image.info):
+        layered = image.convert("RGBA")
+        colours = convert_to_srgb(image.convert("L") if image.mode == "LA" else layered.convert("RGB"), path)
+        white = Image.new("RGB", layered.size, "white")
+        white.paste(colours, mask=layered.getchannel("A"))
+        return white
+    return convert_to_srgb(image, path)
+
+
+def crop_square(photo: Photo, side: int) -> Photo:
+    """The middle square of a photo, resized by area to `[side, side, 3]`."""
+    return np.asarray(ImageOps.fit(Image.fromarray(photo), (side, side), Image.Resampling.BOX))
+
+
+def working_size(height: int, width: int, resolution: int, multiple: int) -> tuple[int, int]:
+    """Height and width of about `resolution**2` pixels, near a photo's aspect, in multiples of `multiple`."""
+    aspect = min(max(height / width, 1 / 3), 3.0)
+    rows = round(resolution * aspect**0.5 / multiple)
+    columns = round(resolution / aspect**0.5 / multiple)
+    return max(1, rows) * multiple, max(1, columns) * multiple
+
+
+def resize(photo: Photo, size: tuple[int, int]) -> Photo:
+    """A photo at `size` (height, width)."""
+    return np.asarray(Image.fromarray(photo).resize((size[1], size[0]), Image.Resampling.LANCZOS))
+
+
+def fit(photo: Photo, resolution: int, multiple: int) -> Tensor:
+    """A photo as a network takes it: an image in [0, 1] of its `working_size`, `[1, 3, height, width]`."""
+    height, width = photo.shape[:2]
+    return to_images([resize(photo, working_size(height, width, resolution, multiple))])
+
+
+def to_images(photos: Sequence[Photo]) -> Tensor:
+    """Photos of one size to images in [0, 1], `[B, 3, H, W]`."""
+    return torch.from_numpy(np.stack(photos)).permute(0, 3, 1, 2).float() / 255
+
+
+def to_photos(images: Tensor) -> list[Photo]:
+    """Images in [0, 1], `[B, 3, H, W]`, to uint8 photos."""
+    levels = (images.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    return list(levels)
+
+
+def photo_format(path: Path) -> str:
+    """The format that a path's suffix stands for, in Pillow's words.
+
+    Raises:
+        UserError: a suffix that is no image format.
+    """
+    kind = Image.registered_extensions().get(path.suffix.lower())
+    if kind is None or kind not in Image.SAVE:
+        raise UserError(path, "", f"{path.suffix!r} is no image format", "end the name in .png or .jpg")
+    return kind
+
+
+def write_photo(path: Path, photo: Photo) -> None:
+    """Write a photo in the format of the path's suffix, whole or not at all.
+
+    Raises:
+        UserError: a suffix that is no image format, or it cannot be written.
+    """
+    kind = photo_format(path)
+    with write_whole(path) as partial:
+        Image.fromarray(photo).save(partial, format=kind)
+
+
+def read_images(paths: Sequence[Path], settings: Settings) -> Tensor:
+    """Photos as images of the training size in [0, 1], `[N, 3, side, side]`."""
+    side = settings.data.resolution
+    return to_images([crop_square(read_photo(path), side) for path in paths])
+
+
+def chunks(total: int) -> Iterator[slice]:
+    return (slice(start, min(start + CHUNK, total)) for start in range(0, total, CHUNK))

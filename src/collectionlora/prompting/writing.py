@@ -1,0 +1,177 @@
+"""`prompts.json`: the student prompt of every effect, who wrote it, and what it was written from.
+
+The manifest's prompt comes first, then one that a vision-language model wrote, then trigger + teacher prompt.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+
+from collectionlora.backbones.base import Backbone
+from collectionlora.cache import cache_path, effect_key
+from collectionlora.collection import PROMPTS, Collection, Effect
+from collectionlora.config import Settings
+from collectionlora.pictures.pairs import read_pair
+from collectionlora.pictures.photos import Photo, to_photos
+from collectionlora.prompting.endpoint import Vlm
+from collectionlora.prompting.rewriting import request, rewrite
+from collectionlora.prompting.triggers import add_trigger
+from collectionlora.system.files import fingerprint, read_models, read_tensors, write_json
+
+MANIFEST_WRITER, PLAIN_WRITER = "manifest", "teacher prompt"
+NUM_PAIRS = 2
+
+
+class Asked(BaseModel):
+    """A request to a model and what came back; `request` is the fingerprint of all that was asked with."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    request: str
+    host: str
+    tokens: int
+    answer: str
+
+
+class StudentPrompt(BaseModel):
+    """An effect's student prompt; `written_by` is a model, "teacher prompt" or "manifest"."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    student_prompt: str
+    written_by: str
+    teacher_prompt: str
+    asked: Asked | None = None
+    note: str = Field("", exclude=True)  # why the model did not write it this time
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Image pairs of an effect: a fingerprint, their number, and how to read source and target by turns."""
+
+    key: str
+    count: int
+    read: Callable[[], list[Photo]]
+
+
+class PromptWriter:
+    """Writes and keeps the student prompts of one collection, with a model's help if there is one."""
+
+    def __init__(
+        self, collection: Collection, backbone: Backbone, settings: Settings, vlm: Vlm | None = None
+    ):
+        self.collection, self.backbone, self.settings, self.vlm = collection, backbone, settings, vlm
+        self.path = collection.folder / PROMPTS
+        self.kept = read_kept(self.path)
+
+    def write(self, effect: Effect) -> StudentPrompt:
+        """The student prompt of an effect; a new one is in the file when this returns.
+
+        Raises:
+            UserError: see `propose`.
+        """
+        prompt = self.propose(effect)
+        self.save()
+        return prompt
+
+    def save(self) -> None:
+        """Write the file, if there is something new."""
+        if self.kept != read_kept(self.path):
+            write_json(self.path, {name: entry.model_dump() for name, entry in self.kept.items()})
+
+    def propose(self, effect: Effect) -> StudentPrompt:
+        """The student prompt of an effect, kept for the prompts after it and for `save`.
+
+        Raises:
+            UserError: the model's endpoint fails, or image pairs cannot be read.
+        """
+        if effect.student_prompt:
+            return StudentPrompt(
+                student_prompt=effect.student_prompt,
+                written_by=MANIFEST_WRITER,
+                teacher_prompt=effect.teacher_prompt,
+            )
+        kept = self.kept.get(effect.name)
+        if kept and kept.teacher_prompt != effect.teacher_prompt:
+            kept = None
+        new = self._ask(effect, kept, self.vlm) if self.vlm else kept or self._plain(effect)
+        self.kept[effect.name] = new
+        return new
+
+    def _ask(self, effect: Effect, kept: StudentPrompt | None, vlm: Vlm) -> StudentPrompt:
+        """The model's prompt, or what there was before with a note."""
+        pairs = find_pairs(self.collection, effect, self.backbone, self.settings)
+        if pairs is None:
+            note = f"no image pairs: fill {self.collection.pairs_folder(effect)}, or make targets first"
+            return (kept or self._plain(effect)).model_copy(update={"note": note})
+        model, text = vlm.endpoint.model, request(effect.teacher_prompt, pairs.count)
+        key = fingerprint(model, text, vlm.settings.image_side, pairs.key)
+        if kept and kept.asked and kept.asked.request == key:
+            return kept
+        rewritten = rewrite(vlm, pairs.read(), effect.teacher_prompt)
+        if rewritten.fault:
+            note = f"{model}'s answer {rewritten.fault}: {rewritten.answer[:80]!r}"
+            return (kept or self._plain(effect)).model_copy(update={"note": note})
+        asked = Asked(request=key, host=vlm.endpoint.host, tokens=rewritten.tokens, answer=rewritten.answer)
+        prompt = self._with_trigger(effect, rewritten.description)
+        return StudentPrompt(
+            student_prompt=prompt, written_by=model, teacher_prompt=effect.teacher_prompt, asked=asked
+        )
+
+    def _plain(self, effect: Effect) -> StudentPrompt:
+        return StudentPrompt(
+            student_prompt=self._with_trigger(effect, effect.teacher_prompt),
+            written_by=PLAIN_WRITER,
+            teacher_prompt=effect.teacher_prompt,
+        )
+
+    def _with_trigger(self, effect: Effect, description: str) -> str:
+        others = [e for e in self.collection.effects if e.name != effect.name]
+        prompts = [
+            e.student_prompt or self.kept[e.name].student_prompt
+            for e in others
+            if e.student_prompt or e.name in self.kept
+        ]
+        return add_trigger(self.backbone.encode_prompt, effect.name, description, prompts)
+
+
+def read_kept(path: Path) -> dict[str, StudentPrompt]:
+    """The prompts of the file by effect; none if there is no file.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    return read_models(path, StudentPrompt, "remove the file: it is written anew")
+
+
+def find_pairs(
+    collection: Collection, effect: Effect, backbone: Backbone, settings: Settings
+) -> Pairs | None:
+    """An effect's first image pairs, of its folder or else of its cached targets; None if there are none.
+
+    Raises:
+        UserError: the folder of pairs or of photos is wrong.
+    """
+    if collection.pairs_folder(effect).is_dir():
+        paths = collection.pair_paths(effect)[:NUM_PAIRS]
+        key = fingerprint(*chain.from_iterable(paths))
+        return Pairs(key, len(paths), lambda: [photo for pair in paths for photo in read_pair(*pair)])
+    if not collection.teacher_path(effect).exists():
+        return None
+    key = effect_key(collection, effect, settings)
+    cached = cache_path(collection, effect.name, key)
+    found = read_tensors(cached)
+    if found is None:
+        return None
+    tensors = found[0]
+
+    def read() -> list[Photo]:
+        both = torch.stack([tensors["sources"], tensors["targets"][:, 0]], dim=1)[:NUM_PAIRS]
+        with torch.no_grad():
+            return to_photos(backbone.decode(both.flatten(0, 1)))
+
+    return Pairs(key, min(NUM_PAIRS, len(collection.photo_paths(effect))), read)

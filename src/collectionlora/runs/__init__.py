@@ -1,0 +1,1 @@
+"""From a collection to a finished adapter: session, targets, training, checkpoints, `add` and `remove`."""

@@ -1,0 +1,131 @@
+"""A run's folder: one launch holds it at a time, and it remembers what the run was begun with."""
+
+import json
+import logging
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from collectionlora.runs.checkpoint import checkpoints, drop_checkpoints, find_unfinished
+from collectionlora.system import processes
+from collectionlora.system.errors import UserError, cannot_write
+from collectionlora.system.files import name_by_date, read_json, write_json
+from collectionlora.system.locks import lock_file
+
+LOCK, FACTS, CHECKPOINTS = "lock", "run.json", "checkpoints"
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def hold(folder: Path) -> Iterator[None]:
+    """Hold a run's folder inside the block; of one launch the main process holds it for all.
+
+    The kernel frees the lock however its process ends, so a killed run never blocks the next one. Where there
+    are no locks it is said, and the run goes on.
+
+    Raises:
+        UserError: another process holds it; names which.
+    """
+    if not processes.is_main():
+        yield
+        return
+    path = folder / LOCK
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+", encoding="utf-8")
+    except OSError as error:
+        raise cannot_write(path, error) from None
+    with file:
+        try:
+            lock_file(file)
+        except BlockingIOError:
+            file.seek(0)
+            message, hint = f"this run is held by {_holder(file.read())}", "wait for it or stop it"
+            raise UserError(path, "", message, f"{hint}, or give another --run") from None
+        since = datetime.now().astimezone().isoformat(timespec="seconds")
+        file.truncate(0)
+        json.dump({"pid": os.getpid(), "host": socket.gethostname(), "since": since}, file)
+        file.flush()
+        yield
+
+
+def _holder(text: str) -> str:
+    try:
+        who = json.loads(text)
+        return f"process {who['pid']} on {who['host']} since {who['since']}"
+    except (ValueError, KeyError, TypeError):
+        return "another process"
+
+
+def refuse_unfinished(folder: Path) -> None:
+    """A new run must not take the place of one that has steps left.
+
+    Raises:
+        UserError: it would.
+    """
+    left = find_unfinished(folder / CHECKPOINTS)
+    if left and processes.is_main():
+        message = f"holds a run that stopped before step {left[0]} of {left[1]}"
+        hint = "go on with --resume, or give a new run its own --run NAME, or remove the folder"
+        raise UserError(folder, "", message, hint)
+
+
+def refuse_finished(folder: Path, facts: Mapping[str, Any]) -> None:
+    """A new run must not take the place of one that was finished with other facts.
+
+    Raises:
+        UserError: it would.
+    """
+    if is_finished(folder) and processes.is_main():
+        hint = "give the new run a name with --run NAME, or give --again to start over"
+        raise UserError(folder, "", f"holds a finished run, but {changes(folder, facts)}", hint)
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a folder holds a run that has no steps left."""
+    return bool(checkpoints(folder / CHECKPOINTS)) and not find_unfinished(folder / CHECKPOINTS)
+
+
+def set_aside(folder: Path) -> None:
+    """Move all that a run left in a folder, which this process holds, into a dated folder beside it."""
+    if not processes.is_main() or not (folder / FACTS).exists():
+        return
+    aside = name_by_date(folder)
+    aside.mkdir()
+    for path in folder.iterdir():
+        if path.name != LOCK:
+            path.rename(aside / path.name)
+    log.warning("%s: starts over; the earlier run is kept in %s", folder, aside)
+
+
+def changes(folder: Path, facts: Mapping[str, Any]) -> str:
+    """What is different from when the folder's run was begun, as text; empty if nothing is known to be."""
+    before = read_json(folder / FACTS) or {}
+    return ", ".join(
+        f"{name} was {before[name]!r} and is {value!r}" if len(repr(value)) < 80 else name
+        for name, value in facts.items()
+        if name in before and before[name] != value
+    )
+
+
+def begin(folder: Path, facts: Mapping[str, Any], resume: bool, anyway: bool = False) -> bool:
+    """Get a folder ready for a run; returns whether to resume.
+
+    Args:
+        facts: what the result depends on. Where they have changed, the checkpoints are of another run.
+        anyway: the user asked to resume, so that changes are said and the run goes on.
+    """
+    different = changes(folder, facts) if resume else ""
+    if different:
+        log.warning("%s: %s; the run %s", folder, different, "goes on" if anyway else "starts again")
+        resume = anyway
+    if processes.is_main():
+        if not resume:
+            drop_checkpoints(folder / CHECKPOINTS)
+        if not resume or not (folder / FACTS).exists():
+            write_json(folder / FACTS, dict(facts))
+    return resume

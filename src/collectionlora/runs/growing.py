@@ -1,0 +1,158 @@
+"""`add` and `remove`: grow or shrink a finished collection.
+
+`add` starts student and critic from the finished adapter and takes few updates. Its effect stream draws a new
+effect with probability `add.new_ratio` and replays a kept one otherwise; the general stream stays as it is.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from collectionlora.adapters.formats import LoraFile, read_header, read_teacher
+from collectionlora.adapters.recipe import Recipe, adapter_path, read_adapter, write_adapter
+from collectionlora.adapters.roles import STUDENT, target_weights
+from collectionlora.backbones import family_of
+from collectionlora.collection import MANIFEST, Collection
+from collectionlora.config import Settings, replace_settings
+from collectionlora.manifest.edits import add_effect, drop_effects
+from collectionlora.runs.inputs import distillation_inputs
+from collectionlora.runs.run import open_run
+from collectionlora.runs.session import Session, resolve_settings
+from collectionlora.system import processes
+from collectionlora.system.errors import UserError
+from collectionlora.system.files import copy_whole, fingerprint, refuse_other, write_text
+from collectionlora.system.progress import Progress
+
+
+def backup_path(collection: Collection) -> Path:
+    """Where the adapter from before an `add` is kept until `bench --baseline` has passed."""
+    return collection.result.with_suffix(".before-add.safetensors")
+
+
+def enter_teacher(collection: Collection, name: str, teacher: Path, teacher_prompt: str | None) -> Collection:
+    """Copy an effect LoRA into a collection and enter it in the manifest, with photos from `photos/NAME`.
+
+    Raises:
+        UserError: the manifest has the effect already, the file does not fit the base, there are no photos,
+            or no prompt is known; nothing is written then.
+    """
+    place = collection.folder / MANIFEST
+    if name in (e.name for e in collection.effects):
+        raise UserError(place, name, "is in the manifest already", "leave out --teacher")
+    base = collection.manifest.base
+    read_teacher(teacher, target_weights(*family_of(base).empty_network(base)))
+    prompt = teacher_prompt or read_header(teacher).get("teacher_prompt")
+    if not prompt:
+        message = "the file does not say what it was trained with"
+        raise UserError(teacher, "teacher_prompt", message, "give it: --teacher-prompt TEXT")
+    entry = {"name": name, "teacher": f"teachers/{name}.safetensors", "teacher_prompt": prompt}
+    text = add_effect(collection.folder, {**entry, "photos": f"photos/{name}"})
+    grown = Collection.parse(collection.folder, text)
+    grown.photo_paths(grown.effect(name))
+    place_of_teacher = grown.teacher_path(grown.effect(name))
+    refuse_other(teacher, place_of_teacher)
+    copy_whole(teacher, place_of_teacher)
+    write_text(place, text)
+    return grown
+
+
+def add(
+    collection: Collection, names: Sequence[str], overrides: Mapping[str, Any], progress: Progress
+) -> Path:
+    """Teach a finished adapter further effects of its manifest; resumes. Returns the adapter.
+
+    The adapter from before is kept at `backup_path`.
+
+    Raises:
+        UserError: an effect is unknown or held already, or the manifest does not fit the adapter.
+        Interrupted: stopped by the user; the same command goes on.
+    """
+    path = adapter_path(collection.folder)
+    lora, recipe = read_adapter(path)
+    for name in names:
+        if collection.effect(name).name in recipe.effects:
+            raise UserError(path, name, "is in this adapter already", "name an effect that is new")
+    known = [e.name for e in collection.effects]
+    for name in recipe.effects:
+        if name not in known:
+            hint = f"put it back, or run: collectionlora remove {collection.folder} {name}"
+            raise UserError(collection.folder / MANIFEST, name, "is in the adapter, not here", hint)
+    chosen = [name for name in known if name in recipe.effects or name in names]
+    settings = resolve_settings(collection, overrides)
+    updates = {"match": {"updates": settings.add.match_updates}}
+    settings = replace_settings(
+        settings, **updates, distill={"student_updates": settings.add.student_updates}
+    )
+    grown = collection.only(chosen)
+    folder = collection.folder / "runs" / f"add-{fingerprint(path, settings, chosen)}"
+    grown.check_files()
+    with open_run(folder) as opened:
+        session = start_session(grown, settings, path, lora, recipe)
+        run = session.distillation(progress)
+        run.streams.favour(names, settings.add.new_ratio)
+        inputs = [path, *distillation_inputs(grown)]
+        opened.train(run, settings, session.facts(), collection, inputs, partial(progress, "add"))
+        session.write_result(run, folder / path.name)
+        backup = backup_path(collection)
+        if processes.is_main() and not backup.exists():  # of several without a passed gate the oldest stays
+            copy_whole(path, backup)
+        session.write_result(run, path)
+        processes.barrier()
+    return path
+
+
+def start_session(
+    collection: Collection, settings: Settings, path: Path, lora: LoraFile, recipe: Recipe
+) -> Session:
+    """A session whose student is a finished adapter; the run's critics start as its copies.
+
+    Raises:
+        UserError: the adapter has another base, more rank than the student, or another prompt of an effect.
+    """
+    if recipe.base != collection.manifest.base:
+        hint = "write the adapter's base"
+        raise UserError(collection.folder / MANIFEST, "base", f"the adapter is of {recipe.base}", hint)
+    session = Session(collection, settings, with_critics=True)
+    prompts = session.recipe_prompts()
+    for name, prompt in recipe.effects.items():
+        if prompts[name] != prompt:
+            hint = f"the adapter knows it as {prompt!r}: give it as its student_prompt"
+            raise UserError(collection.folder / MANIFEST, name, "has another student prompt now", hint)
+    try:
+        session.roles.load(STUDENT, lora.weights)
+    except ValueError as error:
+        hint = f"write --set student.rank={lora.rank} --set critic.rank={lora.rank}"
+        raise UserError(path, "", str(error), hint) from None
+    return session
+
+
+def remove(collection: Collection, names: Sequence[str]) -> list[str]:
+    """Take effects out of the manifest and out of the finished adapter's recipe; returns what is left.
+
+    The weights stay as they are: nothing is forgotten, the effect is only no longer offered.
+
+    Raises:
+        UserError: an effect that neither has, or nothing would be left.
+    """
+    place = collection.folder / MANIFEST
+    path = collection.result
+    lora, recipe = read_adapter(path) if path.exists() else (None, None)
+    in_adapter = recipe.effects if recipe else {}
+    for name in names:
+        if name not in in_adapter:
+            collection.effect(name)
+    left = [e.name for e in collection.effects if e.name not in names]
+    if not left or (recipe and not in_adapter.keys() - set(names)):
+        raise UserError(
+            place, "effects", "nothing would be left", "keep one effect, or delete the collection"
+        )
+    text = drop_effects(collection.folder, names)
+    Collection.parse(collection.folder, text)
+    if lora and recipe:
+        fewer = {name: prompt for name, prompt in in_adapter.items() if name not in names}
+        references = {name: count for name, count in recipe.references.items() if name in fewer}
+        update = {"effects": fewer, "references": references}
+        write_adapter(path, lora.weights, recipe.model_copy(update=update))
+    write_text(place, text)
+    return left

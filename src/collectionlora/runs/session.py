@@ -1,0 +1,205 @@
+"""From a collection folder to a run: settings, base, roles, teachers, data, in this order."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from collectionlora.adapters.formats import read_teacher
+from collectionlora.adapters.merging import merge
+from collectionlora.adapters.recipe import Recipe, write_adapter
+from collectionlora.adapters.roles import STUDENT, TEACHER, Roles, TeacherLibrary, critic_role, target_weights
+from collectionlora.adapters.sharding import shard
+from collectionlora.backbones import family_of, load_backbone
+from collectionlora.backbones.base import Backbone
+from collectionlora.cache import base_facts
+from collectionlora.collection import MANIFEST, Collection
+from collectionlora.config import RECIPES, Settings, SettingsError, resolve, result_settings
+from collectionlora.distillation import Distillation
+from collectionlora.prompting.writing import PromptWriter
+from collectionlora.runs.target_making import TargetMaker, read_references
+from collectionlora.streams import Streams
+from collectionlora.system import processes
+from collectionlora.system.errors import UserError
+from collectionlora.system.files import keep_earlier
+from collectionlora.system.progress import Progress
+from collectionlora.system.version import __version__
+
+SET = "--set"
+
+
+def resolve_settings(collection: Collection, overrides: Mapping[str, Any]) -> Settings:
+    """The base's recommendations, then the manifest, then `overrides`.
+
+    Raises:
+        UserError: a setting of the manifest or an override that does not exist or fit.
+    """
+    layers = setting_layers(collection, overrides)
+    place = str(collection.folder / MANIFEST)
+    try:
+        resolve(*(layer for name, layer in layers.items() if name != SET))
+        place = SET
+        return resolve(*layers.values())
+    except SettingsError as error:
+        raise UserError(place, error.field, error.message, error.hint) from None
+
+
+def setting_layers(collection: Collection, overrides: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Where the settings of a run come from, by name; later layers lie over earlier ones."""
+    base = collection.manifest.base
+    return {
+        f"recommended for {base}": family_of(base).recommended_settings(base),
+        f"recipe {collection.manifest.recipe}": RECIPES[collection.manifest.recipe],
+        MANIFEST: collection.manifest.settings,
+        SET: overrides,
+    }
+
+
+def check_references(collection: Collection, settings: Settings) -> None:
+    """Refuse reference images where they cannot be read.
+
+    Raises:
+        UserError: the base reads one photo, or a warm start mixes effects in one batch.
+    """
+    place = collection.folder / MANIFEST
+    for effect in collection.effects:
+        if effect.references and not family_of(collection.manifest.base).reads_references:
+            message = f"the base {collection.manifest.base} reads the photo alone"
+            hint = "leave them out, or take Qwen-Image-Edit-2509, 2511 or FLUX.2"
+            raise UserError(place, f"effects.{effect.name}.references", message, hint)
+        if effect.references and settings.match.loss == "flow" and settings.match.updates:
+            message = f"flow mixes effects in a batch, and {effect.name} has references that others have not"
+            raise UserError(place, "settings.match.loss", message, "write velocity")
+
+
+def check_resolution(collection: Collection, backbone: Backbone, settings: Settings) -> None:
+    """Refuse a training size that the base cannot take.
+
+    Raises:
+        UserError: the resolution is no multiple of the base's.
+    """
+    side, multiple = settings.data.resolution, backbone.side_multiple
+    if side % multiple:
+        field, hint = "settings.data.resolution", f"write a multiple of {multiple}"
+        raise UserError(collection.folder / MANIFEST, field, f"{side} does not fit the base", hint)
+
+
+def build_roles(backbone: Backbone, ranks: Mapping[str, int], seed: int, settings: Settings) -> Roles:
+    """LoRA roles over a base; under gradient checkpointing each block is recomputed in its forward's role."""
+    fuse = backbone.fuses_lora and settings.model.sharding == "none"
+    roles = Roles(backbone.network, backbone.lora_targets, ranks, seed, fuse)
+    if settings.model.gradient_checkpointing:
+        backbone.network.enable_gradient_checkpointing(roles.checkpoint)
+    return roles
+
+
+class Session:
+    """A collection with its base in memory and its teachers in the library.
+
+    Args:
+        with_critics: also hold a critic for each schedule length, to train.
+        with_sums: leave room in the teacher slot for a LoRA with one of the student's rank on top.
+    """
+
+    def __init__(
+        self, collection: Collection, settings: Settings, with_critics: bool, with_sums: bool = False
+    ):
+        self.collection, self.settings = collection, settings
+        self.backbone = load_backbone(collection.manifest.base, settings.model)
+        check_resolution(collection, self.backbone, settings)
+        check_references(collection, settings)
+        base = target_weights(self.backbone.network, self.backbone.lora_targets)
+        files = {e.name: read_teacher(collection.teacher_path(e), base) for e in collection.effects}
+        ranks = {STUDENT: settings.student.rank, TEACHER: max(file.rank for file in files.values())}
+        if with_sums:
+            ranks[TEACHER] = max(ranks.values()) + settings.student.rank
+        if with_critics:
+            ranks |= {critic_role(n): settings.critic.rank for n in settings.distill.rollout_steps}
+        self.roles = build_roles(self.backbone, ranks, settings.distill.seed, settings)
+        self.teachers = TeacherLibrary(self.roles, {name: file.weights for name, file in files.items()})
+        self.writer = PromptWriter(collection, self.backbone, settings)
+        self.prompts = {e.name: self.writer.propose(e).student_prompt for e in collection.effects}
+        self.cache_keys: dict[str, str] = {}  # of what `make_targets` took
+
+    def start_from_merge(self) -> None:
+        """Let the student begin as the mean of its teachers, as near as its rank comes."""
+        teachers = list(self.teachers.teachers.values())
+        self.roles.load(STUDENT, merge(teachers, "svd", self.settings.student.rank))
+        # Signs of singular vectors may differ between kinds of processors.
+        processes.copy_from_main(self.roles.parameters(STUDENT))
+
+    def references(self, effect: str) -> list[Tensor]:
+        """An effect's reference images, each `[1, 3, height, width]` in [0, 1]."""
+        chosen = self.collection.effect(effect)
+        return read_references(self.collection, chosen, self.backbone, self.settings)
+
+    def make_targets(self, progress: Progress) -> Streams:
+        """All data of the collection, from the cache where it is there; new student prompts are written."""
+        if processes.is_main():
+            self.writer.save()
+        maker = TargetMaker(self.collection, self.backbone, self.teachers, self.settings, progress)
+        effects, general = maker.make(self.prompts)
+        self.cache_keys = {f"cache.{name}": key for name, key in maker.used.items()}
+        distill = self.settings.distill
+        return Streams(
+            effects,
+            general,
+            seed=distill.seed,
+            batch_size=distill.batch_size,
+            effect_ratio=distill.effect_ratio,
+            route_every=distill.route_every,
+            asymmetric_prompts=distill.asymmetric_prompts,
+            rank=processes.rank(),
+            same_stream=self.settings.model.sharding == "fsdp",
+        )
+
+    def distillation(self, progress: Progress) -> Distillation:
+        """The run itself, at its first step."""
+        streams = self.make_targets(lambda what, *state: progress(f"targets {what}", *state))
+        if self.settings.model.sharding == "fsdp":
+            # Only now: making targets is shared by files, so processes run different forwards.
+            shard(self.roles)
+        return Distillation(self.backbone, self.roles, self.teachers, streams, self.settings)
+
+    def facts(self) -> dict[str, Any]:
+        """All that the result of `distillation`, which was called before, depends on."""
+        return distillation_facts(self.collection, self.settings) | self.cache_keys
+
+    def recipe_prompts(self) -> dict[str, str]:
+        """What a user of the student writes for each effect."""
+        aop = self.settings.distill.asymmetric_prompts
+        return {e.name: self.prompts[e.name] if aop else e.teacher_prompt for e in self.collection.effects}
+
+    def write_result(self, run: Distillation, path: Path) -> None:
+        """Write the student as one adapter that carries its recipe; all processes call it, one writes."""
+        weights = run.student_weights()
+        if not processes.is_main():
+            return
+        recipe = Recipe(
+            base=self.collection.manifest.base,
+            model=self.settings.model,
+            steps=self.settings.sampling.steps,
+            shift=self.settings.sampling.shift,
+            resolution=self.settings.data.resolution,
+            effects=self.recipe_prompts(),
+            references={e.name: len(e.references) for e in self.collection.effects if e.references},
+            version=__version__,
+        )
+        with keep_earlier(path):
+            write_adapter(path, weights, recipe)
+
+
+def distillation_facts(collection: Collection, settings: Settings) -> dict[str, Any]:
+    """What the result of a distillation depends on, beside the contents of files."""
+    sections = ("model", "data", "student", "critic", "sampling", "targets", "match", "distill")
+    effects = [effect.name for effect in collection.effects]
+    # Sharding changes no forward, but which stream the processes take.
+    routing = {"model.sharding": settings.model.sharding}
+    others = {"effects": effects, **base_facts(collection.manifest.base)}
+    return result_settings(settings, sections) | routing | others
+
+
+def effect_names(collection: Collection, names: Sequence[str]) -> list[str]:
+    """The named effects, checked; all of them if none is named."""
+    return [collection.effect(n).name for n in names] or [e.name for e in collection.effects]

@@ -1,0 +1,102 @@
+"""Train one effect LoRA from image pairs by flow matching: a teacher, where the user brings pairs."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
+from torch.optim import AdamW
+
+from collectionlora.adapters.optimizers import load_optimizer, optimizer_tensors
+from collectionlora.adapters.roles import STUDENT, LoraWeights, Roles
+from collectionlora.backbones.base import Backbone, Condition, Prompt, repeat_references
+from collectionlora.config import Settings
+from collectionlora.flow import add_noise, shift_sigma
+from collectionlora.objectives import flow_matching_loss
+from collectionlora.sampling import Denoiser, noise_like
+from collectionlora.streams import BATCH, generator_for, torch_generator_for
+
+
+class Teaching:
+    """One effect's training run; a step is a pure function of the LoRA and the step's number.
+
+    Args:
+        effect: its name.
+        sources, targets: the pairs' latents, `[N, C, H, W]`.
+        prompt: the teacher prompt, a batch of 1, or of N where the base reads it together with the photo.
+        references: latents of the reference images beside every photo, each `[1, C, height, width]`.
+    """
+
+    def __init__(
+        self,
+        effect: str,
+        backbone: Backbone,
+        roles: Roles,
+        sources: Tensor,
+        targets: Tensor,
+        prompt: Prompt,
+        settings: Settings,
+        references: Sequence[Tensor] = (),
+    ):
+        self.effect, self.backbone, self.roles, self.settings = effect, backbone, roles, settings
+        self.sources, self.targets, self.prompt = sources, targets, prompt
+        self.references = references
+        self.parameters = roles.parameters(STUDENT)
+        self.optimizer = AdamW(self.parameters, lr=settings.teach.learning_rate, weight_decay=0.0)
+
+    @property
+    def num_steps(self) -> int:
+        return self.settings.teach.steps
+
+    def verify(self) -> None:
+        """Prove that switching between base and LoRA works; changes nothing.
+
+        Raises:
+            UserError: it does not with the installed versions.
+        """
+        condition = self._condition(torch.tensor([0]))
+        noise = noise_like(self.sources[:1], torch_generator_for(self.settings.teach.seed, 0, 0))
+        self.roles.verify(lambda: Denoiser(self.backbone, condition).velocity(noise, 1.0))
+
+    def stream_at(self, step: int) -> tuple[str, str]:
+        """All steps learn from the same pairs."""
+        return "pairs", self.effect
+
+    def __call__(self, step: int) -> dict[str, float]:
+        teach = self.settings.teach
+        rng = generator_for(teach.seed, step, 0, BATCH)
+        generator = torch_generator_for(teach.seed, step, 0)
+        pair = torch.from_numpy(rng.integers(len(self.sources), size=teach.batch_size))
+        x0 = self.targets[pair]
+        condition = self._condition(pair)
+        noise = noise_like(x0, generator)
+        sigma = shift_sigma(torch.rand(len(x0), generator=generator), self.settings.sampling.shift)
+        with self.roles.use(STUDENT):
+            velocity = Denoiser(self.backbone, condition).velocity(add_noise(x0, noise, sigma), sigma)
+        loss = flow_matching_loss(velocity, x0, noise)
+        self.optimizer.zero_grad()
+        loss.backward()
+        norm = clip_grad_norm_(self.parameters, 1.0)
+        # Hold, then fall linearly to zero over the last 40%.
+        remaining = (teach.steps - step) / (0.4 * teach.steps)
+        self.optimizer.param_groups[0]["lr"] = teach.learning_rate * min(1.0, remaining)
+        self.optimizer.step()
+        return {"loss": loss.item(), "grad_norm": norm.item()}
+
+    def _condition(self, pair: Tensor) -> Condition:
+        references = repeat_references(self.references, len(pair))
+        return Condition(self.prompt.of_photos(pair), self.sources[pair], references)
+
+    def tensors(self) -> dict[str, Tensor]:
+        weights = {f"lora.{i}": p.detach() for i, p in enumerate(self.parameters)}
+        return weights | optimizer_tensors("optimizer", self.optimizer)
+
+    @torch.no_grad()
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        for i, parameter in enumerate(self.parameters):
+            parameter.copy_(tensors[f"lora.{i}"])
+        load_optimizer("optimizer", self.optimizer, tensors)
+
+    def weights(self) -> LoraWeights:
+        """The effect LoRA."""
+        return self.roles.weights(STUDENT)

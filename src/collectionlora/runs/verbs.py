@@ -1,0 +1,281 @@
+"""The verbs from prompts to `add` and `remove`, as functions."""
+
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from collectionlora.adapters.formats import write_lora
+from collectionlora.adapters.roles import STUDENT
+from collectionlora.backbones import load_backbone
+from collectionlora.cache import base_facts
+from collectionlora.collection import Collection, Effect, open_collection
+from collectionlora.config import Settings, result_settings
+from collectionlora.pictures.folders import warn_of_left_out
+from collectionlora.pictures.pairs import check_pairs, read_pair
+from collectionlora.pictures.photos import crop_square, to_images
+from collectionlora.prompting.endpoint import Endpoint, Vlm
+from collectionlora.prompting.triggers import cosine_table
+from collectionlora.prompting.writing import PromptWriter
+from collectionlora.runs import growing
+from collectionlora.runs.folder import (
+    changes,
+    is_finished,
+    refuse_finished,
+    refuse_unfinished,
+    set_aside,
+)
+from collectionlora.runs.inputs import distillation_inputs, teaching_inputs
+from collectionlora.runs.run import open_run
+from collectionlora.runs.session import (
+    Session,
+    build_roles,
+    check_references,
+    check_resolution,
+    distillation_facts,
+    effect_names,
+    resolve_settings,
+)
+from collectionlora.runs.target_making import encode_for_photos, read_references
+from collectionlora.runs.teaching import Teaching
+from collectionlora.runs.watching import Tracker, Watch, track
+from collectionlora.system import processes
+from collectionlora.system.errors import UserError
+from collectionlora.system.files import fingerprint, keep_earlier
+from collectionlora.system.progress import Progress, ignore
+
+log = logging.getLogger(__name__)
+
+
+def teach(
+    collection: Collection | Path | str,
+    names: Sequence[str] = (),
+    overrides: Mapping[str, Any] | None = None,
+    resume: bool = True,
+    progress: Progress = ignore,
+) -> list[Path]:
+    """Train effect LoRAs from `pairs/NAME/{source,target}`; returns the files written.
+
+    Raises:
+        UserError: pairs are missing, do not match, or have sides of other shapes.
+        Interrupted: stopped by the user; call again to go on.
+    """
+    collection = open_collection(collection)
+    settings = resolve_settings(collection, overrides or {})
+    paired = effect_names(collection, names)
+    for name in paired:  # the last one's as well are known to be good before the first is trained
+        check_pairs(collection.pair_paths(collection.effect(name)))
+    warn_of_left_out(collection.pair_folders(paired))
+    backbone = load_backbone(collection.manifest.base, settings.model)
+    check_resolution(collection, backbone, settings)
+    check_references(collection, settings)
+    roles = build_roles(backbone, {STUDENT: settings.teach.rank}, settings.teach.seed, settings)
+    fresh = roles.weights(STUDENT)
+    written = []
+    for name in paired:
+        effect, folder = collection.effect(name), collection.folder / "runs" / f"teach-{name}"
+        sources, answers = read_pairs(collection, effect, settings)
+        shown = read_references(collection, effect, backbone, settings)
+        seen = teaching_inputs(collection, effect)
+        with open_run(folder) as run, Tracker(folder, settings.log) as tracker:
+            roles.load(STUDENT, fresh)
+            prompt = encode_for_photos(backbone, [effect.teacher_prompt] * len(sources), sources, shown)
+            references = [backbone.encode_image(image) for image in shown]
+            x, y = backbone.encode_image(sources), backbone.encode_image(answers)
+            backbone.release_encoders()
+            teaching = Teaching(name, backbone, roles, x, y, prompt, settings, references)
+            facts = result_settings(settings, ("model", "data", "sampling", "teach")) | {
+                "base": collection.manifest.base,
+                "teacher_prompt": effect.teacher_prompt,
+                "pairs": fingerprint(*seen),
+                **base_facts(collection.manifest.base),
+            }
+            report = track(tracker, partial(progress, name))
+            run.train(teaching, settings, facts, collection, seen, report, resume)
+            path = collection.teacher_path(effect)
+            with keep_earlier(path):
+                write_lora(path, teaching.weights(), {"teacher_prompt": effect.teacher_prompt})
+        written.append(path)
+    return written
+
+
+def read_pairs(collection: Collection, effect: Effect, settings: Settings) -> tuple[Tensor, Tensor]:
+    """An effect's image pairs, matched by file name; two tensors `[N, 3, side, side]` in [0, 1].
+
+    Raises:
+        UserError: a file without its partner, or a pair whose sides have other shapes.
+    """
+    side, pairs = settings.data.resolution, collection.pair_paths(effect)
+    photos = [[crop_square(photo, side) for photo in read_pair(*pair)] for pair in pairs]
+    sources, targets = (to_images(photos_of_side) for photos_of_side in zip(*photos, strict=True))
+    return sources, targets
+
+
+def prompts(
+    collection: Collection | Path | str,
+    endpoint: Endpoint | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    progress: Progress = ignore,
+) -> dict[str, Any]:
+    """Student prompts of all effects, and their pairwise cosine with and without asymmetric prompting.
+
+    With an endpoint, its model rewrites what is missing or changed from two image pairs. Each answer is kept
+    as it comes, so a call after an error or an interruption asks only for the rest.
+
+    Raises:
+        UserError: bad input, or the endpoint fails.
+    """
+    collection = open_collection(collection)
+    settings = resolve_settings(collection, overrides or {})
+    vlm = Vlm(endpoint, settings.vlm) if endpoint else None
+    backbone = load_backbone(collection.manifest.base, settings.model)
+    writer = PromptWriter(collection, backbone, settings, vlm)
+    written = {}
+    for effect in collection.effects:
+        written[effect.name] = writer.write(effect)
+        if vlm:
+            spent = {"thousand tokens": vlm.tokens / 1000}
+            progress("prompts", len(written), len(collection.effects), spent)
+    student_prompts = {name: w.student_prompt for name, w in written.items()}
+    teacher_prompts = {e.name: e.teacher_prompt for e in collection.effects}
+    return {
+        "student_prompts": student_prompts,
+        "written_by": {name: w.written_by for name, w in written.items()},
+        "notes": {name: w.note for name, w in written.items() if w.note},
+        "calls": vlm.calls if vlm else 0,
+        "tokens": vlm.tokens if vlm else 0,
+        "teacher_prompts": teacher_prompts,
+        "student_cosine": cosine_table(backbone.encode_prompt, list(student_prompts.values())).tolist(),
+        "teacher_cosine": cosine_table(backbone.encode_prompt, list(teacher_prompts.values())).tolist(),
+    }
+
+
+@processes.joined()
+def targets(
+    collection: Collection | Path | str,
+    overrides: Mapping[str, Any] | None = None,
+    progress: Progress = ignore,
+) -> dict[str, int]:
+    """Make what is missing of the teacher targets; returns the number of images by effect.
+
+    Several processes share the work.
+    """
+    collection = open_collection(collection)
+    settings = resolve_settings(collection, overrides or {})
+    collection.check_files()
+    session = Session(collection, settings, with_critics=False)
+    streams = session.make_targets(progress)
+    counts = {data.name: data.targets[:, :, 0, 0, 0].numel() for data in streams.effects}
+    return counts | {"general": len(streams.general.targets)}
+
+
+@processes.joined()
+def distill(
+    collection: Collection | Path | str,
+    run: str = "default",
+    overrides: Mapping[str, Any] | None = None,
+    resume: bool = False,
+    again: bool = False,
+    progress: Progress = ignore,
+) -> Path:
+    """The method over a collection; returns the finished adapter. Several processes train data-parallel.
+
+    A finished run stays as it is.
+
+    Args:
+        again: start over where a run is finished or unfinished; what it left moves into a folder beside it.
+
+    Raises:
+        UserError: bad input, a run that another process holds, an unfinished run without `resume` or `again`,
+            or a run that was finished with other settings, without `again`.
+        Interrupted: stopped by the user; call again with `resume=True` to go on.
+    """
+    collection = open_collection(collection)
+    settings = resolve_settings(collection, overrides or {})
+    folder = run_path(collection, run)
+    collection.check_files()
+    if again and resume:
+        raise UserError("", "--again", "cannot go with --resume", "give one of them")
+    with open_run(folder) as opened:
+        facts = distillation_facts(collection, settings)
+        if not (resume or again):
+            refuse_unfinished(folder)
+            if is_finished(folder) and not changes(folder, facts):
+                result = folder / collection.result.name
+                if result.exists():
+                    log.warning("%s: is finished; --again starts over and keeps what is there", folder)
+                    return result
+                resume = True  # stopped between its last step and its result
+        session = Session(collection, settings, with_critics=True)
+        if again:
+            set_aside(folder)
+        elif not resume:
+            refuse_finished(folder, facts)
+        if settings.match.start == "merge":  # of a resumed run as well, which may find no whole checkpoint
+            session.start_from_merge()
+        distillation = session.distillation(progress)
+        facts, inputs = session.facts(), distillation_inputs(collection)
+        with Watch(distillation, folder) as watch:
+
+            def report(done: int, total: int, metrics: dict[str, float]) -> None:
+                watch(done, metrics)
+                progress("distill", done, total, metrics)
+
+            opened.train(distillation, settings, facts, collection, inputs, report, resume, anyway=True)
+        for path in (folder / collection.result.name, collection.result):
+            session.write_result(distillation, path)
+        processes.barrier()
+    return collection.result
+
+
+def run_path(collection: Collection, run: str) -> Path:
+    """Where a run of a name is kept.
+
+    Raises:
+        UserError: the name is that of no folder below `runs`.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", run):
+        raise UserError("", "--run", f"{run!r} cannot name a folder", "use letters, digits, . _ and -")
+    return collection.folder / "runs" / run
+
+
+def add(
+    collection: Collection | Path | str,
+    names: Sequence[str],
+    teacher: Path | None = None,
+    teacher_prompt: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    progress: Progress = ignore,
+) -> Path:
+    """Teach a finished collection further effects of its manifest, with replay of the kept ones; resumes.
+
+    Args:
+        teacher: the LoRA file of one named effect, which is entered in the manifest with photos/NAME.
+        teacher_prompt: what it was trained with, if the file does not say.
+
+    Returns:
+        the adapter; the one from before is kept until `bench` with a `baseline` has passed.
+
+    Raises:
+        UserError: bad input.
+        Interrupted: stopped by the user; call again without `teacher` to go on.
+    """
+    collection = open_collection(collection)
+    if teacher:
+        if len(names) != 1:
+            raise UserError("", "--teacher", f"is one file for {len(names)} effects", "name one effect")
+        collection = growing.enter_teacher(collection, names[0], teacher, teacher_prompt)
+    return growing.add(collection, names, overrides or {}, progress)
+
+
+def remove(collection: Collection | Path | str, names: Sequence[str]) -> list[str]:
+    """Take effects out of a collection; returns what is left. The weights still hold them.
+
+    Raises:
+        UserError: no such effect, or nothing would be left.
+    """
+    return growing.remove(open_collection(collection), names)

@@ -1,0 +1,168 @@
+"""What people watch while a run trains: curves in a tracker, and previews of every effect.
+
+Nothing here changes a run: it reads the metrics of each step, and samples with a generator of its own. Curves
+go to `log.tracker`, by default TensorBoard (`tensorboard --logdir DIR/runs`), under
+
+    loss/NAME           every loss            grad_norm/ROLE      before clipping
+    stream/STREAM/NAME  by stream             effect/EFFECT/NAME  by effect
+    distance/EFFECT     student to teacher, at every preview
+
+Previews are `previews/step-00000200.png` in the run's folder. `teach` has neither streams nor previews: its
+curves are `loss` and `grad_norm`.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from collectionlora.adapters.roles import STUDENT
+from collectionlora.config import LogSettings
+from collectionlora.distillation import Distillation
+from collectionlora.pictures.photos import Photo, to_photos, write_photo
+from collectionlora.pictures.sheets import contact_sheet
+from collectionlora.runs.trainer import StepProgress
+from collectionlora.sampling import Denoiser, noise_like, sample_few_steps
+from collectionlora.streams import EffectData
+from collectionlora.system import processes
+from collectionlora.system.errors import UserError
+
+PREVIEWS, PHOTOS_SHOWN, SEED, CELL = "previews", 2, 0, 128
+GRAD_NORM = "_grad_norm"
+
+
+class Tracker:
+    """Scalars by name and step for any tracker that accelerate supports; opened by the first of them.
+
+    Raises:
+        UserError: the tracker is not known or not installed.
+    """
+
+    def __init__(self, folder: Path, settings: LogSettings):
+        self.folder, self.name = folder, settings.tracker
+        self.accelerator: Accelerator | None = None
+        if self.name != "none":
+            self.accelerator = Accelerator(log_with=self.name, project_dir=folder)
+            if not self.accelerator.log_with:
+                hint = f"pip install {self.name}, or --set log.tracker=none"
+                raise UserError("", "log.tracker", f"{self.name} is not installed", hint)
+        self.started = False
+
+    def __enter__(self) -> "Tracker":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        if self.accelerator is None:
+            return
+        if not self.started:
+            # What an interrupted run wrote after its last checkpoint is taken again.
+            options = {"tensorboard": {"purge_step": step}} if self.name == "tensorboard" else {}
+            project = "tensorboard" if self.name == "tensorboard" else "collectionlora"
+            self.accelerator.init_trackers(project, init_kwargs=options)
+            self.started = True
+        self.accelerator.log(dict(values), step=step)
+
+    def close(self) -> None:
+        if self.accelerator is not None and self.started:
+            # Not `end_training`: it also ends the group of processes, which are not done.
+            for tracker in self.accelerator.trackers:
+                tracker.finish()
+
+
+def track(tracker: Tracker, progress: StepProgress) -> StepProgress:
+    """`progress`, and beside it every metric as the curve of its own name."""
+
+    def report(done: int, total: int, metrics: dict[str, float]) -> None:
+        tracker.log(metrics, done - 1)
+        progress(done, total, metrics)
+
+    return report
+
+
+def curves(metrics: Mapping[str, float], stream: str, effect: str | None) -> dict[str, float]:
+    """The metrics of one step under the names of the curves that they belong to."""
+    values = {}
+    for name, value in metrics.items():
+        if name.endswith(GRAD_NORM):
+            values[f"grad_norm/{name.removesuffix(GRAD_NORM)}"] = value
+            continue
+        values |= {f"loss/{name}": value, f"stream/{stream}/{name}": value}
+        if effect is not None:
+            values[f"effect/{effect}/{name}"] = value
+    return values
+
+
+class Watch:
+    """Curves and previews of one distillation; every process calls it after each step, one writes."""
+
+    def __init__(self, run: Distillation, folder: Path):
+        self.run, self.folder = run, folder
+        self.settings = run.settings.log
+        self.tracker = Tracker(folder, self.settings)
+
+    def __enter__(self) -> "Watch":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.tracker.close()
+
+    def __call__(self, done: int, metrics: Mapping[str, float]) -> None:
+        """Log step number `done - 1`; make previews if they are due.
+
+        Args:
+            done: steps taken.
+            metrics: what the last one returned.
+        """
+        values = curves(metrics, *self.run.stream_at(done - 1))
+        if done % self.settings.preview_every == 0 or done == self.run.num_steps:
+            values |= self.preview(done)
+        self.tracker.log(values, done - 1)
+
+    def preview(self, done: int) -> dict[str, float]:
+        """Write the grid of previews; returns each effect's distance to its teacher."""
+        rows, distances = [], {}
+        columns = ["photo", "teacher", "student"] * PHOTOS_SHOWN
+        for data in self.run.streams.effects:
+            made = self.sample(data)
+            shown = [self.photos(x) for x in (data.sources, data.targets[:, 0], made)]
+            rows.append((data.name, [photo for same in zip(*shown, strict=True) for photo in same]))
+            distances[f"distance/{data.name}"] = teacher_distance(made, data)
+        self.run.backbone.release_encoders()
+        if processes.is_main():
+            path = self.folder / PREVIEWS / f"step-{done:08d}.png"
+            write_photo(path, contact_sheet(rows, columns[: len(rows[0][1])], CELL))
+        return distances
+
+    @torch.no_grad()
+    def sample(self, data: EffectData) -> Tensor:
+        """The student as it is now, on an effect's first photos, in its few steps; latents."""
+        run, sources = self.run, data.sources[:PHOTOS_SHOWN]
+        index = torch.arange(len(sources))
+        aop = run.settings.distill.asymmetric_prompts
+        condition = data.condition(data.student_prompt if aop else data.teacher_prompt, index)
+        generator = torch.Generator().manual_seed(SEED)
+        with run.roles.frozen(STUDENT):
+            denoiser = Denoiser(run.backbone, condition)
+            sampling = run.settings.sampling
+            noise = noise_like(sources, generator)
+            return sample_few_steps(denoiser, noise, sampling.steps, generator, sampling.shift)
+
+    def photos(self, latents: Tensor) -> list[Photo]:
+        return to_photos(self.run.backbone.decode(latents[:PHOTOS_SHOWN]))
+
+
+def teacher_distance(made: Tensor, data: EffectData) -> float:
+    """`|student - teacher| / |photo - teacher|` in latents, to each photo's nearest teacher sample; the mean.
+
+    0 is the teacher's own picture, 1 is as far from it as the untouched photo.
+    """
+    targets = data.targets[: len(made)].flatten(2)
+    student, photo = (
+        (x[: len(made)].flatten(1)[:, None] - targets).norm(dim=-1) for x in (made, data.sources)
+    )
+    return float((student / photo.clamp_min(1e-6)).min(dim=1).values.mean())

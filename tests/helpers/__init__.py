@@ -1,0 +1,1 @@
+"""What tests are made of: small collections and models, servers, processes that are killed, spoilt files."""

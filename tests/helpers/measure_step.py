@@ -1,0 +1,34 @@
+"""Peak bytes of real tensors in two real steps, for `test_planning.py`."""
+
+import torch
+from diffusers import QwenImageTransformer2DModel
+
+from collectionlora.adapters.roles import STUDENT, TEACHER, TeacherLibrary, critic_role
+from collectionlora.backbones.base import Prompt
+from collectionlora.backbones.qwen_image_edit import QWEN_IMAGE_EDIT_PLUS
+from collectionlora.distillation import Distillation
+from collectionlora.planning.memory import MemoryTally
+from collectionlora.runs.session import build_roles
+from collectionlora.streams import EffectData, GeneralData, Streams
+
+
+def measure(folder, settings):
+    """The tallied peak in bytes."""
+    backbone = QWEN_IMAGE_EDIT_PLUS.load(folder, settings.model)
+    with MemoryTally() as tally:
+        config = backbone.family.transformer_config(folder)
+        backbone.network = QwenImageTransformer2DModel.from_config(config)
+        shapes = backbone.shapes(settings.data.resolution)
+        ranks = {STUDENT: settings.student.rank, TEACHER: settings.student.rank}
+        ranks |= {critic_role(n): settings.critic.rank for n in settings.distill.rollout_steps}
+        roles = build_roles(backbone, ranks, 0, settings)
+        prompt = Prompt(torch.randn(1, *shapes.tokens), torch.ones(1, shapes.tokens[0], dtype=torch.bool))
+        latents = torch.randn(1, *shapes.latents)
+        effect = EffectData("effect", latents, latents[None], prompt, prompt, prompt)
+        general = GeneralData(latents, prompt, latents, prompt)
+        streams = Streams([effect], general, seed=0, batch_size=1, effect_ratio=1)
+        # In a run the teachers wait in host memory: here an empty one, which adds nothing.
+        run = Distillation(backbone, roles, TeacherLibrary(roles, {"effect": {}}), streams, settings)
+        for step in range(2):
+            run(step)
+    return max(tally.peaks)

@@ -1,0 +1,140 @@
+"""What each of the two processes of `test_processes.py` runs."""
+
+import json
+import os
+import shutil
+import signal
+import sys
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch.distributed.tensor import DTensor
+
+import collectionlora
+from collectionlora.adapters.roles import STUDENT, TEACHER
+from collectionlora.collection import Collection
+from collectionlora.effectbench import bench, benching
+from collectionlora.runs.session import Session, resolve_settings
+from collectionlora.runs.trainer import train
+from collectionlora.system import processes
+from collectionlora.system.errors import Interrupted
+from collectionlora.system.files import write_tensors
+from collectionlora.toy.world import ToyWorld, toy_settings
+
+TRAINED = (
+    {"match": {"updates": 3}, "distill": {"guidance_scale": 2}},
+    {"distill": {"student_updates": 8, "batch_size": 8, "rollout_steps": [4, 2], "student_update_every": 2}},
+)
+# Late in this run the general stream has no loss, while the effect stream has one.
+FADING = ({"distill": {"backward_weight": 0, "critic_samples": "simulated"}},)
+# The paper's critic, which takes as many forwards as its simulations' random steps say: the same in all.
+SHARDED = {"model": {"sharding": "fsdp"}, "distill": {"critic_samples": "simulated"}}
+
+
+@cache
+def toy_world():
+    return ToyWorld(num_effects=2, base_steps=3, teacher_steps=3)
+
+
+def toy_run(rank, *layers):
+    """One process' part of a run in the toy world."""
+    run = toy_world().distillation(toy_settings(*TRAINED, *layers))
+    run.streams.rank = rank
+    return run
+
+
+def write_state(run, path):
+    write_tensors(path, run.tensors(), {})
+
+
+def quiet(*_):
+    pass
+
+
+def whole(folder):
+    for name, layers in (("plain", ()), ("fading", FADING)):
+        run = toy_run(processes.rank(), *layers)
+        train(run, folder / name, 4, False, quiet, 3)
+        write_state(run, folder / f"{name}-{processes.rank()}.safetensors")
+
+
+def stopped(folder):
+    """SIGTERM reaches the second process alone, during its sixth step."""
+    run = toy_run(processes.rank())
+    plain = type(run).__call__
+
+    class Stopped(type(run)):
+        def __call__(self, step):
+            if step == 5 and processes.rank() == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return plain(self, step)
+
+    run.__class__ = Stopped
+    try:
+        train(run, folder / "cut", 4, False, quiet, 3)
+    except Interrupted as interrupted:
+        (folder / f"interrupted-{processes.rank()}").write_text(str(interrupted))
+    again = toy_run(processes.rank())
+    train(again, folder / "cut", 4, True, quiet, 3)
+    write_state(again, folder / f"resumed-{processes.rank()}.safetensors")
+
+
+def held(tensors):
+    """Numbers that this process holds, and that there are."""
+    local = [t.to_local() if isinstance(t, DTensor) else t for t in tensors]
+    return [sum(t.numel() for t in some) for some in (local, tensors)]
+
+
+def sharded(folder):
+    """A run in shards, and the same again from its middle; what this process holds of it."""
+    folder = folder / "first"
+    overrides = {**SHARDED, "distill": {**SHARDED["distill"], "checkpoint_every": 3}}
+    collectionlora.distill(folder, "sharded", overrides)
+    runs = folder / "runs"
+    if processes.is_main():
+        shutil.copytree(runs / "sharded", runs / "resumed")
+        for newest in (runs / "resumed" / "checkpoints").glob("step-00000006.*"):
+            newest.unlink()
+    processes.barrier()
+    collection = Collection.load(folder)
+    settings = resolve_settings(collection, overrides)
+    run = Session(collection, settings, with_critics=True).distillation(quiet)
+    train(run, runs / "resumed", 3, True, quiet, 3)
+    moments = [m for o in run.optimizers.values() for s in o.state.values() for m in s.values() if m.ndim]
+    parts = {
+        "base": [p for name, p in run.backbone.network.named_parameters() if "lora_" not in name],
+        "student": run.roles.parameters(STUDENT),
+        "critic": run.roles.parameters(run.critics[0]),
+        "teacher": run.roles.parameters(TEACHER),
+        "moments": moments,
+        "average": run.ema,
+    }
+    numbers = {name: held(tensors) for name, tensors in parts.items()}
+    (runs / f"held-{processes.rank()}.json").write_text(json.dumps(numbers))
+
+
+def copied(folder):
+    tensor = torch.full((2,), float(7 - processes.rank()))
+    processes.copy_from_main([tensor])
+    (folder / f"copied-{processes.rank()}.json").write_text(json.dumps(tensor.tolist()))
+
+
+def judge_quickly(put):
+    """Few steps of the classifier, few ordinary edits; `put(owner, name, value)` as `setattr`."""
+    put(benching, "CLASSIFIER_STEPS", 2)
+    put(bench, "GENERAL_KINDS", ("blur",))
+
+
+def judged(folder):
+    judge_quickly(setattr)
+    collectionlora.bench(folder / "judged", crops=2)
+
+
+def run_parts():
+    """What the command line names: a folder, and functions of this file by their names."""
+    torch.manual_seed(0)
+    with processes.joined():
+        assert processes.world_size() == 2
+        for part in sys.argv[2:]:
+            globals()[part](Path(sys.argv[1]))

@@ -1,0 +1,73 @@
+"""The verbs that only look, and how the command line presents itself."""
+
+import json
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from collectionlora.adapters.recipe import SHIPPED, read_recipe
+from collectionlora.command_line.verbs import app
+from collectionlora.config import setting_names
+from collectionlora.manifest.template import create
+from collectionlora.system.errors import UserError
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def folder(tmp_path):
+    create(tmp_path / "mine", "nano", [])
+    path = tmp_path / "mine" / "collection.yaml"
+    document = yaml.safe_load(path.read_text())
+    document["settings"] = {"distill": {"seed": 7, "batch_size": 3}}
+    path.write_text(yaml.safe_dump(document))
+    return tmp_path / "mine"
+
+
+def test_settings_tells_every_value_and_its_layer(folder):
+    told = json.loads(run("settings", folder, "--set", "distill.batch_size=2", "--json").stdout)
+    assert list(told) == setting_names()
+    assert told["distill.batch_size"] == {"value": 2, "from": "--set"}
+    assert told["distill.seed"] == {"value": 7, "from": "collection.yaml"}
+    assert told["student.rank"] == {"value": 32, "from": "recommended for nano"}
+    assert told["distill.student_update_every"] == {"value": 5, "from": "default"}
+    shown = run("settings", folder).stderr
+    assert "distill.seed" in shown
+    assert "collection.yaml" in shown
+
+
+def test_a_recipe_lies_under_the_manifests_settings_or_over_them(folder):
+    path = folder / "collection.yaml"
+    path.write_text(path.read_text().replace("recipe: default", "recipe: paper"))
+    told = json.loads(run("settings", folder, "--json").stdout)
+    assert told["distill.critic_samples"] == {"value": "simulated", "from": "recipe paper"}
+    assert told["distill.batch_size"] == {"value": 3, "from": "collection.yaml"}
+    arguments = ("--recipe", "paper", "--set", "distill.seed=1", "--json")
+    told = json.loads(run("settings", folder, *arguments).stdout)
+    assert told["distill.batch_size"] == {"value": 1, "from": "--set"}
+    assert told["distill.seed"]["value"] == 1
+    assert "choose from default, paper" in str(run("settings", folder, "--recipe", "best").exception)
+
+
+def test_settings_refuses_what_a_run_would_refuse(folder):
+    failed = run("settings", folder, "--set", "distill.batchsize=2").exception
+    assert isinstance(failed, UserError)
+    assert "did you mean distill.batch_size?" in str(failed)
+
+
+def test_effects_lists_what_a_collection_holds():
+    expected = read_recipe(SHIPPED).effects
+    assert json.loads(run("effects", "nano", "--json").stdout) == expected
+    shown = run("effects", "nano").stderr
+    assert all(name in shown for name in expected)
+
+
+def test_help_says_what_the_program_does_and_groups_its_verbs():
+    shown = run("--help").stdout
+    assert "Put many effect LoRAs and few-step generation into one LoRA, and use it." in shown
+    places = [shown.index(group) for group in ("Make a collection", "Use it", "Grow it")]
+    assert places == sorted(places)
+    assert shown.index("distill") < places[1] < shown.index("export") < places[2] < shown.index("remove")

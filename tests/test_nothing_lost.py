@@ -1,0 +1,116 @@
+"""Finished results stay: a verb that is typed again says so, or keeps what it replaces."""
+
+import json
+import shutil
+
+import pytest
+from helpers import small_collection
+
+import collectionlora
+from collectionlora.collection import Collection
+from collectionlora.manifest.template import create
+from collectionlora.system.errors import UserError
+
+SMALL = {
+    "data": {"resolution": 16},
+    "student": {"rank": 2},
+    "critic": {"rank": 2},
+    "targets": {"steps": 1, "samples": 1, "general": 2, "guidance_scale": 1},
+    "teach": {"steps": 1, "rank": 2, "batch_size": 1},
+    "match": {"updates": 0},
+    "sampling": {"steps": 1},
+    "distill": {"student_updates": 2, "batch_size": 1, "student_update_every": 1, "rollout_steps": [1]},
+    "log": {"tracker": "none"},
+}
+
+
+@pytest.fixture(scope="module")
+def distilled(tmp_path_factory):
+    folder = small_collection.build(tmp_path_factory.mktemp("distilled") / "mine", settings=SMALL)
+    collectionlora.distill(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(distilled, tmp_path):
+    return shutil.copytree(distilled, tmp_path / "mine")
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != "lock"}
+
+
+def test_a_finished_run_is_not_trained_again(folder, caplog):
+    before = contents(folder)
+    assert collectionlora.distill(folder) == folder / "runs" / "default" / "collection.safetensors"
+    assert contents(folder) == before
+    assert "runs/default: is finished; --again starts over and keeps what is there" in caplog.text
+
+
+def test_a_finished_run_is_not_replaced_by_one_with_other_settings(folder):
+    before = contents(folder)
+    with pytest.raises(UserError, match=r"distill\.seed was 0 and is 1; give the new run a name with --run"):
+        collectionlora.distill(folder, overrides={"distill": {"seed": 1}})
+    assert contents(folder) == before
+
+
+def test_again_keeps_the_earlier_run_and_its_adapter(folder):
+    adapter, run = folder / "collection.safetensors", folder / "runs" / "default"
+    before = adapter.read_bytes()
+    log = (run / "log.jsonl").read_bytes()
+    collectionlora.distill(folder, overrides={"distill": {"seed": 1}}, again=True)
+    assert adapter.read_bytes() != before
+    (kept,) = folder.glob("collection-*.safetensors")
+    (aside,) = folder.glob("runs/default-*")
+    assert kept.read_bytes() == (aside / adapter.name).read_bytes() == before
+    assert (aside / "log.jsonl").read_bytes() == log
+    assert json.loads((run / "run.json").read_text())["distill.seed"] == 1
+    with pytest.raises(UserError, match="--again: cannot go with --resume"):
+        collectionlora.distill(folder, again=True, resume=True)
+
+
+def test_a_second_run_keeps_the_adapter_of_the_first(folder):
+    before = (folder / "collection.safetensors").read_bytes()
+    collectionlora.distill(folder, "second", {"distill": {"seed": 1}})
+    (kept,) = folder.glob("collection-*.safetensors")
+    assert kept.read_bytes() == before
+    assert (folder / "collection.safetensors").read_bytes() != before
+
+
+def test_a_run_that_ended_before_it_wrote_its_result_writes_it(folder):
+    result = folder / "runs" / "default" / "collection.safetensors"
+    before = result.read_bytes()
+    result.unlink()
+    collectionlora.distill(folder)
+    assert result.read_bytes() == before
+    assert not list(folder.glob("collection-*.safetensors"))
+
+
+def test_teaching_keeps_the_teacher_that_was_there(folder):
+    teacher = folder / "teachers" / "sepia.safetensors"
+    before = teacher.read_bytes()
+    collectionlora.teach(folder, ["sepia"])
+    (kept,) = folder.glob("teachers/sepia-*.safetensors")
+    assert kept.read_bytes() == before != teacher.read_bytes()
+    collectionlora.teach(folder, ["sepia"])
+    assert len(list(folder.glob("teachers/sepia-*.safetensors"))) == 1
+
+
+def test_init_and_add_refuse_to_replace_a_lora(folder, tmp_path):
+    stranger = folder / "teachers" / "technicolor.safetensors"
+    loras = tmp_path / "sepia.safetensors"
+    shutil.copy(stranger, loras)
+    (folder / "collection.yaml").rename(tmp_path / "collection.yaml")
+    before = contents(folder)
+    with pytest.raises(UserError, match=r"teachers/sepia\.safetensors: exists already and is not"):
+        create(folder, "nano", [loras])
+    assert contents(folder) == before
+    (tmp_path / "collection.yaml").rename(folder / "collection.yaml")
+    (folder / "photos" / "grain").mkdir()
+    shutil.copy(folder / "photos" / "0.png", folder / "photos" / "grain")
+    shutil.copy(folder / "teachers" / "sepia.safetensors", folder / "teachers" / "grain.safetensors")
+    before = contents(folder)
+    with pytest.raises(UserError, match=r"teachers/grain\.safetensors: exists already and is not"):
+        collectionlora.add(folder, ["grain"], stranger, "add grain")
+    assert contents(folder) == before
+    assert [effect.name for effect in Collection.load(folder).effects] == ["sepia", "technicolor"]
