@@ -103,6 +103,7 @@ def test_strength_goes_from_the_photo_to_the_whole_effect(adapter):
 
 def test_a_batch_mixes_effects_and_equals_single_edits(adapter):
     editor = Editor.load(adapter)
+    editor.backbone.network.float()  # bfloat16 products round differently by the batch's shape
     images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     prompts = [editor.prompt(["alpha"]), editor.prompt(["beta"])]
     both = editor.sample(images, prompts, [5, 6])

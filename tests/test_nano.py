@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 
@@ -98,6 +100,17 @@ def test_any_text_is_read(backbone, prompt):
 
 def test_the_empty_prompt_is_all_masked(backbone):
     assert not backbone.encode_prompt([""]).mask.any()
+
+
+def test_bfloat16_stays_near_float32(backbone):
+    cond = condition(backbone, ["blur", "make the photo a great deal brighter"])
+    x, sigma = torch.randn_like(cond.source), torch.tensor([0.2, 0.9])
+    halved = copy.deepcopy(backbone)
+    halved.network.to(torch.bfloat16)
+    with torch.no_grad():
+        exact, near = (b.velocity(x, sigma, b.prepare(cond)) for b in (backbone, halved))
+    assert near.dtype == torch.float32
+    assert 0 < (near - exact).norm() < 0.01 * exact.norm()
 
 
 def test_every_lora_target_carries_a_gradient(backbone):

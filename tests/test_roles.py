@@ -158,6 +158,31 @@ def test_a_padded_role_can_still_learn_in_its_new_rows(roles):
     assert b.grad[:, 1:].abs().sum() > 0
 
 
+def test_fused_roles_have_the_same_outputs_and_gradients(roles):
+    x = torch.randn(5, 4)
+
+    def outputs_and_gradients():
+        with roles.use(STUDENT):
+            student = roles.network(x)
+            with roles.use(CRITIC):
+                critic = roles.network(x)
+                with roles.use(None):
+                    base = roles.network(x)
+            again = roles.network(x)
+        loss = student.square().sum() + critic.sum() + again.sum()
+        parameters = [*roles.parameters(STUDENT), *roles.parameters(CRITIC)]
+        return [student, critic, base, again, *torch.autograd.grad(loss, parameters)]
+
+    expected = outputs_and_gradients()
+    roles.fuse = True
+    torch.testing.assert_close(outputs_and_gradients(), expected, rtol=1e-4, atol=1e-3)
+
+
+def test_fused_roles_pass_their_own_proof(roles):
+    roles.fuse = True
+    roles.verify(lambda: roles.network(torch.ones(5, 4)))
+
+
 @torch.no_grad()
 def test_a_frozen_role_is_the_same_role_fused_and_leaves_the_base_bit_equal(roles):
     x = torch.randn(5, 4)
@@ -186,8 +211,10 @@ def test_a_fused_role_stays_alone_until_its_block_ends(roles):
                 pass
 
 
-def test_a_role_frozen_between_forward_and_backward_changes_no_gradient(roles):
+@pytest.mark.parametrize("fuse", [False, True])
+def test_a_role_frozen_between_forward_and_backward_changes_no_gradient(roles, fuse):
     x = torch.randn(5, 4)
+    roles.fuse = fuse
 
     def gradients(between):
         with roles.use(STUDENT):
@@ -197,5 +224,4 @@ def test_a_role_frozen_between_forward_and_backward_changes_no_gradient(roles):
         return torch.autograd.grad(loss, roles.parameters(STUDENT))
 
     expected = gradients(nullcontext())
-    roles.fuse = True
     assert all(torch.equal(a, b) for a, b in zip(gradients(roles.frozen(CRITIC)), expected, strict=True))

@@ -19,7 +19,7 @@ import torch
 from collectionlora.adapters.formats import write_lora
 from collectionlora.adapters.roles import STUDENT, Roles
 from collectionlora.backbones.base import Condition
-from collectionlora.backbones.nano import WEIGHTS, NanoBackbone
+from collectionlora.backbones.nano import WEIGHTS, NanoBackbone, fastest
 from collectionlora.config import resolve
 from collectionlora.effectbench.metrics import coverage, nearest_outcome, psnr, valid_outcomes
 from collectionlora.effects import ALL_EFFECTS
@@ -61,7 +61,8 @@ def train(name: str, args: Any) -> dict[str, Any]:
     photos = [pool.crop(rng) for _ in range(args.pairs)]
     answers = [effect(photo, rng) for photo in photos]
     backbone = NanoBackbone.load(args.base)
-    roles = Roles(backbone.network, backbone.lora_targets, {STUDENT: args.rank}, args.seed)
+    backbone.network.to(*fastest())
+    roles = Roles(backbone.network, backbone.lora_targets, {STUDENT: args.rank}, args.seed, fuse=True)
     settings = resolve(
         {
             "teach": {

@@ -6,6 +6,8 @@ The paper calls them generator (student), fake score (critic) and real score (te
   mutates that list. peft's own `set_adapter` toggles `requires_grad` and, called between a forward and its
   backward, silently drops gradients. The shared list rests on a private attribute of peft, so every
   training proves by `Roles.verify`, before its first step, that switching works with the installed version.
+- Over a base small enough to hold its weights twice, a role is instead added into the weights, W + B @ A, and
+  that sum stands for W in the modules: one product in place of three, forward and backward.
 - The teacher is a slot: effect LoRAs wait, converted, and are copied into the slot's parameters. A module
   that an effect LoRA lacks becomes zero, a smaller rank is padded with zeros. It is never trained: the base's
   dtype is enough for it, while what is trained is float32.
@@ -14,7 +16,7 @@ The paper calls them generator (student), fake score (critic) and real score (te
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, cast
 
 import torch
@@ -24,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 from torch.utils.checkpoint import CheckpointError, checkpoint
 
+from collectionlora.adapters.low_rank import change
 from collectionlora.system import processes
 from collectionlora.system.errors import UserError
 
@@ -59,7 +62,7 @@ class Roles:
         ranks: rank of each role, for example `{"student": 32, "critic-8": 32, "teacher": 16}`.
         seed: of the LoRA initialisation (A random, B zero, so that every role starts as the base).
         teacher_dtype: of the teacher slot.
-        fuse: let `frozen` add the LoRA into the weights, for a base small enough to hold them twice.
+        fuse: add the active LoRA into the weights, for a base small enough to hold them twice.
     """
 
     def __init__(
@@ -91,15 +94,34 @@ class Roles:
         self.ranks, self.fuse = dict(ranks), fuse
         self._fused: str | None = BASE  # the role that is in the base's weights now
 
-    @contextmanager
-    def use(self, role: str | None) -> Iterator[None]:
+    def use(self, role: str | None) -> AbstractContextManager[None]:
         """Run the network in a role inside the block; `None` is the bare base."""
         assert self._fused is BASE, f"{self._fused} is in the base's weights"
-        with self._activate(role):
-            yield
+        if self.fuse:
+            return self._weights_in_place([] if role is BASE else self._merged(role))
+        return self._activated(role)
 
     @contextmanager
-    def _activate(self, role: str | None) -> Iterator[None]:
+    def frozen(self, role: str | None) -> Iterator[None]:
+        """`use` for forwards that need no gradient.
+
+        Inside its own block it does nothing, so that a trajectory is fused once.
+        """
+        if self._fused is not BASE:
+            assert role == self._fused, f"{self._fused} is in the base's weights, not {role}"
+            yield
+            return
+        with torch.no_grad():
+            block = self.use(role)
+        with block:
+            self._fused = role if self.fuse else BASE
+            try:
+                yield
+            finally:
+                self._fused = BASE
+
+    @contextmanager
+    def _activated(self, role: str | None) -> Iterator[None]:
         before = list(self._active)
         self._active[:] = [] if role is BASE else [role]
         try:
@@ -107,33 +129,32 @@ class Roles:
         finally:
             self._active[:] = before
 
-    @contextmanager
-    def frozen(self, role: str | None) -> Iterator[None]:
-        """`use` for forwards that need no gradient; fused, they cost as much as the bare base's.
+    def _merged(self, role: str) -> list[Tensor]:
+        """The weight of every layer with the role's LoRA in it, in the dtype of the base."""
+        merged = []
+        for layer in self.layers.values():
+            weight = cast(Tensor, layer.get_base_layer()._parameters["weight"])  # not what hides it
+            a, b = (factor.to(weight.dtype) for factor in self._pair(layer, role))
+            merged.append(weight + change((a, b)).view_as(weight))
+        return merged
 
-        Inside its own block it does nothing, so that a trajectory is fused once. The base's own weights are
-        put back untouched: subtracting what was added would round.
+    @contextmanager
+    def _weights_in_place(self, weights: Sequence[Tensor]) -> Iterator[None]:
+        """Let `weights` stand for the layers' own inside the block; none for the layers' own.
+
+        An attribute of the instance hides the parameter of the same name, which stays untouched.
         """
-        if self._fused is not BASE:
-            assert role == self._fused, f"{self._fused} is in the base's weights, not {role}"
-            yield
-            return
-        if role is BASE or not self.fuse:
-            with self.use(role):
-                yield
-            return
-        weights = [cast(nn.Parameter, layer.get_base_layer().weight) for layer in self.layers.values()]
-        kept = [weight.data for weight in weights]
+        attributes = [vars(layer.get_base_layer()) for layer in self.layers.values()]
+        before = [values.pop("weight", None) for values in attributes]
+        for values, weight in zip(attributes, weights, strict=False):
+            values["weight"] = weight
         try:
-            for weight, layer in zip(weights, self.layers.values(), strict=True):
-                weight.data = weight.data + cast(Tensor, layer.get_delta_weight(role))
-            self._fused = role
-            with self._activate(BASE):
-                yield
+            yield
         finally:
-            self._fused = BASE
-            for weight, own in zip(weights, kept, strict=True):
-                weight.data = own
+            for values, weight in zip(attributes, before, strict=True):
+                values.pop("weight", None)
+                if weight is not None:
+                    values["weight"] = weight
 
     def checkpoint(self, module: nn.Module | Callable[..., Any], *args: Any) -> Any:
         """Gradient checkpointing whose recomputation runs in the role that was active in the forward."""

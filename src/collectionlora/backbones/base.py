@@ -131,7 +131,7 @@ class Backbone(Protocol):
         side_multiple: heights and widths of images are multiples of it.
         prompts_see_photos: a text is encoded together with the photo it is about, so that an encoded prompt
             belongs to one photo.
-        fuses_lora: the weights that carry LoRA are small enough to be held twice (`Roles.frozen`).
+        fuses_lora: the weights that carry LoRA are small enough to be held twice (`Roles.use`).
         dtype: of the network's weights, and of the teachers over it.
         guides_in_one_batch: both branches of guidance run as one forward. Apart they need half the memory
             and no mask, for each has prompts of one length: right where one image fills a device.

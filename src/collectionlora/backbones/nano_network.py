@@ -19,16 +19,16 @@ Choices, and what they buy:
 """
 
 from dataclasses import asdict, dataclass
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from collectionlora.backbones.nano_places import Places, patch_positions, sinusoids
 from collectionlora.flow import expand_sigma
 
 RESIDUAL_STD = 0.5  # typical deviation of an edited image from its source, both in [-1, 1]
-PLACE_GAIN = 2.0  # of the place features in queries and keys: one patch then stands out among 130 keys
 KeysValues = tuple[Tensor, Tensor]
 
 
@@ -48,52 +48,13 @@ class NanoConfig:
         return asdict(self)
 
 
-def sinusoids(positions: Tensor, width: int, fastest: float, slowest: float) -> Tensor:
-    """Sines and cosines of `positions` `[...]` at `width / 2` frequencies between two, `[..., width]`."""
-    frequencies = torch.linspace(0, 1, width // 2, device=positions.device)
-    frequencies = fastest * (slowest / fastest) ** frequencies
-    angles = positions[..., None] * frequencies
-    return torch.cat([angles.sin(), angles.cos()], dim=-1)
-
-
-def patch_positions(
-    rows: int, columns: int, width: int, fastest: float, slowest: float, device: torch.device
-) -> Tensor:
-    """Place features of a patch grid, `[rows * columns, width]`; centred: a mirror image changes signs.
-
-    For the rows sines, then cosines, then the same for the columns; frequencies in radians per patch.
-    """
-    y = sinusoids(torch.arange(rows, device=device) - (rows - 1) / 2, width // 2, fastest, slowest)
-    x = sinusoids(torch.arange(columns, device=device) - (columns - 1) / 2, width // 2, fastest, slowest)
-    grid = torch.cat([y[:, None].expand(-1, columns, -1), x[None].expand(rows, -1, -1)], dim=-1)
-    return grid.reshape(rows * columns, width)
-
-
-@dataclass(frozen=True)
-class Places:
-    """Place features of a patch grid `[N, D]`, and the same a quarter turn ahead."""
-
-    here: Tensor
-    ahead: Tensor
-
-    @classmethod
-    def of_grid(cls, rows: int, columns: int, width: int, device: torch.device) -> "Places":
-        here = PLACE_GAIN * patch_positions(rows, columns, width, 2.6, 0.3, device)
-        sin_y, cos_y, sin_x, cos_x = here.chunk(4, dim=-1)
-        return cls(here, torch.cat([cos_y, -sin_y, cos_x, -sin_x], dim=-1))
-
-    def turned(self, by_sine: Tensor, by_cosine: Tensor) -> Tensor:
-        """Turned by modulations `[B, heads, 1, D]`, zero for no turn."""
-        return self.here * (1 + by_cosine) + self.ahead * by_sine
-
-
 class GELUProjection(nn.Module):
     def __init__(self, width: int, inner: int):
         super().__init__()
         self.proj = nn.Linear(width, inner)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.gelu(self.proj(x), approximate="tanh")
+        return F.gelu(self.proj(x))
 
 
 class FeedForward(nn.Module):
@@ -134,9 +95,31 @@ class JointAttention(nn.Module):
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    """Heads `[B, heads, N, D]` to tokens `[B, N, heads * D]`; `mask` `[B, 1, 1, keys]`, True if allowed."""
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
+def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+    """Heads `[B, heads, N, D]` to tokens `[B, N, heads * D]`; `bias` `[B, 1, 1, keys]`, -inf if forbidden.
+
+    Written out: for so few tokens torch's fused attention takes longer on a CPU.
+    """
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2) + bias
+    return (scores.softmax(dim=-1) @ v).transpose(1, 2).flatten(2)
+
+
+class Modulation(NamedTuple):
+    """What time and instruction tell a block, each `[B, 1, D]`; sine and cosine turn the queries' places."""
+
+    scale1: Tensor
+    shift1: Tensor
+    gate1: Tensor
+    scale2: Tensor
+    shift2: Tensor
+    gate2: Tensor
+    sine: Tensor
+    cosine: Tensor
+
+
+def modulate(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """Tokens `[B, N, D]`, normalised, scaled and shifted."""
+    return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:]), 1 + scale)
 
 
 class NanoBlock(nn.Module):
@@ -149,42 +132,48 @@ class NanoBlock(nn.Module):
         self.txt_norm1, self.txt_norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.txt_mlp = FeedForward(width, 2)
 
-    @staticmethod
-    def _norm(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-        return F.layer_norm(x, x.shape[-1:]) * (1 + scale) + shift
+    def modulation(self, time: Tensor) -> Modulation:
+        """Of tokens at `time` `[B, D]`."""
+        return Modulation(*self.img_mod(time)[:, None].chunk(8, dim=-1))
 
-    def _modulation(self, time: Tensor) -> tuple[list[Tensor], tuple[Tensor, Tensor]]:
-        """Scale, shift and gate of both halves, each `[B, 1, D]`, and the turn of the queries' places."""
-        *halves, sine, cosine = self.img_mod(time)[:, None].chunk(8, dim=-1)
-        return halves, (self.attn.heads(sine), self.attn.heads(cosine))
-
-    def condition(
-        self, text: Tensor, source: Tensor, clean: Tensor, places: Places, mask: Tensor
-    ) -> tuple[Tensor, Tensor, KeysValues]:
-        """Advance text `[B, T, D]` and source tokens `[B, N, D]`; also their keys and values."""
-        (scale1, shift1, gate1, scale2, shift2, gate2), turn = self._modulation(clean)
+    def read_condition(
+        self, text: Tensor, source: Tensor, modulation: Modulation, places: Places
+    ) -> tuple[Tensor, KeysValues]:
+        """Queries, and keys and values, of text `[B, T, D]` and source tokens `[B, N, D]`."""
         text_qkv = self.attn.text_qkv(self.txt_norm1(text))
-        q, k, v = self.attn.image_qkv(self._norm(source, scale1, shift1))
-        image_qkv = q + places.turned(*turn), k + places.here, v
+        image_qkv = self._image_qkv(source, modulation, places)
         q, k, v = (torch.cat(pair, dim=2) for pair in zip(text_qkv, image_qkv, strict=True))
-        mixed_text, mixed_source = attend(q, k, v, mask).split([text.shape[1], source.shape[1]], dim=1)
+        return q, (k, v)
+
+    def advance_condition(
+        self, text: Tensor, source: Tensor, modulation: Modulation, mixed: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Text and source tokens after the block; `mixed` `[B, T + N, D]` is what they attended to."""
+        mixed_text, mixed_source = mixed.split([text.shape[1], source.shape[1]], dim=1)
         text = text + self.attn.to_add_out(mixed_text)
         text = text + self.txt_mlp(self.txt_norm2(text))
-        source = source + gate1 * self.attn.to_out[0](mixed_source)
-        source = source + gate2 * self.img_mlp(self._norm(source, scale2, shift2))
-        return text, source, (k, v)
+        return text, self._advance_image(source, modulation, mixed_source)
 
     def forward(
-        self, noisy: Tensor, time: Tensor, places: Places, keys_values: KeysValues, mask: Tensor
+        self, noisy: Tensor, time: Tensor, places: Places, keys_values: KeysValues, bias: Tensor
     ) -> Tensor:
-        """Advance noisy tokens `[B, N, D]` at `time` `[B, D]`."""
-        (scale1, shift1, gate1, scale2, shift2, gate2), turn = self._modulation(time)
-        q, k, v = self.attn.image_qkv(self._norm(noisy, scale1, shift1))
-        q, k = q + places.turned(*turn), k + places.here
-        k, v = torch.cat([keys_values[0], k], dim=2), torch.cat([keys_values[1], v], dim=2)
-        mixed = attend(q, k, v, F.pad(mask, (0, noisy.shape[1]), value=True))
-        noisy = noisy + gate1 * self.attn.to_out[0](mixed)
-        return noisy + gate2 * self.img_mlp(self._norm(noisy, scale2, shift2))
+        """Advance noisy tokens `[B, N, D]` at `time` `[B, D]`; `bias` is of all keys."""
+        modulation = self.modulation(time)
+        q, *own = self._image_qkv(noisy, modulation, places)
+        k, v = (torch.cat(pair, dim=2) for pair in zip(keys_values, own, strict=True))
+        return self._advance_image(noisy, modulation, attend(q, k, v, bias))
+
+    def _image_qkv(
+        self, tokens: Tensor, modulation: Modulation, places: Places
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = self.attn.image_qkv(modulate(tokens, modulation.scale1, modulation.shift1))
+        sine, cosine = self.attn.heads(modulation.sine), self.attn.heads(modulation.cosine)
+        return places.add_turned(q, sine, cosine), k + places.here, v
+
+    def _advance_image(self, tokens: Tensor, modulation: Modulation, mixed: Tensor) -> Tensor:
+        tokens = torch.addcmul(tokens, modulation.gate1, self.attn.to_out[0](mixed))
+        changed = self.img_mlp(modulate(tokens, modulation.scale2, modulation.shift2))
+        return torch.addcmul(tokens, modulation.gate2, changed)
 
 
 class PixelHead(nn.Module):
@@ -207,15 +196,15 @@ class PixelHead(nn.Module):
         """`tokens` `[B, N, D]` and `pixels` `[B, 6, H, W]` to `[B, 3, H, W]`."""
         rows, columns = pixels.shape[-2] // self.patch, pixels.shape[-1] // self.patch
 
-        def modulate(x: Tensor, layer: nn.Module) -> Tensor:
-            grid = layer(tokens).transpose(1, 2).unflatten(2, (rows, columns))
+        def modulated(x: Tensor, layer: nn.Module) -> Tensor:
+            grid = layer(tokens).unflatten(1, (rows, columns)).permute(0, 3, 1, 2)
             scale, shift = F.interpolate(grid, scale_factor=self.patch, mode="bilinear").chunk(2, dim=1)
-            return F.silu(x * (1 + scale) + shift)
+            return F.silu(torch.addcmul(shift, x, 1 + scale))
 
-        hidden = self.pixel_in(pixels)
+        hidden = self.pixel_in(pixels.contiguous(memory_format=torch.channels_last))
         for mod, mix in zip(self.pixel_mod[:-1], self.pixel_mix, strict=True):
-            hidden = hidden + mix(modulate(hidden, mod))
-        image = self.pixel_out(modulate(hidden, self.pixel_mod[-1]))
+            hidden = hidden + mix(modulated(hidden, mod))
+        image = self.pixel_out(modulated(hidden, self.pixel_mod[-1]))
         patches = self.proj_out(tokens).transpose(1, 2).unflatten(2, (rows, columns))
         return image + F.pixel_shuffle(patches, self.patch)
 
@@ -225,7 +214,7 @@ class EncodedCondition:
     """The condition's keys and values in every block, and what else the noisy pass needs."""
 
     keys_values: list[KeysValues]
-    mask: Tensor
+    bias: Tensor
     pooled: Tensor
     places: Places
     source: Tensor
@@ -254,6 +243,16 @@ class NanoTransformer(nn.Module):
     def blocks(self) -> list[NanoBlock]:
         return cast(list[NanoBlock], list(self.transformer_blocks))
 
+    @property
+    def device(self) -> torch.device:
+        """Where the network computes."""
+        return self.img_in.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which the network computes."""
+        return self.img_in.weight.dtype
+
     def _initialise(self) -> None:
         """Modulations and outputs start at zero, so that training starts from the linear estimate."""
         modulations = [block.img_mod[1] for block in self.blocks]
@@ -263,12 +262,12 @@ class NanoTransformer(nn.Module):
                 nn.init.zeros_(parameter)
 
     def _time(self, sigma: Tensor) -> Tensor:
-        return self.time_in(sinusoids(sigma, self.config.width, 100.0, 1.0))
+        return self.time_in(sinusoids(sigma, self.config.width, 100.0, 1.0).to(self.dtype))
 
     def _patchify(self, layer: nn.Module, image: Tensor) -> Tensor:
-        tokens = layer(image)
+        tokens = layer(image.to(self.dtype))
         rows, columns = tokens.shape[-2:]
-        positions = patch_positions(rows, columns, self.config.width, 2.0, 0.05, tokens.device)
+        positions = patch_positions(rows, columns, self.config.width, 2.0, 0.05, tokens.device).to(self.dtype)
         return tokens.flatten(2).transpose(1, 2) + self.position_in(positions)
 
     def encode_condition(self, text: Tensor, text_mask: Tensor, source: Tensor) -> EncodedCondition:
@@ -277,20 +276,25 @@ class NanoTransformer(nn.Module):
         `text` `[B, T, text_width]`, `text_mask` `[B, T]`, `source` `[B, 3, H, W]`.
         """
         source_tokens = self._patchify(self.source_in, source)
-        text = self.txt_in(text)
-        text = text + sinusoids(torch.arange(text.shape[1], device=text.device), self.config.width, 1.0, 0.01)
-        mask = F.pad(text_mask, (0, source_tokens.shape[1]), value=True)[:, None, None]
+        text = self.txt_in(text.to(self.dtype))
+        order = torch.arange(text.shape[1], device=text.device)
+        text = text + sinusoids(order, self.config.width, 1.0, 0.01).to(self.dtype)
         num_words = text_mask.sum(1, keepdim=True).clamp_min(1)
         pooled = self.pooled_in((text * text_mask[..., None]).sum(1) / num_words)
+        bias = text.new_zeros(text_mask.shape).masked_fill(~text_mask, float("-inf"))
+        bias = F.pad(bias, (0, source_tokens.shape[1]))[:, None, None]
         clean = self._time(source.new_zeros(len(source))) + pooled
         rows, columns = (side // self.config.patch for side in source.shape[-2:])
-        head = self.config.width // self.config.num_heads
-        places = Places.of_grid(rows, columns, head, source.device)
-        keys_values = []
+        places = Places.of_grid(rows, columns, self.config.width // self.config.num_heads, like=text)
+        keys_values: list[KeysValues] = []
         for block in self.blocks:
-            text, source_tokens, pair = block.condition(text, source_tokens, clean, places, mask)
+            modulation = block.modulation(clean)
+            queries, pair = block.read_condition(text, source_tokens, modulation, places)
             keys_values.append(pair)
-        return EncodedCondition(keys_values, mask, pooled, places, source)
+            if len(keys_values) < len(self.blocks):  # nothing reads what the last would make of its tokens
+                mixed = attend(queries, *pair, bias)
+                text, source_tokens = block.advance_condition(text, source_tokens, modulation, mixed)
+        return EncodedCondition(keys_values, bias, pooled, places, source)
 
     def forward(self, x_sigma: Tensor, sigma: Tensor, condition: EncodedCondition) -> Tensor:
         """The velocity `[B, 3, H, W]` at `sigma` `[B]`."""
@@ -301,11 +305,13 @@ class NanoTransformer(nn.Module):
 
         tokens = self._patchify(self.img_in, scaled)
         time = self._time(sigma) + condition.pooled
+        bias = F.pad(condition.bias, (0, tokens.shape[1]))
         for block, keys_values in zip(self.blocks, condition.keys_values, strict=True):
-            tokens = block(tokens, time, condition.places, keys_values, condition.mask)
+            tokens = block(tokens, time, condition.places, keys_values, bias)
         scale, shift = self.norm_out(time)[:, None].chunk(2, dim=-1)
-        tokens = F.layer_norm(tokens, tokens.shape[-1:]) * (1 + scale) + shift
-        residual = self.head(tokens, torch.cat([scaled, condition.source], dim=1))
+        tokens = modulate(tokens, scale, shift)
+        pixels = torch.cat([scaled, condition.source], dim=1).to(self.dtype)
+        residual = self.head(tokens, pixels).to(x_sigma.dtype)
 
         estimate = (level - (1 - level) * RESIDUAL_STD**2) / variance * offset - condition.source
         return estimate + RESIDUAL_STD / variance.sqrt() * residual
