@@ -114,6 +114,7 @@ def test_the_command_line_shows_every_verb():
 
 def test_memory_that_runs_out_in_the_middle_is_one_line_that_says_what_to_lower():
     fault = explain_fault(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."))
-    assert "what is saved is kept: lower data.resolution" in str(fault)
+    assert "; lower data.resolution, distill.batch_size" in str(fault)
+    assert "; what is saved is kept; collectionlora plan counts" in str(fault)
     assert "distill.moments=8bit" in str(fault)
     assert "\n" not in str(fault)
