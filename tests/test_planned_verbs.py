@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from typer.testing import CliRunner
 
@@ -15,6 +16,7 @@ from collectionlora.planning import guard, peaks
 from collectionlora.planning.plan import GIB, fits, plan
 from collectionlora.planning.rows import VERBS
 from collectionlora.planning.workload import Workload
+from collectionlora.system.errors import explain_fault
 
 QWEN, KONTEXT = "Qwen/Qwen-Image-Edit-2509", "black-forest-labs/FLUX.1-Kontext-dev"
 LARGE_DEVICE, SMALL_DEVICE = "A100/H100 80 GB", "RTX 4090 24 GB"
@@ -110,3 +112,11 @@ def test_the_command_line_shows_every_verb():
     assert list(rows) == list(VERBS)
     keys = {"device_bytes", "host_bytes", "machine_bytes", "disk_bytes", "seconds"}
     assert all(set(row) == keys for row in rows.values())
+
+
+def test_memory_that_runs_out_in_the_middle_is_one_line_that_says_what_to_lower():
+    fault = explain_fault(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."))
+    assert "; lower data.resolution, distill.batch_size" in str(fault)
+    assert "; what is saved is kept; collectionlora plan counts" in str(fault)
+    assert "distill.moments=8bit" in str(fault)
+    assert "\n" not in str(fault)

@@ -7,11 +7,12 @@ import pytest
 import torch
 import yaml
 from diffusers import QwenImageEditPlusPipeline
-from helpers import tiny_pipelines
+from helpers import small_collection, tiny_pipelines
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import collectionlora
+from collectionlora.adapters.formats import read_lora
 from collectionlora.adapters.low_rank import change
 from collectionlora.adapters.roles import STUDENT, TEACHER
 from collectionlora.backbones import load_backbone
@@ -223,3 +224,26 @@ def test_effects_are_taught_one_photo_at_a_time_after_all_are_encoded(folder, tm
     assert resolve_settings(collection, {}).teach.batch_size == 1
     collectionlora.teach(collection)
     assert [part for part in loads if part != "vae"] == ["text", "transformer"]
+
+
+def test_a_converted_teacher_is_mapped_into_memory_and_found_again(folder, tmp_path):
+    collection, _ = make_collection(tmp_path / "mine", folder)
+    teacher = open_session(collection).teacher_files["plain"]
+    whole = read_lora(collection.folder / "plain.safetensors").weights
+    assert all(torch.equal(a, b.bfloat16()) for a, b in zip(teacher[QUERY], whole[QUERY], strict=True))
+    (path,) = collection.folder.glob("cache/teacher-plain-*.safetensors")
+    with open("/proc/self/maps") as maps:
+        assert str(path) in maps.read()
+    written = path.stat().st_mtime_ns
+    again = open_session(collection).teacher_files["plain"]
+    assert path.stat().st_mtime_ns == written
+    assert again.rank == 2
+    path.write_bytes(path.read_bytes()[:100])  # damaged: it is made again
+    assert torch.equal(open_session(collection).teacher_files["plain"][QUERY][0], whole[QUERY][0].bfloat16())
+
+
+def test_teachers_of_the_small_base_stay_exact(tmp_path):
+    collection = Collection.load(small_collection.build(tmp_path / "mine"))
+    for name, teacher in open_session(collection).teacher_files.items():
+        for module, pair in read_lora(collection.folder / f"teachers/{name}.safetensors").weights.items():
+            assert all(map(torch.equal, teacher[module], pair))

@@ -69,7 +69,7 @@ def explain_fault(error: Exception) -> UserError | None:
         isinstance(error, RuntimeError) and ("out of memory" in text or "allocate memory" in text)
     ):
         why = text.split("\n")[0].rpartition("] ")[2] or "allocation refused"
-        hint = f"what is saved is kept: {LOWER}, or set {SAVE}; collectionlora plan counts"
+        hint = f"{LOWER}, or set {SAVE}; what is saved is kept; collectionlora plan counts"
         return UserError("memory", "", f"is not enough ({why})", hint)
     if isinstance(error, RuntimeError) and any(said in text for said in LEFT):
         return UserError("processes", "", "another process of this launch stopped", "see what it says of why")
