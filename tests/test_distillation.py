@@ -187,12 +187,12 @@ def test_a_denoiser_plays_its_own_role_wherever_it_is_called(world):
     run = world.distillation(toy_settings(COLD, GUIDED))
     batch = next(batch for batch in map(run.streams.batch, range(20)) if batch.effect)
     recorder = Recorder(run)
-    student, judges = run.student(batch), run.judges(batch, CRITIC)
+    student, scores = run.student(batch), run.scores(batch, CRITIC)
     with run.roles.use(CRITIC):
         student.velocity(batch.target, 0.5)
-    judges.critic.velocity(batch.target, 0.5)
+    scores.critic.velocity(batch.target, 0.5)
     with run.roles.use(STUDENT):
-        judges.teacher.velocity(batch.target, 0.5)
+        scores.teacher.velocity(batch.target, 0.5)
     assert [role for role, *_ in recorder.calls] == [STUDENT, CRITIC, TEACHER]
 
 

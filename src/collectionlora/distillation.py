@@ -66,8 +66,11 @@ class Share:
 
 
 @dataclass(frozen=True)
-class Judges:
-    """Critic and teacher on one batch, without gradient: their conditions are read once for all losses."""
+class Scores:
+    """Critic (fake score) and teacher (real score) on one batch, without gradient.
+
+    Their conditions are read once for all losses.
+    """
 
     critic: Denoiser
     teacher: Denoiser
@@ -257,17 +260,17 @@ class Distillation:
     ) -> Iterator[tuple[str, float, Tensor]]:
         """Name, weight and value of each loss of the objective; a weight of 0 saves that loss's forwards."""
         distill, batch, generator = self.settings.distill, share.batch, share.generator
-        judges = self.judges(batch, critic)
+        scores = self.scores(batch, critic)
         u_backward = self._draw_uniform(len(batch.target), generator)
         if (weight := distill.backward_weight.at(progress)) > 0:
             x0 = self.student(batch).x0(*share.simulation.chosen())
-            yield "backward", weight, self.distribution_matching(x0, judges, u_backward, generator)
+            yield "backward", weight, self.distribution_matching(x0, scores, u_backward, generator)
         if batch.effect is None:
             return
         if (weight := distill.target_weight.at(progress)) > 0:
             x0 = self.student_on_target(batch, share.simulation.sigmas, generator)
             u_target = self._draw_uniform(len(batch.target), generator, lowest=0.5)
-            yield "target", weight, self.distribution_matching(x0, judges, u_target, generator)
+            yield "target", weight, self.distribution_matching(x0, scores, u_target, generator)
         if (weight := distill.anchor_weight.at(progress)) > 0:
             yield "anchor", weight, self.anchor(batch, u_backward, generator)
 
@@ -293,14 +296,14 @@ class Distillation:
         return flow_matching_loss(velocity, batch.target, noise)
 
     def distribution_matching(
-        self, x0: Tensor, judges: Judges, u: Tensor, generator: torch.Generator
+        self, x0: Tensor, scores: Scores, u: Tensor, generator: torch.Generator
     ) -> Tensor:
         """DMD loss of student images `x0`, renoised to `shift(u)`; teacher and critic without gradient."""
         sigma = self._shift(u)
         with torch.no_grad():
             x_sigma = add_noise(x0, noise_like(x0, generator), sigma)
-            x0_critic = judges.critic.x0(x_sigma, sigma)
-            x0_teacher = judges.teacher.x0(x_sigma, sigma)
+            x0_critic = scores.critic.x0(x_sigma, sigma)
+            x0_teacher = scores.teacher.x0(x_sigma, sigma)
         return dmd_loss(x0, x0_critic, x0_teacher)
 
     def update_critic(self, shares: Sequence[Share], critic: str, progress: float) -> dict[str, float]:
@@ -387,10 +390,10 @@ class Distillation:
         return Denoiser(self.backbone, batch.teacher, batch.uncond, scale, guided, role)
 
     @torch.no_grad()
-    def judges(self, batch: Batch, critic: str) -> Judges:
+    def scores(self, batch: Batch, critic: str) -> Scores:
         """Critic and teacher on a batch."""
         role = partial(self.roles.frozen, critic)
-        return Judges(Denoiser(self.backbone, batch.student, role=role), self.teacher(batch))
+        return Scores(Denoiser(self.backbone, batch.student, role=role), self.teacher(batch))
 
     def _shift(self, u: Tensor) -> Tensor:
         return shift_sigma(u, self.settings.sampling.shift)
