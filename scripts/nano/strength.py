@@ -39,7 +39,7 @@ from collectionlora.flow import add_noise, few_step_sigmas
 from collectionlora.pictures.photographs import HELDOUT, pool
 from collectionlora.pictures.photos import Photo, to_images, to_photos, write_photo
 from collectionlora.pictures.sheets import contact_sheet
-from collectionlora.sampling import Denoiser, noise_like, sample_few_steps
+from collectionlora.sampling import Denoiser, noise_like, sample_student
 from collectionlora.system.files import write_json
 
 KEEP = "keep the photo unchanged"
@@ -70,11 +70,8 @@ class Candidates:
         )
 
     def run(self, denoiser: Denoiser, source: Tensor, steps: int) -> Tensor:
-        generators = [torch.Generator().manual_seed(i) for i in range(len(source))]
-        noise = noise_like(source, generators)
-        return self.backbone.decode(
-            sample_few_steps(denoiser, noise, steps, generators, self.editor.recipe.shift)
-        )
+        seeds, shift = range(len(source)), self.editor.recipe.shift
+        return self.backbone.decode(sample_student(denoiser, source, seeds, steps, shift))
 
     def plain(self, condition: Condition, steps: int) -> Tensor:
         with self.editor.roles.use(STUDENT):

@@ -16,7 +16,7 @@ from collectionlora.backbones.base import Backbone, Condition, encode_condition
 from collectionlora.pictures.destinations import Job, plan_jobs, select_jobs
 from collectionlora.pictures.photos import Photo, chunks, fit, read_photo, resize, to_photos, write_photo
 from collectionlora.prompting.triggers import compose
-from collectionlora.sampling import Denoiser, noise_like, sample_few_steps
+from collectionlora.sampling import Denoiser, sample_student
 from collectionlora.system.errors import UserError, quote
 from collectionlora.system.progress import Progress, ignore
 
@@ -215,11 +215,10 @@ class Editor:
             check_seed(seed)
         strengths = strengths or [1.0] * len(seeds)
         check_strengths(strengths)
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        num_steps = steps or self.recipe.steps
         with self.roles.frozen(STUDENT):
             denoiser = Dial(self.backbone, condition, strengths, after_step)
-            noise, num_steps = noise_like(condition.source, generators), steps or self.recipe.steps
-            return sample_few_steps(denoiser, noise, num_steps, generators, self.recipe.shift)
+            return sample_student(denoiser, condition.source, seeds, num_steps, self.recipe.shift)
 
 
 def check_strengths(strengths: Sequence[float]) -> None:

@@ -110,3 +110,17 @@ def sample_few_steps(
     sigmas = few_step_sigmas(num_steps, shift)
     last = rollout(denoiser, noise, sigmas, num_steps - 1, generator)[-1]
     return denoiser.x0(last, float(sigmas[-1]))
+
+
+def noise_of_seeds(source: Tensor, seeds: Sequence[int]) -> tuple[Tensor, list[torch.Generator]]:
+    """Noise like `source` `[B, C, H, W]`, and what draws the rest of it: each sample from its own seed."""
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    return noise_like(source, generators), generators
+
+
+def sample_student(
+    denoiser: Denoiser, source: Tensor, seeds: Sequence[int], num_steps: int, shift: float
+) -> Tensor:
+    """The few-step images of photos' latents `source` `[B, C, H, W]`, each from its own seed; latents."""
+    noise, generators = noise_of_seeds(source, seeds)
+    return sample_few_steps(denoiser, noise, num_steps, generators, shift)

@@ -34,7 +34,7 @@ from collectionlora.effects import ALL_EFFECTS
 from collectionlora.effects.crops import PhotoPool
 from collectionlora.pictures.photos import Photo, chunks, to_images, to_photos
 from collectionlora.prompting.triggers import compose
-from collectionlora.sampling import Denoiser, noise_like, sample_few_steps
+from collectionlora.sampling import Denoiser, sample_student
 from collectionlora.system import processes
 from collectionlora.system.files import fingerprint, read_tensors, write_json, write_tensors
 from collectionlora.system.progress import Progress
@@ -71,14 +71,12 @@ class Teachers:
         """Images under the sum of the named teachers, guided, in the student's steps."""
         key = "+".join(names)
         self.library.teachers[key] = add([self.loras[name].weights for name in names])
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         text = compose([ALL_EFFECTS[name].teacher_prompt for name in names])
         condition = encode_condition(self.backbone, [text] * len(images), images)
         uncond = condition.with_prompt(self.backbone.encode_prompt([""] * len(images)))
         with self.library.use(key):
             denoiser = Denoiser(self.backbone, condition, uncond, GUIDANCE_SCALE)
-            noise = noise_like(condition.source, generators)
-            latents = sample_few_steps(denoiser, noise, self.steps, generators, self.shift)
+            latents = sample_student(denoiser, condition.source, seeds, self.steps, self.shift)
         return self.backbone.decode(latents)
 
 

@@ -29,7 +29,7 @@ from collectionlora.command_line.demo import shipped_teachers
 from collectionlora.editing import Editor
 from collectionlora.effects import EFFECTS
 from collectionlora.pictures.photographs import HELDOUT, load_photograph
-from collectionlora.sampling import Denoiser, noise_like, sample_few_steps
+from collectionlora.sampling import Denoiser, sample_student
 from collectionlora.studio.batching import Batcher, Request
 from collectionlora.system import processes
 from collectionlora.system.files import write_json
@@ -65,13 +65,12 @@ class AdapterServer:
         """Pictures of one effect as one batch."""
         if not self.in_memory:
             self.library = TeacherLibrary(self.roles, {effect: read_lora(self.files[effect]).weights})
-        generators = [torch.Generator().manual_seed(request.seed) for request in requests]
         texts = [EFFECTS[effect].teacher_prompt] * len(requests)
         condition = encode_condition(self.backbone, texts, torch.cat([r.image for r in requests]))
         with self.library.use(effect):
-            noise, denoiser = noise_like(condition.source, generators), Denoiser(self.backbone, condition)
+            denoiser, seeds = Denoiser(self.backbone, condition), [request.seed for request in requests]
             steps, shift = self.recipe.steps, self.recipe.shift
-            return self.backbone.decode(sample_few_steps(denoiser, noise, steps, generators, shift))
+            return self.backbone.decode(sample_student(denoiser, condition.source, seeds, steps, shift))
 
     def serve(self, stream: Stream, at_once: int = 1) -> None:
         """Of `at_once` requests that wait together, those of one effect in one batch."""

@@ -22,7 +22,7 @@ from collectionlora.effectbench.encodings import Encodings
 from collectionlora.runs.inputs import distillation_inputs
 from collectionlora.runs.run import open_run
 from collectionlora.runs.session import Session
-from collectionlora.sampling import Denoiser, noise_like, sample_few_steps
+from collectionlora.sampling import Denoiser, sample_student
 from collectionlora.system.progress import Progress
 
 STACK, FLOW_MATCHING = "stack", "flow-matching"
@@ -106,9 +106,8 @@ class Baselines:
             library.teachers[key] = add(self.sums[key])
             with library.use(key):
                 for part, condition in self.encodings.in_parts(effect, texts, images):
-                    generators = [torch.Generator().manual_seed(seed) for seed in seeds[part]]
-                    denoiser, noise = Denoiser(backbone, condition), noise_like(condition.source, generators)
-                    latents.append(sample_few_steps(denoiser, noise, steps, generators, shift))
+                    denoiser = Denoiser(backbone, condition)
+                    latents.append(sample_student(denoiser, condition.source, seeds[part], steps, shift))
             del library.teachers[key]
             return backbone.decode(torch.cat(latents))
 

@@ -18,13 +18,13 @@ from collectionlora.effectbench.bench import GENERAL, Method
 from collectionlora.effectbench.encodings import Encodings
 from collectionlora.pictures.photos import Photo, fit, to_photos
 from collectionlora.runs.session import Session
-from collectionlora.sampling import Denoiser, Generators, noise_like, sample_few_steps, sample_many_steps
+from collectionlora.sampling import Denoiser, noise_of_seeds, sample_many_steps, sample_student
 from collectionlora.system.errors import UserError
 
 SOURCE = Method("source", 0, lambda effect, images, seeds: images, lambda images, prompts, seeds: images)
 
 # From a denoiser, the starting noise and one generator for each image to latents.
-Sample = Callable[[Denoiser, Tensor, Generators], Tensor]
+Sample = Callable[[Denoiser, Tensor, Sequence[int]], Tensor]
 
 
 def student_method(
@@ -82,8 +82,8 @@ def teacher_method(session: Session, encodings: Encodings) -> Method:
     """Each effect's own LoRA in its many guided steps."""
     steps = session.settings.targets.steps
 
-    def sample(denoiser: Denoiser, noise: Tensor, _generators: Generators) -> Tensor:
-        return sample_many_steps(denoiser, noise, steps)
+    def sample(denoiser: Denoiser, source: Tensor, seeds: Sequence[int]) -> Tensor:
+        return sample_many_steps(denoiser, noise_of_seeds(source, seeds)[0], steps)
 
     return _guided_method(session, encodings, TEACHER, steps, sample)
 
@@ -92,8 +92,8 @@ def undistilled_method(session: Session, encodings: Encodings, steps: int) -> Me
     """Each effect's own LoRA, still guided, in the student's few steps: what distillation has to beat."""
     shift = session.settings.sampling.shift
 
-    def sample(denoiser: Denoiser, noise: Tensor, generators: Generators) -> Tensor:
-        return sample_few_steps(denoiser, noise, steps, generators, shift)
+    def sample(denoiser: Denoiser, source: Tensor, seeds: Sequence[int]) -> Tensor:
+        return sample_student(denoiser, source, seeds, steps, shift)
 
     return _guided_method(session, encodings, f"{TEACHER}-{steps}", steps, sample)
 
@@ -111,9 +111,8 @@ def _guided_method(session: Session, encodings: Encodings, name: str, steps: int
             for (part, cond), (_, empty) in zip(
                 encodings.in_parts(effect, texts, images), uncond, strict=True
             ):
-                generators = [torch.Generator().manual_seed(seed) for seed in seeds[part]]
                 denoiser = Denoiser(backbone, cond, empty, guidance_scale)
-                latents.append(sample(denoiser, noise_like(cond.source, generators), generators))
+                latents.append(sample(denoiser, cond.source, seeds[part]))
         return backbone.decode(torch.cat(latents))
 
     def effect(name: str, images: Tensor, seeds: Sequence[int]) -> Tensor:
