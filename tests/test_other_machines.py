@@ -15,6 +15,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from collectionlora.adapters.recipe import SHIPPED
+from collectionlora.backbones import diffusers_files, family_of
 from collectionlora.cache import base_facts, base_identity, effect_key
 from collectionlora.collection import Collection
 from collectionlora.command_line.terminal import any_terminal
@@ -165,6 +166,23 @@ def test_nano_is_known_by_its_contents_and_a_base_that_is_not_here_by_nothing(mo
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert base_identity("nobody/nothing-of-this-name") == ""
     assert base_facts("nobody/nothing-of-this-name") == {}
+
+
+def test_a_name_on_the_hub_without_network_is_one_line_after_one_probe(monkeypatch):
+    probes = []
+
+    class Unreachable:
+        def head(self, url, timeout):
+            probes.append(timeout)
+            raise OSError("no route")
+
+    monkeypatch.setattr(diffusers_files, "get_session", Unreachable)
+    diffusers_files.hub_answers.cache_clear()
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"it is not on this machine, and https://.* cannot be reached"):
+            family_of("nobody/nothing-of-this-name")
+    assert probes == [3]
+    diffusers_files.hub_answers.cache_clear()
 
 
 def test_names_that_are_not_utf8_are_recorded_and_come_back(tmp_path):

@@ -7,7 +7,7 @@ it was made from.
 from pathlib import Path
 from typing import Any
 
-from collectionlora.backbones import family_of
+from collectionlora.backbones import list_files
 from collectionlora.collection import Collection, Effect
 from collectionlora.config import Settings, result_settings
 from collectionlora.system.errors import UserError
@@ -31,7 +31,7 @@ def base_identity(base: str) -> str:
     that is not on this machine nothing is known, and it is the empty text.
     """
     try:
-        folder, files = family_of(base).list_files(base)
+        folder, files = list_files(base)
     except UserError:
         return ""
     if sum(path.stat().st_size for path in files) < MAX_READ:

@@ -49,6 +49,16 @@ def find_named(base: str) -> Family | None:
     return next((family for family in PIPELINES if family.find_known(base)), None)
 
 
+def list_files(base: str) -> tuple[Path, list[Path]]:
+    """The folder on this machine that a base is read from, and the files in it; asks no network.
+
+    Raises:
+        UserError: the base is not on this machine.
+    """
+    # All pipelines of diffusers lie in folders of one kind.
+    return (find_named(base) or PIPELINES[0]).list_files(base)
+
+
 def guess_family(base: str) -> Family | None:
     """The family of a base without network or diffusers; None if nothing tells.
 

@@ -7,15 +7,19 @@ import importlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
+from huggingface_hub import constants, snapshot_download
+from huggingface_hub.utils import get_session
 
 from collectionlora.collection import MANIFEST
 from collectionlora.system.errors import UserError
 
 INDEX = "model_index.json"
+ENDPOINT = constants.ENDPOINT
+PROBE_SECONDS = 3
 
 
 def find_class(base: str, name: str) -> Any:
@@ -63,7 +67,12 @@ def read_index(base: str) -> dict[str, Any]:
     if not Path(base).is_dir():
         pipeline = find_class(base, "DiffusionPipeline")
         with opening(base):
-            return pipeline.load_config(**locate(base))
+            if hub_answers():
+                return pipeline.load_config(**locate(base))
+            try:
+                return pipeline.load_config(**locate(base), local_files_only=True)
+            except OSError:
+                raise OSError(f"it is not on this machine, and {ENDPOINT} cannot be reached") from None
     path = Path(base) / INDEX
     with opening(base):
         if not path.is_file():
@@ -72,6 +81,18 @@ def read_index(base: str) -> dict[str, Any]:
         if not isinstance(index, dict):
             raise ValueError(f"{INDEX} holds no JSON object")
         return index
+
+
+@cache
+def hub_answers() -> bool:
+    """Whether the hub can be asked: one short probe, where a download would try five times, ever longer."""
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        get_session().head(ENDPOINT, timeout=PROBE_SECONDS)
+    except Exception:  # of whichever client the hub's library uses
+        return False
+    return True
 
 
 def list_files(base: str) -> tuple[Path, list[Path]]:
