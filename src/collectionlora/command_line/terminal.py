@@ -61,13 +61,13 @@ class ProgressLine:
 
 @contextmanager
 def joined_processes() -> Iterator[ProgressLine]:
-    """All processes of the launch, and their number said; only the main one shows progress and results."""
+    """All processes of the launch; only the main one shows their number, progress and results."""
     from collectionlora.system import processes
 
     with processes.joined():
         console.quiet = not processes.is_main()
-        number = processes.world_size()
-        console.print(f"{number} process{'es' if number > 1 else ''}")
+        if (number := processes.world_size()) > 1:
+            console.print(f"{number} processes")
         with ProgressLine() as progress:
             yield progress
 
