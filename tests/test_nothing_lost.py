@@ -10,6 +10,7 @@ import collectionlora
 from collectionlora.collection import Collection
 from collectionlora.manifest.template import create
 from collectionlora.system.errors import UserError
+from collectionlora.system.files import keep_earlier
 
 SMALL = {
     "data": {"resolution": 16},
@@ -67,6 +68,23 @@ def test_again_keeps_the_earlier_run_and_its_adapter(folder):
     assert json.loads((run / "run.json").read_text())["distill.seed"] == 1
     with pytest.raises(UserError, match="--again: cannot go with --resume"):
         collectionlora.distill(folder, again=True, resume=True)
+
+
+def test_again_keeps_what_a_run_without_facts_left(folder):
+    run = folder / "runs" / "default"
+    (run / "run.json").unlink()
+    states = {path.name: path.read_bytes() for path in (run / "checkpoints").iterdir()}
+    collectionlora.distill(folder, again=True)
+    (aside,) = folder.glob("runs/default-*")
+    assert {path.name: path.read_bytes() for path in (aside / "checkpoints").iterdir()} == states
+
+
+def test_a_replacement_that_fails_leaves_the_file_and_no_copy(tmp_path):
+    path = tmp_path / "adapter.safetensors"
+    path.write_bytes(b"dear")
+    with pytest.raises(ZeroDivisionError), keep_earlier(path):
+        1 / 0  # noqa: B018
+    assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [(path.name, b"dear")]
 
 
 def test_a_second_run_keeps_the_adapter_of_the_first(folder):

@@ -135,16 +135,20 @@ def test_target_simulation_and_anchoring_leave_a_far_start_earlier():
     far = OneBase(num_effects=2, displacement=10.0, base_steps=1000, teacher_steps=300)
     start = far.judge(far.distillation(toy_settings()), 8)["effects_mean"]
 
-    def distance(**weights):
-        """After 175 of 300 updates."""
+    def begin(**weights):
+        """A run of 300 updates that has taken 175."""
         run = far.distillation(toy_settings(COLD, BRIEF, updates(300, **weights)))
         for step in range(175):
             run(step)
-        return far.judge(run, 8)["effects_mean"]
+        return run, far.judge(run, 8)["effects_mean"]
 
-    plain, whole = distance(target_weight=0, anchor_weight=0), distance()
+    _, plain = begin(target_weight=0, anchor_weight=0)
+    run, whole = begin()
     assert plain > 0.6 * start
     assert whole < 0.45 * start
+    for step in range(175, 300):
+        run(step)
+    assert far.judge(run, 8)["effects_mean"] < 0.25 * start
 
 
 def test_runs_with_one_seed_are_bit_identical_and_seeds_differ(world):

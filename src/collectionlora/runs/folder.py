@@ -92,13 +92,13 @@ def is_finished(folder: Path) -> bool:
 
 def set_aside(folder: Path) -> None:
     """Move all that a run left in a folder, which this process holds, into a dated folder beside it."""
-    if not processes.is_main() or not (folder / FACTS).exists():
+    left = [path for path in folder.iterdir() if path.name != LOCK]
+    if not processes.is_main() or not left:
         return
     aside = name_by_date(folder)
     aside.mkdir()
-    for path in folder.iterdir():
-        if path.name != LOCK:
-            path.rename(aside / path.name)
+    for path in left:
+        path.rename(aside / path.name)
     log.warning("%s: starts over; the earlier run is kept in %s", folder, aside)
 
 

@@ -149,7 +149,11 @@ def keep_earlier(path: Path) -> Iterator[None]:
         return
     kept = name_by_date(path)
     copy_whole(path, kept)
-    yield
+    try:
+        yield
+    except BaseException:
+        kept.unlink()  # what was to be replaced is still there
+        raise
     if filecmp.cmp(path, kept, shallow=False):
         kept.unlink()
     else:
