@@ -13,6 +13,7 @@ from collectionlora.backbones import family_of
 from collectionlora.command_line.verbs import app
 from collectionlora.config import parse_overrides, resolve
 from collectionlora.planning import guard, peaks
+from collectionlora.planning import plan as planning
 from collectionlora.planning.plan import GIB, fits, plan
 from collectionlora.planning.rows import VERBS
 from collectionlora.planning.workload import Workload
@@ -51,7 +52,14 @@ def test_target_making_and_teaching_take_one_large_photo_at_a_time():
     assert max(peaks.sampling_peaks(workload, {})) == peaks.sampling_bytes(workload)
 
 
-def test_teachers_are_held_once_for_all_processes_of_a_machine():
+@pytest.fixture
+def without_peaks(monkeypatch):
+    """Workspaces are not tallied: they are nothing."""
+    for name in ("activation_bytes", "sampling_bytes", "teaching_bytes"):
+        monkeypatch.setattr(planning, name, lambda workload: 0)
+
+
+def test_teachers_are_held_once_for_all_processes_of_a_machine(without_peaks):
     shared = [make_workload(QWEN, [], devices=devices, sharding="fsdp") for devices in (2, 8)]
     one, eight = (plan(workload)["verbs"]["distill"] for workload in shared)
     teachers = plan(make_workload(QWEN, []))["teacher_library_bytes"]
@@ -60,7 +68,7 @@ def test_teachers_are_held_once_for_all_processes_of_a_machine():
     assert eight["machine_bytes"] == 8 * eight["host_bytes"] + teachers
 
 
-def test_hours_follow_from_the_seconds_of_a_forward():
+def test_hours_follow_from_the_seconds_of_a_forward(without_peaks):
     workload = make_workload(QWEN, ["targets.guidance_scale=4"])
     rows = plan(workload, seconds_per_forward=0.5)["verbs"]
     assert rows["targets"]["seconds"] == 0.5 * 50 * 20 * 40 * 2  # effects, photos, steps, branches

@@ -28,6 +28,19 @@ SMALL = {
 }
 
 
+@pytest.fixture
+def step_alone(monkeypatch):
+    """Of the workspaces only a distillation step's is tallied."""
+    monkeypatch.setattr(planning, "sampling_bytes", lambda workload: 0)
+    monkeypatch.setattr(planning, "teaching_bytes", lambda workload: 0)
+
+
+@pytest.fixture
+def without_peaks(step_alone, monkeypatch):
+    """No workspace is tallied: a step's is 5 GiB."""
+    monkeypatch.setattr(planning, "activation_bytes", lambda workload: 5 * 2**30)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """The configuration of a Qwen transformer with 4 blocks and 33 M parameters, without weights."""
@@ -41,7 +54,7 @@ def folder(tmp_path_factory):
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_the_plan_is_the_peak_of_real_steps(folder, checkpointing):
+def test_the_plan_is_the_peak_of_real_steps(folder, checkpointing, step_alone):
     settings = resolve(SMALL, {"model": {"gradient_checkpointing": checkpointing}})
     planned = plan(Workload(folder, 1, settings))["total_bytes_per_device"]
     assert planned == pytest.approx(measure(folder, settings), rel=0.15)
@@ -51,8 +64,7 @@ def test_the_plan_is_the_peak_of_real_steps(folder, checkpointing):
     ("base", "parameters", "modules", "lora"),
     [(QWEN, 20_430_401_088, 840, 1_179_648_000), (KONTEXT, 11_901_408_320, 504, None)],
 )
-def test_true_configurations_are_counted_without_the_model(base, parameters, modules, lora, monkeypatch):
-    monkeypatch.setattr(planning, "activation_bytes", lambda request: 0)
+def test_true_configurations_are_counted_without_the_model(base, parameters, modules, lora, without_peaks):
     result = plan(Workload(base, 50, resolve(family_of(base).recommended_settings(base))))
     assert result["base_parameters"] == parameters
     assert result["base_bytes"] == 2 * parameters
@@ -94,16 +106,15 @@ def test_deeper_networks_are_told_from_shallow_ones(folder, monkeypatch):
     assert planning.activation_bytes.__wrapped__(request) == told
 
 
-def test_accumulated_batches_hold_their_gradients_twice_and_are_counted():
+def test_accumulated_batches_hold_their_gradients_twice_and_are_counted(folder, step_alone):
     once, often = (
-        plan(Workload("nano", 1, resolve({"distill": {"accumulate": number}}))) for number in (1, 4)
+        plan(Workload(folder, 1, resolve(SMALL, {"distill": {"accumulate": number}}))) for number in (1, 4)
     )
     assert often["images_per_student_update"] == 4 * once["images_per_student_update"]
     assert often["total_bytes_per_device"] > once["total_bytes_per_device"]
 
 
-def test_devices_share_and_advice_leads_to_a_device_that_fits(folder, monkeypatch):
-    monkeypatch.setattr(planning, "activation_bytes", lambda request: 5 * 2**30)
+def test_devices_share_and_advice_leads_to_a_device_that_fits(without_peaks):
     settings = resolve(family_of(QWEN).recommended_settings(QWEN))
     alone = plan(Workload(QWEN, 50, settings))
     shared = plan(Workload(QWEN, 50, settings, devices=8, sharding="fsdp"))
@@ -130,8 +141,7 @@ def test_devices_share_and_advice_leads_to_a_device_that_fits(folder, monkeypatc
     assert "RTX 4090 24 GB" in changes[-1]["fits"]
 
 
-def test_the_sharding_of_a_plan_is_that_of_the_settings(monkeypatch):
-    monkeypatch.setattr(planning, "activation_bytes", lambda request: 2**30)
+def test_the_sharding_of_a_plan_is_that_of_the_settings(without_peaks):
     layer = {"model": {"sharding": "fsdp"}}
     request = make_workload(None, QWEN, 50, 128, layer, devices=2)
     assert request.sharding == "fsdp"
