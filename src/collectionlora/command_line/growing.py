@@ -11,7 +11,8 @@ from collectionlora.command_line.options import (
     Set,
     SomeNames,
 )
-from collectionlora.command_line.terminal import ProgressLine, say, tell
+from collectionlora.command_line.progress import shown_progress
+from collectionlora.command_line.terminal import say, tell
 from collectionlora.config import parse_overrides
 
 
@@ -39,7 +40,7 @@ def add(
     from collectionlora.system.errors import Interrupted
 
     try:
-        with ProgressLine() as progress:
+        with shown_progress() as progress:
             layer = parse_overrides(overrides or [])
             refuse_too_large("add", folder, layer)
             path = collectionlora.add(folder, names, teacher, teacher_prompt, layer, progress)

@@ -17,11 +17,10 @@ from collectionlora.command_line.options import (
     read_layer,
     with_token_cap,
 )
+from collectionlora.command_line.progress import joined_processes, shown_progress
 from collectionlora.command_line.terminal import (
-    ProgressLine,
     advice_lines,
     describe_lora,
-    joined_processes,
     methods_table,
     next_after_demo,
     plan_table,
@@ -100,7 +99,7 @@ def teach(folder: Folder, names: Names = None, overrides: Set = None, as_json: J
 
     layer = parse_overrides(overrides or [])
     refuse_too_large("teach", folder, layer)
-    with ProgressLine() as progress:
+    with shown_progress() as progress:
         written = collectionlora.teach(folder, names or [], layer, progress=progress)
     result = {"teachers": [str(path) for path in written]}
     say(as_json, result, "\n".join(f"wrote {path}" for path in written))
@@ -124,7 +123,7 @@ def prompts(
 
     layer = with_token_cap(parse_overrides(overrides or []), max_tokens_total)
     refuse_too_large("prompts", folder, layer)
-    with ProgressLine() as progress:
+    with shown_progress() as progress:
         result = collectionlora.prompts(folder, Endpoint.of(vlm, model, api_key_env), layer, progress)
     say(as_json, result, prompt_table(result))
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from collectionlora.command_line.terminal import ProgressLine, console
+from collectionlora.command_line.progress import shown_progress
+from collectionlora.command_line.terminal import console
 from collectionlora.system.environment import without_proxies
 from collectionlora.system.errors import UserError
 
@@ -54,7 +55,7 @@ def studio(
 
     check_port(host, port)
     made = load_studio(collection, batch_size)
-    with ProgressLine() as progress:
+    with shown_progress() as progress:
         previews = made.previews(progress)
     serve(build_page(made, previews, max_megapixels * MEGA), host, port, accounts, max_upload)
 

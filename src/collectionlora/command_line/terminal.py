@@ -1,4 +1,4 @@
-"""What a person sees in the terminal: progress, tables, results; on stderr, but for the JSON of a result."""
+"""What a person sees in the terminal: tables and results on stderr, the JSON of a result on stdout."""
 
 import json
 import os
@@ -12,7 +12,6 @@ from typing import Any
 
 from rich.console import Console, RenderableType
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from collectionlora.config import ResolvedSetting, SettingsError
@@ -25,51 +24,6 @@ IN_TERMINAL = {
     *("psnr", "concept_accuracy", "bad_case_rate", "bleed", "general_psnr"),
     *("clip_text", "clip_reference", "dino_source", "vsa", "bcr"),
 }
-
-
-class ProgressLine:
-    """A live line for each piece of work: done, in all, rate, time left, the newest losses."""
-
-    def __enter__(self) -> "ProgressLine":
-        self.bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[metrics]}"),
-            console=console,
-        )
-        self.tasks: dict[str, Any] = {}
-        self.bar.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self.bar.stop()
-        if kind is KeyboardInterrupt:
-            tell("interrupted; what is done is kept: run the same command again to go on")
-
-    def __call__(self, what: str, done: int, total: int, metrics: dict[str, float]) -> None:
-        if what not in self.tasks:
-            self.tasks[what] = self.bar.add_task(what, total=total, metrics="", rate="")
-        text = " ".join(f"{name} {value:.3g}" for name, value in metrics.items())
-        task = self.tasks[what]
-        speed = self.bar.tasks[task].speed
-        rate = f"{speed:.2f}/s" if speed else ""
-        self.bar.update(task, completed=done, total=total, metrics=text, rate=rate)
-
-
-@contextmanager
-def joined_processes() -> Iterator[ProgressLine]:
-    """All processes of the launch; only the main one shows their number, progress and results."""
-    from collectionlora.system import processes
-
-    with processes.joined():
-        console.quiet = not processes.is_main()
-        if (number := processes.world_size()) > 1:
-            console.print(f"{number} processes")
-        with ProgressLine() as progress:
-            yield progress
 
 
 @contextmanager

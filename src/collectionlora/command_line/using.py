@@ -14,10 +14,9 @@ from collectionlora.command_line.options import (
     VlmTokens,
     with_token_cap,
 )
+from collectionlora.command_line.progress import joined_processes, shown_progress
 from collectionlora.command_line.terminal import (
-    ProgressLine,
     effects_table,
-    joined_processes,
     methods_table,
     say,
 )
@@ -57,7 +56,7 @@ def edit(
         message = "is given twice" if source else "is missing"
         raise UserError("", "PHOTO", message, "give one photo, or one folder of photos")
     refuse_too_large_adapter("edit", collection)
-    with ProgressLine() as progress:
+    with shown_progress() as progress:
         edited = edit_files(
             collection,
             source,
