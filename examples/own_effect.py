@@ -13,7 +13,7 @@ import numpy as np
 import yaml
 
 from collectionlora import distill, edit, teach
-from collectionlora.command_line.terminal import ProgressLine
+from collectionlora.command_line.progress import shown_progress
 from collectionlora.config import parse_overrides
 from collectionlora.effects import EFFECTS
 from collectionlora.pictures.photographs import HELDOUT, TRAIN, load_photograph, pool
@@ -42,7 +42,7 @@ general = {"photos": f"pairs/{NAMES[0]}/source", "prompts": "general.txt"}
 manifest = {"base": "nano", "effects": effects, "general": general}
 (folder / "collection.yaml").write_text(yaml.safe_dump(manifest, sort_keys=False))
 
-with ProgressLine() as progress:
+with shown_progress() as progress:
     teach(folder, overrides=settings, progress=progress)
     adapter = distill(folder, overrides=settings, resume=True, progress=progress)
 for name in NAMES:

@@ -19,7 +19,8 @@ from typing import Any
 from tables.study import NO_DISTILLATION, Study, add_options, step_seconds
 
 from collectionlora.adapters.roles import TEACHER
-from collectionlora.command_line.terminal import faults_in_a_line, joined_processes
+from collectionlora.command_line.progress import joined_processes
+from collectionlora.command_line.terminal import faults_in_a_line
 from collectionlora.config import Settings
 from collectionlora.runs.trainer import LOG
 

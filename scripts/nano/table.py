@@ -11,7 +11,8 @@ import argparse
 
 from tables import ablation, composition, deployment, incremental, main_table, scaling, starts
 
-from collectionlora.command_line.terminal import faults_in_a_line, joined_processes
+from collectionlora.command_line.progress import joined_processes
+from collectionlora.command_line.terminal import faults_in_a_line
 
 TABLES = {
     "main": main_table,
