@@ -17,7 +17,8 @@ collection, photo, effect, out = sys.argv[1:]
 editor = Editor.load(collection)
 picture = read_photo(Path(photo))
 
-write_photo(Path(out) / f"{effect}.png", editor.edit(picture, [effect], seed=0))
+Path(out).mkdir(parents=True, exist_ok=True)
+editor.edit(photo, effect, seed=0).save(Path(out) / f"{effect}.png")
 strip = strength_strip(editor, picture, effect)
 labels = [f"strength {strength:g}" for strength in STRIP]
 write_photo(

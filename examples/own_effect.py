@@ -46,5 +46,5 @@ with shown_progress() as progress:
     teach(folder, overrides=settings, progress=progress)
     adapter = distill(folder, overrides=settings, resume=True, progress=progress)
 for name in NAMES:
-    write_photo(folder / f"{name}.png", edit(adapter, load_photograph(HELDOUT[0]), name))
+    edit(adapter, load_photograph(HELDOUT[0]), name).save(folder / f"{name}.png")
 print(f"wrote {adapter} and a picture of each effect beside it")

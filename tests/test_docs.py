@@ -1,5 +1,6 @@
 """What the documentation says is there, and what it shows runs."""
 
+import json
 import re
 import runpy
 import subprocess
@@ -133,6 +134,25 @@ def test_the_example_of_editing_runs(tmp_path, monkeypatch):
     run_example(monkeypatch, "edit_photo.py", collection, tmp_path / "me.png", "warm", tmp_path / "out")
     assert Image.open(tmp_path / "out" / "warm.png").size == (128, 128)
     assert Image.open(tmp_path / "out" / "warm-strengths.png").width > 5 * 240
+
+
+def test_the_notebook_and_the_page_of_python_run(tmp_path, monkeypatch):
+    Image.fromarray(data.astronaut()[::4, ::4]).save(tmp_path / "me.jpg")
+    monkeypatch.chdir(tmp_path)
+    cells = json.loads((ROOT / "examples" / "python.ipynb").read_text())["cells"]
+    names = {}
+    for cell in cells:
+        if cell["cell_type"] == "code":
+            exec("".join(cell["source"]), names)
+    made = sorted(tmp_path.glob("me-*.png"))
+    assert [path.stem for path in made] == sorted(f"me-{name}" for name in names["editor"].effects)
+    assert all(Image.open(path).size == (128, 128) for path in made)
+    [shown] = quoted("python.md", r"^```python\n((?:.*\n)*?)```")
+    assert "editor.edit" in shown
+    for path in made:
+        path.unlink()
+    exec(shown, {})
+    assert sorted(tmp_path.glob("me-*.png")) == made
 
 
 def test_the_example_of_an_effect_of_ones_own_runs(tmp_path, monkeypatch):

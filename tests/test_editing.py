@@ -77,6 +77,38 @@ def test_seed_effect_and_composition_decide_the_picture(adapter):
     assert editor.prompt(["alpha", "beta"]) == f"apply {EFFECTS['alpha']}, then {EFFECTS['beta']}"
 
 
+def test_python_takes_paths_pil_images_and_arrays(adapter, tmp_path):
+    picture().save(tmp_path / "me.png")
+    editor, array = Editor.load(str(adapter)), np.asarray(picture())
+    made = editor.edit(tmp_path / "me.png", "alpha")
+    assert (type(made), made.size) == (Image.Image, (80, 60))
+    opaque = np.dstack([array, np.full(array.shape[:2], 255, np.uint8)])
+    for same in (str(tmp_path / "me.png"), picture(), picture(mode="RGBA"), array, opaque):
+        assert np.array_equal(made, editor.edit(same, ["alpha"]))
+    gray = picture(mode="L")
+    assert np.array_equal(editor.edit(gray, "alpha"), editor.edit(np.asarray(gray), "alpha"))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture((80, 40)).save(tmp_path / "sideways.jpg", exif=exif)
+    assert editor.edit(Image.open(tmp_path / "sideways.jpg"), "alpha").size == (40, 80)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (np.zeros((8, 8, 3)), r"photo: is an array of float64 \[8, 8, 3\]; give a path"),
+        (np.zeros((8, 8, 2), np.uint8), r"is an array of uint8 \[8, 8, 2\]"),
+        (np.zeros((0, 8, 3), np.uint8), r"is an array of uint8 \[0, 8, 3\]"),
+        (torch.zeros(3, 8, 8), "photo: is a Tensor; give a path, a PIL image, or a uint8 array"),
+        (None, "photo: is a NoneType"),
+    ],
+    ids=["float", "two channels", "empty", "tensor", "none"],
+)
+def test_what_is_no_photo_is_one_clear_error(adapter, given, words):
+    with pytest.raises(UserError, match=words):
+        edit(adapter, given, "alpha")
+
+
 def test_an_effect_of_the_photo_alone_refuses_references(adapter, tmp_path):
     picture().save(tmp_path / "in.png")
     arguments = ["edit", adapter, "--effect", "alpha", "--photo", tmp_path / "in.png"]
@@ -254,7 +286,9 @@ def test_nano_is_the_collection_that_ships():
     assert len(editor.recipe.effects) == 12
     photo = np.tile(np.linspace(0, 255, 64, dtype=np.uint8)[:, None, None], (1, 64, 3))
     hot = editor.edit(photo, ["thermal"])
-    assert np.abs(hot.astype(int) - photo).mean() > 30
+    assert np.abs(np.asarray(hot).astype(int) - photo).mean() > 30
+    assert editor.effects == list(editor.recipe.effects)
+    assert repr(editor).startswith("<Editor over nano, 12 effects: pencil-sketch, ")
 
 
 @pytest.mark.parametrize("seed", [-1, -(2**63), 2**64, 10**30])

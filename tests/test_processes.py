@@ -266,7 +266,7 @@ def test_a_sharded_run_goes_on_from_its_checkpoint_in_shards_and_without(collect
 
 def test_the_finished_adapter_edits(collections):
     editor = Editor.load(collections[0])
-    assert editor.edit(np.zeros((40, 50, 3), np.uint8), ["one"], steps=1).shape == (40, 50, 3)
+    assert editor.edit(np.zeros((40, 50, 3), np.uint8), ["one"], steps=1).size == (50, 40)
 
 
 def test_a_run_that_is_held_refuses_a_launch_and_every_process_says_one_line(collections):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from collectionlora.adapters.recipe import Recipe, adapter_path, read_adapter, read_recipe
@@ -14,7 +15,17 @@ from collectionlora.adapters.roles import STUDENT, Roles
 from collectionlora.backbones import load_backbone
 from collectionlora.backbones.base import Backbone, Condition, encode_condition
 from collectionlora.pictures.destinations import Job, plan_jobs, select_jobs
-from collectionlora.pictures.photos import Photo, chunks, fit, read_photo, resize, to_photos, write_photo
+from collectionlora.pictures.photos import (
+    Photo,
+    Picture,
+    chunks,
+    fit,
+    read_photo,
+    resize,
+    to_photo,
+    to_photos,
+    write_photo,
+)
 from collectionlora.prompting.triggers import compose
 from collectionlora.sampling import Denoiser, sample_student
 from collectionlora.system.errors import UserError, quote
@@ -92,7 +103,7 @@ class EncodedEdit:
 
 
 class Editor:
-    """A base with one finished adapter over it, ready to edit.
+    """A base with one finished adapter over it, ready to edit; `Editor.load` opens one.
 
     Args:
         load_roles: loads the network with the adapter in the student's role, when it is first needed.
@@ -127,6 +138,14 @@ class Editor:
 
         return cls(backbone, load_roles, recipe)
 
+    @property
+    def effects(self) -> list[str]:
+        """The names of its effects."""
+        return list(self.recipe.effects)
+
+    def __repr__(self) -> str:
+        return f"<Editor over {self.recipe.base}, {len(self.effects)} effects: {', '.join(self.effects)}>"
+
     def prompt(self, effects: Sequence[str], references: int = 0) -> str:
         """The student prompt of one effect or of several; see `compose_prompt`."""
         return compose_prompt(self.recipe, effects, references)
@@ -137,23 +156,30 @@ class Editor:
 
     def edit(
         self,
-        photo: Photo,
-        effects: Sequence[str],
+        photo: Picture,
+        effects: str | Sequence[str],
         seed: int = 0,
         steps: int | None = None,
         strength: float = 1.0,
-        references: Sequence[Photo] = (),
-    ) -> Photo:
-        """One photo `[H, W, 3]` under an effect or several; the result has the photo's size.
+        references: Sequence[Picture] = (),
+    ) -> Image.Image:
+        """One photo under an effect, or under several in one prompt; the result has the photo's size.
 
         Args:
+            photo: a path, a PIL image, or a uint8 array `[H, W, 3]`.
+            seed: from 0 to `MAX_SEED`; the same seed gives the same picture.
+            steps: forwards of the network; by default as many as the adapter was distilled for.
             strength: 0 is the photo, 1 the whole effect.
             references: the reference images that the effects were taught with, or others in their place.
 
         Raises:
-            UserError: an effect or a number of references that this adapter does not hold.
+            UserError: no photo, an effect or a number of references that this adapter does not hold, a seed
+                or a strength outside its range.
         """
-        return self.finish(self.encode(photo, effects, references), seed, steps, strength)
+        names = [effects] if isinstance(effects, str) else effects
+        shown = [to_photo(picture) for picture in references]
+        encoded = self.encode(to_photo(photo), names, shown)
+        return Image.fromarray(self.finish(encoded, seed, steps, strength))
 
     def encode(self, photo: Photo, effects: Sequence[str], references: Sequence[Photo] = ()) -> EncodedEdit:
         """What `edit` reads; it needs the encoders and not the network."""
@@ -234,16 +260,15 @@ def check_strengths(strengths: Sequence[float]) -> None:
 
 def edit(
     collection: Path | str,
-    photo: Photo,
+    photo: Picture,
     effects: str | Sequence[str],
     seed: int = 0,
     steps: int | None = None,
     strength: float = 1.0,
-    references: Sequence[Photo] = (),
-) -> Photo:
-    """Edit one photo with a collection's adapter; for many photos make one `Editor`."""
-    names = [effects] if isinstance(effects, str) else effects
-    return Editor.load(collection).edit(photo, names, seed, steps, strength, references)
+    references: Sequence[Picture] = (),
+) -> Image.Image:
+    """Edit one photo with a collection's adapter, as `Editor.edit`; for many photos make one `Editor`."""
+    return Editor.load(collection).edit(photo, effects, seed, steps, strength, references)
 
 
 @dataclass(frozen=True)

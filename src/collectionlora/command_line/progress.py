@@ -63,7 +63,8 @@ class Lines:
         parts = [f"{what} {done}/{total}", f"{100 * done / total:.0f} %"]
         if now > began and done > first:
             rate = (done - first) / (now - began)
-            parts += [f"{rate:.2f}/s", f"{write_duration((total - done) / rate)} left"]
+            left = f"{write_duration((total - done) / rate)} left"
+            parts += [f"{rate:.2f}/s", *([left] if done < total else [])]
         self.write(", ".join([*parts, *filter(None, [write_metrics(metrics)])]))
 
 

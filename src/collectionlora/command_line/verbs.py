@@ -5,7 +5,6 @@ fix it (one line), 1 a fault of ours (traceback) or nobody reads the output any 
 the state saved.
 """
 
-import logging
 import warnings
 from collections.abc import Callable
 from typing import Annotated
@@ -55,8 +54,6 @@ def options(
 
 def main() -> None:
     """The entry point: fixable faults are one line and exit code 2."""
-    # peft imports it where it is installed, and it then tells every user of a CPU about a kernel of its own.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     # Pillow warns of photos that `read_photo` reads all the same, or refuses in its own words.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     spare_this_machine_the_proxy()

@@ -19,6 +19,7 @@ MAX_PIXELS = 200_000_000
 # Whatever the name of a file says. Pillow reads more, some by programs that it starts (EPS: Ghostscript).
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 Photo = NDArray[np.uint8]  # [H, W, 3]
+Picture = Path | str | Image.Image | NDArray[np.uint8]  # what `to_photo` takes
 
 
 def read_photo(path: Path, max_pixels: int = MAX_PIXELS) -> Photo:
@@ -53,6 +54,26 @@ def read_photo(path: Path, max_pixels: int = MAX_PIXELS) -> Photo:
     except Exception as error:
         reason = f"cannot be read as an image ({error or type(error).__name__})"
         raise UserError(path, "", reason, "replace or remove it") from None
+
+
+def to_photo(picture: Picture) -> Photo:
+    """A photo from a path, a PIL image of any mode, or a uint8 array `[H, W]`, `[H, W, 3]` or `[H, W, 4]`.
+
+    Raises:
+        UserError: anything else, or a file that cannot be read.
+    """
+    if isinstance(picture, str | Path):
+        return read_photo(Path(picture))
+    if isinstance(picture, Image.Image):
+        return np.asarray(_to_rgb(ImageOps.exif_transpose(picture), Path("photo")))
+    hint = "give a path, a PIL image, or a uint8 array [height, width, 3]"
+    if not isinstance(picture, np.ndarray):
+        raise UserError("", "photo", f"is a {type(picture).__name__}", hint)
+    channels = picture.shape[2:] or (1,)
+    if picture.dtype != np.uint8 or picture.size == 0 or channels not in ((1,), (3,), (4,)):
+        raise UserError("", "photo", f"is an array of {picture.dtype} {list(picture.shape)}", hint)
+    flat = picture if channels != (1,) else picture.reshape(picture.shape[:2])
+    return np.asarray(_to_rgb(Image.fromarray(flat), Path("photo")))
 
 
 def _to_rgb(image: Image.Image, path: Path) -> Image.Image:
