@@ -3,7 +3,10 @@
 import hashlib
 import io
 import json
+import os
 import pickle
+import subprocess
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -12,7 +15,7 @@ import httpx
 import pytest
 import torch
 from helpers.bench_collection import build
-from helpers.studio_server import PASSWORD, USER, serve, write_collection
+from helpers.studio_server import PASSWORD, USER, serve, wait_until_empty, write_collection
 from huggingface_hub import constants
 from PIL import Image
 from pydantic import ValidationError
@@ -52,6 +55,24 @@ def local(folder):
     """A visitor of a studio on this machine without a password."""
     with serve(folder, password=False) as address, httpx.Client(base_url=address) as visitor:
         yield visitor
+
+
+def test_uploads_end_with_a_server_that_is_killed(tmp_path):
+    code = """
+import time
+from collectionlora.studio.uploads import private_uploads
+with private_uploads() as folder:
+    (folder / "portrait.png").write_bytes(b"x")
+    print("ready", flush=True)
+    time.sleep(60)
+"""
+    environment = {**os.environ, "GRADIO_TEMP_DIR": str(tmp_path)}
+    server = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=environment)
+    assert server.stdout.readline() == b"ready\n"
+    assert len(list(tmp_path.glob("*/portrait.png"))) == 1
+    server.kill()
+    server.wait()
+    wait_until_empty(tmp_path)
 
 
 def port(visitor):
@@ -146,10 +167,10 @@ def test_an_uploads_name_is_no_path_and_no_header(local, folder, name):
     assert "stolen" not in str(answer.headers)
     if answer.status_code == 200:
         [kept] = answer.json()
-        assert Path(kept).resolve().is_relative_to((folder.parent / "gradio").resolve())
+        assert Path(kept).resolve().is_relative_to((folder.parent / "uploads-False").resolve())
         shown = local.get(f"/gradio_api/file={kept}")
         assert "stolen" not in str(shown.headers)
-    outside = [path for path in folder.parent.rglob("*outside.png") if "gradio" not in path.parts]
+    outside = [path for path in folder.parent.rglob("*outside.png") if "uploads-False" not in path.parts]
     assert not outside
 
 

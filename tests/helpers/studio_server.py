@@ -1,6 +1,7 @@
 """A running studio over a tiny collection, as a user starts it: a process, a port, a password."""
 
 import re
+import time
 from contextlib import contextmanager
 
 import torch
@@ -35,6 +36,14 @@ def write_collection(folder, steps=1):
     return folder
 
 
+def wait_until_empty(folder, seconds=10):
+    """Uploads end with the server that took them."""
+    latest = time.monotonic() + seconds
+    while list(folder.iterdir()):
+        assert time.monotonic() < latest, f"{folder} still holds {list(folder.iterdir())}"
+        time.sleep(0.01)
+
+
 @contextmanager
 def serve(folder, password=True, cold=False):
     """The address of a studio that runs until the block ends; `cold` starts it in a Python of its own."""
@@ -42,10 +51,11 @@ def serve(folder, password=True, cold=False):
     accounts.write_text(f"{USER}:{PASSWORD}\n")
     arguments = ["studio", folder, "--port", "0", "--max-megapixels", MAX_MEGAPIXELS, "--max-upload", "3"]
     arguments += ["--auth", accounts] if password else []
-    told = folder.parent / f"studio-{password}"
+    told, uploads = folder.parent / f"studio-{password}", folder.parent / f"uploads-{password}"
+    uploads.mkdir()
     # Behind a proxy that does not answer, as in an office, and with nothing said of this machine.
     environment = {"HTTP_PROXY": "http://127.0.0.1:9", "ALL_PROXY": "socks5://127.0.0.1:9"}
-    environment |= {"no_proxy": "", "NO_PROXY": "", "GRADIO_TEMP_DIR": str(folder.parent / "gradio")}
+    environment |= {"no_proxy": "", "NO_PROXY": "", "GRADIO_TEMP_DIR": str(uploads)}
     life = Life(arguments, told, cold, environment=environment)
 
     def address():
@@ -54,7 +64,9 @@ def serve(folder, password=True, cold=False):
     try:
         life.wait(120, until=address)
         assert address(), f"the studio did not start:\n{told.read_text()}"
+        assert len(list(uploads.iterdir())) == 1, list(uploads.iterdir())
         yield address().group()
     finally:
         life.process.terminate()
         life.wait(30)
+    wait_until_empty(uploads)

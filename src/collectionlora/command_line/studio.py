@@ -3,6 +3,7 @@
 import os
 import socket
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -39,8 +40,25 @@ def studio(
 
     Example: collectionlora studio my-collection --port 7860
     """
+    from collectionlora.studio.uploads import private_uploads
+
     accounts = read_accounts(auth)
     os.environ |= SILENT
+    with private_uploads():
+        build_page = import_page(host, accounts)
+        check_port(host, port)
+        made = load_studio(collection, batch_size)
+        with shown_progress() as progress:
+            previews = made.previews(progress)
+        serve(build_page(made, previews, max_megapixels * MEGA), host, port, accounts, max_upload)
+
+
+def import_page(host: str, accounts: list[tuple[str, str]]) -> Callable[..., Any]:
+    """The function that builds the page, if this host may be served.
+
+    Raises:
+        UserError: Gradio is not installed, or other machines could come in without a password.
+    """
     try:
         from collectionlora.studio.guard import is_local
 
@@ -52,12 +70,7 @@ def studio(
     except ImportError as error:
         hint = "install it: pip install 'collectionlora[studio]'"
         raise UserError("", "studio", f"needs gradio ({error})", hint) from None
-
-    check_port(host, port)
-    made = load_studio(collection, batch_size)
-    with shown_progress() as progress:
-        previews = made.previews(progress)
-    serve(build_page(made, previews, max_megapixels * MEGA), host, port, accounts, max_upload)
+    return build_page
 
 
 @without_proxies()  # the base is here by now, and Gradio would ask a proxy whether its own page is up
