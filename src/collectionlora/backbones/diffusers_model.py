@@ -9,9 +9,9 @@ Choices made here:
 - Latents outside are float32 on the CPU. They are small; the network's device and dtype end at this border.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from collectionlora.backbones.base import Backbone, Condition, free_memory
-from collectionlora.backbones.diffusers_files import find_class, list_files, locate, opening
+from collectionlora.backbones.diffusers_files import find_class, list_files, locate, opening, read_weight
 from collectionlora.backbones.family import Family, SectionValues
 from collectionlora.backbones.quantization import quantize
 from collectionlora.config import ModelSettings
@@ -99,6 +99,9 @@ class DiffusersFamily(Family):
         with torch.device("meta"):
             network = find_class(base, self.network_class).from_config(self.transformer_config(base))
         return network, self.find_lora_targets(network)
+
+    def weight_reader(self, base: str) -> Callable[[str], Tensor]:
+        return partial(read_weight, base, "transformer")
 
     def without_weights(
         self, base: str, settings: ModelSettings, depths: Mapping[str, int]
