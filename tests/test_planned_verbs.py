@@ -4,19 +4,23 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from typer.testing import CliRunner
 
+import collectionlora
+from collectionlora.adapters.recipe import Recipe, write_adapter
 from collectionlora.backbones import family_of
 from collectionlora.command_line.verbs import app
-from collectionlora.config import parse_overrides, resolve
+from collectionlora.config import ModelSettings, parse_overrides, resolve
 from collectionlora.planning import guard, peaks
+from collectionlora.planning import plan as planning
 from collectionlora.planning.plan import GIB, fits, plan
 from collectionlora.planning.rows import VERBS
 from collectionlora.planning.workload import Workload
-from collectionlora.system.errors import explain_fault
+from collectionlora.system.errors import UserError, explain_fault
 
 QWEN, KONTEXT = "Qwen/Qwen-Image-Edit-2509", "black-forest-labs/FLUX.1-Kontext-dev"
 LARGE_DEVICE, SMALL_DEVICE = "A100/H100 80 GB", "RTX 4090 24 GB"
@@ -93,6 +97,37 @@ def test_a_verb_that_needs_more_than_is_free_is_refused_before_anything_is_loade
     assert str(error).startswith(f"memory: {verb}: needs ")
     assert "GiB by plan, 12.0 GiB of the GPU are free; collectionlora plan" in str(error)
     assert sorted(collection.iterdir()) == before
+
+
+@pytest.mark.parametrize("verb", ["teach", "prompts", "targets", "distill", "bench", "add"])
+def test_a_function_is_compared_once_from_python_and_from_the_command_line(verb, collection, monkeypatch):
+    planned = []
+
+    def count(workload):
+        planned.append(workload.settings.student.rank)
+        return {"verbs": {verb: {"device_bytes": 99 * GIB}}}
+
+    monkeypatch.setattr(guard, "free_bytes", lambda: 12 * GIB)
+    monkeypatch.setattr(planning, "plan", count)
+    names = {"names": ["warm"]} if verb == "add" else {}
+    with pytest.raises(UserError, match=rf"memory: {verb}: needs 99\.0 GiB by plan"):
+        getattr(collectionlora, verb)(collection, **names, overrides={"student": {"rank": 4}})
+    assert planned == [4]
+    more = ["warm"] if verb == "add" else []
+    result = CliRunner().invoke(app, [verb, str(collection), *more, "--set", "student.rank=5"])
+    assert "needs 99.0 GiB by plan" in str(result.exception)
+    assert planned == [4, 5]
+
+
+def test_an_edit_over_a_large_base_is_refused_before_it_is_loaded(tmp_path, monkeypatch):
+    monkeypatch.setattr(guard, "free_bytes", lambda: 12 * GIB)
+    model = ModelSettings(dtype="bfloat16")
+    recipe = Recipe(
+        base=QWEN, model=model, steps=8, shift=3.0, resolution=1024, effects={"a": "x"}, version="1"
+    )
+    write_adapter(tmp_path / "one.safetensors", {"layer": (torch.ones(4, 8), torch.ones(8, 4))}, recipe)
+    with pytest.raises(UserError, match="memory: edit: needs 39"):
+        collectionlora.edit(tmp_path / "one.safetensors", np.zeros((32, 32, 3), np.uint8), "a")
 
 
 def test_without_a_gpu_and_for_the_small_base_nothing_is_refused(collection, monkeypatch):

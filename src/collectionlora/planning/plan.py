@@ -69,12 +69,16 @@ def check(workload: Workload, backbone: Backbone) -> None:
     """Refuse what no run could be.
 
     Raises:
-        UserError: the resolution does not fit the base, or a sharding has nothing to share.
+        UserError: the resolution does not fit the base, devices do not lie equally on the hosts, or there is
+            nothing to share.
     """
     side, multiple = workload.settings.data.resolution, backbone.side_multiple
     if side % multiple:
         hint = f"write a multiple of {multiple}"
         raise UserError("--set", "data.resolution", f"{side} does not fit the base", hint)
+    if workload.devices % workload.hosts:
+        message = f"{workload.devices} do not lie equally on {workload.hosts} hosts"
+        raise UserError("--devices", "", message, "give a multiple of --hosts")
     if workload.sharding == "fsdp" and not family_of(workload.base).block_stacks(workload.base):
         raise UserError("--sharding", "fsdp", "the nano base is too small to share", "leave it out")
     if workload.sharding == "fsdp" and workload.settings.model.quantization != "none":

@@ -64,8 +64,8 @@ class Sizes:
 def plan_verbs(
     workload: Workload, sizes: Sizes, step: int, seconds_per_forward: float | None
 ) -> dict[str, dict[str, Any]]:
-    """By verb `device_bytes`, `host_bytes` of a process, `machine_bytes` of all its processes with the mapped
-    teachers, `disk_bytes`, and `seconds`, None without `seconds_per_forward`.
+    """By verb `device_bytes`, `host_bytes` of a process, `machine_bytes` of all processes of a host with the
+    mapped teachers, `disk_bytes`, and `seconds`, None without `seconds_per_forward`.
 
     Args:
         step: bytes on a device in a step of the distillation.
@@ -74,7 +74,8 @@ def plan_verbs(
     disk, forwards = disk_bytes(workload, sizes), count_verb_forwards(workload)
     rows = {}
     for verb in VERBS:
-        processes = workload.devices if verb in ("targets", "distill", "bench") else 1
+        of_host = workload.devices // workload.hosts
+        processes = of_host if verb in ("targets", "distill", "bench") else 1
         mapped = 0 if verb in ("teach", "prompts", "edit", "studio") else sizes.teachers
         rows[verb] = {
             "device_bytes": device[verb],
