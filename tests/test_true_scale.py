@@ -22,12 +22,15 @@ from collectionlora.backbones.diffusers_model import MAX_TOKENS, DiffusersBackbo
 from collectionlora.backbones.nano import NanoBackbone
 from collectionlora.backbones.quantization import whole_weight
 from collectionlora.collection import Collection
-from collectionlora.config import ModelSettings
+from collectionlora.config import ModelSettings, resolve
 from collectionlora.editing import Editor
 from collectionlora.effectbench.heldout import Heldout, heldout_photographs
 from collectionlora.pictures.photographs import TRAIN, pool
 from collectionlora.pictures.photos import to_images, to_photos
 from collectionlora.planning.checking import check_collection
+from collectionlora.planning.memory import MemoryTally
+from collectionlora.planning.peaks import vae_bytes
+from collectionlora.planning.workload import Workload
 from collectionlora.runs.growing import enter_teacher
 from collectionlora.runs.session import Session, resolve_settings
 from collectionlora.sampling import Denoiser, sample_many_steps
@@ -289,3 +292,19 @@ def test_a_weight_is_read_from_a_base_in_several_files(folder, tmp_path):
         UserError, match="a DoRA teacher means nothing without its weights; get it: hf download"
     ):
         read_weight("owner/absent@main", "transformer", QUERY)
+
+
+@pytest.mark.parametrize("side", [32, 64])
+def test_a_photo_is_encoded_and_decoded_in_the_memory_that_is_planned(side, folder):
+    settings = resolve(
+        {"model": {"dtype": "float32", "condition_resolution": 56}, "data": {"resolution": side}}
+    )
+    weights, picture = vae_bytes(Workload(str(folder), 1, settings))
+    backbone = load_backbone(str(folder), settings.model)
+    with MemoryTally() as tally:
+        vae = backbone.vae
+        assert weights == sum(p.numel() * p.element_size() for p in vae.parameters())
+        before = tally.live
+        tally.begin_phase()
+        backbone.decode(backbone.encode_image(torch.rand(1, 3, side, side)))
+    assert picture == pytest.approx(tally.peaks[-1] - before, rel=0.1)
