@@ -21,8 +21,10 @@ GRACE = 10.0  # seconds in which the work itself may notice and end in its own w
 MAX_WAIT = 120.0  # seconds for all to be connected
 
 
-def open_exchange() -> socket.socket:
-    """Where the main process waits for the others, on a port that is free."""
+def open_exchange(host: str) -> socket.socket:
+    """Where the main process, whose `host` the others name, waits for them, on a port that is free."""
+    if host in ("localhost", "127.0.0.1"):  # nobody else need reach it
+        return socket.create_server((host, 0))
     both = socket.has_dualstack_ipv6()
     family = socket.AF_INET6 if both else socket.AF_INET
     return socket.create_server(("", 0), family=family, dualstack_ipv6=both)

@@ -69,8 +69,9 @@ def _connect() -> list[socket.socket]:
     Raises:
         UserError: the hosts cannot reach each other.
     """
-    exchange = heartbeat.open_exchange() if is_main() else None
-    port, host = from_main(exchange.getsockname()[1] if exchange else 0), os.environ["MASTER_ADDR"]
+    host = os.environ["MASTER_ADDR"]
+    exchange = heartbeat.open_exchange(host) if is_main() else None
+    port = from_main(exchange.getsockname()[1] if exchange else 0)
     try:
         return heartbeat.connect(exchange, host, port, world_size() - 1)
     except OSError as error:
