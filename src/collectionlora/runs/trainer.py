@@ -129,7 +129,8 @@ def load_newest(step: Step, checkpoints: Path) -> int:
     for name, tensor in step.tensors().items():
         shape = tensors.shape(name)
         if shape != list(tensor.shape):
-            message = f"is {shape or 'missing'}, this run needs {list(tensor.shape)}"
+            found_shape = "missing" if shape is None else shape
+            message = f"is {found_shape}, this run needs {list(tensor.shape)}"
             hint = f"give the settings of {checkpoints.parent / FACTS}, or start a new run"
             raise UserError(checkpoint_path(checkpoints, first), name, message, hint)
     step.load_tensors(tensors)
