@@ -1,6 +1,6 @@
 """The rows of a study in a JSON file, so that it goes on where it was stopped.
 
-`python scripts/toy_table.py docs/results/toy_world.json` prints those of the ablation as docs/toy.md shows them.
+`python scripts/toy_table.py docs/results/toy_world.json` prints those of the ablation as docs/toy.md has them.
 """
 
 import json
@@ -38,7 +38,7 @@ HEAD = "| variant | steps | effects, mean | worst effect | general |"
 
 
 def markdown(rows: Rows) -> str:
-    """The table of docs/toy.md: each variant at all its steps; means over seeds, for the worst the largest."""
+    """The table of docs/toy.md: a variant at all its steps; means over seeds, for the worst the largest."""
     variants = list(dict.fromkeys(row["variant"] for row in rows))
     return "\n".join([HEAD, "|---" * 5 + "|", *(_line(name, rows) for name in variants)])
 

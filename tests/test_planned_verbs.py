@@ -2,24 +2,32 @@
 
 import json
 import math
+import runpy
+import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from typer.testing import CliRunner
 
+import collectionlora
+from collectionlora.adapters.recipe import Recipe, write_adapter
 from collectionlora.backbones import family_of
+from collectionlora.command_line import terminal
 from collectionlora.command_line.verbs import app
-from collectionlora.config import parse_overrides, resolve
+from collectionlora.config import ModelSettings, parse_overrides, resolve
 from collectionlora.planning import guard, peaks
 from collectionlora.planning import plan as planning
 from collectionlora.planning.plan import GIB, fits, plan
 from collectionlora.planning.rows import VERBS
 from collectionlora.planning.workload import Workload
-from collectionlora.system.errors import explain_fault
+from collectionlora.system.errors import UserError, explain_fault
 
 QWEN, KONTEXT = "Qwen/Qwen-Image-Edit-2509", "black-forest-labs/FLUX.1-Kontext-dev"
+RECIPES = runpy.run_path(str(Path(__file__).parents[1] / "scripts" / "recipes.py"))
+PLANS = [plan for _, *plan in RECIPES["split_sections"](RECIPES["README"].read_text()) if plan[0]]
 LARGE_DEVICE, SMALL_DEVICE = "A100/H100 80 GB", "RTX 4090 24 GB"
 PAPER = ["distill.moments=8bit"]  # rank 128 and 1024 pixels are what large bases have by default
 FOUR_BITS = ["model.quantization=nf4", "data.resolution=512", "student.rank=16", "critic.rank=16"]
@@ -57,6 +65,20 @@ def without_peaks(monkeypatch):
     """Workspaces are not tallied: they are nothing."""
     for name in ("activation_bytes", "sampling_bytes", "teaching_bytes"):
         monkeypatch.setattr(planning, name, lambda workload: 0)
+
+
+def test_pictures_are_decoded_beside_the_network_and_encoded_beside_the_text_encoders(without_peaks):
+    small, large = (make_workload(QWEN, [f"data.resolution={side}"]) for side in (512, 1024))
+    weights, picture = peaks.vae_bytes(peaks.step_of(large))
+    assert picture / GIB == pytest.approx(3.38, abs=0.01)
+    assert peaks.vae_bytes(peaks.step_of(small))[1] == pytest.approx(picture / 4, rel=0.02)
+    planned = plan(large)
+    rows = {verb: row["device_bytes"] for verb, row in planned["verbs"].items()}
+    student = planned["lora_parameters"] * 4
+    assert rows["edit"] >= planned["base_bytes"] + student + weights + picture
+    assert rows["bench"] - rows["edit"] == planned["lora_parameters"] * 2  # the teacher's slot
+    assert rows["studio"] - rows["edit"] == planned["encoding_bytes"]
+    assert rows["prompts"] == planned["encoding_bytes"] + weights + picture
 
 
 def test_teachers_are_held_once_for_all_processes_of_a_machine(without_peaks):
@@ -103,6 +125,37 @@ def test_a_verb_that_needs_more_than_is_free_is_refused_before_anything_is_loade
     assert sorted(collection.iterdir()) == before
 
 
+@pytest.mark.parametrize("verb", ["teach", "prompts", "targets", "distill", "bench", "add"])
+def test_a_function_is_compared_once_from_python_and_from_the_command_line(verb, collection, monkeypatch):
+    planned = []
+
+    def count(workload):
+        planned.append(workload.settings.student.rank)
+        return {"verbs": {verb: {"device_bytes": 99 * GIB}}}
+
+    monkeypatch.setattr(guard, "free_bytes", lambda: 12 * GIB)
+    monkeypatch.setattr(planning, "plan", count)
+    names = {"names": ["warm"]} if verb == "add" else {}
+    with pytest.raises(UserError, match=rf"memory: {verb}: needs 99\.0 GiB by plan"):
+        getattr(collectionlora, verb)(collection, **names, overrides={"student": {"rank": 4}})
+    assert planned == [4]
+    more = ["warm"] if verb == "add" else []
+    result = CliRunner().invoke(app, [verb, str(collection), *more, "--set", "student.rank=5"])
+    assert "needs 99.0 GiB by plan" in str(result.exception)
+    assert planned == [4, 5]
+
+
+def test_an_edit_over_a_large_base_is_refused_before_it_is_loaded(tmp_path, monkeypatch):
+    monkeypatch.setattr(guard, "free_bytes", lambda: 12 * GIB)
+    model = ModelSettings(dtype="bfloat16")
+    recipe = Recipe(
+        base=QWEN, model=model, steps=8, shift=3.0, resolution=1024, effects={"a": "x"}, version="1"
+    )
+    write_adapter(tmp_path / "one.safetensors", {"layer": (torch.ones(4, 8), torch.ones(8, 4))}, recipe)
+    with pytest.raises(UserError, match="memory: edit: needs 41"):
+        collectionlora.edit(tmp_path / "one.safetensors", np.zeros((32, 32, 3), np.uint8), "a")
+
+
 def test_without_a_gpu_and_for_the_small_base_nothing_is_refused(collection, monkeypatch):
     guard.refuse_too_large("distill", collection, {})
     monkeypatch.setattr(guard, "free_bytes", lambda: 1)
@@ -110,6 +163,20 @@ def test_without_a_gpu_and_for_the_small_base_nothing_is_refused(collection, mon
     (collection / "collection.yaml").write_text(yaml.safe_dump(manifest))
     guard.refuse_too_large("distill", collection, {})
     guard.refuse_too_large_adapter("edit", Path("nano"))
+
+
+# Each takes ten seconds: all are for those who changed a plan, the first is for everyone.
+@pytest.mark.parametrize(
+    ("arguments", "printed"),
+    [PLANS[0], *(pytest.param(*plan, marks=pytest.mark.slow) for plan in PLANS[1:])],
+)
+def test_the_recipes_show_what_plan_prints(arguments, printed, monkeypatch):
+    monkeypatch.setattr("collectionlora.planning.advice.advise", lambda workload: [])  # takes as long again
+    monkeypatch.setattr(terminal.console, "width", int(RECIPES["COLUMNS"]))
+    result = CliRunner().invoke(app, ["plan", *shlex.split(arguments)])
+    assert result.exit_code == 0, result.output
+    tables = [line.rstrip() for line in result.stderr.splitlines() if line.strip()]
+    assert tables == printed.splitlines()[: len(tables)]
 
 
 def test_the_command_line_shows_every_verb():

@@ -50,6 +50,8 @@ def folder(tmp_path_factory):
     (path / "transformer").mkdir()
     (path / "transformer" / "config.json").write_text(json.dumps(config))
     (path / "model_index.json").write_text(json.dumps({"_class_name": "QwenImageEditPlusPipeline"}))
+    (path / "vae").mkdir()
+    (path / "vae" / "config.json").write_text(json.dumps({"_class_name": "AutoencoderKLQwenImage"}))
     return str(path)
 
 

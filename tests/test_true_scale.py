@@ -6,28 +6,35 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from diffusers import QwenImageEditPlusPipeline
+from diffusers import QwenImageEditPlusPipeline, QwenImageTransformer2DModel
 from helpers import small_collection, tiny_pipelines
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import collectionlora
 from collectionlora.adapters.formats import read_lora
-from collectionlora.adapters.low_rank import change
+from collectionlora.adapters.low_rank import change, change_norm
 from collectionlora.adapters.roles import STUDENT, TEACHER
 from collectionlora.backbones import load_backbone
 from collectionlora.backbones.base import Condition
+from collectionlora.backbones.diffusers_files import read_weight
 from collectionlora.backbones.diffusers_model import MAX_TOKENS, DiffusersBackbone
 from collectionlora.backbones.nano import NanoBackbone
 from collectionlora.backbones.quantization import whole_weight
 from collectionlora.collection import Collection
-from collectionlora.config import ModelSettings
+from collectionlora.config import ModelSettings, resolve
 from collectionlora.editing import Editor
 from collectionlora.effectbench.heldout import Heldout, heldout_photographs
 from collectionlora.pictures.photographs import TRAIN, pool
 from collectionlora.pictures.photos import to_images, to_photos
+from collectionlora.planning.checking import check_collection
+from collectionlora.planning.memory import MemoryTally
+from collectionlora.planning.peaks import vae_bytes
+from collectionlora.planning.workload import Workload
+from collectionlora.runs.growing import enter_teacher
 from collectionlora.runs.session import Session, resolve_settings
 from collectionlora.sampling import Denoiser, sample_many_steps
+from collectionlora.system.errors import UserError
 
 MODEL = ModelSettings(condition_resolution=56)
 
@@ -247,3 +254,57 @@ def test_teachers_of_the_small_base_stay_exact(tmp_path):
     for name, teacher in open_session(collection).teacher_files.items():
         for module, pair in read_lora(collection.folder / f"teachers/{name}.safetensors").weights.items():
             assert all(map(torch.equal, teacher[module], pair))
+
+
+def test_a_dora_teacher_is_checked_and_added_without_the_network(folder, tmp_path, loads):
+    collection, _ = make_collection(tmp_path / "mine", folder)
+    result = check_collection(collection.folder)
+    assert result["ok"], result["problems"]
+    assert loads == []
+    (found,) = (effect for effect in result["effects"] if effect["name"] == "dora")
+    converted = open_session(collection).teacher_files["dora"]
+    norms = [change_norm(tuple(factor.float() for factor in pair)) for pair in converted.values()]
+    assert found["format"] == "diffusers DoRA of LoRA+LoRA"
+    assert found["norm"] == pytest.approx(sum(norm**2 for norm in norms) ** 0.5, rel=0.01)
+    (collection.folder / "photos").rename(collection.folder / "shown")
+    shutil.copytree(collection.folder / "shown", collection.folder / "photos" / "third")
+    manifest = (collection.folder / "collection.yaml").read_text().replace("photos: photos", "photos: shown")
+    (collection.folder / "collection.yaml").write_text(manifest)
+    loads.clear()
+    grown = enter_teacher(
+        Collection.load(collection.folder), "third", tmp_path / "mine/dora.safetensors", "x"
+    )
+    assert [effect.name for effect in grown.effects] == ["plain", "dora", "third"]
+    assert loads == []
+
+
+def test_a_weight_is_read_from_a_base_in_several_files(folder, tmp_path):
+    whole = read_weight(str(folder), "transformer", QUERY)
+    shutil.copytree(folder, tmp_path / "cut")
+    network = QwenImageTransformer2DModel.from_pretrained(folder, subfolder="transformer")
+    shutil.rmtree(tmp_path / "cut" / "transformer")
+    network.save_pretrained(tmp_path / "cut" / "transformer", max_shard_size="100KB")
+    assert len(list((tmp_path / "cut" / "transformer").glob("*.safetensors"))) > 1
+    assert torch.equal(read_weight(str(tmp_path / "cut"), "transformer", QUERY), whole)
+    with pytest.raises(UserError, match=r"lacks nothing\.here\.weight"):
+        read_weight(str(folder), "transformer", "nothing.here")
+    with pytest.raises(
+        UserError, match="a DoRA teacher means nothing without its weights; get it: hf download"
+    ):
+        read_weight("owner/absent@main", "transformer", QUERY)
+
+
+@pytest.mark.parametrize("side", [32, 64])
+def test_a_photo_is_encoded_and_decoded_in_the_memory_that_is_planned(side, folder):
+    settings = resolve(
+        {"model": {"dtype": "float32", "condition_resolution": 56}, "data": {"resolution": side}}
+    )
+    weights, picture = vae_bytes(Workload(str(folder), 1, settings))
+    backbone = load_backbone(str(folder), settings.model)
+    with MemoryTally() as tally:
+        vae = backbone.vae
+        assert weights == sum(p.numel() * p.element_size() for p in vae.parameters())
+        before = tally.live
+        tally.begin_phase()
+        backbone.decode(backbone.encode_image(torch.rand(1, 3, side, side)))
+    assert picture == pytest.approx(tally.peaks[-1] - before, rel=0.1)

@@ -38,9 +38,16 @@ HOMES = {
     "plan": "planning.plan",
     **dict.fromkeys(["add", "distill", "prompts", "remove", "targets", "teach"], "runs.verbs"),
 }
+# They load a base, and look first whether there is room for it.
+GUARDED = ("add", "bench", "distill", "edit", "prompts", "targets", "teach")
 
 
 def __getattr__(name: str) -> Any:
     if name in HOMES:
-        return getattr(import_module(f"{__name__}.{HOMES[name]}"), name)
+        found = getattr(import_module(f"{__name__}.{HOMES[name]}"), name)
+        if name not in GUARDED:
+            return found
+        from collectionlora.planning.guard import guarded
+
+        return guarded(name, found)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

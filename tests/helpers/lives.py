@@ -83,19 +83,30 @@ class Life:
         return self.wait(30)
 
 
-def launch_two(arguments, folder, run=main):
-    """Two processes with the environment that torchrun gives; returns their exit codes and what each said."""
+def begin_two(arguments, folder, run=main, hosts=1):
+    """Two processes with the environment that torchrun gives, on one host or as if on two.
+
+    Args:
+        arguments: of both, or of two hosts a list for each.
+    """
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     shared = {
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
         "WORLD_SIZE": "2",
-        "LOCAL_WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": str(2 // hosts),
     }
+    each = [arguments, arguments] if hosts == 1 else arguments
     lives = []
-    for rank in ("0", "1"):
-        environment = {**shared, "RANK": rank, "LOCAL_RANK": rank}
-        lives.append(Life(arguments, folder / f"told-{rank}", run=run, environment=environment))
+    for rank, own in enumerate(each):
+        environment = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank if hosts == 1 else 0)}
+        lives.append(Life(own, folder / f"told-{rank}", run=run, environment=environment))
+    return lives
+
+
+def launch_two(arguments, folder, run=main, hosts=1):
+    """The same to its end; returns their exit codes and what each said."""
+    lives = begin_two(arguments, folder, run, hosts)
     codes = [life.wait(400) for life in lives]
     return codes, [life.told.read_text() for life in lives]

@@ -10,7 +10,6 @@ recognise. Teachers are guided, in the student's number of steps.
 
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
-from functools import partial
 from itertools import permutations
 from pathlib import Path
 
@@ -38,6 +37,7 @@ from collectionlora.sampling import Denoiser, sample_student
 from collectionlora.system import processes
 from collectionlora.system.files import fingerprint, read_tensors, write_json, write_tensors
 from collectionlora.system.progress import Progress
+from collectionlora.system.shared_files import Kept, make_together
 from tables.study import add_judging_options, keep_options, training_photographs, unseen_photographs
 
 GUIDANCE_SCALE = RECOMMENDED["targets"]["guidance_scale"]
@@ -111,17 +111,21 @@ def ways(editor: Editor, teachers: Teachers) -> dict[str, tuple[int, Make]]:
     }
 
 
-def draw(folder: Path, key: str, make: Make, pair: Effects, cases: Cases) -> list[Photo]:
+def draw(folder: Path, key: str, make: Make, pair: Effects, cases: Cases) -> Kept[list[Photo]]:
     """Pictures of one pair, kept in a file."""
     path = folder / f"{'+'.join(pair)}-{key}.safetensors"
-    found = read_tensors(path)
-    if found is None:
-        images = to_images(cases.photos)
-        parts = chunks(len(images), MAX_BATCH)
-        made = torch.cat([make(pair, images[part], cases.seeds[part]) for part in parts])
-        found = {"pictures": torch.from_numpy(np.stack(to_photos(made)))}, {}
-        write_tensors(path, *found)
-    return list(found[0]["pictures"].numpy())
+
+    def get() -> list[Photo]:
+        found = read_tensors(path)
+        if found is None:
+            images = to_images(cases.photos)
+            parts = chunks(len(images), MAX_BATCH)
+            made = torch.cat([make(pair, images[part], cases.seeds[part]) for part in parts])
+            found = {"pictures": torch.from_numpy(np.stack(to_photos(made)))}, {}
+            write_tensors(path, *found)
+        return list(found[0]["pictures"].numpy())
+
+    return Kept(path, get)
 
 
 def recognised(
@@ -158,7 +162,7 @@ def make(args: Namespace, progress: Progress) -> None:
     pictures: dict[str, list[list[Photo]]] = {}
     for number, (name, (_, how)) in enumerate(found.items(), 1):
         folder = args.out / "pictures" / name.replace(" ", "-")
-        pictures[name] = processes.make_together([partial(draw, folder, key, how, p, cases) for p in pairs])
+        pictures[name] = make_together([draw(folder, key, how, pair, cases) for pair in pairs])
         progress("pictures", number, len(found), {})
     if processes.is_main():
         effects = {name: ALL_EFFECTS[name] for name in names}

@@ -62,8 +62,9 @@ def load_optimizer(name: str, optimizer: Optimizer, tensors: Mapping[str, Tensor
     """Put back what `optimizer_tensors` took, whole; moments are sharded as their parameters are."""
     parameters = optimizer.param_groups[0]["params"]
     state: dict[int, dict[str, Tensor | int]] = {}
-    for path, tensor in tensors.items():
-        if path.startswith(f"{name}."):
+    for path in tensors:
+        if path.startswith(f"{name}."):  # read only then: each one may come from another process
+            tensor = tensors[path]
             index, key = path.removeprefix(f"{name}.").split(".")
             moment = tensor if key == "step" else processes.shard_like(tensor, parameters[int(index)])
             counter = not isinstance(optimizer, AdamW)  # bitsandbytes counts in a plain number

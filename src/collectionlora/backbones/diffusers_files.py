@@ -13,11 +13,14 @@ from typing import Any
 
 from huggingface_hub import constants, snapshot_download
 from huggingface_hub.utils import get_session
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from collectionlora.collection import MANIFEST
 from collectionlora.system.errors import UserError
 
 INDEX = "model_index.json"
+WEIGHTS = "diffusion_pytorch_model.safetensors"
 ENDPOINT = constants.ENDPOINT
 PROBE_SECONDS = 3
 
@@ -108,3 +111,28 @@ def list_files(base: str) -> tuple[Path, list[Path]]:
             folder = Path(snapshot_download(name, **where, local_files_only=True))
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     return folder, [path for path in files if not any(p[0] == "." for p in path.relative_to(folder).parts)]
+
+
+def read_weight(base: str, part: str, module: str) -> Tensor:
+    """The weight of one module of a model's part, in float32; nothing else is read.
+
+    Raises:
+        UserError: the model is not on this machine, or lacks it.
+    """
+    try:
+        folder, name = list_files(base)[0] / part, f"{module}.weight"
+    except UserError:
+        message = f"{base!r} is not on this machine, and a DoRA teacher means nothing without its weights"
+        raise UserError(MANIFEST, "base", message, f"get it: hf download {base.partition('@')[0]}") from None
+    with opening(base):
+        try:
+            with safe_open(folder / _weights_file(folder, name), framework="pt") as file:
+                return file.get_tensor(name).float()
+        except (KeyError, SafetensorError) as error:
+            raise ValueError(f"{part} lacks {name}: {error}") from None
+
+
+def _weights_file(folder: Path, name: str) -> str:
+    """Where a tensor is; large models are cut into several files."""
+    index = folder / f"{WEIGHTS}.index.json"
+    return str(json.loads(index.read_bytes())["weight_map"][name]) if index.is_file() else WEIGHTS

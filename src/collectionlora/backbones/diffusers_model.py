@@ -9,10 +9,11 @@ Choices made here:
 - Latents outside are float32 on the CPU. They are small; the network's device and dtype end at this border.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from collectionlora.backbones.base import Backbone, Condition, free_memory
-from collectionlora.backbones.diffusers_files import find_class, list_files, locate, opening
+from collectionlora.backbones.diffusers_files import find_class, list_files, locate, opening, read_weight
 from collectionlora.backbones.family import Family, SectionValues
 from collectionlora.backbones.quantization import quantize
 from collectionlora.config import ModelSettings
@@ -46,11 +47,13 @@ LARGE: SectionValues = {
 class KnownBase(NamedTuple):
     """True facts of a base on the hub, so that a plan needs no download.
 
-    The transformer's config, and the number of parameters of the text encoders.
+    The transformer's config, the number of parameters of the text encoders, and what of the VAE's config its
+    class has otherwise.
     """
 
     transformer: dict[str, Any]
     encoder_parameters: int
+    vae: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +93,18 @@ class DiffusersFamily(Family):
         with opening(base):
             return network_class.load_config(**locate(base), subfolder="transformer")
 
+    def empty_vae(self, base: str) -> nn.Module:
+        """The VAE on the meta device."""
+        vae_class = find_class(base, self.vae_class)
+        if known := self.find_known(base):
+            config = dict(known.vae)
+        else:
+            with opening(base):
+                config = vae_class.load_config(**locate(base), subfolder="vae")
+        with torch.device("meta"):
+            vae: nn.Module = vae_class.from_config(config)
+        return vae.eval()
+
     def find_lora_targets(self, network: nn.Module) -> tuple[str, ...]:
         """Names of the linear layers that carry LoRA."""
         layers = (name for name, module in network.named_modules() if isinstance(module, nn.Linear))
@@ -99,6 +114,9 @@ class DiffusersFamily(Family):
         with torch.device("meta"):
             network = find_class(base, self.network_class).from_config(self.transformer_config(base))
         return network, self.find_lora_targets(network)
+
+    def weight_reader(self, base: str) -> Callable[[str], Tensor]:
+        return partial(read_weight, base, "transformer")
 
     def without_weights(
         self, base: str, settings: ModelSettings, depths: Mapping[str, int]
@@ -177,6 +195,8 @@ class DiffusersBackbone(Backbone):
 
     @cached_property
     def vae(self) -> Any:
+        if self.device.type == "meta":  # diffusers' own `to` warns of weights to lose
+            return nn.Module.to(self.family.empty_vae(self.base), self.dtype)
         return self._load(self.family.vae_class, "vae").to(self.device)
 
     @cached_property
@@ -204,12 +224,12 @@ class DiffusersBackbone(Backbone):
     def encode_image(self, images: Tensor) -> Tensor:
         # One at a time: the activations of a VAE are far larger than its latents.
         latents = [self._encode(self._enter(image[None] * 2 - 1)) for image in images]
-        return torch.cat(latents).float().cpu()
+        return self._leave(torch.cat(latents))
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         images = [self._decode(self._enter(latent[None])) for latent in latents]
-        return (torch.cat(images).float().cpu() / 2 + 0.5).clamp(0, 1)
+        return (self._leave(torch.cat(images)) / 2 + 0.5).clamp(0, 1)
 
     def _encode(self, image: Tensor) -> Tensor:
         """An image in [-1, 1], `[1, 3, height, width]`, to normalised latents `[1, C, H, W]`."""
@@ -222,6 +242,10 @@ class DiffusersBackbone(Backbone):
     def _enter(self, tensor: Tensor) -> Tensor:
         """A tensor in the model's dtype, on its device."""
         return tensor.to(self.device, self.dtype)
+
+    def _leave(self, tensor: Tensor) -> Tensor:
+        """A tensor in float32 on the CPU; what has no values stays on the meta device."""
+        return tensor.float() if tensor.is_meta else tensor.float().cpu()
 
     def _guidance(self, batch: int) -> Tensor | None:
         """The guidance input `[batch]` of a guidance-distilled network."""

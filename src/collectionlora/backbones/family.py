@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from collectionlora.backbones.base import Backbone
 from collectionlora.backbones.comfyui import Graph, Student
@@ -64,6 +64,10 @@ class Family(ABC):
     @abstractmethod
     def empty_network(self, base: str) -> tuple[nn.Module, tuple[str, ...]]:
         """The network and its LoRA targets; a large one on the meta device, names and shapes alone."""
+
+    def weight_reader(self, base: str) -> Callable[[str], Tensor] | None:
+        """What reads one module's weight where `empty_network` holds shapes alone."""
+        return None
 
     @abstractmethod
     def list_files(self, base: str) -> tuple[Path, list[Path]]:

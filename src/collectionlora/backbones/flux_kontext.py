@@ -30,6 +30,17 @@ DEV = {
     "guidance_embeds": True,
     "axes_dims_rope": [16, 56, 56],
 }
+DEV_VAE = {
+    "block_out_channels": [128, 256, 512, 512],
+    "down_block_types": ["DownEncoderBlock2D"] * 4,
+    "up_block_types": ["UpDecoderBlock2D"] * 4,
+    "layers_per_block": 2,
+    "latent_channels": 16,
+    "scaling_factor": 0.3611,
+    "shift_factor": 0.1159,
+    "use_quant_conv": False,
+    "use_post_quant_conv": False,
+}
 
 
 @dataclass(frozen=True)
@@ -129,7 +140,7 @@ FLUX_KONTEXT = DiffusersFamily(
     # All 504 linear layers: LoRAs for FLUX in the wild train any of them.
     lora_roots=("",),
     name_part="kontext",
-    known={"black-forest-labs/FLUX.1-Kontext-dev": KnownBase(DEV, 4_885_371_136)},
+    known={"black-forest-labs/FLUX.1-Kontext-dev": KnownBase(DEV, 4_885_371_136, DEV_VAE)},
     recommended={
         **LARGE,
         "model": {**LARGE["model"], "embedded_guidance": 2.5},

@@ -36,13 +36,11 @@ def add(
     Example: collectionlora add my-collection neon-edges --teacher neon.safetensors
     """
     import collectionlora
-    from collectionlora.planning.guard import refuse_too_large
     from collectionlora.system.errors import Interrupted
 
     try:
         with shown_progress() as progress:
             layer = parse_overrides(overrides or [])
-            refuse_too_large("add", folder, layer)
             path = collectionlora.add(folder, names, teacher, teacher_prompt, layer, progress)
     except Interrupted as stopped:
         command = f"collectionlora add {folder} {' '.join(names)}"

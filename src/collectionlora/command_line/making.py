@@ -95,10 +95,7 @@ def teach(folder: Folder, names: Names = None, overrides: Set = None, as_json: J
 
     Example: collectionlora teach my-collection pencil-sketch --set teach.steps=800
     """
-    from collectionlora.planning.guard import refuse_too_large
-
     layer = parse_overrides(overrides or [])
-    refuse_too_large("teach", folder, layer)
     with shown_progress() as progress:
         written = collectionlora.teach(folder, names or [], layer, progress=progress)
     result = {"teachers": [str(path) for path in written]}
@@ -118,11 +115,9 @@ def prompts(
 
     Example: collectionlora prompts my-collection --vlm http://localhost:11434/v1 --model qwen2.5vl
     """
-    from collectionlora.planning.guard import refuse_too_large
     from collectionlora.prompting.endpoint import Endpoint
 
     layer = with_token_cap(parse_overrides(overrides or []), max_tokens_total)
-    refuse_too_large("prompts", folder, layer)
     with shown_progress() as progress:
         result = collectionlora.prompts(folder, Endpoint.of(vlm, model, api_key_env), layer, progress)
     say(as_json, result, prompt_table(result))
@@ -133,11 +128,8 @@ def targets(folder: Folder, overrides: Set = None, recipe: RecipeName = None, as
 
     Example: collectionlora targets my-collection --set targets.samples=4
     """
-    from collectionlora.planning.guard import refuse_too_large
-
     layer = read_layer(overrides, recipe)
     with joined_processes() as progress:
-        refuse_too_large("targets", folder, layer)
         counts = collectionlora.targets(folder, layer, progress=progress)
     say(as_json, counts, "\n".join(f"{name}: {count} targets" for name, count in counts.items()))
 
@@ -151,7 +143,8 @@ def plan(
     rank: Annotated[int | None, typer.Option(min=1, help="of student and critic")] = None,
     teacher_rank: Annotated[int | None, typer.Option(min=1, help="of the effects; default: --rank")] = None,
     photos: Annotated[int, typer.Option(min=1, help="of each effect")] = 20,
-    devices: Annotated[int, typer.Option(min=1, help="how many GPUs")] = 1,
+    devices: Annotated[int, typer.Option(min=1, help="how many GPUs, of all hosts")] = 1,
+    hosts: Annotated[int, typer.Option(min=1, help="how many machines")] = 1,
     sharding: Annotated[
         str | None,
         typer.Option(help="ddp: each holds all; fsdp: each its share; default: model.sharding"),
@@ -181,6 +174,7 @@ def plan(
         photos=photos,
         teacher_rank=teacher_rank,
         devices=devices,
+        hosts=hosts,
         sharding=sharding,
     )
     planned = planning.plan(workload, seconds_per_forward=seconds_per_forward)
@@ -203,12 +197,9 @@ def distill(
 
     Example: collectionlora distill my-collection --set distill.student_updates=1000
     """
-    from collectionlora.planning.guard import refuse_too_large
-
     layer = read_layer(overrides, recipe)
     try:
         with joined_processes() as progress:
-            refuse_too_large("distill", folder, layer)
             path = collectionlora.distill(folder, run, layer, resume, again, progress)
     except Interrupted as stopped:
         tell(f"{stopped}; go on with: collectionlora distill {folder} --run {run} --resume")

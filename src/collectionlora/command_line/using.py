@@ -138,13 +138,11 @@ def bench(
     Example: collectionlora bench my-collection --methods teacher,student,student-4,stack
     Example: collectionlora bench my-collection --baseline before.json --margin 0.5
     """
-    from collectionlora.planning.guard import refuse_too_large
     from collectionlora.prompting.endpoint import Endpoint
 
     layer = with_token_cap(parse_overrides(overrides or []), max_tokens_total)
     endpoint = Endpoint.of(judge, judge_model, api_key_env, "--judge")
     with joined_processes() as progress:
-        refuse_too_large("bench", folder, layer)
         metrics = collectionlora.bench(
             folder,
             photos,

@@ -48,10 +48,12 @@ from collectionlora.system import processes
 from collectionlora.system.errors import UserError
 from collectionlora.system.files import fingerprint, read_tensors, write_tensors
 from collectionlora.system.progress import Progress
+from collectionlora.system.shared_files import Kept, carry, make_together
 from collectionlora.system.version import __version__
 
 DEFAULT_METHODS = ("source", TEACHER, STUDENT)
 TRUTH = "truth"
+Timed = tuple[list[Photo], float]  # pictures, and the seconds that each took
 
 
 class MethodMaker:
@@ -133,12 +135,17 @@ def find_adapter(collection: Collection, name: str) -> Path:
     role, _ = split_steps(name)
     if role == STUDENT:
         return adapter_path(collection.folder)
-    path = collection.folder / "runs" / role / collection.result.name
+    path = run_adapter(collection, role)
     if not path.exists():
         known = ", ".join((SOURCE.name, TRUTH, TEACHER, "teacher-8", STUDENT, "student-4", *BASELINES))
         hint = f"choose from {known}, or name a finished run"
         raise UserError("", "--methods", f"{name!r} is no method", hint)
     return path
+
+
+def run_adapter(collection: Collection, name: str) -> Path:
+    """Where a run of a name leaves its adapter."""
+    return collection.folder / "runs" / split_steps(name)[0] / collection.result.name
 
 
 def split_steps(name: str) -> tuple[str, int | None]:
@@ -147,18 +154,18 @@ def split_steps(name: str) -> tuple[str, int | None]:
     return (role, int(steps)) if role and steps.isdecimal() else (name, None)
 
 
-def draw(maker: MethodMaker, method: Method, name: str, kind: str, cases: Cases) -> tuple[list[Photo], float]:
-    """A method's pictures of one effect or of the ordinary edits, and the seconds of each."""
+def draw(maker: MethodMaker, method: Method, name: str, kind: str, cases: Cases) -> Kept[Timed]:
+    """A method's pictures of one effect or of the ordinary edits."""
     make_all = partial(make_edits, method, cases) if kind == GENERAL else partial(make, method, kind, cases)
-    return load_or_make(maker.collection, maker.path(name, kind, cases), make_all)
+    path = picture_path(maker.collection, maker.path(name, kind, cases))
+    return Kept(path, partial(load_or_make, path, make_all))
 
 
-def draw_strip(maker: MethodMaker, strip: Strip, name: str, effect: str, cases: Cases) -> list[Photo]:
+def draw_strip(maker: MethodMaker, strip: Strip, name: str, effect: str, cases: Cases) -> Kept[Timed]:
     """The first photo under an effect, by rising strength."""
     make_strip = partial(strip, effect, cases.photos[0], cases.seeds[0])
-    return load_or_make(
-        maker.collection, f"{name}/{effect}-strip-{maker.key(name, effect, cases)}", make_strip
-    )[0]
+    path = picture_path(maker.collection, f"{name}/{effect}-strip-{maker.key(name, effect, cases)}")
+    return Kept(path, partial(load_or_make, path, make_strip))
 
 
 def picture_path(collection: Collection, name: str) -> Path:
@@ -181,11 +188,8 @@ def encode_cases(
     maker.session.backbone.release_encoders()
 
 
-def load_or_make(
-    collection: Collection, name: str, make_all: Callable[[], list[Photo]]
-) -> tuple[list[Photo], float]:
-    """Pictures from their file, or made and put there, and the seconds that each took."""
-    path = picture_path(collection, name)
+def load_or_make(path: Path, make_all: Callable[[], list[Photo]]) -> Timed:
+    """Pictures from their file, or made and put there."""
     found = read_tensors(path)
     if found is None:
         began = time.perf_counter()
@@ -209,7 +213,7 @@ def make_pictures(
         methods[name] = maker.method(name)
     encode_cases(maker, methods, kinds, cases)
     for index, (name, method) in enumerate(methods.items()):
-        drawn = processes.make_together([partial(draw, maker, method, name, kind, cases) for kind in kinds])
+        drawn = make_together([draw(maker, method, name, kind, cases) for kind in kinds])
         pictures[name] = {kind: made for kind, (made, _) in zip(kinds, drawn, strict=True)}
         seconds[name] = float(np.median([each for _, each in drawn]))
         progress("pictures", index + 1, len(names), {})
@@ -221,8 +225,8 @@ def make_strips(maker: MethodMaker, methods: Mapping[str, Method], cases: Cases)
     for name, method in methods.items():
         if method.strip is not None:
             effects = [e.name for e in maker.collection.effects]
-            drawn = [partial(draw_strip, maker, method.strip, name, effect, cases) for effect in effects]
-            return dict(zip(effects, processes.make_together(drawn), strict=True))
+            drawn = make_together([draw_strip(maker, method.strip, name, e, cases) for e in effects])
+            return {effect: strip for effect, (strip, _) in zip(effects, drawn, strict=True)}
     return {}
 
 
@@ -245,16 +249,18 @@ def run_bench(
     """
     began = time.perf_counter()
     check_library(settings.bench)
-    for name in names:  # a wrong one is known before anything is done
-        if name not in (SOURCE.name, TRUTH, *BASELINES) and split_steps(name)[0] != TEACHER:
-            find_adapter(collection, name)
+    trained = [n for n in names if n not in (SOURCE.name, TRUTH, *BASELINES) and split_steps(n)[0] != TEACHER]
+    carry([collection.result, *(run_adapter(collection, name) for name in trained)])
+    for name in trained:  # a wrong one is known before anything is done
+        find_adapter(collection, name)
     cases = heldout.draw(collection, settings.data.resolution)
     truths = Truths(collection, cases, heldout.photographs)
     maker = MethodMaker(collection, settings, truths, progress, bool({*names} & {*BASELINES}))
     methods, pictures, seconds = make_pictures(maker, names, cases, progress)
     strips = make_strips(maker, methods, cases)
-    with processes.main_first():  # what it trains and asks, the others find
-        facts = measure(maker, methods, pictures, heldout, vlm, progress)
+    # The judge is asked once, and a classifier trained once.
+    measured = measure(maker, methods, pictures, heldout, vlm, progress) if processes.is_main() else {}
+    facts = processes.from_main(measured)
     for name, row in facts["methods"].items():
         row["seconds_per_image"] = seconds[name]
     metrics = {

@@ -51,12 +51,14 @@ def check_collection(folder: Path) -> dict[str, Any]:
         found.attempt(collection.general_prompts)
         found.attempt(read_kept, collection.folder / PROMPTS)
         left_out = check_photos(collection, found)
-        base = found.attempt(base_weights, collection.manifest.base)
+        name = collection.manifest.base
+        base = found.attempt(base_weights, name)
         for effect in collection.effects:
             path = found.attempt(collection.teacher_path, effect)
-            lora = found.attempt(read_teacher, path, base) if path and base is not None else None
-            if lora and base is not None:
-                effects.append({"name": effect.name, **lora.report(len(base))})
+            if path and base is not None:
+                lora = found.attempt(read_teacher, path, base, family_of(name).weight_reader(name))
+                if lora:
+                    effects.append({"name": effect.name, **lora.report(len(base))})
     problems = [problem.as_dict() for problem in found.problems]
     return {"ok": not problems, "problems": problems, "effects": effects, "left_out": left_out}
 

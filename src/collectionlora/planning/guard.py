@@ -1,17 +1,21 @@
 """Nothing starts that cannot end: a verb's plan against the GPU's free memory, before anything is loaded.
 
-Without a GPU nothing is compared, and nothing is imported for it.
+The package's functions pass through `guarded`, and so does the command line, which calls them. Without a GPU
+nothing is compared, and nothing is imported for it.
 """
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import torch
 
 from collectionlora.adapters.recipe import adapter_path, read_adapter
 from collectionlora.backbones import family_of
-from collectionlora.collection import Collection
+from collectionlora.collection import Collection, open_collection
 from collectionlora.config import replace_settings, resolve
 from collectionlora.system import processes
 from collectionlora.system.errors import UserError
@@ -19,14 +23,40 @@ from collectionlora.system.errors import UserError
 if TYPE_CHECKING:
     from collectionlora.planning.workload import Workload
 
+SHARED = ("targets", "distill", "bench")  # several processes share their work, each with a GPU of its own
+T = TypeVar("T")
+P = ParamSpec("P")
+
+
+def guarded(verb: str, function: Callable[P, T]) -> Callable[P, T]:
+    """A verb's function, which refuses to start where its plan needs more than is free.
+
+    It has the arguments `collection` and, but for "edit", `overrides`.
+    """
+    signature = inspect.signature(function)
+
+    @wraps(function)
+    def compared(*args: P.args, **kwargs: P.kwargs) -> T:
+        given = signature.bind(*args, **kwargs).arguments
+        with processes.joined() if verb in SHARED else nullcontext():
+            if verb == "edit":
+                refuse_too_large_adapter(verb, given["collection"])
+            else:
+                refuse_too_large(verb, given["collection"], given.get("overrides") or {})
+            return function(*args, **kwargs)
+
+    return compared
+
 
 def free_bytes() -> int | None:
     """Of this process' GPU; None without one."""
     return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else None
 
 
-def refuse_too_large(verb: str, folder: Path, overrides: Mapping[str, Mapping[str, Any]]) -> None:
-    """Compare a verb over a collection's folder with what is free; a small base needs no look.
+def refuse_too_large(
+    verb: str, collection: Collection | Path | str, overrides: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """Compare a verb over a collection with what is free; a small base needs no look.
 
     Raises:
         UserError: the plan needs more than is free.
@@ -34,16 +64,17 @@ def refuse_too_large(verb: str, folder: Path, overrides: Mapping[str, Mapping[st
     free = free_bytes()
     if free is None:
         return
-    base = Collection.load(folder).manifest.base
+    collection = open_collection(collection)
+    base = collection.manifest.base
     if not family_of(base).block_stacks(base):
         return
     from collectionlora.planning.workload import make_workload
 
-    workload = make_workload(folder, None, None, None, overrides, devices=processes.world_size())
-    _compare(verb, workload, free, f"collectionlora plan {folder} says what to lower by --set")
+    workload = make_workload(collection, None, None, None, overrides, devices=processes.world_size())
+    _compare(verb, workload, free, f"collectionlora plan {collection.folder} says what to lower by --set")
 
 
-def refuse_too_large_adapter(verb: str, place: Path) -> None:
+def refuse_too_large_adapter(verb: str, place: Path | str) -> None:
     """The same of a finished adapter, which says itself how its base is held.
 
     Raises:
@@ -52,7 +83,7 @@ def refuse_too_large_adapter(verb: str, place: Path) -> None:
     free = free_bytes()
     if free is None:
         return
-    lora, recipe = read_adapter(adapter_path(place))
+    lora, recipe = read_adapter(adapter_path(Path(place)))
     if not family_of(recipe.base).block_stacks(recipe.base):
         return
     from collectionlora.planning.workload import Workload

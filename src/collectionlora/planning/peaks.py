@@ -126,6 +126,24 @@ def teaching_peaks(workload: Workload, depths: Mapping[str, int]) -> list[int]:
     return [peak - start for peak in tally.peaks[setup:]]
 
 
+@lru_cache
+def vae_bytes(workload: Workload) -> tuple[int, int]:
+    """The VAE's weights, and the most that it makes while it encodes or decodes one photo."""
+    if not family_of(workload.base).block_stacks(workload.base):
+        return 0, 0  # the nano base's latents are pixels
+    side, tally = workload.settings.data.resolution, MemoryTally()
+    shallow = dict.fromkeys(family_of(workload.base).block_stacks(workload.base), 1)
+    with tally, flash_on_meta(), torch.device("meta"):
+        backbone = load_empty(workload, shallow)
+        before = tally.live
+        backbone.encode_image(torch.empty(1, 3, 16, 16))  # loads it
+        weights = tally.live - before
+        tally.begin_phase()
+        latents = backbone.encode_image(torch.empty(1, 3, side, side))
+        backbone.decode(latents)
+    return weights, tally.peaks[-1] - before - weights
+
+
 def at_depth(workload: Workload, measure: Callable[[Workload, Mapping[str, int]], list[int]]) -> int:
     """The largest of the peaks that `measure` finds, at the base's true depth.
 
@@ -166,4 +184,4 @@ def step_of(workload: Workload) -> Workload:
     """The same for all requests whose steps make the same tensors."""
     held = {"moments": "float32", "ema_on_host": False}
     settings = replace_settings(workload.settings, model={"quantization": "none"}, distill=held)
-    return replace(workload, settings=settings, effects=1, photos=1, devices=1, sharding="ddp")
+    return replace(workload, settings=settings, effects=1, photos=1, devices=1, hosts=1, sharding="ddp")

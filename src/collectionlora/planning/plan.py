@@ -16,7 +16,13 @@ from collectionlora.adapters.roles import STUDENT, TEACHER, target_weights
 from collectionlora.backbones import family_of
 from collectionlora.backbones.base import Backbone
 from collectionlora.config import Settings
-from collectionlora.planning.peaks import activation_bytes, sampling_bytes, step_of, teaching_bytes
+from collectionlora.planning.peaks import (
+    activation_bytes,
+    sampling_bytes,
+    step_of,
+    teaching_bytes,
+    vae_bytes,
+)
 from collectionlora.planning.rows import Sizes, count_forwards, plan_verbs
 from collectionlora.planning.workload import Workload
 from collectionlora.system.errors import UserError
@@ -69,12 +75,16 @@ def check(workload: Workload, backbone: Backbone) -> None:
     """Refuse what no run could be.
 
     Raises:
-        UserError: the resolution does not fit the base, or a sharding has nothing to share.
+        UserError: the resolution does not fit the base, devices do not lie equally on the hosts, or there is
+            nothing to share.
     """
     side, multiple = workload.settings.data.resolution, backbone.side_multiple
     if side % multiple:
         hint = f"write a multiple of {multiple}"
         raise UserError("--set", "data.resolution", f"{side} does not fit the base", hint)
+    if workload.devices % workload.hosts:
+        message = f"{workload.devices} do not lie equally on {workload.hosts} hosts"
+        raise UserError("--devices", "", message, "give a multiple of --hosts")
     if workload.sharding == "fsdp" and not family_of(workload.base).block_stacks(workload.base):
         raise UserError("--sharding", "fsdp", "the nano base is too small to share", "leave it out")
     if workload.sharding == "fsdp" and workload.settings.model.quantization != "none":
@@ -119,6 +129,7 @@ def count_sizes(workload: Workload, backbone: Backbone, step: Workload) -> Sizes
     # With quantisation one layer at a time is unpacked.
     packed = settings.model.quantization != "none"
     unpacked = round(whole * max(w.numel() for w in weights)) if packed else 0
+    vae, picture = vae_bytes(step)
     return Sizes(
         base=base_bytes(network, targets, settings),
         whole_base=round(whole * sum(p.numel() for p in network.parameters())),
@@ -131,6 +142,8 @@ def count_sizes(workload: Workload, backbone: Backbone, step: Workload) -> Sizes
         activations=activation_bytes(step) + unpacked,
         sampling=sampling_bytes(step) + unpacked,
         teaching=teaching_bytes(step) + unpacked,
+        vae=vae,
+        picture=picture,
         cache=cache_bytes(workload, backbone),
         teachers=workload.effects * loras[TEACHER],
     )
@@ -159,7 +172,8 @@ def plan(
     devices = workload.devices if workload.sharding == "fsdp" else 1
     shared = sizes.base + sizes.trained + sizes.optimizer  # all but the teacher slot
     total = -(-shared // devices) + sizes.loras[TEACHER] + gathered + sizes.activations
-    verbs = plan_verbs(workload, sizes, max(total, start), seconds_per_forward)
+    held = -(-(shared - sizes.gradient) // devices) + sizes.loras[TEACHER] + gathered
+    verbs = plan_verbs(workload, sizes, max(total, start), held, seconds_per_forward)
     forwards, backwards = count_forwards(settings)
     return {
         "base_parameters": sum(p.numel() for p in backbone.network.parameters()),

@@ -27,6 +27,7 @@ class Sizes:
         activations: the most in a step beyond weights, gradients and moments.
         sampling: workspace of the samplers.
         teaching: as `activations`, of `teach`.
+        vae: weights of the VAE; `picture` what it makes while it encodes or decodes one photo.
         cache: on disk, of latents and encoded prompts.
         teachers: of all converted teachers.
     """
@@ -42,6 +43,8 @@ class Sizes:
     activations: int
     sampling: int
     teaching: int
+    vae: int
+    picture: int
     cache: int
     teachers: int
 
@@ -62,19 +65,21 @@ class Sizes:
 
 
 def plan_verbs(
-    workload: Workload, sizes: Sizes, step: int, seconds_per_forward: float | None
+    workload: Workload, sizes: Sizes, step: int, held: int, seconds_per_forward: float | None
 ) -> dict[str, dict[str, Any]]:
-    """By verb `device_bytes`, `host_bytes` of a process, `machine_bytes` of all its processes with the mapped
-    teachers, `disk_bytes`, and `seconds`, None without `seconds_per_forward`.
+    """By verb `device_bytes`, `host_bytes` of a process, `machine_bytes` of all processes of a host with the
+    mapped teachers, `disk_bytes`, and `seconds`, None without `seconds_per_forward`.
 
     Args:
         step: bytes on a device in a step of the distillation.
+        held: bytes on a device between two steps, when previews are made.
     """
-    device, host = device_bytes(workload, sizes, step), host_bytes(sizes)
+    device, host = device_bytes(workload, sizes, step, held), host_bytes(sizes)
     disk, forwards = disk_bytes(workload, sizes), count_verb_forwards(workload)
     rows = {}
     for verb in VERBS:
-        processes = workload.devices if verb in ("targets", "distill", "bench") else 1
+        of_host = workload.devices // workload.hosts
+        processes = of_host if verb in ("targets", "distill", "bench") else 1
         mapped = 0 if verb in ("teach", "prompts", "edit", "studio") else sizes.teachers
         rows[verb] = {
             "device_bytes": device[verb],
@@ -86,23 +91,28 @@ def plan_verbs(
     return rows
 
 
-def device_bytes(workload: Workload, sizes: Sizes, step: int) -> dict[str, int]:
-    """The most on one device; encoders and network take turns, but in `studio`."""
+def device_bytes(workload: Workload, sizes: Sizes, step: int, held: int) -> dict[str, int]:
+    """The most on one device.
+
+    Encoders and network take turns, but in `studio`. The VAE stays beside the network once it has decoded.
+    """
     taught = 4 * workload.settings.teach.rank * sizes.one_rank  # weights, gradients and both moments
-    used = sizes.base + sizes.loras[STUDENT] + sizes.sampling
-    sampled = used + sizes.loras[TEACHER]
-    distilled = max(sampled + sizes.trained - sizes.loras[STUDENT], step)
+    shown = sizes.vae + max(sizes.sampling, sizes.picture)
+    used = sizes.base + sizes.loras[STUDENT]
+    sampled = used + sizes.loras[TEACHER] + sizes.sampling
+    distilled = max(sampled + sizes.trained - sizes.loras[STUDENT], step, held + shown)
     network = {
         "teach": sizes.base + taught + sizes.teaching,
         "prompts": 0,
         "targets": sampled,
         "distill": distilled,
-        "bench": sampled,
+        "bench": used + sizes.loras[TEACHER] + shown,
         "add": distilled,
-        "edit": used,
+        "edit": used + shown,
     }
-    turns = {verb: max(size, sizes.encoders) for verb, size in network.items()}
-    return {**turns, "studio": used + sizes.encoders}
+    encoding = sizes.encoders + sizes.vae + sizes.picture
+    turns = {verb: max(size, encoding) for verb, size in network.items()}
+    return {**turns, "studio": used + sizes.encoders + shown}
 
 
 def host_bytes(sizes: Sizes) -> dict[str, int]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from collectionlora.adapters.roles import STUDENT, TEACHER, critic_role
 from collectionlora.backbones import family_of
-from collectionlora.collection import Collection
+from collectionlora.collection import Collection, open_collection
 from collectionlora.config import Settings, replace_settings, resolve
 from collectionlora.runs.session import resolve_settings
 from collectionlora.system.errors import UserError
@@ -21,6 +21,7 @@ class Workload:
         photos: of each effect.
         teacher_rank: the largest rank of the effects' LoRAs.
         references: the most reference images of an effect.
+        devices: GPUs of all `hosts`.
         sharding: what each of several devices holds: all (`ddp`), or its share (`fsdp`).
     """
 
@@ -31,6 +32,7 @@ class Workload:
     teacher_rank: int | None = None
     references: int = 0
     devices: int = 1
+    hosts: int = 1
     sharding: str = "ddp"
 
     def ranks(self) -> dict[str, int]:
@@ -45,7 +47,7 @@ class Workload:
 
 
 def make_workload(
-    folder: Path | None,
+    collection: Collection | Path | None,
     base: str | None,
     effects: int | None,
     rank: int | None,
@@ -53,7 +55,7 @@ def make_workload(
     sharding: str | None = None,
     **rest: Any,
 ) -> Workload:
-    """A workload from a collection's folder, or from a base alone; `rest` as in `Workload`.
+    """A workload from a collection, or from a base alone; `rest` as in `Workload`.
 
     Args:
         sharding: by default what `model.sharding` says.
@@ -61,14 +63,14 @@ def make_workload(
     Raises:
         UserError: neither or both are given, no such collection or base, or an unknown sharding.
     """
-    if (folder is None) == (base is None):
+    if (collection is None) == (base is None):
         raise UserError("plan", "", "needs a folder or --base, and not both", "leave one out")
     if sharding not in (None, "ddp", "fsdp"):
         raise UserError("--sharding", sharding, "is no sharding", "write ddp or fsdp")
     ranks = {"student": {"rank": rank}, "critic": {"rank": rank}} if rank else {}
     layer = {name: {**ranks.get(name, {}), **overrides.get(name, {})} for name in {*ranks, *overrides}}
-    if folder is not None:
-        collection = Collection.load(folder)
+    if collection is not None:
+        collection = open_collection(collection)
         settings = resolve_settings(collection, layer)
         rest["references"] = max(len(e.references) for e in collection.effects)
         base, effects = collection.manifest.base, effects or len(collection.effects)

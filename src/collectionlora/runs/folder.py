@@ -61,6 +61,20 @@ def _holder(text: str) -> str:
         return "another process"
 
 
+def refuse_elsewhere(folder: Path) -> None:
+    """A run goes on where it was; without a shared folder another host may be the main one this time.
+
+    Raises:
+        UserError: a process on another host has steps of this run that the main one lacks.
+    """
+    found = checkpoints(folder / CHECKPOINTS)
+    newest = found[0].name if found else ""
+    if processes.any_process(newest > processes.from_main(newest)):
+        message = "holds steps on another host than that of rank 0"
+        hint = "give that host --node-rank 0 and --master-addr, or remove the folder there"
+        raise UserError(folder, "", message, hint)
+
+
 def refuse_unfinished(folder: Path) -> None:
     """A new run must not take the place of one that has steps left.
 
@@ -92,8 +106,10 @@ def is_finished(folder: Path) -> bool:
 
 def set_aside(folder: Path) -> None:
     """Move all that a run left in a folder, which this process holds, into a dated folder beside it."""
+    if not processes.is_main():
+        return
     left = [path for path in folder.iterdir() if path.name != LOCK]
-    if not processes.is_main() or not left:
+    if not left:
         return
     aside = name_by_date(folder)
     aside.mkdir()
@@ -113,7 +129,7 @@ def changes(folder: Path, facts: Mapping[str, Any]) -> str:
 
 
 def begin(folder: Path, facts: Mapping[str, Any], resume: bool, anyway: bool = False) -> bool:
-    """Get a folder ready for a run; returns whether to resume.
+    """Get a folder ready for a run, in the main process; returns whether to resume.
 
     Args:
         facts: what the result depends on. Where they have changed, the checkpoints are of another run.
@@ -123,9 +139,8 @@ def begin(folder: Path, facts: Mapping[str, Any], resume: bool, anyway: bool = F
     if different:
         log.warning("%s: %s; the run %s", folder, different, "goes on" if anyway else "starts again")
         resume = anyway
-    if processes.is_main():
-        if not resume:
-            drop_checkpoints(folder / CHECKPOINTS)
-        if not resume or not (folder / FACTS).exists():
-            write_json(folder / FACTS, dict(facts))
+    if not resume:
+        drop_checkpoints(folder / CHECKPOINTS)
+    if not resume or not (folder / FACTS).exists():
+        write_json(folder / FACTS, dict(facts))
     return resume

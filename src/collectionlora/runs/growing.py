@@ -41,7 +41,8 @@ def enter_teacher(collection: Collection, name: str, teacher: Path, teacher_prom
     if name in (e.name for e in collection.effects):
         raise UserError(place, name, "is in the manifest already", "leave out --teacher")
     base = collection.manifest.base
-    read_teacher(teacher, target_weights(*family_of(base).empty_network(base)))
+    family = family_of(base)
+    read_teacher(teacher, target_weights(*family.empty_network(base)), family.weight_reader(base))
     prompt = teacher_prompt or read_header(teacher).get("teacher_prompt")
     if not prompt:
         message = "the file does not say what it was trained with"

@@ -12,6 +12,7 @@ from collectionlora.runs.folder import begin, hold
 from collectionlora.runs.inputs import record_inputs
 from collectionlora.runs.trainer import Step, StepProgress, train
 from collectionlora.system import processes
+from collectionlora.system.errors import UserError
 from collectionlora.system.files import write_json
 
 SETTINGS = "settings.json"
@@ -44,10 +45,14 @@ class Run:
 
         Raises:
             Interrupted: the user stopped it; its state is saved.
-            UserError: see `trainer.train`.
+            UserError: see `trainer.train`; processes that would train on other facts.
         """
-        with processes.main_first():  # others compare their facts with those that it wrote
-            resume = begin(self.folder, facts, resume, anyway)
+        different = processes.find_different(facts)
+        if different:
+            hint = "give all hosts the same command, collection and version"
+            raise UserError(self.folder, different, "is not the same in all processes", hint)
+        begun = begin(self.folder, facts, resume, anyway) if processes.is_main() else resume
+        resume = processes.from_main(begun)
         if processes.is_main():
             write_json(self.folder / SETTINGS, settings.model_dump(mode="json"))
             record_inputs(self.folder, collection, inputs)

@@ -7,7 +7,6 @@ one: each file's noise is its own, so it is the same whoever makes it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +22,10 @@ from collectionlora.config import Settings
 from collectionlora.pictures.photos import chunks, fit, read_images, read_photo
 from collectionlora.sampling import Denoiser, sample_many_steps
 from collectionlora.streams import EffectData, GeneralData
-from collectionlora.system import processes
 from collectionlora.system.errors import UserError
 from collectionlora.system.files import fingerprint, read_tensors, write_tensors
 from collectionlora.system.progress import Progress
+from collectionlora.system.shared_files import Kept, make_together
 
 
 def read_references(
@@ -69,20 +68,28 @@ class TargetMaker:
     def make(self, student_prompts: Mapping[str, str]) -> tuple[list[EffectData], GeneralData]:
         """All effects, and the general stream; `student_prompts` by effect."""
         effects = self.collection.effects
-        encoders = [partial(self._encode_effect, e, student_prompts[e.name]) for e in effects]
-        *encoded, general = processes.make_together([*encoders, self._encode_general])
+        encodings = [self._encode_effect(e, student_prompts[e.name]) for e in effects]
+        *encoded, general = make_together([*encodings, self._encode_general()])
         self.backbone.release_encoders()
-        samplers = [partial(self._effect, *both) for both in zip(effects, encoded, strict=True)]
-        *effect_data, general_data = processes.make_together([*samplers, partial(self._general, general)])
-        return effect_data, general_data
+        samples = [self._sample_effect(*both) for both in zip(effects, encoded, strict=True)]
+        # The bare base's answers if there is a warm start: nothing else reads them.
+        answers = [self._sample_general(general)] if self.settings.match.updates else []
+        sampled = make_together([*samples, *answers])
+        effect_data = [
+            self._effect(effect, tensors, made["targets"])
+            for effect, tensors, made in zip(effects, encoded, sampled, strict=False)
+        ]
+        prompt, uncond = (Prompt.from_tensors(n, general) for n in ("prompt", "uncond"))
+        answered = sampled[-1]["targets"] if answers else None
+        return effect_data, GeneralData(general["sources"], prompt, answered, uncond)
 
-    def _encode_effect(self, effect: Effect, student_prompt: str) -> dict[str, Tensor]:
+    def _encode_effect(self, effect: Effect, student_prompt: str) -> Kept[dict[str, Tensor]]:
         photos = self.collection.photo_paths(effect)
         texts = {"teacher": effect.teacher_prompt, "student": student_prompt, "uncond": ""}
         for_each = {name: [text] * len(photos) for name, text in texts.items()}
         return self._encode(effect.name, photos, for_each, effect)
 
-    def _encode_general(self) -> dict[str, Tensor]:
+    def _encode_general(self) -> Kept[dict[str, Tensor]]:
         """Photos paired with instructions, both drawn."""
         paths, instructions = self.collection.general_photo_paths(), self.collection.general_prompts()
         rng = np.random.default_rng(int(fingerprint(*instructions, *paths), 16))
@@ -97,7 +104,7 @@ class TargetMaker:
         photos: Sequence[Path],
         texts: Mapping[str, Sequence[str]],
         effect: Effect | None = None,
-    ) -> dict[str, Tensor]:
+    ) -> Kept[dict[str, Tensor]]:
         """Latents `sources` of photos, and prompts by name, with one text for each photo.
 
         Of an effect also the latents `references.0`, `references.1` and so on.
@@ -116,11 +123,16 @@ class TargetMaker:
 
         seen = [*photos, *(reference_parts(collection, effect) if effect else [])]
         key = cache_key(collection, self.settings, texts, *seen)
-        return self._cached(f"{what}-encoded", key, make)
+        return self._keep(f"{what}-encoded", key, make)
 
-    def _effect(self, effect: Effect, encoded: Mapping[str, Tensor]) -> EffectData:
-        sources, samples = encoded["sources"], self.settings.targets.samples
+    def _effect(self, effect: Effect, encoded: Mapping[str, Tensor], targets: Tensor) -> EffectData:
         teacher, student, uncond = (Prompt.from_tensors(n, encoded) for n in ("teacher", "student", "uncond"))
+        references = tuple(encoded[f"references.{i}"] for i in range(len(effect.references)))
+        return EffectData(effect.name, encoded["sources"], targets, teacher, student, uncond, references)
+
+    def _sample_effect(self, effect: Effect, encoded: Mapping[str, Tensor]) -> Kept[dict[str, Tensor]]:
+        sources, samples = encoded["sources"], self.settings.targets.samples
+        teacher, uncond = (Prompt.from_tensors(n, encoded) for n in ("teacher", "uncond"))
         references = tuple(encoded[f"references.{i}"] for i in range(len(effect.references)))
         key = effect_key(self.collection, effect, self.settings)
 
@@ -134,15 +146,12 @@ class TargetMaker:
             # With the sources, so that this file alone holds image pairs.
             return {"sources": sources, "targets": targets.unflatten(0, (len(sources), samples))}
 
-        targets = self._cached(effect.name, key, make)["targets"]
-        return EffectData(effect.name, sources, targets, teacher, student, uncond, references)
+        return self._keep(effect.name, key, make)
 
-    def _general(self, encoded: Mapping[str, Tensor]) -> GeneralData:
-        """With the bare base's answers if there is a warm start: nothing else reads them."""
+    def _sample_general(self, encoded: Mapping[str, Tensor]) -> Kept[dict[str, Tensor]]:
+        """The bare base's answers."""
         sources = encoded["sources"]
         prompt, uncond = (Prompt.from_tensors(n, encoded) for n in ("prompt", "uncond"))
-        if not self.settings.match.updates:
-            return GeneralData(sources, prompt, None, uncond)
         instructions, photos = self.collection.general_prompts(), self.collection.general_photo_paths()
         key = cache_key(self.collection, self.settings, self.settings.targets, *instructions, *photos)
 
@@ -152,17 +161,21 @@ class TargetMaker:
             with self.teachers().use(None):
                 return {"targets": self._sample("general", condition, uncond.of_photos(photo), int(key, 16))}
 
-        return GeneralData(sources, prompt, self._cached("general", key, make)["targets"], uncond)
+        return self._keep("general", key, make)
 
-    def _cached(self, name: str, key: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    def _keep(self, name: str, key: str, make: Callable[[], dict[str, Tensor]]) -> Kept[dict[str, Tensor]]:
         self.used[name] = key
         path = cache_path(self.collection, name, key)
-        found = read_tensors(path)
-        if found is None:
-            write_tensors(path, make(), {})
-            # What was made may be laid out otherwise in memory, and then sums round otherwise.
-            return load_file(path)
-        return found[0]
+
+        def get() -> dict[str, Tensor]:
+            found = read_tensors(path)
+            if found is None:
+                write_tensors(path, make(), {})
+                # What was made may be laid out otherwise in memory, and then sums round otherwise.
+                return load_file(path)
+            return found[0]
+
+        return Kept(path, get)
 
     def _sample(self, what: str, condition: Condition, uncond: Prompt, seed: int) -> Tensor:
         total = len(condition.source)

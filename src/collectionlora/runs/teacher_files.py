@@ -5,7 +5,7 @@ room. A file is named after the teacher's contents and all that its conversion d
 """
 
 from collections.abc import Iterator, Mapping
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import cast
 
@@ -21,8 +21,8 @@ from collectionlora.backbones.quantization import whole_weight
 from collectionlora.cache import base_identity, cache_path
 from collectionlora.collection import Collection, Effect
 from collectionlora.config import Settings
-from collectionlora.system import processes
-from collectionlora.system.files import fingerprint, read_tensors, write_tensors
+from collectionlora.system.files import fingerprint, is_whole, write_tensors
+from collectionlora.system.shared_files import Kept, make_together
 
 
 class TeacherFile(Mapping[str, tuple[Tensor, Tensor]]):
@@ -65,11 +65,14 @@ def open_teachers(collection: Collection, dtype: torch.dtype, settings: Settings
         """Loaded for DoRA alone, and not kept: it would lie beside the encoders."""
         return cast(nn.Module, load_backbone(base, settings.model).network)
 
-    def open_teacher(effect: Effect) -> TeacherFile:
-        teacher, model = collection.teacher_path(effect), settings.model
-        key = fingerprint(base, identity, model.dtype, model.quantization, teacher)
+    def keep(effect: Effect) -> Kept[TeacherFile]:
+        model = settings.model
+        key = fingerprint(base, identity, model.dtype, model.quantization, collection.teacher_path(effect))
         path = cache_path(collection, f"teacher-{effect.name}", key)
-        if read_tensors(path) is None:
+        return Kept(path, lambda: open_teacher(collection.teacher_path(effect), path))
+
+    def open_teacher(teacher: Path, path: Path) -> TeacherFile:
+        if not is_whole(path):
             lora = read_teacher(teacher, shapes, lambda name: whole_weight(network().get_submodule(name)))
             tensors: dict[str, Tensor] = {}
             for module, (a, b) in lora.weights.items():
@@ -77,7 +80,7 @@ def open_teachers(collection: Collection, dtype: torch.dtype, settings: Settings
             write_tensors(path, tensors, {"rank": str(lora.rank)})
         return TeacherFile(path)
 
-    opened = processes.make_together([partial(open_teacher, effect) for effect in collection.effects])
+    opened = make_together([keep(effect) for effect in collection.effects])
     network.cache_clear()
     free_memory()
     return dict(zip((effect.name for effect in collection.effects), opened, strict=True))

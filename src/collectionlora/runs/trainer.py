@@ -114,19 +114,23 @@ def train(
 def load_newest(step: Step, checkpoints: Path) -> int:
     """Put a run into the state of its newest whole checkpoint; returns the step that is next.
 
-    Shapes are those of whole tensors, on both sides: a shard has the shape of what it is a share of.
+    The main process reads and proves it, the others get it from there. Shapes are those of whole tensors, on
+    both sides: a shard has the shape of what it is a share of.
 
     Raises:
         UserError: the checkpoint has other tensors than the run.
     """
-    found = latest_checkpoint(checkpoints)
-    if found is None:
+    found = latest_checkpoint(checkpoints) if processes.is_main() else None
+    first, held = found or (0, {})
+    first = processes.from_main(first)
+    if first == 0:
         return 0
-    first, tensors = found
+    tensors = processes.FromMain(held)
     for name, tensor in step.tensors().items():
-        held = list(tensors[name].shape) if name in tensors else "missing"
-        if held != list(tensor.shape):
-            message = f"is {held}, this run needs {list(tensor.shape)}"
+        shape = tensors.shape(name)
+        if shape != list(tensor.shape):
+            found_shape = "missing" if shape is None else shape
+            message = f"is {found_shape}, this run needs {list(tensor.shape)}"
             hint = f"give the settings of {checkpoints.parent / FACTS}, or start a new run"
             raise UserError(checkpoint_path(checkpoints, first), name, message, hint)
     step.load_tensors(tensors)

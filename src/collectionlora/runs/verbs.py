@@ -26,6 +26,7 @@ from collectionlora.runs import growing
 from collectionlora.runs.folder import (
     changes,
     is_finished,
+    refuse_elsewhere,
     refuse_finished,
     refuse_unfinished,
     set_aside,
@@ -221,11 +222,13 @@ def distill(
         raise UserError("", "--again", "cannot go with --resume", "give one of them")
     with open_run(folder) as opened:
         facts = distillation_facts(collection, settings)
+        if not again:
+            refuse_elsewhere(folder)
         if not (resume or again):
             refuse_unfinished(folder)
-            if is_finished(folder) and not changes(folder, facts):
+            if processes.from_main(is_finished(folder) and not changes(folder, facts)):
                 result = folder / collection.result.name
-                if result.exists():
+                if processes.from_main(result.exists()):
                     log.warning("%s: is finished; --again starts over and keeps what is there", folder)
                     return result
                 resume = True  # stopped between its last step and its result

@@ -43,7 +43,8 @@ class Tracker:
     def __init__(self, folder: Path, settings: LogSettings):
         self.folder, self.name = folder, settings.tracker
         self.accelerator: Accelerator | None = None
-        if self.name != "none":
+        # Accelerate finds a main process of its own in each process of a launch on CPUs.
+        if self.name != "none" and processes.is_main():
             self.accelerator = Accelerator(log_with=self.name, project_dir=folder)
             if not self.accelerator.log_with:
                 hint = f"pip install {self.name}, or --set log.tracker=none"

@@ -13,7 +13,7 @@ HINTS = {
 }
 LOWER = "lower data.resolution, distill.batch_size, teach.batch_size, student.rank, critic.rank or teach.rank"
 SAVE = "model.gradient_checkpointing=true, distill.moments=8bit or model.quantization=nf4"
-LEFT = ("closed by peer", "reset by peer", "remote process exited")  # gloo's words and NCCL's
+LEFT = ("closed by peer", "reset by peer", "broken pipe", "remote process exited")  # gloo's words and NCCL's
 MAX_MESSAGE = 600  # characters of a message: what is wrong may be a whole file in one line
 _short = reprlib.Repr()
 _short.maxstring = _short.maxother = 80
@@ -72,5 +72,12 @@ def explain_fault(error: Exception) -> UserError | None:
         hint = f"{LOWER}, or set {SAVE}; what is saved is kept; collectionlora plan counts"
         return UserError("memory", "", f"is not enough ({why})", hint)
     if isinstance(error, RuntimeError) and any(said in text for said in LEFT):
-        return UserError("processes", "", "another process of this launch stopped", "see what it says of why")
+        return process_stopped()
     return None
+
+
+def process_stopped() -> UserError:
+    """Another process of this launch is gone, or its host is."""
+    message = "another process of this launch stopped"
+    hint = "see what it says of why, and start again: distill --resume goes on with any number of processes"
+    return UserError("processes", "", message, hint)

@@ -236,6 +236,18 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         return tensors, file.metadata() or {}
 
 
+def is_whole(path: Path) -> bool:
+    """Whether a safetensors file is there, as long as its header says; a damaged one is told of."""
+    try:
+        with safe_open(path, framework="pt"):
+            return True
+    except FileNotFoundError:
+        return False
+    except (SafetensorError, OSError) as error:
+        log.warning("%s: is damaged (%s); it is made again", path, error)
+        return False
+
+
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]] | None:
     """The same of a file that can be made again; None if there is none, or it is damaged."""
     try:

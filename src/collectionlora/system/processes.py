@@ -11,8 +11,10 @@ Without a launcher there is one process, and everything here does nothing. Choic
 - Small facts (a stop, a barrier) are exchanged on the CPU, whatever the device.
 """
 
+import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+import socket
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -22,11 +24,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from collectionlora.system import heartbeat
 from collectionlora.system.environment import requested_processes
 from collectionlora.system.errors import UserError
+from collectionlora.system.files import fingerprint
 
 T = TypeVar("T")
-# One process may make targets while the others wait; the launcher itself notices one that died.
+# One process may make targets while the others wait; `heartbeat` notices one that died.
 PATIENCE = timedelta(days=1)
 BUCKET = 2**23  # gradients reduced at once, in elements
 
@@ -42,6 +46,8 @@ def joined() -> Iterator[None]:
         _check()
         yield
         return
+    # NCCL's own watchdog would end a process whose peer is gone with a stack of C++, before `heartbeat`.
+    os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
     try:
         dist.init_process_group(timeout=PATIENCE)
     except (ValueError, dist.DistError) as error:
@@ -50,9 +56,27 @@ def joined() -> Iterator[None]:
     try:
         if torch.cuda.is_available():
             torch.cuda.set_device(dist.get_node_local_rank())
-        yield
+        with heartbeat.watch(_connect()):
+            yield
+            barrier()  # nobody is missed who has done its work
     finally:
         dist.destroy_process_group()
+
+
+def _connect() -> list[socket.socket]:
+    """The lines by which processes notice that another one is gone.
+
+    Raises:
+        UserError: the hosts cannot reach each other.
+    """
+    host = os.environ["MASTER_ADDR"]
+    exchange = heartbeat.open_exchange(host) if is_main() else None
+    port = from_main(exchange.getsockname()[1] if exchange else 0)
+    try:
+        return heartbeat.connect(exchange, host, port, world_size() - 1)
+    except OSError as error:
+        hint = "open the ports between the hosts, or give torchrun another --master-addr"
+        raise UserError("environment", "MASTER_ADDR", f"{host}, port {port}: {error}", hint) from None
 
 
 def _check() -> None:
@@ -103,16 +127,33 @@ def share(items: Sequence[T]) -> Sequence[T]:
     return items[rank() :: world_size()]
 
 
-def make_together(makers: Sequence[Callable[[], Any]]) -> list[Any]:
-    """The results of all makers, each of which keeps its result in a file and reads it if it is there.
+def from_main(value: T) -> T:
+    """The main process' value in all of them, for which all must ask: a fact that JSON can hold."""
+    if world_size() == 1:
+        return value
+    text = torch.frombuffer(bytearray(json.dumps(value), "utf-8"), dtype=torch.uint8)
+    size = torch.tensor(len(text))
+    dist.broadcast(size, 0)
+    told = text if is_main() else torch.empty(int(size), dtype=torch.uint8)
+    dist.broadcast(told, 0)
+    fact: T = json.loads(told.numpy().tobytes())
+    return fact
 
-    Every process makes its share; when all are done, everyone reads the rest.
-    """
-    if world_size() > 1:
-        for make in share(makers):
-            make()
-        barrier()
-    return [make() for make in makers]
+
+def find_different(values: Mapping[str, Any]) -> str | None:
+    """The first name whose value is another one in some process, None if there is none; all must ask."""
+    if world_size() == 1:
+        return None
+    every = {"the list of them": list(values)}  # first: another list has another length
+    for facts in (every, values):
+        marks = torch.tensor([int(fingerprint(fact), 16) >> 1 for fact in facts.values()])
+        lowest, highest = marks.clone(), marks.clone()
+        dist.all_reduce(lowest, dist.ReduceOp.MIN)
+        dist.all_reduce(highest, dist.ReduceOp.MAX)
+        for name, same in zip(facts, (lowest == highest).tolist(), strict=True):
+            if not same:
+                return name
+    return None
 
 
 @torch.no_grad()
@@ -121,6 +162,43 @@ def copy_from_main(tensors: Sequence[Tensor]) -> None:
     if world_size() > 1:
         for tensor in tensors:
             dist.broadcast(tensor, 0)
+
+
+class FromMain(Mapping[str, Tensor]):
+    """The main process' whole tensors, on the CPU, each of them sent when it is asked for.
+
+    All processes must ask for the same ones in the same order, so that a process holds one at a time.
+
+    Args:
+        tensors: those of the main process; what the others give is not looked at.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor]):
+        self._tensors = tensors
+        kinds = {n: (list(t.shape), str(t.dtype).removeprefix("torch.")) for n, t in tensors.items()}
+        self._kinds: dict[str, tuple[list[int], str]] = from_main(kinds)
+
+    def shape(self, name: str) -> list[int] | None:
+        """Of a tensor, which is not sent for it; None if there is none."""
+        return self._kinds[name][0] if name in self._kinds else None
+
+    def __getitem__(self, name: str) -> Tensor:
+        shape, dtype = self._kinds[name]
+        if world_size() == 1:
+            return self._tensors[name]
+        tensor = (
+            self._tensors[name].contiguous() if is_main() else torch.empty(shape, dtype=getattr(torch, dtype))
+        )
+        dist.broadcast(
+            tensor.reshape(-1).view(torch.uint8), 0
+        )  # as bytes: gloo sends not every kind of number
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._kinds)
+
+    def __len__(self) -> int:
+        return len(self._kinds)
 
 
 def whole(tensor: Tensor) -> Tensor:
