@@ -1,6 +1,6 @@
 """The rows of a study in a JSON file, so that it goes on where it was stopped.
 
-`python scripts/toy_table.py docs/results/toy_world.json` prints those of the ablation as docs/toy.md has them.
+`python scripts/toy_table.py docs/results/toy_world.json` prints the table of docs/toy.md.
 """
 
 import json
