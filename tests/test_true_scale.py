@@ -26,6 +26,7 @@ from collectionlora.editing import Editor
 from collectionlora.effectbench.heldout import Heldout, heldout_photographs
 from collectionlora.pictures.photographs import TRAIN, pool
 from collectionlora.pictures.photos import to_images, to_photos
+from collectionlora.pictures.sizes import WorkingSizes
 from collectionlora.runs.session import Session, resolve_settings
 from collectionlora.sampling import Denoiser, sample_many_steps
 
@@ -209,7 +210,7 @@ def test_a_bench_holds_one_base_and_encodes_before_it_loads_it(folder, tmp_path,
     pictures = collection.folder / "bench" / "pictures"
     (made,) = pictures.glob("student/plain-[!s]*")
     judged = load_file(made)["pictures"]
-    cases = Heldout(heldout_photographs(None), pool(TRAIN), 2, [0], 1).draw(collection, 32)
+    cases = Heldout(heldout_photographs(None), pool(TRAIN), 2, [0], 1).draw(collection, WorkingSizes(32, 32))
     editor = Editor.load(collection.folder)
     images, prompts = to_images(cases.photos), [editor.prompt(["plain"])] * 2
     alone = editor.sample(images, prompts, cases.seeds)

@@ -14,7 +14,8 @@ from collectionlora.adapters.roles import STUDENT, Roles
 from collectionlora.backbones import load_backbone
 from collectionlora.backbones.base import Backbone, Condition, encode_condition
 from collectionlora.pictures.destinations import Job, plan_jobs, select_jobs
-from collectionlora.pictures.photos import Photo, chunks, fit, read_photo, resize, to_photos, write_photo
+from collectionlora.pictures.photos import Photo, chunks, read_photo, resize, to_photos, write_photo
+from collectionlora.pictures.sizes import WorkingSizes
 from collectionlora.prompting.triggers import compose
 from collectionlora.sampling import Denoiser, sample_student
 from collectionlora.system.errors import UserError, quote
@@ -133,7 +134,7 @@ class Editor:
 
     def fit(self, photo: Photo) -> Tensor:
         """A photo `[H, W, 3]` as the network takes it: an image in [0, 1], `[1, 3, height, width]`."""
-        return fit(photo, self.recipe.resolution, self.backbone.side_multiple)
+        return WorkingSizes(self.recipe.resolution, self.backbone.side_multiple).show(photo)
 
     def edit(
         self,

@@ -74,6 +74,7 @@ def export(
         file=names.get(format, f"{title}.safetensors"),
         recipe=recipe,
         facts=facts,
+        side_multiple=family.side_multiple if family else 1,
         reduction=reduction,
         previews={effect: f"images/{path.name}" for effect, path in images.items()},
     )

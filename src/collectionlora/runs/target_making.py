@@ -6,7 +6,9 @@ an interrupted run goes on with what is still missing. Several processes share t
 one: each file's noise is its own, so it is the same whoever makes it.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -16,11 +18,27 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from collectionlora.adapters.roles import TeacherLibrary
-from collectionlora.backbones.base import Backbone, Condition, Prompt, repeat_references
-from collectionlora.cache import cache_key, cache_path, effect_key, reference_parts
+from collectionlora.backbones.base import Backbone, Condition, Prompt
+from collectionlora.cache import (
+    cache_key,
+    cache_path,
+    effect_key,
+    find_squares,
+    reference_parts,
+    shape_parts,
+)
 from collectionlora.collection import MANIFEST, Collection, Effect
 from collectionlora.config import Settings
-from collectionlora.pictures.photos import chunks, fit, read_images, read_photo
+from collectionlora.pictures.buckets import (
+    Images,
+    find_buckets,
+    find_images,
+    gather_images,
+    name_images,
+    take,
+)
+from collectionlora.pictures.photos import chunks, read_photo, to_images
+from collectionlora.pictures.sizes import WorkingSizes
 from collectionlora.sampling import Denoiser, sample_many_steps
 from collectionlora.streams import EffectData, GeneralData
 from collectionlora.system import processes
@@ -28,22 +46,41 @@ from collectionlora.system.errors import UserError
 from collectionlora.system.files import fingerprint, read_tensors, write_tensors
 from collectionlora.system.progress import Progress
 
+log = logging.getLogger(__name__)
+
 
 def read_references(
     collection: Collection, effect: Effect, backbone: Backbone, settings: Settings
 ) -> list[Tensor]:
     """An effect's reference images as the network takes them, each `[1, 3, height, width]` in [0, 1]."""
-    paths, side = collection.reference_paths(effect), settings.data.resolution
-    return [fit(read_photo(path), side, backbone.side_multiple) for path in paths]
+    sizes = WorkingSizes(settings.data.resolution, backbone.side_multiple)
+    return [sizes.show(read_photo(path)) for path in collection.reference_paths(effect)]
 
 
-def encode_for_photos(
-    backbone: Backbone, texts: Sequence[str], images: Tensor, references: Sequence[Tensor] = ()
-) -> Prompt:
-    """The prompt of each image: one for all where all texts are the same and the base reads them alone."""
+def encode_photos(
+    backbone: Backbone,
+    images: Iterable[Tensor],
+    texts: Mapping[str, Sequence[str]],
+    references: Sequence[Tensor] = (),
+) -> tuple[Images, dict[str, Prompt]]:
+    """Latents of images, and prompts by name; images are taken one after the other and none is kept.
+
+    Args:
+        images: each `[1, 3, height, width]` in [0, 1].
+        texts: by name, one for each image. A prompt stands for all images where all its texts are the same
+            and the base reads them alone.
+        references: shown beside every image, each like an image.
+    """
+    latents, rows = [], {name: list[Prompt]() for name in texts}
+    for index, image in enumerate(images):
+        latents.append(backbone.encode_image(image)[0])
+        if backbone.prompts_see_photos:
+            for name, written in texts.items():
+                rows[name].append(backbone.encode_prompt([written[index]], [image, *references]))
     if backbone.prompts_see_photos:
-        return backbone.encode_prompt(texts, [images, *repeat_references(references, len(images))])
-    return backbone.encode_prompt(texts[:1] if len(set(texts)) == 1 else texts)
+        return gather_images(latents), {name: Prompt.cat(read) for name, read in rows.items()}
+    alone = {name: written[:1] if len(set(written)) == 1 else written for name, written in texts.items()}
+    return gather_images(latents), {name: backbone.encode_prompt(each) for name, each in alone.items()}
 
 
 class TargetMaker:
@@ -68,6 +105,10 @@ class TargetMaker:
 
     def make(self, student_prompts: Mapping[str, str]) -> tuple[list[EffectData], GeneralData]:
         """All effects, and the general stream; `student_prompts` by effect."""
+        if processes.is_main() and (squares := find_squares(self.collection, self.settings)):
+            names = ", ".join(path.name for path in squares)
+            message = "photos keep their shape now, and an earlier version's squares are not used"
+            log.warning("%s: %s: %s", squares[0].parent, message, names)
         effects = self.collection.effects
         encoders = [partial(self._encode_effect, e, student_prompts[e.name]) for e in effects]
         *encoded, general = processes.make_together([*encoders, self._encode_general])
@@ -105,54 +146,63 @@ class TargetMaker:
         collection, backbone = self.collection, self.backbone
 
         def make() -> dict[str, Tensor]:
-            images = read_images(photos, self.settings)
+            sizes = WorkingSizes.of(self.settings.data, backbone.side_multiple)
             shown = read_references(collection, effect, backbone, self.settings) if effect else []
-            tensors = {"sources": backbone.encode_image(images)}
+            images = (to_images([sizes.read(path)]) for path in photos)
+            sources, prompts = encode_photos(backbone, images, texts, shown)
+            tensors = name_images("sources", sources)
             tensors |= {f"references.{i}": backbone.encode_image(image) for i, image in enumerate(shown)}
-            for name, written in texts.items():
-                tensors |= encode_for_photos(backbone, written, images, shown).tensors(name)
+            for name, prompt in prompts.items():
+                tensors |= prompt.tensors(name)
             self.progress(f"encode {what}", len(photos), len(photos), {})
             return tensors
 
         seen = [*photos, *(reference_parts(collection, effect) if effect else [])]
-        key = cache_key(collection, self.settings, texts, *seen)
+        shapes = shape_parts(collection, photos, self.settings)
+        key = cache_key(collection, self.settings, texts, *seen, *shapes)
         return self._cached(f"{what}-encoded", key, make)
 
     def _effect(self, effect: Effect, encoded: Mapping[str, Tensor]) -> EffectData:
-        sources, samples = encoded["sources"], self.settings.targets.samples
+        sources = find_images("sources", encoded)
         teacher, student, uncond = (Prompt.from_tensors(n, encoded) for n in ("teacher", "student", "uncond"))
         references = tuple(encoded[f"references.{i}"] for i in range(len(effect.references)))
+        data = EffectData(effect.name, sources, sources, teacher, student, uncond, references)
         key = effect_key(self.collection, effect, self.settings)
 
         def make() -> dict[str, Tensor]:
-            photo = torch.arange(len(sources)).repeat_interleave(samples)
-            condition = Condition(
-                teacher.of_photos(photo), sources[photo], repeat_references(references, len(photo))
-            )
-            with self.teachers().use(effect.name):
-                targets = self._sample(effect.name, condition, uncond.of_photos(photo), int(key, 16))
-            # With the sources, so that this file alone holds image pairs.
-            return {"sources": sources, "targets": targets.unflatten(0, (len(sources), samples))}
+            def read(photo: Tensor) -> tuple[Condition, Prompt]:
+                return data.condition(teacher, photo), uncond.of_photos(photo)
 
-        targets = self._cached(effect.name, key, make)["targets"]
-        return EffectData(effect.name, sources, targets, teacher, student, uncond, references)
+            with self.teachers().use(effect.name):
+                samples = self.settings.targets.samples
+                targets = self._sample(effect.name, sources, read, samples, int(key, 16))
+            # With the sources, so that this file alone holds image pairs.
+            return name_images("sources", sources) | name_images("targets", targets)
+
+        return replace(data, targets=find_images("targets", self._cached(effect.name, key, make)))
 
     def _general(self, encoded: Mapping[str, Tensor]) -> GeneralData:
         """With the bare base's answers if there is a warm start: nothing else reads them."""
-        sources = encoded["sources"]
+        sources = find_images("sources", encoded)
         prompt, uncond = (Prompt.from_tensors(n, encoded) for n in ("prompt", "uncond"))
         if not self.settings.match.updates:
             return GeneralData(sources, prompt, None, uncond)
         instructions, photos = self.collection.general_prompts(), self.collection.general_photo_paths()
-        key = cache_key(self.collection, self.settings, self.settings.targets, *instructions, *photos)
+        shapes = shape_parts(self.collection, photos, self.settings)
+        seen = [*instructions, *photos, *shapes]
+        key = cache_key(self.collection, self.settings, self.settings.targets, *seen)
 
         def make() -> dict[str, Tensor]:
-            photo = torch.arange(len(sources))
-            condition = Condition(prompt.of_photos(photo), sources)
-            with self.teachers().use(None):
-                return {"targets": self._sample("general", condition, uncond.of_photos(photo), int(key, 16))}
+            def read(photo: Tensor) -> tuple[Condition, Prompt]:
+                return Condition(prompt.of_photos(photo), take(sources, photo)), uncond.of_photos(photo)
 
-        return GeneralData(sources, prompt, self._cached("general", key, make)["targets"], uncond)
+            with self.teachers().use(None):
+                answers = self._sample("general", sources, read, 1, int(key, 16))
+            return name_images("targets", gather_images([answer[0] for answer in answers]))
+
+        return GeneralData(
+            sources, prompt, find_images("targets", self._cached("general", key, make)), uncond
+        )
 
     def _cached(self, name: str, key: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         self.used[name] = key
@@ -164,18 +214,34 @@ class TargetMaker:
             return load_file(path)
         return found[0]
 
-    def _sample(self, what: str, condition: Condition, uncond: Prompt, seed: int) -> Tensor:
-        total = len(condition.source)
-        noise = torch.randn(condition.source.shape, generator=torch.Generator().manual_seed(seed >> 1))
-        done = []
-        for part in chunks(total, self.backbone.max_batch(condition)):
-            some = condition[part]
-            targets = self.settings.targets
-            denoiser = Denoiser(self.backbone, some, some.with_prompt(uncond[part]), targets.guidance_scale)
-            done.append(sample_many_steps(denoiser, noise[part], targets.steps))
-            self.progress(what, min(part.stop, total), total, {})
-        samples = torch.cat(done)
-        if not torch.isfinite(samples).all():
+    def _sample(
+        self,
+        what: str,
+        sources: Images,
+        read: Callable[[Tensor], tuple[Condition, Prompt]],
+        samples: int,
+        seed: int,
+    ) -> Images:
+        """For each source `samples` images `[samples, C, H, W]` of its size, by the teacher in use.
+
+        Args:
+            read: the condition and the empty prompts of the photos at `[B]`, which have one size.
+        """
+        made: dict[int, Tensor] = {}
+        generator, total = torch.Generator().manual_seed(seed >> 1), samples * len(sources)
+        for bucket in find_buckets(sources):
+            done, photo = [], torch.tensor(bucket).repeat_interleave(samples)
+            condition, uncond = read(photo)
+            noise = torch.randn(condition.source.shape, generator=generator)
+            for part in chunks(len(photo), self.backbone.max_batch(condition)):
+                some, targets = condition[part], self.settings.targets
+                denoiser = Denoiser(
+                    self.backbone, some, some.with_prompt(uncond[part]), targets.guidance_scale
+                )
+                done.append(sample_many_steps(denoiser, noise[part], targets.steps))
+                self.progress(what, samples * len(made) + min(part.stop, len(photo)), total, {})
+            made |= zip(bucket, torch.cat(done).split(samples), strict=True)
+        if not all(torch.isfinite(image).all() for image in made.values()):
             message, hint = "samples that are not finite", "lower targets.guidance_scale or fix the teacher"
             raise UserError(self.collection.folder / MANIFEST, what, f"the teacher makes {message}", hint)
-        return samples
+        return gather_images([made[position] for position in range(len(sources))])
