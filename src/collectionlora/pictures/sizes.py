@@ -7,7 +7,7 @@ targets, benchmark and use all go this way.
 
 import logging
 from dataclasses import dataclass
-from math import sqrt
+from functools import cache
 from pathlib import Path
 
 from torch import Tensor
@@ -16,7 +16,7 @@ from collectionlora.config import DataSettings
 from collectionlora.pictures.photos import Photo, read_photo, resize, to_images
 
 MAX_ASPECT = 3  # of a working size, long side to short side
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 def crop_middle(photo: Photo, max_aspect: float) -> Photo:
@@ -25,6 +25,12 @@ def crop_middle(photo: Photo, max_aspect: float) -> Photo:
     rows, columns = (min(a, max(1, round(max_aspect * b))) for a, b in ((height, width), (width, height)))
     top, left = (height - rows) // 2, (width - columns) // 2
     return photo[top : top + rows, left : left + columns]
+
+
+@cache
+def warn_of_middle(path: Path) -> None:
+    """Say it once, for the general stream draws a photo often."""
+    log.warning("%s: is more than %d times as long as wide; its middle is taken", path, MAX_ASPECT)
 
 
 @dataclass(frozen=True)
@@ -53,7 +59,7 @@ class WorkingSizes:
     def find(self, height: int, width: int) -> tuple[int, int]:
         """Height and width at which the base works on a photo of this height and width."""
         aspect = min(max(height / width, 1 / self.max_aspect), self.max_aspect)
-        sides = self.resolution * sqrt(aspect), self.resolution / sqrt(aspect)
+        sides = self.resolution * aspect**0.5, self.resolution / aspect**0.5
         rows, columns = (max(1, round(side / self.multiple)) for side in sides)
         return rows * self.multiple, columns * self.multiple
 
@@ -85,9 +91,7 @@ class WorkingSizes:
         """
         photo = read_photo(path)
         if not self.square and max(photo.shape[:2]) > MAX_ASPECT * min(photo.shape[:2]):
-            logger.warning(
-                "%s: is more than %d times as long as it is wide; its middle is taken", path, MAX_ASPECT
-            )
+            warn_of_middle(path)
         return self.fit(photo)
 
     def show(self, photo: Photo) -> Tensor:
