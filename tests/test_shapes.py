@@ -365,6 +365,8 @@ def test_squares_of_the_working_size_keep_their_cache_and_other_photos_do_not(tm
     collectionlora.targets(collection)  # which finds those of the photos' shapes
     assert "squares" not in caplog.text
     assert earlier.read_bytes() == b"squares"
+    asked = Session(collection, resolve_settings(collection, {"data": {"crop": "square"}}), False)
+    assert asked.make_targets(ignore).effects[0].sources.shape == (2, 3, 32, 32)
 
 
 @pytest.mark.parametrize("name", ["qwen_image_edit", "flux_kontext"])

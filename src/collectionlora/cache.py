@@ -76,7 +76,8 @@ def effect_key(
     """
     teacher, photos = collection.teacher_path(effect), collection.photo_paths(effect)
     seen = photos + reference_parts(collection, effect)
-    shapes = [] if always_squares else shape_parts(collection, photos, settings)
+    shown = photos + collection.reference_paths(effect)
+    shapes = [] if always_squares else shape_parts(collection, shown, settings)
     return cache_key(collection, settings, settings.targets, effect.teacher_prompt, teacher, *seen, *shapes)
 
 

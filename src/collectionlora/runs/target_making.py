@@ -158,7 +158,8 @@ class TargetMaker:
             return tensors
 
         seen = [*photos, *(reference_parts(collection, effect) if effect else [])]
-        shapes = shape_parts(collection, photos, self.settings)
+        beside = collection.reference_paths(effect) if effect else []
+        shapes = shape_parts(collection, [*photos, *beside], self.settings)
         key = cache_key(collection, self.settings, texts, *seen, *shapes)
         return self._cached(f"{what}-encoded", key, make)
 

@@ -85,14 +85,13 @@ def teach(
     for effect, pairs in zip(effects, encoded, strict=True):
         folder = collection.folder / "runs" / f"teach-{effect.name}"
         seen = teaching_inputs(collection, effect)
-        photos = [path for pair in collection.pair_paths(effect) for path in pair]
         with open_run(folder) as run, Tracker(folder, settings.log) as tracker:
             roles.load(STUDENT, fresh)
             teaching = Teaching(effect.name, backbone, roles, pairs, settings)
             facts = result_settings(settings, ("model", "data", "sampling", "teach")) | {
                 "base": collection.manifest.base,
                 "teacher_prompt": effect.teacher_prompt,
-                "pairs": fingerprint(*seen, *shape_parts(collection, photos, settings)),
+                "pairs": fingerprint(*seen, *shape_parts(collection, seen, settings)),
                 **base_facts(collection.manifest.base),
             }
             report = track(tracker, partial(progress, effect.name))
