@@ -33,7 +33,7 @@ def test_settings_that_change_no_result_are_marked():
         *("distill.checkpoint_every", "distill.keep_checkpoints", "distill.ema_on_host"),
         *(name for name in setting_names() if name.split(".")[0] in ("log", "vlm", "bench")),
     }
-    assert result_settings(Settings(), ["data"]) == {"data.resolution": 64}
+    assert result_settings(Settings(), ["data"]) == {"data.resolution": 64, "data.crop": "none"}
 
 
 def test_the_papers_recipe_is_constant_and_its_critic_sees_random_steps():

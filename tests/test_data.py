@@ -13,9 +13,9 @@ from collectionlora.pictures.photos import (
     resize,
     to_images,
     to_photos,
-    working_size,
     write_photo,
 )
+from collectionlora.pictures.sizes import WorkingSizes
 from collectionlora.system.errors import UserError
 
 RNG = np.random.default_rng(0)
@@ -85,7 +85,7 @@ def test_an_unknown_suffix_is_refused_and_nothing_is_left(tmp_path):
     [(100, 100, (64, 64)), (480, 640, (56, 72)), (10, 5000, (40, 112)), (1, 1, (64, 64))],
 )
 def test_working_size_keeps_aspect_and_area(height, width, expected):
-    assert working_size(height, width, 64, 8) == expected
+    assert WorkingSizes(64, 8).find(height, width) == expected
 
 
 def test_images_and_photos_are_inverse():

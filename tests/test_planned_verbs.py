@@ -70,8 +70,10 @@ def without_peaks(monkeypatch):
 def test_pictures_are_decoded_beside_the_network_and_encoded_beside_the_text_encoders(without_peaks):
     small, large = (make_workload(QWEN, [f"data.resolution={side}"]) for side in (512, 1024))
     weights, picture = peaks.vae_bytes(peaks.step_of(large))
-    assert picture / GIB == pytest.approx(3.38, abs=0.01)
-    assert peaks.vae_bytes(peaks.step_of(small))[1] == pytest.approx(picture / 4, rel=0.02)
+    assert picture / GIB == pytest.approx(3.50, abs=0.01)
+    assert peaks.vae_bytes(peaks.step_of(small))[1] == pytest.approx(
+        picture / 4, rel=0.03
+    )  # sizes are rounded
     planned = plan(large)
     rows = {verb: row["device_bytes"] for verb, row in planned["verbs"].items()}
     student = planned["lora_parameters"] * 4

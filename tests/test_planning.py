@@ -170,7 +170,7 @@ def test_bad_requests_are_one_line(folder):
         make_workload(None, "nano", 1, 8, {}, sharding="half")
     with pytest.raises(UserError, match="too small"):
         plan(Workload("nano", 1, resolve(), devices=2, sharding="fsdp"))
-    with pytest.raises(UserError, match="multiple of 16"):
+    with pytest.raises(UserError, match="multiple of 32"):
         plan(Workload(folder, 1, resolve(SMALL, {"data": {"resolution": 100}})))
     with pytest.raises(UserError, match="cannot be opened"):
         make_workload(None, str(Path(folder) / "transformer"), 1, 8, {}, sharding="ddp")

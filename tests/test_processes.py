@@ -76,7 +76,7 @@ def assert_close(found, expected, atol=1e-6):
 
 
 def write_collection(folder, base):
-    """Two effects over a tiny Qwen."""
+    """Two effects over a tiny Qwen, and photos of three working sizes: processes draw their own."""
     torch.manual_seed(0)
     tiny_pipelines.qwen_image_edit().save_pretrained(base)
     weights = target_weights(*family_of(base).empty_network(base))
@@ -95,8 +95,8 @@ def write_collection(folder, base):
         teacher = {"teacher": f"teachers/{name}.safetensors", "teacher_prompt": f"{name} style"}
         effects.append({"name": name, **teacher, "photos": "photos"})
     rng = np.random.default_rng(0)
-    for index in range(3):
-        pixels = rng.integers(0, 256, (48, 48, 3), dtype=np.uint8)
+    for index, size in enumerate(((48, 48), (40, 120), (120, 40))):
+        pixels = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
         write_photo(folder / "photos" / f"{index}.png", pixels)
     (folder / "general.txt").write_text("blur\nbrighten the photo\n")
     roles = {"student": {"rank": 2, "learning_rate": 1e-3}, "critic": {"rank": 2, "learning_rate": 1e-3}}

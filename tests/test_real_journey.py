@@ -25,6 +25,7 @@ from collectionlora.studio.page import build_page
 from collectionlora.studio.pictures import Studio
 
 SIDE, SEED = 64, 5
+WIDE = {"qwen_image_edit": (32, 96), "flux_kontext": (48, 80)}  # working sizes of these bases
 SETTINGS = {
     "model": {"dtype": "float32", "gradient_checkpointing": True, "condition_resolution": SIDE},
     "data": {"resolution": SIDE},
@@ -131,8 +132,8 @@ def test_from_lora_files_to_a_folder_that_diffusers_runs_alone(name, tmp_path, c
     assert stopped.value.code == 0
     rng = np.random.default_rng(0)
     for sub in ("neon", "clay", "general"):
-        for index in range(2):
-            values = rng.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
+        for index, size in enumerate((WIDE[name], WIDE[name][::-1])):
+            values = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
             Image.fromarray(values).save(folder / "photos" / sub / f"{index}.png")
     manifest = yaml.safe_load((folder / "collection.yaml").read_text()) | {"settings": SETTINGS}
     look = [folder / "photos" / "general" / "0.png"] if name == "qwen_image_edit" else []

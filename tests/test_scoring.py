@@ -14,12 +14,15 @@ from collectionlora.effectbench.truths import Truths, relative_names
 from collectionlora.effects import EFFECTS
 from collectionlora.effects.crops import PhotoPool
 from collectionlora.effects.ordinary_kinds import Edit
-from collectionlora.pictures.photos import crop_square, write_photo
+from collectionlora.pictures.photos import write_photo
+from collectionlora.pictures.sizes import WorkingSizes
 from collectionlora.system.errors import UserError
 
 RNG = np.random.default_rng(0)
-PHOTOGRAPHS = {f"me-{i}": RNG.integers(0, 256, (40, 50, 3), dtype=np.uint8) for i in range(3)}
+SHAPES = ((40, 60, 3), (60, 40, 3), (40, 60, 3))
+PHOTOGRAPHS = {f"me-{i}": RNG.integers(0, 256, shape, dtype=np.uint8) for i, shape in enumerate(SHAPES)}
 SIDE = 32
+SIZES = WorkingSizes(SIDE, 8)
 KINDS = {
     "sepia": {},
     "browned": {"truth": "sepia"},
@@ -43,7 +46,7 @@ def collection(tmp_path):
 @pytest.fixture
 def cases():
     names = list(PHOTOGRAPHS)[:2]
-    photos = [crop_square(PHOTOGRAPHS[name], SIDE) for name in names]
+    photos = [SIZES.fit(PHOTOGRAPHS[name]) for name in names]
     return Cases(photos, [7, 8], [Edit("brighten", photos[0], photos[1], "brighten")], names)
 
 
@@ -60,13 +63,13 @@ def test_a_perceptual_distance_is_zero_for_equal_photos_and_grows_with_damage():
 
 
 def test_the_truth_is_found_by_name_by_field_and_in_a_folder(collection, cases):
-    truths = Truths(collection, cases, PHOTOGRAPHS)
+    truths = Truths(collection, cases, PHOTOGRAPHS, SIZES)
     known = [name for name in KINDS if truths.known(name)]
     assert known == ["sepia", "browned", "painted"]
     assert np.array_equal(truths.outcomes("sepia")[1][0], EFFECTS["sepia"](cases.photos[1]))
     assert np.array_equal(truths.draw("browned")[0], truths.draw("sepia")[0])
     (painted,) = truths.outcomes("painted")[0]
-    assert np.array_equal(painted, crop_square(255 - PHOTOGRAPHS["me-0"], SIDE))
+    assert np.array_equal(painted, SIZES.fit(255 - PHOTOGRAPHS["me-0"]))
     with pytest.raises(UserError, match="free has no known truth; leave out the method truth"):
         truths.method(list(KINDS))
     images = torch.rand(1, 3, SIDE, SIDE)
@@ -75,25 +78,27 @@ def test_the_truth_is_found_by_name_by_field_and_in_a_folder(collection, cases):
 
 
 def test_a_photograph_without_its_true_image_is_named(collection):
-    cases = draw_whole(PHOTOGRAPHS, 3, 0, SIDE)
+    cases = draw_whole(PHOTOGRAPHS, 3, 0, SIZES)
     with pytest.raises(UserError, match="painted: me-2: has no true image for this photograph"):
-        Truths(collection, cases, PHOTOGRAPHS)
+        Truths(collection, cases, PHOTOGRAPHS, SIZES)
 
 
 def test_a_true_image_of_another_shape_is_named(collection, cases):
     folder = next(path for path in collection.folder.rglob("me-0.*") if path.is_file())
     write_photo(folder, PHOTOGRAPHS["me-0"][:, :25])
-    with pytest.raises(UserError, match="has another shape than me-0: 25 x 40, not 50 x 40"):
-        Truths(collection, cases, PHOTOGRAPHS)
+    with pytest.raises(UserError, match="has another shape than me-0: 25 x 40, not 60 x 40"):
+        Truths(collection, cases, PHOTOGRAPHS, SIZES)
 
 
 def test_whole_photographs_are_drawn_without_repeats():
-    cases = draw_whole(PHOTOGRAPHS, 3, 1, SIDE)
+    cases = draw_whole(PHOTOGRAPHS, 3, 1, SIZES)
     assert sorted(cases.names) == sorted(PHOTOGRAPHS)
-    assert {photo.shape for photo in cases.photos} == {(SIDE, SIDE, 3)}
+    assert [photo.shape[:2] for _, photo in sorted(zip(cases.names, cases.photos, strict=True))] == [
+        SIZES.find(*photograph.shape[:2]) for photograph in PHOTOGRAPHS.values()
+    ]
     assert len(cases.edits) == len(draw_crops(PhotoPool(list(PHOTOGRAPHS.values())), 1, 0, SIDE).edits) > 0
     with pytest.raises(UserError, match="--crops: 4 are asked for, there are 3"):
-        draw_whole(PHOTOGRAPHS, 4, 1, SIDE)
+        draw_whole(PHOTOGRAPHS, 4, 1, SIZES)
 
 
 def test_photos_are_known_by_their_path_without_the_suffix(tmp_path):
@@ -102,7 +107,7 @@ def test_photos_are_known_by_their_path_without_the_suffix(tmp_path):
 
 
 def test_an_effect_is_measured_by_what_is_known_of_it(collection, cases):
-    truths = Truths(collection, cases, PHOTOGRAPHS)
+    truths = Truths(collection, cases, PHOTOGRAPHS, SIZES)
     classifier = load_or_train(collection.folder, truths.procedural, PhotoPool(cases.photos), 2, 0)
     pictures = {"copy": {**dict.fromkeys(KINDS, cases.photos), GENERAL: [cases.photos[1]]}}
     meters = [truth_meter(truths), concept_meter(classifier, cases)]

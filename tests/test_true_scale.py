@@ -27,9 +27,10 @@ from collectionlora.editing import Editor
 from collectionlora.effectbench.heldout import Heldout, heldout_photographs
 from collectionlora.pictures.photographs import TRAIN, pool
 from collectionlora.pictures.photos import to_images, to_photos
+from collectionlora.pictures.sizes import WorkingSizes
 from collectionlora.planning.checking import check_collection
 from collectionlora.planning.memory import MemoryTally
-from collectionlora.planning.peaks import vae_bytes
+from collectionlora.planning.peaks import vae_bytes, working_sizes
 from collectionlora.planning.workload import Workload
 from collectionlora.runs.growing import enter_teacher
 from collectionlora.runs.session import Session, resolve_settings
@@ -216,7 +217,7 @@ def test_a_bench_holds_one_base_and_encodes_before_it_loads_it(folder, tmp_path,
     pictures = collection.folder / "bench" / "pictures"
     (made,) = pictures.glob("student/plain-[!s]*")
     judged = load_file(made)["pictures"]
-    cases = Heldout(heldout_photographs(None), pool(TRAIN), 2, [0], 1).draw(collection, 32)
+    cases = Heldout(heldout_photographs(None), pool(TRAIN), 2, [0], 1).draw(collection, WorkingSizes(32, 32))
     editor = Editor.load(collection.folder)
     images, prompts = to_images(cases.photos), [editor.prompt(["plain"])] * 2
     alone = editor.sample(images, prompts, cases.seeds)
@@ -299,12 +300,14 @@ def test_a_photo_is_encoded_and_decoded_in_the_memory_that_is_planned(side, fold
     settings = resolve(
         {"model": {"dtype": "float32", "condition_resolution": 56}, "data": {"resolution": side}}
     )
-    weights, picture = vae_bytes(Workload(str(folder), 1, settings))
+    workload = Workload(str(folder), 1, settings)
+    weights, picture = vae_bytes(workload)
     backbone = load_backbone(str(folder), settings.model)
+    largest, *_ = working_sizes(workload, backbone)
     with MemoryTally() as tally:
         vae = backbone.vae
         assert weights == sum(p.numel() * p.element_size() for p in vae.parameters())
         before = tally.live
         tally.begin_phase()
-        backbone.decode(backbone.encode_image(torch.rand(1, 3, side, side)))
+        backbone.decode(backbone.encode_image(torch.rand(1, 3, *largest)))
     assert picture == pytest.approx(tally.peaks[-1] - before, rel=0.1)

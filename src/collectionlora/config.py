@@ -85,7 +85,14 @@ class ModelSettings(Section):
 
 
 class DataSettings(Section):
-    resolution: int = Field(64, ge=8, description="side of the training images in pixels")
+    resolution: int = Field(
+        64,
+        ge=8,
+        description="working size: photos keep their shape, within the pixels of a square of this side",
+    )
+    crop: Literal["none", "square"] = Field(
+        "none", description="square trains and judges on the middle squares of photos; use keeps their shape"
+    )
 
 
 class RoleSettings(Section):

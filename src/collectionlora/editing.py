@@ -19,13 +19,13 @@ from collectionlora.pictures.photos import (
     Photo,
     Picture,
     chunks,
-    fit,
     read_photo,
     resize,
     to_photo,
     to_photos,
     write_photo,
 )
+from collectionlora.pictures.sizes import WorkingSizes
 from collectionlora.prompting.triggers import compose
 from collectionlora.sampling import Denoiser, sample_student
 from collectionlora.system.errors import UserError, quote
@@ -152,7 +152,7 @@ class Editor:
 
     def fit(self, photo: Photo) -> Tensor:
         """A photo `[H, W, 3]` as the network takes it: an image in [0, 1], `[1, 3, height, width]`."""
-        return fit(photo, self.recipe.resolution, self.backbone.side_multiple)
+        return WorkingSizes(self.recipe.resolution, self.backbone.side_multiple).show(photo)
 
     def edit(
         self,

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from collectionlora.backbones.base import Condition, Prompt, repeat_references
+from collectionlora.pictures.buckets import Images, draw_alike, holds_size, take
 
 # Separate the uses of one (seed, step, rank), so that they are independent of each other.
 ROUTE, BATCH, NOISE, LENGTH, FAVOUR, STOP = range(6)
@@ -64,41 +65,42 @@ def route(
 class EffectData:
     """One effect, encoded: P photos and M teacher samples of each.
 
-    `sources` `[P, C, H, W]`, `targets` `[P, M, C, H, W]`; a prompt has a batch of 1, or of P where the base
-    reads it together with the photo. `references` `[1, C, height, width]` are shown beside every photo.
+    `sources` are P times `[C, H, W]`, `targets` P times `[M, C, H, W]` in the size of their photo; a prompt
+    has a batch of 1, or of P where the base reads it together with the photo. `references`
+    `[1, C, height, width]` are shown beside every photo.
     """
 
     name: str
-    sources: Tensor
-    targets: Tensor
+    sources: Images
+    targets: Images
     teacher_prompt: Prompt
     student_prompt: Prompt
     uncond: Prompt
     references: tuple[Tensor, ...] = ()
 
     def condition(self, prompt: Prompt, photo: Tensor) -> Condition:
-        """What the network reads under one of the prompts, for the photos at `photo` `[B]`."""
+        """What the network reads under one of the prompts, for the photos at `photo` `[B]`, of one size."""
         references = repeat_references(self.references, len(photo))
-        return Condition(prompt.of_photos(photo), self.sources[photo], references)
+        return Condition(prompt.of_photos(photo), take(self.sources, photo), references)
 
 
 @dataclass(frozen=True)
 class GeneralData:
     """The general stream, encoded: N photos, each with an instruction and the bare base's answer.
 
-    `sources` and `targets` `[N, C, H, W]`, `prompt` with a batch of N, `uncond` of 1 or N. The targets serve
-    the warm start alone; without one there are none.
+    `sources` and `targets` are N times `[C, H, W]`, `prompt` has a batch of N, `uncond` of 1 or N. The
+    targets serve the warm start alone; without one there are none.
     """
 
-    sources: Tensor
+    sources: Images
     prompt: Prompt
-    targets: Tensor | None
+    targets: Images | None
     uncond: Prompt
 
 
 @dataclass(frozen=True)
 class Batch:
-    """A batch of one stream or, mixed, of all; the critic reads the student's condition.
+    """A batch of one stream or, mixed, of all, in one size; the critic reads the student's condition.
 
     `effect` is None in the general stream, and in a mixed batch, which no single teacher can answer.
     `target` `[B, C, H, W]` are teacher samples, in the general stream the bare base's. `teacher`, `student`
@@ -181,9 +183,17 @@ class Streams:
         return self._draw(self._route(step, part), step, part, size or self.batch_size)
 
     def mixed_batch(self, step: int, size: int | None = None) -> Batch:
-        """A batch whose samples are each routed by themselves, for losses that ask no teacher."""
-        size = size or self.batch_size
-        parts = [self._draw(self._route(step, part), step, part, 1) for part in range(size)]
+        """A batch whose samples are each routed by themselves, for losses that ask no teacher.
+
+        All have the first one's size. A stream without a photo of it leaves its place to the first one's.
+        """
+        size, own = size or self.batch_size, self._route(step, 0)
+        parts = [self._draw(own, step, 0, 1)]
+        shape = parts[0].student.source.shape[1:]
+        for part in range(1, size):
+            index = self._route(step, part)
+            alike = holds_size(self._sources(index), shape)
+            parts.append(self._draw(index if alike else own, step, part, 1, shape))
         return Batch(
             effect=None,
             target=torch.cat([part.target for part in parts]),
@@ -192,31 +202,36 @@ class Streams:
             uncond=Condition.cat([part.uncond for part in parts]),
         )
 
-    def _draw(self, index: int | None, step: int, part: int, size: int) -> Batch:
-        rng = generator_for(self.seed, step, self.rank, BATCH, part)
-        return self._general(rng, size) if index is None else self._effect(self.effects[index], rng, size)
+    def _sources(self, index: int | None) -> Images:
+        return self.general.sources if index is None else self.effects[index].sources
 
-    def _effect(self, data: EffectData, rng: np.random.Generator, size: int) -> Batch:
-        photos, samples = data.targets.shape[:2]
-        photo = torch.from_numpy(rng.integers(photos, size=size))
-        sample = torch.from_numpy(rng.integers(samples, size=size))
+    def _draw(
+        self, index: int | None, step: int, part: int, size: int, shape: torch.Size | None = None
+    ) -> Batch:
+        """`size` samples of an effect or of the general stream; `shape` is that of the photos' latents."""
+        rng = generator_for(self.seed, step, self.rank, BATCH, part)
+        photo = draw_alike(rng, self._sources(index), size, shape)
+        return self._general(photo) if index is None else self._effect(self.effects[index], photo, rng)
+
+    def _effect(self, data: EffectData, photo: Tensor, rng: np.random.Generator) -> Batch:
+        sample = torch.from_numpy(rng.integers(len(data.targets[0]), size=len(photo)))
         teacher = data.condition(data.teacher_prompt, photo)
         student = teacher.with_prompt(data.student_prompt.of_photos(photo))
         return Batch(
             effect=data.name,
-            target=data.targets[photo, sample],
+            target=take(data.targets, photo)[torch.arange(len(photo)), sample],
             teacher=teacher,
             student=student if self.asymmetric_prompts else teacher,
             uncond=teacher.with_prompt(data.uncond.of_photos(photo)),
         )
 
-    def _general(self, rng: np.random.Generator, size: int) -> Batch:
-        index = torch.from_numpy(rng.integers(len(self.general.sources), size=size))
-        condition = Condition(self.general.prompt.of_photos(index), self.general.sources[index])
-        uncond = condition.with_prompt(self.general.uncond.of_photos(index))
+    def _general(self, photo: Tensor) -> Batch:
+        data = self.general
+        condition = Condition(data.prompt.of_photos(photo), take(data.sources, photo))
+        uncond = condition.with_prompt(data.uncond.of_photos(photo))
         # Without a warm start nothing reads an answer but its shape, which is the photo's.
-        answers = self.general.sources if self.general.targets is None else self.general.targets
-        return Batch(None, answers[index], condition, condition, uncond)
+        target = condition.source if data.targets is None else take(data.targets, photo)
+        return Batch(None, target, condition, condition, uncond)
 
     def schedule_length(self, step: int, lengths: Sequence[int]) -> int:
         """The student's schedule length at a step: one for all processes, for each length has its critic."""

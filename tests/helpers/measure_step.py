@@ -1,4 +1,6 @@
-"""Peak bytes of real tensors in two real steps, for `test_planning.py`."""
+"""Peak bytes of real tensors in two real steps at the largest working size, for `test_planning.py`."""
+
+from math import prod
 
 import torch
 from diffusers import QwenImageTransformer2DModel
@@ -7,6 +9,7 @@ from collectionlora.adapters.roles import STUDENT, TEACHER, TeacherLibrary, crit
 from collectionlora.backbones.base import Prompt
 from collectionlora.backbones.qwen_image_edit import QWEN_IMAGE_EDIT_PLUS
 from collectionlora.distillation import Distillation
+from collectionlora.pictures.sizes import WorkingSizes
 from collectionlora.planning.memory import MemoryTally
 from collectionlora.runs.session import build_roles
 from collectionlora.streams import EffectData, GeneralData, Streams
@@ -18,7 +21,8 @@ def measure(folder, settings):
     with MemoryTally() as tally:
         config = backbone.family.transformer_config(folder)
         backbone.network = QwenImageTransformer2DModel.from_config(config)
-        shapes = backbone.shapes(settings.data.resolution)
+        sizes = WorkingSizes.of(settings.data, backbone.side_multiple).list_all()
+        shapes = backbone.shapes(max(sizes, key=prod))
         ranks = {STUDENT: settings.student.rank, TEACHER: settings.student.rank}
         ranks |= {critic_role(n): settings.critic.rank for n in settings.distill.rollout_steps}
         roles = build_roles(backbone, ranks, 0, settings)

@@ -170,8 +170,8 @@ class Backbone(Protocol):
         """Free what only `encode_prompt`, `encode_image` and `decode` need; they load it again."""
         ...
 
-    def shapes(self, resolution: int) -> Shapes:
-        """Shapes of what the network reads for a square photo and a text of common length."""
+    def shapes(self, size: tuple[int, int]) -> Shapes:
+        """Shapes of what the network reads for a photo of a height and width and a text of common length."""
         ...
 
     def max_batch(self, condition: Condition) -> int:

@@ -44,8 +44,11 @@ def node(class_type: str, **inputs: Any) -> dict[str, Any]:
     return {"class_type": class_type, "inputs": inputs}
 
 
-def frame(student: Student, unet_name: str, vae_name: str) -> Graph:
-    """What all families share; `shifted`, `positive` and `clip` are left to the family."""
+def frame(student: Student, unet_name: str, vae_name: str, side_multiple: int) -> Graph:
+    """What all families share; `shifted`, `positive` and `clip` are left to the family.
+
+    The photo gets its working size: the node rounds both sides as `pictures.sizes` does.
+    """
     return {
         "unet": node("UNETLoader", unet_name=unet_name, weight_dtype="default"),
         "lora": node("LoraLoaderModelOnly", model=["unet", 0], lora_name=student.file, strength_model=1.0),
@@ -56,7 +59,7 @@ def frame(student: Student, unet_name: str, vae_name: str) -> Graph:
             image=["photo", 0],
             upscale_method="area",
             megapixels=round(student.resolution**2 / 1024**2, 4),
-            resolution_steps=16,
+            resolution_steps=side_multiple,
         ),
         "latent": node("VAEEncode", pixels=["scaled", 0], vae=["vae", 0]),
         "sample": node(

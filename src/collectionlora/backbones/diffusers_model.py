@@ -32,6 +32,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # Of all images of a forward: one edit of 1024 x 1024 pixels, its noisy image and its photo. Such a batch
 # keeps a large GPU busy; a larger one needs memory in proportion and is not faster.
 MAX_TOKENS = 2 * (1024 // 16) ** 2
+SIDE_MULTIPLE = 16  # pixels of a token: 2 x 2 latents of 8 x 8 pixels
 # What a base of billions of parameters asks for, beside what its own file adds; the paper's ranks.
 LARGE: SectionValues = {
     "model": {"dtype": "bfloat16", "gradient_checkpointing": True},
@@ -72,6 +73,7 @@ class DiffusersFamily(Family):
     vae_class: str
     lora_roots: tuple[str, ...]
     name_part: str
+    side_multiple: int = SIDE_MULTIPLE
     known: Mapping[str, KnownBase] = field(default_factory=dict)
 
     def find_known(self, base: str) -> KnownBase | None:
@@ -160,10 +162,10 @@ class DiffusersBackbone(Backbone):
     prompts_see_photos = False
     fuses_lora = False
     guides_in_one_batch = False
-    side_multiple = 16
 
     def __init__(self, family: DiffusersFamily, base: str, settings: ModelSettings):
         self.family, self.base, self.settings = family, base, settings
+        self.side_multiple = family.side_multiple
         self.dtype = DTYPES[settings.dtype]
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         if self.device.type == "cuda":

@@ -43,6 +43,7 @@ class Family(ABC):
         name: `nano`, or the class of the pipeline in diffusers, as `model_index.json` spells it.
         export: what programs outside need to know.
         recommended: settings in which its bases differ from the paper's recipe.
+        side_multiple: heights and widths of images are multiples of it.
         reads_references: it reads several images, not the photo alone.
         note: what a new manifest says beside the base's name.
     """
@@ -50,6 +51,7 @@ class Family(ABC):
     name: str
     export: ExportFacts
     recommended: SectionValues
+    side_multiple: int
     reads_references: bool = False
     note: str = "a folder, or owner/name of the hub; @revision behind the name pins it"
 

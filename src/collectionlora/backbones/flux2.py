@@ -69,9 +69,9 @@ class Flux2(DiffusersBackbone):
         mean, std = self._scale()
         return self.vae.decode(F.pixel_shuffle(latent * std + mean, 2)).sample
 
-    def shapes(self, resolution: int) -> Shapes:
-        config, side = self.network.config, resolution // 16
-        return Shapes((config.in_channels, side, side), (512, config.joint_attention_dim))
+    def shapes(self, size: tuple[int, int]) -> Shapes:
+        config, (rows, columns) = self.network.config, (side // 16 for side in size)
+        return Shapes((config.in_channels, rows, columns), (512, config.joint_attention_dim))
 
     def prepare(self, condition: Condition) -> Flux2Condition:
         images = [condition.source, *condition.references]

@@ -11,6 +11,7 @@ from collectionlora.backbones.base import Condition, Prompt, Shapes
 from collectionlora.backbones.comfyui import Graph, Student, escape_brackets, frame, node
 from collectionlora.backbones.diffusers_model import (
     LARGE,
+    SIDE_MULTIPLE,
     DiffusersBackbone,
     DiffusersFamily,
     KnownBase,
@@ -79,9 +80,9 @@ class FluxKontext(DiffusersBackbone):
         config = self.vae.config
         return self.vae.decode(latent / config.scaling_factor + config.shift_factor).sample
 
-    def shapes(self, resolution: int) -> Shapes:
-        config, side = self.network.config, resolution // 8
-        latents = config.in_channels // 4, side, side
+    def shapes(self, size: tuple[int, int]) -> Shapes:
+        config, (rows, columns) = self.network.config, (side // 8 for side in size)
+        latents = config.in_channels // 4, rows, columns
         return Shapes(latents, (512, config.joint_attention_dim), config.pooled_projection_dim)
 
     def prepare(self, condition: Condition) -> KontextCondition:
@@ -116,7 +117,7 @@ def make_workflow(student: Student) -> Graph:
     encoders = {"clip_name1": "clip_l.safetensors", "clip_name2": "t5xxl_fp16.safetensors", "type": "flux"}
     mu = math.log(student.shift)
     return {
-        **frame(student, "flux1-dev-kontext_fp8_scaled.safetensors", "ae.safetensors"),
+        **frame(student, "flux1-dev-kontext_fp8_scaled.safetensors", "ae.safetensors", SIDE_MULTIPLE),
         "shifted": node(
             "ModelSamplingFlux",
             model=["lora", 0],

@@ -27,6 +27,7 @@ from collectionlora.system.files import load_tensors, write_tensors
 NUM_BUCKETS = 4096
 MAX_WORDS = 48
 MAX_BATCH = 16
+SIDE_MULTIPLE = 8
 WORD = re.compile(r"[^\W_]+|[^\w\s]|_")
 # A small network on few pixels learns at far higher rates than the paper's 20 B model, and from batches.
 RECOMMENDED: SectionValues = {
@@ -107,7 +108,7 @@ class NanoBackbone:
         *("img_mlp.net.0.proj", "img_mlp.net.2", "txt_in", "pooled_in.0", "pooled_in.2"),
         *("pixel_in", "pixel_mod.0", "pixel_mod.1", "pixel_mod.2", "pixel_mix.0", "pixel_mix.1", "proj_out"),
     )
-    side_multiple, prompts_see_photos, fuses_lora, guides_in_one_batch = 8, False, True, True
+    side_multiple, prompts_see_photos, fuses_lora, guides_in_one_batch = SIDE_MULTIPLE, False, True, True
     dtype = torch.float32
 
     def __init__(self, config: NanoConfig | None = None):
@@ -152,8 +153,8 @@ class NanoBackbone:
     def release_encoders(self) -> None:
         """Nothing is large."""
 
-    def shapes(self, resolution: int) -> Shapes:
-        return Shapes((3, resolution, resolution), (MAX_WORDS, self.network.config.text_width))
+    def shapes(self, size: tuple[int, int]) -> Shapes:
+        return Shapes((3, *size), (MAX_WORDS, self.network.config.text_width))
 
     def max_batch(self, condition: Condition) -> int:
         return MAX_BATCH
@@ -212,5 +213,6 @@ NANO = NanoFamily(
     name="nano",
     export=ExportFacts("collectionlora-nano", "apache-2.0", None, "diffusion_model."),
     recommended=RECOMMENDED,
+    side_multiple=SIDE_MULTIPLE,
     note="embedded in this package, for 64 x 64 pixels; or a diffusers editing model",
 )

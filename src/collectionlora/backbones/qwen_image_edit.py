@@ -38,6 +38,9 @@ TRANSFORMER = {
     "joint_attention_dim": 3584,
     "axes_dims_rope": [16, 56, 56],
 }
+# Pixels of two tokens, to which its pipeline rounds photos too: where a side has an odd number of tokens,
+# diffusers and ComfyUI centre the tokens' positions differently.
+SIDE_MULTIPLE = 32
 KNOWN = KnownBase(TRANSFORMER, 8_292_166_656)
 
 
@@ -96,10 +99,10 @@ class QwenImageEditPlus(DiffusersBackbone):
         mean, std = self._scale()
         return self.vae.decode(latent[:, :, None] * std + mean).sample[:, :, 0]
 
-    def shapes(self, resolution: int) -> Shapes:
-        config, side = self.network.config, resolution // 8
+    def shapes(self, size: tuple[int, int]) -> Shapes:
+        config, (rows, columns) = self.network.config, (side // 8 for side in size)
         photo = round(self.settings.condition_resolution / 28) ** 2  # one token for 28 x 28 pixels
-        latents = config.in_channels // 4, side, side
+        latents = config.in_channels // 4, rows, columns
         return Shapes(latents, (photo + TEXT_TOKENS, config.joint_attention_dim))
 
     def prepare(self, condition: Condition) -> QwenCondition:
@@ -149,7 +152,7 @@ def make_graph(student: Student, file: str, encode: str, **photo: Any) -> Graph:
     positive = node(encode, clip=["clip", 0], vae=["vae", 0], **photo, prompt=student.prompt)
     encoder = "qwen_2.5_vl_7b_fp8_scaled.safetensors"
     return {
-        **frame(student, file, "qwen_image_vae.safetensors"),
+        **frame(student, file, "qwen_image_vae.safetensors", SIDE_MULTIPLE),
         "shifted": node("ModelSamplingAuraFlow", model=["lora", 0], shift=student.shift),
         "clip": node("CLIPLoader", clip_name=encoder, type="qwen_image"),
         "positive": positive,
@@ -177,6 +180,7 @@ QWEN_IMAGE_EDIT_PLUS = DiffusersFamily(
     vae_class="AutoencoderKLQwenImage",
     lora_roots=("transformer_blocks.",),
     name_part="qwen-image-edit-25",
+    side_multiple=SIDE_MULTIPLE,
     known={"Qwen/Qwen-Image-Edit-2509": KNOWN},
     reads_references=True,
     recommended={**LARGE, **CARD},
@@ -195,6 +199,7 @@ QWEN_IMAGE_EDIT = DiffusersFamily(
     vae_class="AutoencoderKLQwenImage",
     lora_roots=("transformer_blocks.",),
     name_part="qwen-image-edit",
+    side_multiple=SIDE_MULTIPLE,
     known={"Qwen/Qwen-Image-Edit": KNOWN},
     recommended={**LARGE, **CARD, "model": {**LARGE["model"], "condition_resolution": 1024}},
     export=ExportFacts(

@@ -76,7 +76,7 @@ class ToyBackbone:
     def release_encoders(self) -> None:
         """Nothing is large."""
 
-    def shapes(self, resolution: int) -> Shapes:
+    def shapes(self, size: tuple[int, int]) -> Shapes:
         return Shapes((2, 1, 1), (1, PROMPT_SIZE))
 
     def max_batch(self, condition: Condition) -> int:

@@ -8,7 +8,9 @@ from torch import Tensor
 
 from collectionlora.effects.crops import PhotoPool
 from collectionlora.effects.ordinary import ORDINARY_EDITS, Edit, draw_edit
-from collectionlora.pictures.photos import Photo, crop_square, to_images, to_photos
+from collectionlora.pictures.buckets import find_buckets
+from collectionlora.pictures.photos import Photo, to_images, to_photos
+from collectionlora.pictures.sizes import WorkingSizes
 from collectionlora.system.errors import UserError
 
 GENERAL = "general"
@@ -40,9 +42,10 @@ class Method:
 
 @dataclass(frozen=True)
 class Cases:
-    """What is judged: held-out photos, the same for every effect, and ordinary edits with their truth.
+    """What is judged: held-out photos at their working sizes, the same for every effect, and ordinary edits.
 
-    `names` are of the photographs that the photos show whole; empty for random crops.
+    The edits are squares and carry their truth. `names` are of the photographs that the photos show whole;
+    empty for random crops.
     """
 
     photos: list[Photo]
@@ -65,8 +68,8 @@ def draw_crops(pool: PhotoPool, num_photos: int, seed: int, side: int) -> Cases:
     return Cases(photos, [int(s) for s in rng.integers(2**31, size=num_photos)], edits)
 
 
-def draw_whole(photographs: Mapping[str, Photo], num_photos: int, seed: int, side: int) -> Cases:
-    """The middle squares of `num_photos` photographs, without repeats, and ordinary edits.
+def draw_whole(photographs: Mapping[str, Photo], num_photos: int, seed: int, sizes: WorkingSizes) -> Cases:
+    """`num_photos` photographs as they are trained on, without repeats, and ordinary edits.
 
     Raises:
         UserError: there are fewer photographs.
@@ -76,8 +79,8 @@ def draw_whole(photographs: Mapping[str, Photo], num_photos: int, seed: int, sid
         raise UserError("", "--crops", message, "give more --photos, or lower --crops")
     rng = np.random.default_rng(seed)
     names = [list(photographs)[i] for i in rng.permutation(len(photographs))[:num_photos]]
-    photos = [crop_square(photographs[name], side) for name in names]
-    edits = draw_edits(PhotoPool(list(photographs.values())), rng, side)
+    photos = [sizes.fit(photographs[name]) for name in names]
+    edits = draw_edits(PhotoPool(list(photographs.values())), rng, sizes.resolution)
     return Cases(photos, [int(s) for s in rng.integers(2**31, size=num_photos)], edits, names)
 
 
@@ -92,8 +95,12 @@ def join_cases(drawn: Sequence[Cases]) -> Cases:
 
 
 def make(method: Method, effect: str, cases: Cases) -> list[Photo]:
-    """A method's pictures of one effect."""
-    return to_photos(method.sample(effect, to_images(cases.photos), cases.seeds))
+    """A method's pictures of one effect; photos of one size are made together."""
+    made: dict[int, Photo] = {}
+    for bucket in find_buckets(cases.photos):
+        photos, seeds = [cases.photos[i] for i in bucket], [cases.seeds[i] for i in bucket]
+        made |= zip(bucket, to_photos(method.sample(effect, to_images(photos), seeds)), strict=True)
+    return [made[i] for i in range(len(cases.photos))]
 
 
 def make_edits(method: Method, cases: Cases) -> list[Photo]:

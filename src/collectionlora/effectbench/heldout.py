@@ -10,6 +10,7 @@ from collectionlora.effectbench.truths import procedural_truth, relative_names
 from collectionlora.effects.crops import PhotoPool
 from collectionlora.pictures.photographs import HELDOUT, load_photograph
 from collectionlora.pictures.photos import Photo, read_photo
+from collectionlora.pictures.sizes import WorkingSizes
 
 
 @dataclass(frozen=True)
@@ -28,16 +29,17 @@ class Heldout:
     seeds: Sequence[int]
     classifier_steps: int
 
-    def draw(self, collection: Collection, side: int) -> Cases:
-        """Random crops where all truths are procedural, the middles of whole photographs otherwise.
+    def draw(self, collection: Collection, sizes: WorkingSizes) -> Cases:
+        """Random square crops where all truths are procedural, whole photographs otherwise.
 
         Raises:
             UserError: there are fewer photographs than are asked for.
         """
         if all(procedural_truth(effect) for effect in collection.effects):
             pool = PhotoPool(list(self.photographs.values()))
-            return join_cases([draw_crops(pool, self.num_photos, seed, side) for seed in self.seeds])
-        return join_cases([draw_whole(self.photographs, self.num_photos, seed, side) for seed in self.seeds])
+            crops = [draw_crops(pool, self.num_photos, seed, sizes.resolution) for seed in self.seeds]
+            return join_cases(crops)
+        return join_cases([draw_whole(self.photographs, self.num_photos, seed, sizes) for seed in self.seeds])
 
 
 def heldout_photographs(folder: Path | None) -> dict[str, Photo]:

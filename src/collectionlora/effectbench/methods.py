@@ -16,7 +16,7 @@ from collectionlora.adapters.roles import BASE, STUDENT, TEACHER
 from collectionlora.editing import STRIP, Editor, compose_prompt
 from collectionlora.effectbench.bench import GENERAL, Method
 from collectionlora.effectbench.encodings import Encodings
-from collectionlora.pictures.photos import Photo, fit, to_photos
+from collectionlora.pictures.photos import Photo, to_images, to_photos
 from collectionlora.runs.session import Session
 from collectionlora.sampling import Denoiser, noise_of_seeds, sample_many_steps, sample_student
 from collectionlora.system.errors import UserError
@@ -69,8 +69,8 @@ def student_method(
         return run(effect, images, read(effect, "") * len(images), seeds)
 
     def strip(effect: str, photo: Photo, seed: int) -> list[Photo]:
-        count, image = len(STRIP), fit(photo, recipe.resolution, session.backbone.side_multiple)
-        images = image.expand(count, -1, -1, -1)
+        count = len(STRIP)
+        images = to_images([photo]).expand(count, -1, -1, -1)
         return to_photos(run(effect, images, read(effect, "") * count, [seed] * count, STRIP))
 
     name = name if steps in (None, recipe.steps) else f"{name}-{steps}"

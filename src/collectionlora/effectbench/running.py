@@ -18,6 +18,7 @@ import torch
 
 from collectionlora.adapters.recipe import adapter_path
 from collectionlora.adapters.roles import STUDENT, TEACHER
+from collectionlora.backbones import family_of
 from collectionlora.cache import base_identity
 from collectionlora.collection import Collection
 from collectionlora.config import BenchSettings, Settings, result_settings
@@ -40,7 +41,9 @@ from collectionlora.effectbench.methods import SOURCE, student_method, teacher_m
 from collectionlora.effectbench.scoring import score
 from collectionlora.effectbench.similarity import check_library
 from collectionlora.effectbench.truths import Truths
+from collectionlora.pictures.buckets import find_images, gather_images, name_images
 from collectionlora.pictures.photos import Photo, to_images
+from collectionlora.pictures.sizes import WorkingSizes
 from collectionlora.prompting.endpoint import Vlm
 from collectionlora.prompting.writing import find_pairs
 from collectionlora.runs.session import Session
@@ -195,10 +198,11 @@ def load_or_make(path: Path, make_all: Callable[[], list[Photo]]) -> Timed:
         began = time.perf_counter()
         made = make_all()
         each = f"{(time.perf_counter() - began) / len(made):.5f}"
-        found = {"pictures": torch.from_numpy(np.stack(made))}, {"seconds": each}
+        pictures = gather_images([torch.from_numpy(photo) for photo in made])
+        found = name_images("pictures", pictures), {"seconds": each}
         write_tensors(path, *found)
     tensors, header = found
-    return list(tensors["pictures"].numpy()), float(header["seconds"])
+    return [picture.numpy() for picture in find_images("pictures", tensors)], float(header["seconds"])
 
 
 def make_pictures(
@@ -253,8 +257,9 @@ def run_bench(
     carry([collection.result, *(run_adapter(collection, name) for name in trained)])
     for name in trained:  # a wrong one is known before anything is done
         find_adapter(collection, name)
-    cases = heldout.draw(collection, settings.data.resolution)
-    truths = Truths(collection, cases, heldout.photographs)
+    sizes = WorkingSizes.of(settings.data, family_of(collection.manifest.base).side_multiple)
+    cases = heldout.draw(collection, sizes)
+    truths = Truths(collection, cases, heldout.photographs, sizes)
     maker = MethodMaker(collection, settings, truths, progress, bool({*names} & {*BASELINES}))
     methods, pictures, seconds = make_pictures(maker, names, cases, progress)
     strips = make_strips(maker, methods, cases)

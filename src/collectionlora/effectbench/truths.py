@@ -16,7 +16,8 @@ from collectionlora.effectbench.metrics import valid_outcomes
 from collectionlora.effects import ALL_EFFECTS, PhotoEffect
 from collectionlora.pictures.folders import by_name, list_photos, warn_of_left_out
 from collectionlora.pictures.pairs import refuse_other_shape
-from collectionlora.pictures.photos import Photo, crop_square, read_photo, to_images
+from collectionlora.pictures.photos import Photo, read_photo, to_images
+from collectionlora.pictures.sizes import WorkingSizes
 from collectionlora.system.errors import UserError
 
 NO_TRUTH = "none"
@@ -49,13 +50,16 @@ class Truths:
 
     Args:
         photographs: those that the cases were drawn from, by name.
+        sizes: in which they were drawn.
 
     Raises:
         UserError: a folder of true images lacks one of a judged photograph, or has one of another shape.
     """
 
-    def __init__(self, collection: Collection, cases: Cases, photographs: Mapping[str, Photo]):
-        self.collection, self.cases = collection, cases
+    def __init__(
+        self, collection: Collection, cases: Cases, photographs: Mapping[str, Photo], sizes: WorkingSizes
+    ):
+        self.collection, self.cases, self.sizes = collection, cases, sizes
         self.procedural = {e.name: p for e in collection.effects if (p := procedural_truth(e))}
         self.images: dict[str, list[Photo]] = {}
         for effect in collection.effects:
@@ -66,13 +70,14 @@ class Truths:
                     hint = "add it, or take it out of --photos"
                     raise UserError(folder, missing[0], "has no true image for this photograph", hint)
                 self.images[effect.name] = [
-                    self._read(paths[name], Path(name), photographs[name]) for name in cases.names
+                    self._read(paths[name], Path(name), photographs[name], photo)
+                    for name, photo in zip(cases.names, cases.photos, strict=True)
                 ]
 
-    def _read(self, path: Path, name: Path, photograph: Photo) -> Photo:
+    def _read(self, path: Path, name: Path, photograph: Photo, judged: Photo) -> Photo:
         image = read_photo(path)
         refuse_other_shape(path, image, name, photograph)
-        return crop_square(image, len(self.cases.photos[0]))
+        return self.sizes.fit(image, judged.shape[:2])
 
     def known(self, effect: str) -> bool:
         return effect in self.procedural or effect in self.images

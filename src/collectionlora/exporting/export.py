@@ -28,7 +28,9 @@ KEYS = {
     "peft": ("base_model.model.{}.lora_A.weight", "base_model.model.{}.lora_B.weight"),
     "comfyui": ("{}.lora_down.weight", "{}.lora_up.weight"),
 }
+FILES = {"diffusers": "pytorch_lora_weights.safetensors", "peft": PEFT_FILE}
 UNKNOWN = ExportFacts("unknown", "other", arguments="")
+COMMON_MULTIPLE = 32  # of the sides that all known bases take
 
 
 def export(
@@ -67,13 +69,13 @@ def export(
     weights, reduction = at_rank(source, lora, rank)
     title = (source.parent if Path(collection).is_dir() else source.with_suffix("")).resolve().name
     images = preview_names(previews, recipe)
-    names = {"diffusers": "pytorch_lora_weights.safetensors", "peft": PEFT_FILE}
     card = Card(
         title,
         format,
-        file=names.get(format, f"{title}.safetensors"),
+        file=FILES.get(format, f"{title}.safetensors"),
         recipe=recipe,
         facts=facts,
+        side_multiple=family.side_multiple if family else COMMON_MULTIPLE,
         reduction=reduction,
         previews={effect: f"images/{path.name}" for effect, path in images.items()},
     )

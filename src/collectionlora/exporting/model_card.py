@@ -13,6 +13,7 @@ from huggingface_hub import ModelCardData
 
 from collectionlora.adapters.recipe import KEY, Recipe
 from collectionlora.backbones.family import ExportFacts
+from collectionlora.pictures.sizes import MAX_ASPECT
 from collectionlora.system.version import __version__
 
 EXAMPLE = Template('''\
@@ -26,7 +27,7 @@ from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from diffusers.utils import load_image
 
 BASE, REVISION = $base, $revision
-STEPS, RESOLUTION = $steps, $resolution
+STEPS, RESOLUTION, MULTIPLE = $steps, $resolution, $multiple
 PROMPTS = $prompts
 REFERENCES = $references  # how many reference images an effect takes beside the photo
 
@@ -44,8 +45,11 @@ pipe.scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(folder, subfold
 
 images = []
 for image in map(load_image, (photo, *references)):
-    scale = RESOLUTION / (image.width * image.height) ** 0.5
-    images.append(image.resize([max(1, round(side * scale / 32)) * 32 for side in image.size]))
+    # The sizes that the student was trained at: the photo's shape, up to $max_aspect to 1.
+    aspect = min(max(image.height / image.width, 1 / $max_aspect), $max_aspect)
+    sides = RESOLUTION / aspect**0.5, RESOLUTION * aspect**0.5
+    size = [max(1, round(side / MULTIPLE)) * MULTIPLE for side in sides]
+    images.append(image.resize(size, resample=1))  # Lanczos
 width, height = images[0].size
 torch.manual_seed(int(seed))
 result = pipe(
@@ -130,6 +134,7 @@ class Card:
     file: str
     recipe: Recipe
     facts: ExportFacts
+    side_multiple: int  # of the base's images
     reduction: Reduction | None = None
     previews: Mapping[str, str] = field(default_factory=dict)  # effect to image, relative to the card
 
@@ -197,6 +202,8 @@ class Card:
             revision=repr(revision or None),
             steps=self.recipe.steps,
             resolution=self.recipe.resolution,
+            multiple=self.side_multiple,
+            max_aspect=MAX_ASPECT,
             prompts=json.dumps(self.recipe.effects, indent=4, ensure_ascii=False),
             references=json.dumps(self.recipe.references, ensure_ascii=False),
             arguments=", ".join(filter(None, ["width=width, height=height", own])),

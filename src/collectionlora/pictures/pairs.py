@@ -32,7 +32,7 @@ def check_pairs(pairs: Iterable[tuple[Path, Path]]) -> None:
 
 
 def refuse_other_shape(path: Path, photo: Photo, other_path: Path, other: Photo) -> None:
-    """Refuse a photo that, cropped to the same square, would show another place than another photo.
+    """Refuse a photo that, brought to the size of another one, would show another place or be stretched.
 
     Raises:
         UserError: their aspects differ by more than `MAX_ASPECT_CHANGE`.

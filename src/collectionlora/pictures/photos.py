@@ -1,6 +1,7 @@
-"""Photos in and out: any mode, size and orientation becomes RGB; the network's sizes are decided here."""
+"""Photos in and out: any mode, size and orientation becomes RGB."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,6 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from collectionlora.config import Settings
 from collectionlora.pictures.colours import convert_to_srgb
 from collectionlora.pictures.folders import reads_heic
 from collectionlora.system.errors import UserError
@@ -28,6 +28,23 @@ def read_photo(path: Path, max_pixels: int = MAX_PIXELS) -> Photo:
     Raises:
         UserError: missing, not an image, damaged, or too large.
     """
+    with _opened(path, max_pixels) as image:
+        return np.asarray(_to_rgb(ImageOps.exif_transpose(image), path))
+
+
+def read_size(path: Path) -> tuple[int, int]:
+    """Width and height of a photo as they are stored, before it is turned upright; reads no pixels.
+
+    Raises:
+        UserError: see `read_photo`.
+    """
+    with _opened(path, MAX_PIXELS) as image:
+        return image.size
+
+
+@contextmanager
+def _opened(path: Path, max_pixels: int) -> Iterator[Image.Image]:
+    """A photo's file; what goes wrong inside the block is told as its fault."""
     formats: tuple[str, ...] = FORMATS
     if reads_heic():
         import pillow_heif
@@ -39,8 +56,7 @@ def read_photo(path: Path, max_pixels: int = MAX_PIXELS) -> Photo:
             if not 0 < image.width * image.height <= max_pixels:
                 size = f"{image.width} x {image.height}"
                 raise UserError(path, "", f"has {size} pixels", f"keep it under {max_pixels:,} pixels")
-            upright = ImageOps.exif_transpose(image)
-            return np.asarray(_to_rgb(upright, path))
+            yield image
     except FileNotFoundError:
         raise UserError(path, "", "there is no such file", "check the path") from None
     except UnidentifiedImageError:
@@ -98,23 +114,9 @@ def crop_square(photo: Photo, side: int) -> Photo:
     return np.asarray(ImageOps.fit(Image.fromarray(photo), (side, side), Image.Resampling.BOX))
 
 
-def working_size(height: int, width: int, resolution: int, multiple: int) -> tuple[int, int]:
-    """Height and width of about `resolution**2` pixels, near a photo's aspect, in multiples of `multiple`."""
-    aspect = min(max(height / width, 1 / 3), 3.0)
-    rows = round(resolution * aspect**0.5 / multiple)
-    columns = round(resolution / aspect**0.5 / multiple)
-    return max(1, rows) * multiple, max(1, columns) * multiple
-
-
 def resize(photo: Photo, size: tuple[int, int]) -> Photo:
     """A photo at `size` (height, width)."""
     return np.asarray(Image.fromarray(photo).resize((size[1], size[0]), Image.Resampling.LANCZOS))
-
-
-def fit(photo: Photo, resolution: int, multiple: int) -> Tensor:
-    """A photo as a network takes it: an image in [0, 1] of its `working_size`, `[1, 3, height, width]`."""
-    height, width = photo.shape[:2]
-    return to_images([resize(photo, working_size(height, width, resolution, multiple))])
 
 
 def to_images(photos: Sequence[Photo]) -> Tensor:
@@ -149,12 +151,6 @@ def write_photo(path: Path, photo: Photo) -> None:
     kind = photo_format(path)
     with write_whole(path) as partial:
         Image.fromarray(photo).save(partial, format=kind)
-
-
-def read_images(paths: Sequence[Path], settings: Settings) -> Tensor:
-    """Photos as images of the training size in [0, 1], `[N, 3, side, side]`."""
-    side = settings.data.resolution
-    return to_images([crop_square(read_photo(path), side) for path in paths])
 
 
 def chunks(total: int, size: int) -> Iterator[slice]:

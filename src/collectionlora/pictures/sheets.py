@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from collectionlora.pictures.photos import Photo
 
@@ -14,7 +14,10 @@ INK, PAPER = (34, 34, 34), (255, 255, 255)
 def contact_sheet(
     rows: Sequence[tuple[str, Sequence[Photo]]], columns: Sequence[str], cell: int = 192
 ) -> Photo:
-    """A table of pictures as one uint8 image: `rows` are (label, one photo for each of `columns`)."""
+    """A table of pictures as one uint8 image: `rows` are (label, one photo for each of `columns`).
+
+    A cell is a square, in whose middle a photo keeps its shape.
+    """
     font = ImageFont.load_default(14)
     label_width = MARGIN + int(max((font.getlength(label) for label, _ in rows), default=0.0)) + MARGIN
     width = label_width + len(columns) * (cell + GAP) + MARGIN
@@ -28,9 +31,10 @@ def contact_sheet(
         draw.text((MARGIN, top + cell // 2 - 8), label, INK, font)
         for i, photo in enumerate(photos):
             # Enlarging by whole pixels shows what the network made, not what an interpolation makes of it.
-            kind = Image.Resampling.NEAREST if photo.shape[0] <= cell else Image.Resampling.BOX
-            picture = Image.fromarray(photo).resize((cell, cell), kind)
-            sheet.paste(picture, (label_width + i * (cell + GAP), top))
+            kind = Image.Resampling.NEAREST if max(photo.shape) <= cell else Image.Resampling.BOX
+            picture = ImageOps.contain(Image.fromarray(photo), (cell, cell), kind)
+            left, down = ((cell - side) // 2 for side in picture.size)
+            sheet.paste(picture, (label_width + i * (cell + GAP) + left, top + down))
     return np.asarray(sheet)
 
 

@@ -7,6 +7,7 @@ Memory grows by the same amount with each further like block, so that two shallo
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import lru_cache, partial
+from math import prod
 from typing import cast
 
 import torch
@@ -14,10 +15,11 @@ from torch import Tensor
 
 from collectionlora.adapters.roles import STUDENT, TEACHER, TeacherLibrary
 from collectionlora.backbones import family_of
-from collectionlora.backbones.base import Backbone
+from collectionlora.backbones.base import Backbone, Condition
 from collectionlora.config import replace_settings
 from collectionlora.distillation import Distillation, Share, Simulation
 from collectionlora.flow import few_step_sigmas
+from collectionlora.pictures.sizes import WorkingSizes
 from collectionlora.planning.memory import MemoryTally, flash_on_meta
 from collectionlora.planning.workload import Workload
 from collectionlora.runs.session import build_roles
@@ -38,6 +40,12 @@ class TalliedRun(Distillation):
         super().backward(loss)
 
 
+def working_sizes(workload: Workload, backbone: Backbone) -> list[tuple[int, int]]:
+    """Heights and widths of all photos that the workload may meet, the one with the most pixels first."""
+    sizes = WorkingSizes.of(workload.settings.data, backbone.side_multiple).list_all()
+    return sorted(sizes, key=prod, reverse=True)
+
+
 def load_empty(workload: Workload, depths: Mapping[str, int]) -> Backbone:
     """The base without weights, its stacks of blocks as deep as `depths` says."""
     return family_of(workload.base).without_weights(workload.base, workload.settings.model, depths)
@@ -48,7 +56,7 @@ def empty_run(workload: Workload, backbone: Backbone, tally: MemoryTally) -> tup
     settings = workload.settings
     with torch.device("meta"):
         roles = build_roles(backbone, workload.ranks(), 0, settings)
-        shapes = backbone.shapes(settings.data.resolution)
+        shapes = backbone.shapes(working_sizes(workload, backbone)[0])
         condition = shapes.empty_condition(settings.distill.batch_size, workload.references)
         teachers = TeacherLibrary(roles, {"effect": roles.weights(TEACHER)})
         batch = Batch("effect", torch.empty_like(condition.source), condition, condition, condition)
@@ -85,6 +93,16 @@ def step_peaks(workload: Workload, depths: Mapping[str, int]) -> list[int]:
     return peaks
 
 
+def most_at_once(workload: Workload, backbone: Backbone) -> Condition:
+    """As many images as a sampler takes at once, of the size of which these have the most pixels."""
+    conditions = []
+    for size in working_sizes(workload, backbone):
+        shapes = backbone.shapes(size)
+        batch = backbone.max_batch(shapes.empty_condition(1, workload.references))
+        conditions.append(shapes.empty_condition(batch, workload.references))
+    return max(conditions, key=lambda condition: condition.source.numel())
+
+
 def sampling_peaks(workload: Workload, depths: Mapping[str, int]) -> list[int]:
     """The same of the teacher's guided forwards and the student's, of as many images as they take at once."""
     settings = workload.settings
@@ -93,9 +111,7 @@ def sampling_peaks(workload: Workload, depths: Mapping[str, int]) -> list[int]:
         backbone = load_empty(workload, depths)
         ranks = {role: workload.ranks()[role] for role in (STUDENT, TEACHER)}
         roles = build_roles(backbone, ranks, 0, settings)
-        shapes, references = backbone.shapes(settings.data.resolution), workload.references
-        batch = backbone.max_batch(shapes.empty_condition(1, references))
-        condition = shapes.empty_condition(batch, references)
+        condition = most_at_once(workload, backbone)
         start, setup = tally.live, len(tally.peaks)
         backbone.network.register_forward_pre_hook(lambda *_: tally.begin_phase())
         noise, scale = torch.empty_like(condition.source), settings.targets.guidance_scale
@@ -112,7 +128,7 @@ def teaching_peaks(workload: Workload, depths: Mapping[str, int]) -> list[int]:
         backbone = load_empty(workload, depths)
         with torch.device("meta"):
             roles = build_roles(backbone, {STUDENT: settings.teach.rank}, 0, settings)
-            shapes = backbone.shapes(settings.data.resolution)
+            shapes = backbone.shapes(working_sizes(workload, backbone)[0])
             condition = shapes.empty_condition(1, workload.references)
         pairs = EncodedPairs(condition.source, condition.source, condition.prompt, condition.references)
         teaching = Teaching("effect", backbone, roles, pairs, settings)
@@ -131,7 +147,7 @@ def vae_bytes(workload: Workload) -> tuple[int, int]:
     """The VAE's weights, and the most that it makes while it encodes or decodes one photo."""
     if not family_of(workload.base).block_stacks(workload.base):
         return 0, 0  # the nano base's latents are pixels
-    side, tally = workload.settings.data.resolution, MemoryTally()
+    tally = MemoryTally()
     shallow = dict.fromkeys(family_of(workload.base).block_stacks(workload.base), 1)
     with tally, flash_on_meta(), torch.device("meta"):
         backbone = load_empty(workload, shallow)
@@ -139,7 +155,7 @@ def vae_bytes(workload: Workload) -> tuple[int, int]:
         backbone.encode_image(torch.empty(1, 3, 16, 16))  # loads it
         weights = tally.live - before
         tally.begin_phase()
-        latents = backbone.encode_image(torch.empty(1, 3, side, side))
+        latents = backbone.encode_image(torch.empty(1, 3, *working_sizes(workload, backbone)[0]))
         backbone.decode(latents)
     return weights, tally.peaks[-1] - before - weights
 

@@ -22,6 +22,7 @@ from collectionlora.planning.peaks import (
     step_of,
     teaching_bytes,
     vae_bytes,
+    working_sizes,
 )
 from collectionlora.planning.rows import Sizes, count_forwards, plan_verbs
 from collectionlora.planning.workload import Workload
@@ -93,7 +94,7 @@ def check(workload: Workload, backbone: Backbone) -> None:
 
 def cache_bytes(workload: Workload, backbone: Backbone) -> int:
     """Disk for latents and encoded prompts in float32: three texts a photo of an effect, two in general."""
-    shapes, targets = backbone.shapes(workload.settings.data.resolution), workload.settings.targets
+    shapes, targets = backbone.shapes(working_sizes(workload, backbone)[0]), workload.settings.targets
     prompt = 4 * math.prod(shapes.tokens) + 4 * (shapes.pooled or 0) + shapes.tokens[0]
     latents, photos = 4 * math.prod(shapes.latents), workload.photos
     texts = 3 * (photos if backbone.prompts_see_photos else 1)

@@ -15,6 +15,7 @@ from collectionlora.backbones.base import Backbone
 from collectionlora.cache import cache_path, effect_key
 from collectionlora.collection import PROMPTS, Collection, Effect
 from collectionlora.config import Settings
+from collectionlora.pictures.buckets import find_images
 from collectionlora.pictures.pairs import read_pair
 from collectionlora.pictures.photos import Photo, to_photos
 from collectionlora.prompting.endpoint import Vlm
@@ -167,11 +168,12 @@ def find_pairs(
     found = read_tensors(cached)
     if found is None:
         return None
-    tensors = found[0]
+    sources, targets = (find_images(name, found[0]) for name in ("sources", "targets"))
+    count = min(NUM_PAIRS, len(sources))
 
     def read() -> list[Photo]:
-        both = torch.stack([tensors["sources"], tensors["targets"][:, 0]], dim=1)[:NUM_PAIRS]
+        both = [latents for i in range(count) for latents in (sources[i], targets[i][0])]
         with torch.no_grad():
-            return to_photos(backbone.decode(both.flatten(0, 1)))
+            return [to_photos(backbone.decode(latents[None]))[0] for latents in both]
 
-    return Pairs(key, min(NUM_PAIRS, len(collection.photo_paths(effect))), read)
+    return Pairs(key, count, read)

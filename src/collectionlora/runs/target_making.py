@@ -6,7 +6,8 @@ an interrupted run goes on with what is still missing. Several processes share t
 one: each file's noise is its own, so it is the same whoever makes it.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,34 +16,70 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from collectionlora.adapters.roles import TeacherLibrary
-from collectionlora.backbones.base import Backbone, Condition, Prompt, repeat_references
-from collectionlora.cache import cache_key, cache_path, effect_key, reference_parts
+from collectionlora.backbones.base import Backbone, Condition, Prompt
+from collectionlora.cache import (
+    cache_key,
+    cache_path,
+    effect_key,
+    find_squares,
+    reference_parts,
+    shape_parts,
+)
 from collectionlora.collection import MANIFEST, Collection, Effect
 from collectionlora.config import Settings
-from collectionlora.pictures.photos import chunks, fit, read_images, read_photo
+from collectionlora.pictures.buckets import (
+    Images,
+    find_buckets,
+    find_images,
+    gather_images,
+    name_images,
+    take,
+)
+from collectionlora.pictures.photos import chunks, read_photo, to_images
+from collectionlora.pictures.sizes import WorkingSizes
 from collectionlora.sampling import Denoiser, sample_many_steps
 from collectionlora.streams import EffectData, GeneralData
+from collectionlora.system import processes
 from collectionlora.system.errors import UserError
 from collectionlora.system.files import fingerprint, read_tensors, write_tensors
 from collectionlora.system.progress import Progress
 from collectionlora.system.shared_files import Kept, make_together
+
+log = logging.getLogger(__name__)
 
 
 def read_references(
     collection: Collection, effect: Effect, backbone: Backbone, settings: Settings
 ) -> list[Tensor]:
     """An effect's reference images as the network takes them, each `[1, 3, height, width]` in [0, 1]."""
-    paths, side = collection.reference_paths(effect), settings.data.resolution
-    return [fit(read_photo(path), side, backbone.side_multiple) for path in paths]
+    sizes = WorkingSizes(settings.data.resolution, backbone.side_multiple)
+    return [sizes.show(read_photo(path)) for path in collection.reference_paths(effect)]
 
 
-def encode_for_photos(
-    backbone: Backbone, texts: Sequence[str], images: Tensor, references: Sequence[Tensor] = ()
-) -> Prompt:
-    """The prompt of each image: one for all where all texts are the same and the base reads them alone."""
+def encode_photos(
+    backbone: Backbone,
+    images: Iterable[Tensor],
+    texts: Mapping[str, Sequence[str]],
+    references: Sequence[Tensor] = (),
+) -> tuple[Images, dict[str, Prompt]]:
+    """Latents of images, and prompts by name; images are taken one after the other and none is kept.
+
+    Args:
+        images: each `[1, 3, height, width]` in [0, 1].
+        texts: by name, one for each image. A prompt stands for all images where all its texts are the same
+            and the base reads them alone.
+        references: shown beside every image, each like an image.
+    """
+    latents, rows = [], {name: list[Prompt]() for name in texts}
+    for index, image in enumerate(images):
+        latents.append(backbone.encode_image(image)[0])
+        if backbone.prompts_see_photos:
+            for name, written in texts.items():
+                rows[name].append(backbone.encode_prompt([written[index]], [image, *references]))
     if backbone.prompts_see_photos:
-        return backbone.encode_prompt(texts, [images, *repeat_references(references, len(images))])
-    return backbone.encode_prompt(texts[:1] if len(set(texts)) == 1 else texts)
+        return gather_images(latents), {name: Prompt.cat(read) for name, read in rows.items()}
+    alone = {name: written[:1] if len(set(written)) == 1 else written for name, written in texts.items()}
+    return gather_images(latents), {name: backbone.encode_prompt(each) for name, each in alone.items()}
 
 
 class TargetMaker:
@@ -67,6 +104,10 @@ class TargetMaker:
 
     def make(self, student_prompts: Mapping[str, str]) -> tuple[list[EffectData], GeneralData]:
         """All effects, and the general stream; `student_prompts` by effect."""
+        if processes.is_main() and (squares := find_squares(self.collection, self.settings)):
+            names = ", ".join(path.name for path in squares)
+            message = "photos keep their shape now, and an earlier version's squares are not used"
+            log.warning("%s: %s: %s", squares[0].parent, message, names)
         effects = self.collection.effects
         encodings = [self._encode_effect(e, student_prompts[e.name]) for e in effects]
         *encoded, general = make_together([*encodings, self._encode_general()])
@@ -76,12 +117,12 @@ class TargetMaker:
         answers = [self._sample_general(general)] if self.settings.match.updates else []
         sampled = make_together([*samples, *answers])
         effect_data = [
-            self._effect(effect, tensors, made["targets"])
+            self._effect(effect, tensors, find_images("targets", made))
             for effect, tensors, made in zip(effects, encoded, sampled, strict=False)
         ]
         prompt, uncond = (Prompt.from_tensors(n, general) for n in ("prompt", "uncond"))
-        answered = sampled[-1]["targets"] if answers else None
-        return effect_data, GeneralData(general["sources"], prompt, answered, uncond)
+        answered = find_images("targets", sampled[-1]) if answers else None
+        return effect_data, GeneralData(find_images("sources", general), prompt, answered, uncond)
 
     def _encode_effect(self, effect: Effect, student_prompt: str) -> Kept[dict[str, Tensor]]:
         photos = self.collection.photo_paths(effect)
@@ -112,54 +153,62 @@ class TargetMaker:
         collection, backbone = self.collection, self.backbone
 
         def make() -> dict[str, Tensor]:
-            images = read_images(photos, self.settings)
+            sizes = WorkingSizes.of(self.settings.data, backbone.side_multiple)
             shown = read_references(collection, effect, backbone, self.settings) if effect else []
-            tensors = {"sources": backbone.encode_image(images)}
+            images = (to_images([sizes.read(path)]) for path in photos)
+            sources, prompts = encode_photos(backbone, images, texts, shown)
+            tensors = name_images("sources", sources)
             tensors |= {f"references.{i}": backbone.encode_image(image) for i, image in enumerate(shown)}
-            for name, written in texts.items():
-                tensors |= encode_for_photos(backbone, written, images, shown).tensors(name)
+            for name, prompt in prompts.items():
+                tensors |= prompt.tensors(name)
             self.progress(f"encode {what}", len(photos), len(photos), {})
             return tensors
 
         seen = [*photos, *(reference_parts(collection, effect) if effect else [])]
-        key = cache_key(collection, self.settings, texts, *seen)
+        beside = collection.reference_paths(effect) if effect else []
+        shapes = shape_parts(collection, [*photos, *beside], self.settings)
+        key = cache_key(collection, self.settings, texts, *seen, *shapes)
         return self._keep(f"{what}-encoded", key, make)
 
-    def _effect(self, effect: Effect, encoded: Mapping[str, Tensor], targets: Tensor) -> EffectData:
+    def _effect(self, effect: Effect, encoded: Mapping[str, Tensor], targets: Images) -> EffectData:
         teacher, student, uncond = (Prompt.from_tensors(n, encoded) for n in ("teacher", "student", "uncond"))
         references = tuple(encoded[f"references.{i}"] for i in range(len(effect.references)))
-        return EffectData(effect.name, encoded["sources"], targets, teacher, student, uncond, references)
+        sources = find_images("sources", encoded)
+        return EffectData(effect.name, sources, targets, teacher, student, uncond, references)
 
     def _sample_effect(self, effect: Effect, encoded: Mapping[str, Tensor]) -> Kept[dict[str, Tensor]]:
-        sources, samples = encoded["sources"], self.settings.targets.samples
-        teacher, uncond = (Prompt.from_tensors(n, encoded) for n in ("teacher", "uncond"))
-        references = tuple(encoded[f"references.{i}"] for i in range(len(effect.references)))
+        sources = find_images("sources", encoded)
+        data = self._effect(effect, encoded, sources)
         key = effect_key(self.collection, effect, self.settings)
 
         def make() -> dict[str, Tensor]:
-            photo = torch.arange(len(sources)).repeat_interleave(samples)
-            condition = Condition(
-                teacher.of_photos(photo), sources[photo], repeat_references(references, len(photo))
-            )
+            def read(photo: Tensor) -> tuple[Condition, Prompt]:
+                return data.condition(data.teacher_prompt, photo), data.uncond.of_photos(photo)
+
             with self.teachers().use(effect.name):
-                targets = self._sample(effect.name, condition, uncond.of_photos(photo), int(key, 16))
+                samples = self.settings.targets.samples
+                targets = self._sample(effect.name, sources, read, samples, int(key, 16))
             # With the sources, so that this file alone holds image pairs.
-            return {"sources": sources, "targets": targets.unflatten(0, (len(sources), samples))}
+            return name_images("sources", sources) | name_images("targets", targets)
 
         return self._keep(effect.name, key, make)
 
     def _sample_general(self, encoded: Mapping[str, Tensor]) -> Kept[dict[str, Tensor]]:
         """The bare base's answers."""
-        sources = encoded["sources"]
+        sources = find_images("sources", encoded)
         prompt, uncond = (Prompt.from_tensors(n, encoded) for n in ("prompt", "uncond"))
         instructions, photos = self.collection.general_prompts(), self.collection.general_photo_paths()
-        key = cache_key(self.collection, self.settings, self.settings.targets, *instructions, *photos)
+        shapes = shape_parts(self.collection, photos, self.settings)
+        seen = [*instructions, *photos, *shapes]
+        key = cache_key(self.collection, self.settings, self.settings.targets, *seen)
 
         def make() -> dict[str, Tensor]:
-            photo = torch.arange(len(sources))
-            condition = Condition(prompt.of_photos(photo), sources)
+            def read(photo: Tensor) -> tuple[Condition, Prompt]:
+                return Condition(prompt.of_photos(photo), take(sources, photo)), uncond.of_photos(photo)
+
             with self.teachers().use(None):
-                return {"targets": self._sample("general", condition, uncond.of_photos(photo), int(key, 16))}
+                answers = self._sample("general", sources, read, 1, int(key, 16))
+            return name_images("targets", gather_images([answer[0] for answer in answers]))
 
         return self._keep("general", key, make)
 
@@ -177,18 +226,34 @@ class TargetMaker:
 
         return Kept(path, get)
 
-    def _sample(self, what: str, condition: Condition, uncond: Prompt, seed: int) -> Tensor:
-        total = len(condition.source)
-        noise = torch.randn(condition.source.shape, generator=torch.Generator().manual_seed(seed >> 1))
-        done = []
-        for part in chunks(total, self.backbone.max_batch(condition)):
-            some = condition[part]
-            targets = self.settings.targets
-            denoiser = Denoiser(self.backbone, some, some.with_prompt(uncond[part]), targets.guidance_scale)
-            done.append(sample_many_steps(denoiser, noise[part], targets.steps))
-            self.progress(what, min(part.stop, total), total, {})
-        samples = torch.cat(done)
-        if not torch.isfinite(samples).all():
+    def _sample(
+        self,
+        what: str,
+        sources: Images,
+        read: Callable[[Tensor], tuple[Condition, Prompt]],
+        samples: int,
+        seed: int,
+    ) -> Images:
+        """For each source `samples` images `[samples, C, H, W]` of its size, by the teacher in use.
+
+        Args:
+            read: the condition and the empty prompts of the photos at `[B]`, which have one size.
+        """
+        made: dict[int, Tensor] = {}
+        generator, total = torch.Generator().manual_seed(seed >> 1), samples * len(sources)
+        for bucket in find_buckets(sources):
+            done, photo = [], torch.tensor(bucket).repeat_interleave(samples)
+            condition, uncond = read(photo)
+            noise = torch.randn(condition.source.shape, generator=generator)
+            for part in chunks(len(photo), self.backbone.max_batch(condition)):
+                some, targets = condition[part], self.settings.targets
+                denoiser = Denoiser(
+                    self.backbone, some, some.with_prompt(uncond[part]), targets.guidance_scale
+                )
+                done.append(sample_many_steps(denoiser, noise[part], targets.steps))
+                self.progress(what, samples * len(made) + min(part.stop, len(photo)), total, {})
+            made |= zip(bucket, torch.cat(done).split(samples), strict=True)
+        if not all(torch.isfinite(image).all() for image in made.values()):
             message, hint = "samples that are not finite", "lower targets.guidance_scale or fix the teacher"
             raise UserError(self.collection.folder / MANIFEST, what, f"the teacher makes {message}", hint)
-        return samples
+        return gather_images([made[position] for position in range(len(sources))])

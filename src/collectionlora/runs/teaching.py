@@ -13,6 +13,7 @@ from collectionlora.backbones.base import Backbone, Condition, Prompt, repeat_re
 from collectionlora.config import Settings
 from collectionlora.flow import add_noise, shift_sigma
 from collectionlora.objectives import flow_matching_loss
+from collectionlora.pictures.buckets import Images, draw_alike, take
 from collectionlora.sampling import Denoiser, noise_like
 from collectionlora.streams import BATCH, generator_for, torch_generator_for
 
@@ -21,13 +22,13 @@ from collectionlora.streams import BATCH, generator_for, torch_generator_for
 class EncodedPairs:
     """Image pairs of an effect.
 
-    `sources` and `targets` are latents `[N, C, H, W]`; `prompt` is the teacher prompt, a batch of 1, or of N
-    where the base reads it together with the photo; `references` are latents of the reference images beside
-    every photo, each `[1, C, height, width]`.
+    `sources` and `targets` are N latents `[C, H, W]`, of each pair in one size; `prompt` is the teacher
+    prompt, a batch of 1, or of N where the base reads it together with the photo; `references` are latents of
+    the reference images beside every photo, each `[1, C, height, width]`.
     """
 
-    sources: Tensor
-    targets: Tensor
+    sources: Images
+    targets: Images
     prompt: Prompt
     references: Sequence[Tensor] = ()
 
@@ -63,7 +64,7 @@ class Teaching:
             UserError: it does not with the installed versions.
         """
         condition = self._condition(torch.tensor([0]))
-        noise = noise_like(self.pairs.sources[:1], torch_generator_for(self.settings.teach.seed, 0, 0))
+        noise = noise_like(condition.source, torch_generator_for(self.settings.teach.seed, 0, 0))
         self.roles.verify(lambda: Denoiser(self.backbone, condition).velocity(noise, 1.0))
 
     def stream_at(self, step: int) -> tuple[str, str]:
@@ -74,8 +75,8 @@ class Teaching:
         teach = self.settings.teach
         rng = generator_for(teach.seed, step, 0, BATCH)
         generator = torch_generator_for(teach.seed, step, 0)
-        pair = torch.from_numpy(rng.integers(len(self.pairs.sources), size=teach.batch_size))
-        x0 = self.pairs.targets[pair]
+        pair = draw_alike(rng, self.pairs.sources, teach.batch_size)
+        x0 = take(self.pairs.targets, pair)
         condition = self._condition(pair)
         noise = noise_like(x0, generator)
         sigma = shift_sigma(torch.rand(len(x0), generator=generator), self.settings.sampling.shift)
@@ -93,7 +94,7 @@ class Teaching:
 
     def _condition(self, pair: Tensor) -> Condition:
         references = repeat_references(self.pairs.references, len(pair))
-        return Condition(self.pairs.prompt.of_photos(pair), self.pairs.sources[pair], references)
+        return Condition(self.pairs.prompt.of_photos(pair), take(self.pairs.sources, pair), references)
 
     def tensors(self) -> dict[str, Tensor]:
         weights = {f"lora.{i}": p.detach() for i, p in enumerate(self.parameters)}

@@ -13,12 +13,14 @@ from collectionlora.adapters.formats import write_lora
 from collectionlora.adapters.roles import STUDENT
 from collectionlora.backbones import load_backbone
 from collectionlora.backbones.base import Backbone
-from collectionlora.cache import base_facts
+from collectionlora.cache import base_facts, shape_parts
 from collectionlora.collection import Collection, Effect, open_collection
 from collectionlora.config import Settings, result_settings
+from collectionlora.pictures.buckets import gather_images
 from collectionlora.pictures.folders import warn_of_left_out
 from collectionlora.pictures.pairs import check_pairs, read_pair
-from collectionlora.pictures.photos import crop_square, to_images
+from collectionlora.pictures.photos import to_images
+from collectionlora.pictures.sizes import WorkingSizes
 from collectionlora.prompting.endpoint import Endpoint, Vlm
 from collectionlora.prompting.triggers import cosine_table
 from collectionlora.prompting.writing import PromptWriter
@@ -42,7 +44,7 @@ from collectionlora.runs.session import (
     effect_names,
     resolve_settings,
 )
-from collectionlora.runs.target_making import encode_for_photos, read_references
+from collectionlora.runs.target_making import encode_photos, read_references
 from collectionlora.runs.teaching import EncodedPairs, Teaching
 from collectionlora.runs.watching import Tracker, Watch, track
 from collectionlora.system import processes
@@ -90,7 +92,7 @@ def teach(
             facts = result_settings(settings, ("model", "data", "sampling", "teach")) | {
                 "base": collection.manifest.base,
                 "teacher_prompt": effect.teacher_prompt,
-                "pairs": fingerprint(*seen),
+                "pairs": fingerprint(*seen, *shape_parts(collection, seen, settings)),
                 **base_facts(collection.manifest.base),
             }
             report = track(tracker, partial(progress, effect.name))
@@ -110,25 +112,33 @@ def encode_pairs(
     Raises:
         UserError: pairs are missing or do not match.
     """
-    sources, answers = read_pairs(collection, effect, settings)
+    sizes = WorkingSizes.of(settings.data, backbone.side_multiple)
+    sources, answers = read_pairs(collection, effect, sizes)
     shown = read_references(collection, effect, backbone, settings)
+    texts = {"teacher": [effect.teacher_prompt] * len(sources)}
+    latents, prompts = encode_photos(backbone, sources, texts, shown)
+    targets = gather_images([backbone.encode_image(image)[0] for image in answers])
     return EncodedPairs(
-        backbone.encode_image(sources),
-        backbone.encode_image(answers),
-        encode_for_photos(backbone, [effect.teacher_prompt] * len(sources), sources, shown),
-        [backbone.encode_image(image) for image in shown],
+        latents, targets, prompts["teacher"], [backbone.encode_image(image) for image in shown]
     )
 
 
-def read_pairs(collection: Collection, effect: Effect, settings: Settings) -> tuple[Tensor, Tensor]:
-    """An effect's image pairs, matched by file name; two tensors `[N, 3, side, side]` in [0, 1].
+def read_pairs(
+    collection: Collection, effect: Effect, sizes: WorkingSizes
+) -> tuple[list[Tensor], list[Tensor]]:
+    """An effect's image pairs, matched by file name, each image `[1, 3, height, width]` in [0, 1].
+
+    A target takes the size of its source.
 
     Raises:
         UserError: a file without its partner, or a pair whose sides have other shapes.
     """
-    side, pairs = settings.data.resolution, collection.pair_paths(effect)
-    photos = [[crop_square(photo, side) for photo in read_pair(*pair)] for pair in pairs]
-    sources, targets = (to_images(photos_of_side) for photos_of_side in zip(*photos, strict=True))
+    sources, targets = [], []
+    for pair in collection.pair_paths(effect):
+        source, target = read_pair(*pair)
+        source = sizes.fit(source)
+        sources.append(to_images([source]))
+        targets.append(to_images([sizes.fit(target, source.shape[:2])]))
     return sources, targets
 
 
@@ -188,7 +198,7 @@ def targets(
     collection.check_files()
     session = Session(collection, settings, with_critics=False)
     streams = session.make_targets(progress)
-    counts = {data.name: data.targets[:, :, 0, 0, 0].numel() for data in streams.effects}
+    counts = {data.name: sum(map(len, data.targets)) for data in streams.effects}
     answers = streams.general.targets
     return counts | {"general": 0 if answers is None else len(answers)}
 

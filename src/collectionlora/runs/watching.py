@@ -11,7 +11,7 @@ Previews are `previews/step-00000200.png` in the run's folder. `teach` has neith
 curves are `loss` and `grad_norm`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor
 from collectionlora.adapters.roles import STUDENT
 from collectionlora.config import LogSettings
 from collectionlora.distillation import Distillation
+from collectionlora.pictures.buckets import find_buckets
 from collectionlora.pictures.photos import Photo, chunks, to_photos, write_photo
 from collectionlora.pictures.sheets import contact_sheet
 from collectionlora.runs.trainer import StepProgress
@@ -130,7 +131,8 @@ class Watch:
         columns = ["photo", "teacher", "student"] * PHOTOS_SHOWN
         for data in self.run.streams.effects:
             made = self.sample(data)
-            shown = [self.photos(x) for x in (data.sources, data.targets[:, 0], made)]
+            first = [samples[0] for samples in data.targets[:PHOTOS_SHOWN]]
+            shown = [self.photos(latents) for latents in (data.sources[:PHOTOS_SHOWN], first, made)]
             rows.append((data.name, [photo for same in zip(*shown, strict=True) for photo in same]))
             distances[f"distance/{data.name}"] = teacher_distance(made, data)
         self.run.backbone.release_encoders()
@@ -140,34 +142,34 @@ class Watch:
         return distances
 
     @torch.no_grad()
-    def sample(self, data: EffectData) -> Tensor:
-        """The student as it is now, on an effect's first photos, in its few steps; latents."""
-        run, sources = self.run, data.sources[:PHOTOS_SHOWN]
-        index = torch.arange(len(sources))
+    def sample(self, data: EffectData) -> list[Tensor]:
+        """The student as it is now, on an effect's first photos, in its few steps; latents `[C, H, W]`."""
+        run, made = self.run, dict[int, Tensor]()
         aop = run.settings.distill.asymmetric_prompts
-        condition = data.condition(data.student_prompt if aop else data.teacher_prompt, index)
+        prompt = data.student_prompt if aop else data.teacher_prompt
         generator = torch.Generator().manual_seed(SEED)
-        sampling, made = run.settings.sampling, []
+        sampling = run.settings.sampling
         with run.roles.frozen(STUDENT):
-            for part in chunks(len(sources), run.backbone.max_batch(condition)):
-                denoiser, noise = (
-                    Denoiser(run.backbone, condition[part]),
-                    noise_like(sources[part], generator),
-                )
-                made.append(sample_few_steps(denoiser, noise, sampling.steps, generator, sampling.shift))
-        return torch.cat(made)
+            for bucket in find_buckets(data.sources[:PHOTOS_SHOWN]):
+                condition = data.condition(prompt, torch.tensor(bucket))
+                for part in chunks(len(bucket), run.backbone.max_batch(condition)):
+                    denoiser = Denoiser(run.backbone, condition[part])
+                    noise = noise_like(condition.source[part], generator)
+                    done = sample_few_steps(denoiser, noise, sampling.steps, generator, sampling.shift)
+                    made |= zip(bucket[part], done, strict=True)
+        return [made[position] for position in range(len(made))]
 
-    def photos(self, latents: Tensor) -> list[Photo]:
-        return to_photos(self.run.backbone.decode(latents[:PHOTOS_SHOWN]))
+    def photos(self, latents: Sequence[Tensor] | Tensor) -> list[Photo]:
+        return [to_photos(self.run.backbone.decode(image[None]))[0] for image in latents]
 
 
-def teacher_distance(made: Tensor, data: EffectData) -> float:
+def teacher_distance(made: Sequence[Tensor] | Tensor, data: EffectData) -> float:
     """`|student - teacher| / |photo - teacher|` in latents, to each photo's nearest teacher sample; the mean.
 
     0 is the teacher's own picture, 1 is as far from it as the untouched photo.
     """
-    targets = data.targets[: len(made)].flatten(2)
-    student, photo = (
-        (x[: len(made)].flatten(1)[:, None] - targets).norm(dim=-1) for x in (made, data.sources)
-    )
-    return float((student / photo.clamp_min(1e-6)).min(dim=1).values.mean())
+    shares = []
+    for image, source, targets in zip(made, data.sources, data.targets, strict=False):
+        student, photo = ((x - targets).flatten(1).norm(dim=1) for x in (image, source))
+        shares.append((student / photo.clamp_min(1e-6)).min())
+    return float(torch.stack(shares).mean())
