@@ -29,18 +29,19 @@ def main() -> None:
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
+    result = args.out / "gpu.json"
     if args.part:
-        sys.exit(not run_here(args.part, False, args.out))
+        sys.exit(not run_here(args.part, False, Entries(result, args.part)))
     end, well = time.monotonic() + args.seconds, True
     for name in args.parts:
-        seconds = min(SECONDS[name], end - time.monotonic())
+        entries, seconds = Entries(result, name), min(SECONDS[name], end - time.monotonic())
         command = [sys.executable, __file__, "--part", name, "--out", str(args.out)]
         if args.tiny:
-            well &= run_here(name, True, args.out)
+            well &= run_here(name, True, entries)
         elif seconds < MIN_SECONDS:
-            Entries(args.out, name).put(left_out=f"{max(0, round(seconds))} seconds were left")
+            entries.put(left_out=f"{max(0, round(seconds))} seconds were left")
         else:
-            well &= run_apart(command, name, args.out, seconds)
+            well &= run_apart(command, entries, args.out / f"{name}.log", seconds)
     sys.exit(not well)
 
 

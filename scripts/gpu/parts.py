@@ -71,9 +71,8 @@ SECONDS = {
 }
 
 
-def run_here(name: str, tiny: bool, out: Path) -> bool:
+def run_here(name: str, tiny: bool, entries: Entries) -> bool:
     """One part in this process; whether it went well. Its fault is in its entry."""
-    entries = Entries(out, name)
     began = time.perf_counter()
     try:
         with TemporaryDirectory() as folder:
@@ -87,18 +86,17 @@ def run_here(name: str, tiny: bool, out: Path) -> bool:
     return True
 
 
-def run_apart(command: Sequence[str], name: str, out: Path, seconds: float) -> bool:
-    """One part as a process that is ended, with all that it started, after its seconds."""
-    path = out / f"{name}.log"
-    with path.open("w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+def run_apart(command: Sequence[str], entries: Entries, log: Path, seconds: float) -> bool:
+    """A command as a process that is ended, with all that it started, after its seconds."""
+    with log.open("w") as lines:
+        process = subprocess.Popen(command, stdout=lines, stderr=lines, start_new_session=True)
         try:
             code = process.wait(seconds)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-            Entries(out, name).put(stopped_after=round(seconds, 1), log=path.read_text()[-2000:])
+            entries.put(stopped_after=round(seconds, 1), log=log.read_text()[-2000:])
             return False
     if code:
-        Entries(out, name).put(exit_code=code, log=path.read_text()[-3000:])
+        entries.put(exit_code=code, log=log.read_text()[-3000:])
     return code == 0
