@@ -14,7 +14,7 @@ from collectionlora.adapters.roles import TEACHER, LoraWeights, Roles, TeacherLi
 from collectionlora.backbones.base import Prompt
 from collectionlora.backbones.diffusers_files import INDEX, find_class
 from collectionlora.backbones.diffusers_model import DiffusersBackbone, DiffusersFamily
-from collectionlora.backbones.flux2 import FLUX_2_KLEIN
+from collectionlora.backbones.flux2 import FLUX_2_KLEIN, KLEIN_4B
 from collectionlora.backbones.qwen_image_edit import QWEN_IMAGE_EDIT_PLUS, TRANSFORMER
 from collectionlora.config import Overrides, Settings, resolve
 from collectionlora.planning.workload import Workload
@@ -23,18 +23,7 @@ from collectionlora.streams import EffectData, GeneralData, Streams
 
 EFFECTS = ("first", "second")
 SMALL = {"num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 32, "joint_attention_dim": 32}
-# FLUX.2 [klein] 4B, by the transformer's config on the hub.
-KLEIN = {
-    "num_layers": 5,
-    "num_single_layers": 20,
-    "num_attention_heads": 24,
-    "attention_head_dim": 128,
-    "in_channels": 128,
-    "joint_attention_dim": 7680,
-    "guidance_embeds": False,
-    "axes_dims_rope": [32, 32, 32, 32],
-}
-SMALL_KLEIN = {**KLEIN, **SMALL, "num_single_layers": 2, "in_channels": 16, "axes_dims_rope": [8, 8, 8, 8]}
+SMALL_KLEIN = {**KLEIN_4B, **SMALL, "num_single_layers": 2, "in_channels": 16, "axes_dims_rope": [8, 8, 8, 8]}
 SCHEDULER = {"base_shift": 0.5, "max_shift": 0.9, "max_image_seq_len": 8192, "shift_terminal": 0.02}
 
 
@@ -51,7 +40,7 @@ BASES = {
     "qwen": LargeBase(
         QWEN_IMAGE_EDIT_PLUS, TRANSFORMER, {**TRANSFORMER, **SMALL, "axes_dims_rope": [8, 12, 12]}
     ),
-    "klein": LargeBase(FLUX_2_KLEIN, KLEIN, SMALL_KLEIN),
+    "klein": LargeBase(FLUX_2_KLEIN, KLEIN_4B, SMALL_KLEIN),
 }
 # The paper's losses and guidance, every step an effect's, all three losses to the end.
 PAPER: Overrides = {
