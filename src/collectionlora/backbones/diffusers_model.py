@@ -149,8 +149,8 @@ class DiffusersBackbone(Backbone):
     def __init__(self, family: DiffusersFamily, base: str, settings: ModelSettings):
         self.family, self.base, self.settings = family, base, settings
         self.dtype = DTYPES[settings.dtype]
-        if torch.cuda.is_available():
-            self.device = torch.device("cuda")
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if self.device.type == "cuda":
             # LoRAs are float32: let their products run on tensor cores.
             torch.set_float32_matmul_precision("high")
 
