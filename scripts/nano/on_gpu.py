@@ -33,6 +33,7 @@ class Sizes:
 
     effects: int
     workers: int
+    threads: int  # of the student's part, whose classifier and truths are made on the CPU
     seconds: dict[str, int]
     base: tuple[str, ...]
     teacher: tuple[str, ...]
@@ -48,11 +49,12 @@ def settings(**values: Any) -> tuple[str, ...]:
 WHOLE = Sizes(
     effects=50,
     workers=12,
+    threads=8,
     seconds={"base": 130, "teachers": 160, "student": 235},
-    base=("--time=95", "--steps=1000000", "--largest=256", "--pixels=786432", "--num=8", "--side=128"),
+    base=("--time=85", "--steps=1000000", "--largest=256", "--pixels=786432", "--num=8", "--side=128"),
     teacher=("--steps=300", "--batch=12", "--judged=12"),
     student=(
-        *("--matching=35", "--distilling=1", "--photos=48", "--judged=8", "--classifier-steps=600"),
+        *("--matching=25", "--distilling=1", "--photos=48", "--judged=8", "--classifier-steps=400"),
         *settings(targets__steps=10, match__batch_size=32, distill__batch_size=16, log__tracker="none"),
         *settings(log__preview_every=100_000),
     ),
@@ -60,6 +62,7 @@ WHOLE = Sizes(
 TINY = Sizes(
     effects=2,
     workers=1,
+    threads=1,
     seconds={"base": 200, "teachers": 200, "student": 200},
     base=("--steps=2", "--largest=64", "--pixels=4096", "--num=1", "--sample-steps=1"),
     teacher=("--steps=1", "--batch=1", "--pairs=1", "--judged=1", "--sample-steps=1"),
@@ -164,6 +167,7 @@ def keep_teachers(work: Work, made: Sequence[Path]) -> None:
 def make_student(work: Work, number: int) -> None:
     """One LoRA of all that passed, or of those that ship, beside its teachers."""
     entries, folder = work.begin("student"), work.folder / "student"
+    os.environ["OMP_NUM_THREADS"] = str(work.sizes.threads)
     number = number if number >= MIN_TEACHERS else min(12, work.sizes.effects)
     options = ["scaling", "--data", str(work.data), "--out", str(folder), "--sizes", str(number)]
     well = work.run("table.py", entries, [*options, *work.sizes.student])
