@@ -1,4 +1,4 @@
-# Sourced by scripts that run on a lent machine: the package without installing it, and the wheels of what is missing.
+# Sourced by scripts that run on a lent machine: the package without installing it, and the wheels of what is missing or older.
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 python=${PYTHON:-python3}
 site=$(mktemp -d)
@@ -9,11 +9,22 @@ import sys
 import zipfile
 from pathlib import Path
 
+
+
+def parts(version: str) -> list[int]:
+    return [int(part) for part in version.split("+")[0].split(".") if part.isdigit()]
+
+
 for wheel in sorted(Path(sys.argv[1]).glob("*.whl")):
+    name, version, python = wheel.name.split("-")[:3]
+    if python.startswith("cp") and python != "cp{}{}".format(*sys.version_info):
+        continue
     try:
-        importlib.metadata.version(wheel.name.partition("-")[0])
+        if parts(importlib.metadata.version(name)) >= parts(version):
+            continue
     except importlib.metadata.PackageNotFoundError:
-        zipfile.ZipFile(wheel).extractall(sys.argv[2])
-        print("unpacked", wheel.name)
+        pass
+    zipfile.ZipFile(wheel).extractall(sys.argv[2])
+    print("unpacked", wheel.name)
 END
 export PYTHONPATH="$site:$root/src:$root/tests${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
