@@ -10,7 +10,6 @@ import zipfile
 from pathlib import Path
 
 
-
 def parts(version: str) -> list[int]:
     return [int(part) for part in version.split("+")[0].split(".") if part.isdigit()]
 
