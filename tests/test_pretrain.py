@@ -11,7 +11,14 @@ import torch
 from collectionlora.pictures.photographs import HELDOUT, pool
 
 ROOT = Path(__file__).parents[1]
-OPTIONS = {"start": None, "seed": 0, "adam_rate": 1e-3, "muon_rate": 1e-2, "pixels": 2 * 64**2}
+OPTIONS = {
+    "start": None,
+    "seed": 0,
+    "adam_rate": 1e-3,
+    "muon_rate": 1e-2,
+    "pixels": 2 * 64**2,
+    "largest": 128,
+}
 
 
 @pytest.fixture
@@ -55,3 +62,26 @@ def test_sizes_are_of_64_to_128_pixels_and_half_of_them_small(pretrain):
     assert areas.max() == 128**2
     assert max(max(size) / min(size) for size in sizes) == 2
     assert 0.48 < np.mean(areas <= 64**2) < 0.54
+
+
+def test_larger_sizes_reach_what_is_asked_for_and_keep_their_shape(pretrain):
+    rng = np.random.default_rng(0)
+    sizes = [pretrain.draw_size(rng, 256) for _ in range(2000)]
+    assert max(max(size) for size in sizes) == 256
+    assert {side % 8 for size in sizes for side in size} == {0}
+    assert max(max(size) / min(size) for size in sizes) == 2
+
+
+def test_a_time_sets_the_number_of_updates(pretrain, tmp_path, monkeypatch):
+    clock = iter(range(10_000))
+    monkeypatch.setattr(pretrain.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(pretrain, "PACE", 2)
+    monkeypatch.setattr(pretrain, "load_photographs", lambda _: pool(HELDOUT[:2]))
+    monkeypatch.setattr(pretrain, "load_cutouts", lambda _: [])
+    monkeypatch.setattr(pretrain, "report", lambda *_: None)
+    every = {"evaluate_every": 10**9, "save_every": 10**9, "data": tmp_path, "folder": tmp_path}
+    run = pretrain.Pretraining(
+        Namespace(**{**OPTIONS, **every, "pixels": 64**2}, steps=10**9, decay=0, time=3)
+    )
+    pretrain.train(run, run.args)
+    assert (run.step, run.args.decay) == (6, 2)  # two updates took one second

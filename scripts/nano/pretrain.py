@@ -43,18 +43,20 @@ from collectionlora.pictures.photos import to_images
 from collectionlora.sampling import Denoiser, sample_many_steps
 from collectionlora.system.files import write_tensors
 
-# Half of the updates are of these; the others of any shape from 64 to 128 pixels.
+# Half of the updates are of these; the others of any shape from 64 to `--largest` pixels.
 SMALL_SIZES = ((64, 64), (64, 64), (64, 64), (64, 64), (48, 80), (80, 48), (56, 72), (72, 56))
 UNCONDITIONAL_RATIO = 0.05
 EMA = 0.999
 WARM_UP = 200
+PACE = 50  # updates that tell how many `--time` holds
 
 
-def draw_size(rng: np.random.Generator) -> tuple[int, int]:
-    """Height and width of an update's photos."""
+def draw_size(rng: np.random.Generator, largest: int = 128) -> tuple[int, int]:
+    """Height and width of an update's photos, none more than twice as long as wide."""
     if rng.random() < 0.5:
         return SMALL_SIZES[rng.integers(len(SMALL_SIZES))]
-    height, width = (8 * int(patches) for patches in rng.integers(8, 17, size=2))
+    rows, columns = rng.integers(8, largest // 8 + 1, size=2)
+    height, width = 8 * int(rows), 8 * int(np.clip(columns, -(-rows // 2), 2 * rows))
     return (height, height) if rng.random() < 0.5 else (height, width)
 
 
@@ -86,7 +88,7 @@ class Pretraining:
 
     def draw(self, pool: PhotoPool, cutouts: list[Cutout]) -> tuple[Tensor, Tensor, list[str]]:
         """Source and target latents and the instructions; a pure function of (seed, step, process)."""
-        height, width = draw_size(np.random.default_rng([self.args.seed, self.step]))
+        height, width = draw_size(np.random.default_rng([self.args.seed, self.step]), self.args.largest)
         rng = np.random.default_rng([self.args.seed, self.step, self.accelerator.process_index])
         number = max(1, self.args.pixels // (height * width))
         edits = [draw_edit(rng, pool, cutouts, (height, width)) for _ in range(number)]
@@ -101,9 +103,10 @@ class Pretraining:
     def loss(self, source: Tensor, target: Tensor, texts: list[str]) -> Tensor:
         """Flow matching by the copy, at a noise that is a pure function of (seed, step, process)."""
         place = self.step * self.accelerator.num_processes + self.accelerator.process_index
-        generator = torch.Generator().manual_seed(self.args.seed * 1_000_003 + place)
-        noise = torch.randn(target.shape, generator=generator)
-        sigma = shift_sigma(torch.rand(len(target), generator=generator), 3.0)
+        device, target = self.copy.device, target.to(self.copy.device)
+        generator = torch.Generator(device).manual_seed(self.args.seed * 1_000_003 + place)
+        noise = torch.randn(target.shape, generator=generator, device=device)
+        sigma = shift_sigma(torch.rand(len(target), generator=generator, device=device), 3.0)
         condition = Condition(self.copy.encode_prompt(texts), source)
         velocity = Denoiser(self.copy, condition).velocity(add_noise(target, noise, sigma), sigma)
         return flow_matching_loss(velocity, target, noise)
@@ -198,9 +201,13 @@ def train(run: Pretraining, args: argparse.Namespace) -> None:
     pool = load_photographs(args.data / "photographs" / "train")
     cutouts = load_cutouts(args.data / "cutouts" / "train")
     losses = []
-    began = time.process_time() - run.seconds
+    began, first, start = time.process_time() - run.seconds, run.step, time.perf_counter()
     while run.step < args.steps:
         losses.append(run.update(pool, cutouts))
+        if args.time and run.step == first + PACE:
+            pace = (time.perf_counter() - start) / PACE
+            args.steps = first + max(PACE, int(args.time / pace))
+            args.decay = (args.steps - first) // 3
         run.seconds = time.process_time() - began
         if not run.accelerator.is_main_process:
             continue
@@ -239,6 +246,8 @@ def main() -> None:
     parser.add_argument("--start", type=Path, help="weights to start from; at random without")
     parser.add_argument("--steps", type=int, default=30000)
     parser.add_argument("--decay", type=int, default=0, help="last steps, over which the rates fall to zero")
+    parser.add_argument("--time", type=float, help="wall seconds that set --steps; the last third decays")
+    parser.add_argument("--largest", type=int, default=128, help="longest side of the larger photos")
     parser.add_argument("--pixels", type=int, default=48 * 64**2, help="of an update's photos together")
     parser.add_argument("--adam-rate", type=float, default=2e-3)
     parser.add_argument("--muon-rate", type=float, default=2e-2)

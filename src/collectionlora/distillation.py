@@ -132,10 +132,15 @@ class Distillation:
         return "general" if effect is None else "effect", effect
 
     def batch(self, streams: Streams, step: int) -> Batch:
-        """What a step of one rank learns from."""
+        """What a step of one rank learns from, on the base's device."""
         draw = streams.mixed_batch if self.stream_at(step)[0] == MIXED else streams.batch
         match = self.settings.match
-        return draw(step, size=match.batch_size if step < match.updates else None)
+        batch = draw(step, size=match.batch_size if step < match.updates else None)
+        return batch.to(self.backbone.device)
+
+    def generator(self, streams: Streams, step: int) -> torch.Generator:
+        """The noise of a step of one rank, drawn on the base's device."""
+        return streams.generator(step, self.backbone.device)
 
     def verify(self) -> None:
         """Prove on the first batch that no role leaks into another; costs less than a step, changes nothing.
@@ -143,8 +148,8 @@ class Distillation:
         Raises:
             UserError: switching roles does not work with the installed versions.
         """
-        batch = self.streams.batch(0)
-        noise = noise_like(batch.target, self.streams.generator(0))
+        batch = self.streams.batch(0).to(self.backbone.device)
+        noise = noise_like(batch.target, self.generator(self.streams, 0))
         # In whatever role `verify` has put the network.
         self.roles.verify(lambda: Denoiser(self.backbone, batch.student).velocity(noise, 1.0))
 
@@ -165,7 +170,7 @@ class Distillation:
         """Warm start: the student's velocity follows the routed teacher at a noised teacher sample."""
         losses = []
         for streams in self.streams.shares(self.settings.distill.accumulate):
-            loss = self.matching_loss(self.batch(streams, step), streams.generator(step))
+            loss = self.matching_loss(self.batch(streams, step), self.generator(streams, step))
             self.backward(loss)
             self.collect(STUDENT)
             losses.append({"match": loss.item()})
@@ -203,14 +208,15 @@ class Distillation:
 
         shares = []
         for streams in self.streams.shares(distill.accumulate):
-            batch, generator = self.batch(streams, step), streams.generator(step)
+            batch, generator = self.batch(streams, step), self.generator(streams, step)
             shares.append(self.simulate(streams, batch, generator, step, num_steps))
         metrics = self.update_student(shares, critic, progress)
         for part in range(1, distill.student_update_every + 1):
             if distill.critic_samples == "simulated":
+                fresh = [s.streams.batch(step, part).to(self.backbone.device) for s in shares]
                 shares = [
-                    self.simulate(s.streams, s.streams.batch(step, part), s.generator, step, num_steps, part)
-                    for s in shares
+                    self.simulate(s.streams, batch, s.generator, step, num_steps, part)
+                    for s, batch in zip(shares, fresh, strict=True)
                 ]
             metrics |= self.update_critic(shares, critic, progress)
         return metrics
@@ -281,7 +287,9 @@ class Distillation:
         the student's own samples, critic and teacher agree and the plain gradient vanishes.
         """
         first = len(sigmas) - max(1, int(len(sigmas) * TARGET_SHARE))
-        sigma = sigmas[torch.randint(first, len(sigmas), (len(batch.target),), generator=generator)]
+        size, device = (len(batch.target),), generator.device
+        index = torch.randint(first, len(sigmas), size, generator=generator, device=device)
+        sigma = sigmas.to(device)[index]
         x_sigma = add_noise(batch.target, noise_like(batch.target, generator), sigma)
         return self.student(batch).x0(x_sigma, sigma)
 
@@ -290,7 +298,7 @@ class Distillation:
 
         `u` `[B]` are the draws of that loss before the shift. Coarse structure only; alone it blurs.
         """
-        sigma = self._shift(u + (1 - u) * torch.rand(u.shape, generator=generator))
+        sigma = self._shift(u + (1 - u) * self._draw_uniform(len(u), generator))
         noise = noise_like(batch.target, generator)
         velocity = self.student(batch).velocity(add_noise(batch.target, noise, sigma), sigma)
         return flow_matching_loss(velocity, batch.target, noise)
@@ -400,4 +408,5 @@ class Distillation:
 
     @staticmethod
     def _draw_uniform(batch: int, generator: torch.Generator, lowest: float = 0.0) -> Tensor:
-        return lowest + (1 - lowest) * torch.rand(batch, generator=generator)
+        drawn = torch.rand(batch, generator=generator, device=generator.device)
+        return lowest + (1 - lowest) * drawn

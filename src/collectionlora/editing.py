@@ -52,7 +52,7 @@ class Dial(Denoiser):
         after_step: Callable[[], None],
     ):
         super().__init__(backbone, condition)
-        self.photo, self.after_step = condition.source, after_step
+        self.photo, self.after_step = condition.source.to(backbone.device), after_step
         self.strength = self.photo.new_tensor(strengths).view(-1, 1, 1, 1)
 
     def x0(self, x_sigma: Tensor, sigma: float | Tensor) -> Tensor:

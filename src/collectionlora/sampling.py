@@ -78,12 +78,15 @@ def noise_like(x: Tensor, generator: Generators) -> Tensor:
 
 @torch.no_grad()
 def sample_many_steps(denoiser: Denoiser, noise: Tensor, num_steps: int = 40) -> Tensor:
-    """The teacher's sampler: Euler steps on the base's own schedule, `noise` `[B, C, H, W]` to image."""
-    x = noise
+    """The teacher's sampler: Euler steps on the base's own schedule, `noise` `[B, C, H, W]` to image.
+
+    The trajectory runs on the base's device; the image comes back to that of `noise`.
+    """
+    x = noise.to(denoiser.backbone.device)
     sigmas = denoiser.backbone.teacher_sigmas(num_steps, noise)
     for sigma, sigma_next in pairwise([*sigmas.tolist(), 0.0]):
         x = x + (sigma_next - sigma) * denoiser.velocity(x, sigma)
-    return x
+    return x.to(noise.device)
 
 
 @torch.no_grad()
@@ -106,10 +109,13 @@ def rollout(
 def sample_few_steps(
     denoiser: Denoiser, noise: Tensor, num_steps: int, generator: Generators, shift: float = 3.0
 ) -> Tensor:
-    """The student's image after `num_steps` stochastic steps from `noise` `[B, C, H, W]`."""
-    sigmas = few_step_sigmas(num_steps, shift)
-    last = rollout(denoiser, noise, sigmas, num_steps - 1, generator)[-1]
-    return denoiser.x0(last, float(sigmas[-1]))
+    """The student's image after `num_steps` stochastic steps from `noise` `[B, C, H, W]`.
+
+    The trajectory runs on the base's device; the image comes back to that of `noise`.
+    """
+    sigmas, first = few_step_sigmas(num_steps, shift), noise.to(denoiser.backbone.device)
+    last = rollout(denoiser, first, sigmas, num_steps - 1, generator)[-1]
+    return denoiser.x0(last, float(sigmas[-1])).to(noise.device)
 
 
 def noise_of_seeds(source: Tensor, seeds: Sequence[int]) -> tuple[Tensor, list[torch.Generator]]:

@@ -20,6 +20,7 @@ from collectionlora.pictures.buckets import Images, draw_alike, holds_size, take
 
 # Separate the uses of one (seed, step, rank), so that they are independent of each other.
 ROUTE, BATCH, NOISE, LENGTH, FAVOUR, STOP = range(6)
+CPU = torch.device("cpu")
 
 
 def generator_for(seed: int, step: int, rank: int, use: int, part: int = 0) -> np.random.Generator:
@@ -27,10 +28,11 @@ def generator_for(seed: int, step: int, rank: int, use: int, part: int = 0) -> n
     return np.random.default_rng([seed, step, rank, use, part])
 
 
-def torch_generator_for(seed: int, step: int, rank: int) -> torch.Generator:
-    """The noise of one step, as a CPU generator."""
+def torch_generator_for(seed: int, step: int, rank: int, device: torch.device) -> torch.Generator:
+    """The noise of one step, drawn on a device; kinds of devices draw other numbers."""
     draw = generator_for(seed, step, rank, NOISE).integers(2**63 - 1)
-    return torch.Generator().manual_seed(int(draw))
+    # A plan's tensors have no values, and nothing draws them.
+    return torch.Generator("cpu" if device.type == "meta" else device).manual_seed(int(draw))
 
 
 def route(
@@ -112,6 +114,10 @@ class Batch:
     teacher: Condition
     student: Condition
     uncond: Condition
+
+    def to(self, device: torch.device) -> "Batch":
+        conditions = (condition.to(device) for condition in (self.teacher, self.student, self.uncond))
+        return Batch(self.effect, self.target.to(device), *conditions)
 
 
 class Streams:
@@ -243,6 +249,6 @@ class Streams:
         rng = generator_for(self.seed, step, rank, STOP, part)
         return torch.from_numpy(rng.integers(num_steps, size=size))
 
-    def generator(self, step: int) -> torch.Generator:
+    def generator(self, step: int, device: torch.device = CPU) -> torch.Generator:
         """The noise of a step."""
-        return torch_generator_for(self.seed, step, self.rank)
+        return torch_generator_for(self.seed, step, self.rank, device)

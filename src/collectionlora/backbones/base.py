@@ -24,6 +24,11 @@ class Prompt:
     def __len__(self) -> int:
         return len(self.tokens)
 
+    def to(self, device: torch.device) -> "Prompt":
+        """Tokens and vector on a device. The mask stays: backbones look at its values, and would wait."""
+        pooled = None if self.pooled is None else self.pooled.to(device)
+        return Prompt(self.tokens.to(device), self.mask, pooled)
+
     def __getitem__(self, index: Tensor | slice) -> "Prompt":
         pooled = None if self.pooled is None else self.pooled[index]
         return Prompt(self.tokens[index], self.mask[index], pooled)
@@ -78,6 +83,10 @@ class Condition:
         references = tuple(latents[index] for latents in self.references)
         return Condition(self.prompt[index], self.source[index], references)
 
+    def to(self, device: torch.device) -> "Condition":
+        references = tuple(latents.to(device) for latents in self.references)
+        return Condition(self.prompt.to(device), self.source.to(device), references)
+
     def with_prompt(self, prompt: Prompt) -> "Condition":
         return replace(self, prompt=prompt)
 
@@ -124,10 +133,13 @@ def free_memory() -> None:
 class Backbone(Protocol):
     """An instruction-editing flow-matching model, adapted once at the border.
 
-    Latents are `[B, C, H, W]` here, float32 and on the CPU, whatever the network packs, casts and moves
-    inside. `network` is what carries LoRA; prompts and images are encoded outside it.
+    Latents are `[B, C, H, W]` here and float32, whatever the network packs, casts and moves inside.
+    What is encoded comes to the CPU. `network` is what carries LoRA; prompts and images are encoded outside
+    it.
 
     Attributes:
+        device: where the network computes. It takes latents from anywhere and returns them there; a
+            trajectory or a training step that keeps them on this device copies nothing between its calls.
         side_multiple: heights and widths of images are multiples of it.
         prompts_see_photos: a text is encoded together with the photo it is about, so that an encoded prompt
             belongs to one photo.
@@ -143,6 +155,9 @@ class Backbone(Protocol):
     fuses_lora: bool
     dtype: torch.dtype
     guides_in_one_batch: bool
+
+    @property
+    def device(self) -> torch.device: ...
 
     @property
     def lora_targets(self) -> tuple[str, ...]:

@@ -6,7 +6,8 @@ Choices made here:
   training reads caches. Weights are read from safetensors only, and no code that comes with them is run.
 - Prompts are encoded and positions are made by the pipeline's own functions, so that a model reads here what
   it reads there.
-- Latents outside are float32 on the CPU. They are small; the network's device and dtype end at this border.
+- Latents outside are float32, on whichever device; the network's device and dtype end at this border. What is
+  encoded comes to the CPU.
 """
 
 from collections.abc import Callable, Mapping
@@ -162,6 +163,7 @@ class DiffusersBackbone(Backbone):
     prompts_see_photos = False
     fuses_lora = False
     guides_in_one_batch = False
+    device = torch.device("cpu")
 
     def __init__(self, family: DiffusersFamily, base: str, settings: ModelSettings):
         self.family, self.base, self.settings = family, base, settings

@@ -27,6 +27,14 @@ DEV = {
     "guidance_embeds": True,
     "axes_dims_rope": [32, 32, 32, 32],
 }
+KLEIN_4B = {
+    **DEV,
+    "num_layers": 5,
+    "num_single_layers": 20,
+    "num_attention_heads": 24,
+    "joint_attention_dim": 7680,
+    "guidance_embeds": False,
+}
 
 
 @dataclass(frozen=True)
@@ -109,7 +117,7 @@ class KleinFamily(DiffusersFamily):
     """FLUX.2 Klein: the base with guidance proper, or the step-distilled one without."""
 
     def recommended_settings(self, base: str) -> SectionValues:
-        distilled = read_index(base).get("is_distilled", False)
+        distilled = not self.find_known(base) and read_index(base).get("is_distilled", False)
         unguided = {"targets": {"steps": 4, "guidance_scale": 1}, "distill": {"guidance_scale": 1}}
         return {**LARGE, **unguided} if distilled else self.recommended
 
@@ -139,6 +147,7 @@ FLUX_2_KLEIN = KleinFamily(
     vae_class="AutoencoderKLFlux2",
     lora_roots=LORA_ROOTS,
     name_part="flux.2-klein",
+    known={"black-forest-labs/FLUX.2-klein-base-4B": KnownBase(KLEIN_4B, 4_022_468_096)},
     reads_references=True,
     recommended={**LARGE, "targets": {"steps": 50, "guidance_scale": 4}},
     export=ExportFacts("flux-2-klein", "other", "guidance_scale=1.0"),

@@ -130,6 +130,10 @@ class NanoBackbone:
         return backbone
 
     @property
+    def device(self) -> torch.device:
+        return self.network.device
+
+    @property
     def modules(self) -> nn.ModuleDict:
         """All weights of the base under one roof."""
         return nn.ModuleDict({"network": self.network, "text_encoder": self.text_encoder})

@@ -28,7 +28,7 @@ class ToyNetwork(nn.Module):
         self.head = nn.Linear(width, 2)
 
     def forward(self, x_sigma: Tensor, sigma: Tensor, source: Tensor, prompt: Tensor) -> Tensor:
-        angles = sigma[:, None] * torch.linspace(0, 4, NUM_FREQUENCIES).exp()
+        angles = sigma[:, None] * torch.linspace(0, 4, NUM_FREQUENCIES, device=sigma.device).exp()
         hidden = F.silu(self.stem(torch.cat([x_sigma, source, prompt, angles.sin(), angles.cos()], dim=1)))
         for block in self.blocks:
             hidden = hidden + F.silu(block(hidden))
@@ -64,6 +64,10 @@ class ToyBackbone:
             torch.manual_seed(seed)
             self.network = ToyNetwork()
 
+    @property
+    def device(self) -> torch.device:
+        return next(self.network.parameters()).device
+
     def encode_prompt(self, prompts: Sequence[str], photos: Sequence[Tensor] = ()) -> Prompt:
         return encode_prompt(prompts)
 
@@ -83,12 +87,13 @@ class ToyBackbone:
         return len(condition.source)
 
     def prepare(self, condition: Condition) -> Condition:
-        return condition
+        return condition.to(self.device)
 
     def velocity(self, x_sigma: Tensor, sigma: Tensor, prepared: Condition) -> Tensor:
         prompt = prepared.prompt.tokens[:, 0]
-        out = self.network(x_sigma.flatten(1), sigma, prepared.source.flatten(1), prompt)
-        return out.view_as(x_sigma)
+        points, sigma = x_sigma.flatten(1).to(self.device), sigma.to(self.device)
+        out = self.network(points, sigma, prepared.source.flatten(1), prompt)
+        return out.view_as(x_sigma).to(x_sigma.device)
 
     def guide(self, cond: Tensor, uncond: Tensor, guidance_scale: float) -> Tensor:
         return guided(cond, uncond, guidance_scale)

@@ -64,7 +64,8 @@ class Teaching:
             UserError: it does not with the installed versions.
         """
         condition = self._condition(torch.tensor([0]))
-        noise = noise_like(condition.source, torch_generator_for(self.settings.teach.seed, 0, 0))
+        generator = torch_generator_for(self.settings.teach.seed, 0, 0, self.backbone.device)
+        noise = noise_like(condition.source, generator)
         self.roles.verify(lambda: Denoiser(self.backbone, condition).velocity(noise, 1.0))
 
     def stream_at(self, step: int) -> tuple[str, str]:
@@ -72,14 +73,15 @@ class Teaching:
         return "pairs", self.effect
 
     def __call__(self, step: int) -> dict[str, float]:
-        teach = self.settings.teach
+        teach, device = self.settings.teach, self.backbone.device
         rng = generator_for(teach.seed, step, 0, BATCH)
-        generator = torch_generator_for(teach.seed, step, 0)
+        generator = torch_generator_for(teach.seed, step, 0, device)
         pair = draw_alike(rng, self.pairs.sources, teach.batch_size)
-        x0 = take(self.pairs.targets, pair)
+        x0 = take(self.pairs.targets, pair).to(device)
         condition = self._condition(pair)
         noise = noise_like(x0, generator)
-        sigma = shift_sigma(torch.rand(len(x0), generator=generator), self.settings.sampling.shift)
+        u = torch.rand(len(x0), generator=generator, device=generator.device)
+        sigma = shift_sigma(u, self.settings.sampling.shift)
         with self.roles.use(STUDENT):
             velocity = Denoiser(self.backbone, condition).velocity(add_noise(x0, noise, sigma), sigma)
         loss = flow_matching_loss(velocity, x0, noise)
@@ -94,7 +96,9 @@ class Teaching:
 
     def _condition(self, pair: Tensor) -> Condition:
         references = repeat_references(self.pairs.references, len(pair))
-        return Condition(self.pairs.prompt.of_photos(pair), take(self.pairs.sources, pair), references)
+        sources = take(self.pairs.sources, pair)
+        condition = Condition(self.pairs.prompt.of_photos(pair), sources, references)
+        return condition.to(self.backbone.device)
 
     def tensors(self) -> dict[str, Tensor]:
         weights = {f"lora.{i}": p.detach() for i, p in enumerate(self.parameters)}

@@ -67,7 +67,7 @@ def mean_pulls(world: ToyWorld, run: Distillation) -> dict[str, float]:
     """The mean pull on both kinds of images, over batches that no update sees."""
     pulls: dict[str, list[Tensor]] = {"backward": [], "target": []}
     for step in range(UNSEEN, UNSEEN + BATCHES):
-        batch, generator = run.streams.batch(step), run.streams.generator(step)
+        batch, generator = run.batch(run.streams, step), run.generator(run.streams, step)
         simulation = run.simulate(run.streams, batch, generator, step, NUM_STEPS).simulation
         own = run.student(batch).x0(*simulation.chosen())
         pulls["backward"].append(pull(world, run, batch, own, 0.0, generator))
@@ -86,7 +86,7 @@ def pull(
     its shift.
     """
     settings = run.settings
-    u = lowest + (1 - lowest) * torch.rand(len(x0), generator=generator)
+    u = lowest + (1 - lowest) * torch.rand(len(x0), generator=generator, device=generator.device)
     sigma = shift_sigma(u, settings.sampling.shift)
     x_sigma = add_noise(x0, noise_like(x0, generator), sigma)
     with run.roles.use(critic_role(NUM_STEPS)):

@@ -65,22 +65,27 @@ class ToyEffect:
     def centres(self, source: Tensor) -> tuple[Tensor, Tensor]:
         """The middle of both modes for each source point `[B, 2]`, and the unit vector across, `[2]`."""
         angle = 2 * math.pi * self.index / self.num_effects
-        cos, sin = direction(angle)
+        cos, sin = direction(angle).to(source.device)
         rotation = torch.stack([torch.stack([cos, -sin]), torch.stack([sin, cos])])
-        away = direction(angle + 1)
+        away = direction(angle + 1).to(source.device)
         return source @ rotation.T * 0.5 + self.displacement * away, torch.stack([-away[1], away[0]])
 
     def sample(self, source: Tensor, generator: torch.Generator) -> Tensor:
         """The truth: one answer for each source point, `[B, 2]`."""
         middle, across = self.centres(source)
-        side = torch.randint(2, (len(source), 1), generator=generator) * 2 - 1
-        scatter = torch.randn(source.shape, generator=generator)
+        side = torch.randint(2, (len(source), 1), generator=generator, device=generator.device) * 2 - 1
+        scatter = draw_points(len(source), generator)
         return middle + side * MODE_DISTANCE * across + SCATTER * scatter
 
     def second_mode_share(self, points: Tensor, source: Tensor) -> float:
         """The share of points on the second mode's side; 0.5 is right, 0 or 1 has lost a mode."""
         middle, across = self.centres(source)
         return float((((points - middle) @ across) > 0).float().mean())
+
+
+def draw_points(num: int, generator: torch.Generator) -> Tensor:
+    """Standard normal points `[num, 2]` on the generator's device."""
+    return torch.randn(num, 2, generator=generator, device=generator.device)
 
 
 def energy_distance(a: Tensor, b: Tensor) -> float:
@@ -101,16 +106,16 @@ def joint_distance(a: Tensor, b: Tensor, source: Tensor) -> float:
 
 def condition_on(prompt: str, source: Tensor) -> Condition:
     """One prompt for all source points `[B, 2]`."""
-    return Condition(encode_prompt([prompt]).expand(len(source)), points_to_latents(source))
+    return Condition(encode_prompt([prompt]).expand(len(source)), points_to_latents(source)).to(source.device)
 
 
 def draw_general(num: int, generator: torch.Generator) -> tuple[Condition, Tensor]:
     """Conditions of the general instructions and their true answers `[num, 2]`."""
-    source = torch.randn(num, 2, generator=generator)
-    which = torch.randint(len(GENERAL_PROMPTS), (num,), generator=generator)
-    shifts = torch.stack([direction(i * math.pi / 4) for i in range(len(GENERAL_PROMPTS))])
-    scatter = torch.randn(num, 2, generator=generator)
-    condition = Condition(encode_prompt(GENERAL_PROMPTS)[which], points_to_latents(source))
+    device, source = generator.device, draw_points(num, generator)
+    which = torch.randint(len(GENERAL_PROMPTS), (num,), generator=generator, device=device)
+    shifts = torch.stack([direction(i * math.pi / 4) for i in range(len(GENERAL_PROMPTS))]).to(device)
+    scatter = draw_points(num, generator)
+    condition = Condition(encode_prompt(GENERAL_PROMPTS).to(device)[which], points_to_latents(source))
     return condition, source + shifts[which] + SCATTER * scatter
 
 
@@ -143,7 +148,7 @@ def train_network(
         condition, answer = draw()
         x0 = points_to_latents(answer)
         noise = noise_like(x0, generator)
-        sigma = shift_sigma(torch.rand(len(x0), generator=generator), 3.0)
+        sigma = shift_sigma(torch.rand(len(x0), generator=generator, device=generator.device), 3.0)
         velocity = Denoiser(backbone, condition).velocity(add_noise(x0, noise, sigma), sigma)
         optimizer.zero_grad()
         flow_matching_loss(velocity, x0, noise).backward()
@@ -151,7 +156,11 @@ def train_network(
 
 
 class ToyWorld:
-    """A trained base, one trained teacher for each effect, and the data of a distillation over them."""
+    """A trained base, one trained teacher for each effect, and the data of a distillation over them.
+
+    Args:
+        device: where all of it lies and is drawn.
+    """
 
     def __init__(
         self,
@@ -160,17 +169,23 @@ class ToyWorld:
         displacement: float = 4.0,
         base_steps: int = 2500,
         teacher_steps: int = 800,
+        device: str = "cpu",
     ):
+        self.device = torch.device(device)
         self.base_steps, self.teacher_steps = base_steps, teacher_steps
         self.effects = [ToyEffect(k, num_effects, displacement) for k in range(num_effects)]
         self.seed = seed
-        generator = torch.Generator().manual_seed(seed)
+        generator = self._generator(seed)
         self.base = self._train_base(generator)
         self.teachers = {e.name: self._train_teacher(e, generator) for e in self.effects}
         self.data = self._make_targets(generator)
 
+    def _generator(self, seed: int) -> torch.Generator:
+        return torch.Generator(self.device).manual_seed(seed)
+
     def _train_base(self, generator: torch.Generator) -> dict[str, Tensor]:
         backbone = ToyBackbone(self.seed)
+        backbone.network.to(self.device)
         train_network(
             backbone,
             list(backbone.network.parameters()),
@@ -183,14 +198,14 @@ class ToyWorld:
 
     def _with_roles(self, ranks: dict[str, int], seed: int) -> tuple[ToyBackbone, Roles]:
         backbone = ToyBackbone()
-        backbone.network.load_state_dict(self.base)
+        backbone.network.to(self.device).load_state_dict(self.base)
         return backbone, Roles(backbone.network, backbone.lora_targets, ranks, seed)
 
     def _train_teacher(self, effect: ToyEffect, generator: torch.Generator) -> LoraWeights:
         backbone, roles = self._with_roles({STUDENT: TEACHER_RANK}, effect.index)
 
         def draw() -> tuple[Condition, Tensor]:
-            source = torch.randn(256, 2, generator=generator)
+            source = draw_points(256, generator)
             return condition_on(effect.teacher_prompt, source), effect.sample(source, generator)
 
         with roles.use(STUDENT):
@@ -206,7 +221,7 @@ class ToyWorld:
         library = TeacherLibrary(roles, self.teachers)
         effects = []
         for effect in self.effects:
-            source = torch.randn(photos, 2, generator=generator)
+            source = draw_points(photos, generator)
             with library.use(effect.name):
                 condition = condition_on(effect.teacher_prompt, source)
                 targets = [sample_teacher(backbone, condition, generator) for _ in range(samples)]
@@ -238,10 +253,10 @@ class ToyWorld:
 
     def judge(self, run: Distillation, num_steps: int, num: int = 1500) -> dict[str, float]:
         """The student at `num_steps` against the teachers' samples, and against the general truth."""
-        generator = torch.Generator().manual_seed(1)
+        generator = self._generator(1)
         distances, shares = [], []
         for effect in self.effects[: len(run.streams.effects)]:
-            source = torch.randn(num, 2, generator=generator)
+            source = draw_points(num, generator)
             aop = run.streams.asymmetric_prompts
             condition = condition_on(effect.student_prompt if aop else effect.teacher_prompt, source)
             with run.roles.use(STUDENT):
@@ -263,10 +278,10 @@ class ToyWorld:
     def judge_undistilled(self, num_steps: int, num: int = 1500) -> float:
         """Mean distance of the teachers in the student's few steps to the teachers in their many."""
         run = self.distillation(toy_settings())
-        generator = torch.Generator().manual_seed(1)
+        generator = self._generator(1)
         distances = []
         for effect in self.effects:
-            condition = condition_on(effect.teacher_prompt, torch.randn(num, 2, generator=generator))
+            condition = condition_on(effect.teacher_prompt, draw_points(num, generator))
             with run.teachers.use(effect.name):
                 made = sample_student(run.backbone, condition, num_steps, generator)
                 truth = sample_teacher(run.backbone, condition, generator)
