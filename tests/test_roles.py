@@ -1,9 +1,11 @@
+import copy
 from contextlib import nullcontext
 from functools import partial
 
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from collectionlora.adapters.roles import STUDENT, TEACHER, Roles, TeacherLibrary, critic_role
@@ -124,6 +126,47 @@ def test_checkpointing_recomputes_in_the_role_of_the_forward(roles):
     for plain, checkpointed in zip(gradients(None), gradients(roles.checkpoint), strict=True):
         torch.testing.assert_close(plain, checkpointed)
     assert all(p.grad is None for p in roles.parameters(CRITIC))
+
+
+class Products(TorchDispatchMode):
+    """The dtypes of all matrix products inside the block."""
+
+    def __init__(self):
+        super().__init__()
+        self.dtypes = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm):
+            self.dtypes |= {arg.dtype for arg in args}
+        return func(*args, **(kwargs or {}))
+
+
+def test_over_a_bfloat16_base_loras_compute_in_bfloat16_from_float32_masters():
+    torch.manual_seed(0)
+    network = Network().bfloat16()
+    plain = copy.deepcopy(network)
+    roles = Roles(network, ["first", "second"], {STUDENT: 4, TEACHER: 2}, teacher_dtype=torch.bfloat16)
+    for parameter in roles.parameters(STUDENT):
+        torch.nn.init.normal_(parameter)
+    exact = Roles(copy.deepcopy(plain).float(), ["first", "second"], {STUDENT: 4})
+    exact.load(STUDENT, roles.weights(STUDENT))
+    x, found, products = torch.randn(2, 5, 4), [], Products()
+    for one in (roles, exact):
+        with one.use(STUDENT), products if one is roles else nullcontext():
+            out = one.network(x.bfloat16() if one is roles else x.bfloat16().float())
+        out.square().mean().backward()
+        found.append([out, *(p.grad for p in one.parameters(STUDENT))])
+    assert products.dtypes == {torch.bfloat16}
+    assert found[0][0].dtype == torch.bfloat16
+    assert all(p.dtype == p.grad.dtype == torch.float32 for p in roles.parameters(STUDENT))
+    for ours, theirs in zip(*found, strict=True):
+        assert (ours - theirs).norm() < 0.02 * theirs.norm()
+    with roles.use(None):
+        assert torch.equal(network(x.bfloat16()), plain(x.bfloat16()))
+
+
+def test_over_a_float32_base_nothing_of_peft_is_replaced(roles):
+    assert not any("forward" in vars(layer) for layer in roles.layers.values())
 
 
 def test_the_teacher_slot_pads_ranks_and_clears_what_a_teacher_lacks(roles):

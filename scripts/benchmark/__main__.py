@@ -32,6 +32,7 @@ PARTS = {
         "training.reference_layout",
     ],
     "nano": ["training.nano"],
+    "lora": ["training.lora"],
     "switch": ["training.switch"],
     "sampling": ["using.sampling"],
     "cold": ["using.cold"],
@@ -96,6 +97,13 @@ def ratios(found: dict[str, Any]) -> list[tuple[str, float, str]]:
         row("Qwen training FLOP/s / matmul", plain["flops"] / plain["seconds"] / plain["matmul_flops"])
     if nano := found.get("training.nano"):
         row("nano training FLOP/s / matmul", nano["flops"] / nano["seconds"] / nano["matmul_flops"], ">= 0.8")
+    if part := found.get("training.lora"):
+        for dtype in ("float32", "bfloat16"):
+            for what in ("forward", "learn"):
+                share = 1 - part["seconds"]["base"][what] / part["seconds"][dtype][what]
+                row(f"LoRA's share of CPU seconds, {what}, {dtype}", share)
+            moved = part["block_bytes"]
+            row(f"LoRA's share of a true block's bytes, {dtype}", 1 - moved["base"] / moved[dtype])
     for name, part in found.get("training.switch", {}).items():
         row(f"teacher switch / step, {name}", part["switch"] / part["step"], "< 0.01")
         row(f"drawing a batch / step, {name}", part["batch"] / part["step"])

@@ -61,7 +61,8 @@ class ModelSettings(Section):
     """How the base is held and read; the embedded nano base has none of these choices."""
 
     dtype: Literal["float32", "bfloat16"] = Field(
-        "float32", description="of the frozen base; LoRAs are always float32"
+        "float32",
+        description="of the frozen base, in which LoRAs compute; what is trained is kept in float32",
     )
     quantization: Literal["none", "nf4", "int8"] = Field(
         "none", description="of the frozen base's blocks, by bitsandbytes"

@@ -11,12 +11,15 @@ The paper calls them generator (student), fake score (critic) and real score (te
 - The teacher is a slot: effect LoRAs wait, converted, and are copied into the slot's parameters. A module
   that an effect LoRA lacks becomes zero, a smaller rank is padded with zeros. It is never trained: the base's
   dtype is enough for it, while what is trained is float32.
+- Masters are float32, so that small updates are not rounded away; over a base of another dtype they compute
+  in that one. In float32, as peft would, LoRA moves more bytes than the base (docs/performance.md).
 - Under gradient checkpointing the recomputation must run in the role of the forward: `Roles.checkpoint`.
 """
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -26,7 +29,7 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 from torch.utils.checkpoint import CheckpointError, checkpoint
 
-from collectionlora.adapters.low_rank import change
+from collectionlora.adapters.low_rank import add_change, change
 from collectionlora.system import processes
 from collectionlora.system.errors import UserError
 
@@ -86,13 +89,22 @@ class Roles:
         self.layers = {name: m for name, m in network.named_modules() if isinstance(m, LoraLayer)}
         for layer in self.layers.values():
             layer._active_adapter = self._active
+            base = layer.get_base_layer()
+            if isinstance(base, nn.Linear) and base.weight.dtype != torch.float32:
+                vars(layer)["forward"] = partial(self._forward, layer)  # hides peft's
         for name in ranks:
             for parameter in self.parameters(name):
-                # Master weights: over a bfloat16 base too, small updates must not be rounded away.
                 parameter.data = parameter.data.to(teacher_dtype if name == TEACHER else torch.float32)
                 parameter.requires_grad_(name != TEACHER)
         self.ranks, self.fuse = dict(ranks), fuse
         self._fused: str | None = BASE  # the role that is in the base's weights now
+
+    def _forward(self, layer: LoraLayer, x: Tensor) -> Tensor:
+        """A linear layer with the LoRA of the active role, in the dtype of the base."""
+        out: Tensor = layer.base_layer(x)
+        for role in self._active:
+            out = add_change(out, x, self._pair(layer, role))
+        return out
 
     def use(self, role: str | None) -> AbstractContextManager[None]:
         """Run the network in a role inside the block; `None` is the bare base."""

@@ -149,7 +149,7 @@ class DiffusersBackbone(Backbone):
         self.dtype = DTYPES[settings.dtype]
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         if self.device.type == "cuda":
-            # LoRAs are float32: let their products run on tensor cores.
+            # Let the products of a float32 base run on tensor cores.
             torch.set_float32_matmul_precision("high")
 
     @property
