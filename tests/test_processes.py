@@ -264,6 +264,12 @@ def test_a_sharded_run_goes_on_from_its_checkpoint_in_shards_and_without(collect
     assert_close(whole, runs[0].tensors(), atol=1e-4)
 
 
+def test_one_process_proves_a_checkpoint_for_all(collections):
+    runs = collections[0] / "runs"
+    proven = [json.loads((runs / f"proven-{rank}.json").read_text()) for rank in (0, 1)]
+    assert proven == [[3, ["step-00000003.safetensors"]], [3, []]]
+
+
 def test_the_finished_adapter_edits(collections):
     editor = Editor.load(collections[0])
     assert editor.edit(np.zeros((40, 50, 3), np.uint8), ["one"], steps=1).shape == (40, 50, 3)

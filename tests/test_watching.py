@@ -33,7 +33,7 @@ SMALL = {
         "batch_size": 1,
         "student_update_every": 1,
         "rollout_steps": [2],
-        "checkpoint_every": 2,
+        "checkpoint_minutes": 0,
     },
 }
 
@@ -112,7 +112,7 @@ def test_teaching_shows_its_loss_and_a_killed_one_each_step_once(collection):
         for index in range(2):
             photo = np.full((32, 32, 3), 60 if side == "source" else 190, dtype=np.uint8)
             write_photo(collection.folder / "pairs" / "sepia" / side / f"{index}.png", photo)
-    layer = {**SMALL, "teach": {"steps": 4, "rank": 2, "batch_size": 1}, "distill": {"checkpoint_every": 2}}
+    layer = {**SMALL, "teach": {"steps": 4, "rank": 2, "batch_size": 1}, "distill": {"checkpoint_minutes": 0}}
 
     def die(_what, done, _total, _metrics):
         if done == 3:

@@ -33,6 +33,7 @@ PARTS = {
     ],
     "nano": ["training.nano"],
     "lora": ["training.lora"],
+    "checkpoint": ["training.saving"],
     "switch": ["training.switch"],
     "sampling": ["using.sampling"],
     "cold": ["using.cold"],
@@ -104,6 +105,8 @@ def ratios(found: dict[str, Any]) -> list[tuple[str, float, str]]:
                 row(f"LoRA's share of CPU seconds, {what}, {dtype}", share)
             moved = part["block_bytes"]
             row(f"LoRA's share of a true block's bytes, {dtype}", 1 - moved["base"] / moved[dtype])
+    if part := found.get("training.saving"):
+        row("a checkpoint: seconds that training waits / all of its", part["waits"] / part["takes"])
     for name, part in found.get("training.switch", {}).items():
         row(f"teacher switch / step, {name}", part["switch"] / part["step"], "< 0.01")
         row(f"drawing a batch / step, {name}", part["batch"] / part["step"])

@@ -1,6 +1,9 @@
 """Parts that measure training."""
 
+import tempfile
+import time
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,6 +32,7 @@ from collectionlora.config import Overrides, resolve
 from collectionlora.distillation import Distillation, Share, Simulation
 from collectionlora.flow import few_step_sigmas
 from collectionlora.planning.memory import flash_on_meta
+from collectionlora.runs.checkpoint import checkpoint_writer
 from collectionlora.runs.session import build_roles
 from collectionlora.sampling import Denoiser
 
@@ -208,6 +212,21 @@ def critic_seconds(run: Distillation) -> float:
     simulation = Simulation(few_step_sigmas(1), [batch.target], torch.zeros(len(batch.target)), batch.target)
     share = Share(run.streams, batch, generator, simulation)
     return cpu_seconds(lambda: run.update_critic([share], run.critics[0], 0.0), rounds=2)
+
+
+def saving() -> dict[str, float]:
+    """Wall seconds of a checkpoint of 256 MiB: until training goes on, and until it is on the disk."""
+    tensors = {str(number): torch.randn(1024, 1024) for number in range(64)}
+    best = {"waits": float("inf"), "takes": float("inf")}
+    with tempfile.TemporaryDirectory() as name, checkpoint_writer(Path(name), 9, keep=1) as writer:
+        for step in range(4):
+            began = time.perf_counter()
+            writer.save(step, tensors)
+            waits = time.perf_counter() - began
+            writer.wait()
+            takes = time.perf_counter() - began
+            best = min(best, {"waits": waits, "takes": takes}, key=lambda one: one["takes"])
+    return best
 
 
 class Traffic(TorchDispatchMode):

@@ -144,8 +144,8 @@ class DistillSettings(Section):
     effect_ratio: float = Field(0.5, ge=0, le=1, description="p_switch; 1 switches PDSR off")
     route_every: int = Field(1, ge=1, description="steps that keep one choice of stream")
     seed: int = Field(0, ge=0, lt=2**63)
-    checkpoint_every: int = Field(
-        500, ge=1, description="steps between checkpoints", json_schema_extra=NO_RESULT
+    checkpoint_minutes: float = Field(
+        5, ge=0, description="minutes between checkpoints; 0 is after each step", json_schema_extra=NO_RESULT
     )
     keep_checkpoints: int = Field(3, ge=1, description="how many of them stay", json_schema_extra=NO_RESULT)
     asymmetric_prompts: Switch = Field(True, description="AOP; off, the student reads the teacher's prompt")

@@ -62,9 +62,10 @@ def load_optimizer(name: str, optimizer: Optimizer, tensors: Mapping[str, Tensor
     """Put back what `optimizer_tensors` took, whole; moments are sharded as their parameters are."""
     parameters = optimizer.param_groups[0]["params"]
     state: dict[int, dict[str, Tensor | int]] = {}
-    for path, tensor in tensors.items():
+    for path in tensors:
         if path.startswith(f"{name}."):
             index, key = path.removeprefix(f"{name}.").split(".")
+            tensor = tensors[path]
             moment = tensor if key == "step" else processes.shard_like(tensor, parameters[int(index)])
             counter = not isinstance(optimizer, AdamW)  # bitsandbytes counts in a plain number
             state.setdefault(int(index), {})[key] = int(moment) if key == "step" and counter else moment

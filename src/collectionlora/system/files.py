@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import socket
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime
@@ -26,6 +27,7 @@ from torch import Tensor
 
 from collectionlora.system.errors import UserError, cannot_write
 
+UMASK_LOCK = threading.Lock()  # a process has one umask, which can only be read by setting it
 MAX_NAME = 120  # bytes of a file's name that fit into a temporary one, which file systems end at 255
 Model = TypeVar("Model", bound=BaseModel)
 log = logging.getLogger(__name__)
@@ -50,8 +52,9 @@ def write_whole(path: Path) -> Iterator[Path]:
             # Otherwise a loss of power can leave the new name with nothing behind it.
             put_on_disk(partial)
             # safetensors makes files that only their owner reads; follow the user's umask as others do.
-            umask = os.umask(0)
-            os.umask(umask)
+            with UMASK_LOCK:
+                umask = os.umask(0)
+                os.umask(umask)
             partial.chmod(0o666 & ~umask)
             partial.replace(path)
             with suppress(OSError):  # some network file systems cannot, nor can Windows
@@ -234,6 +237,31 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     with safe_open(path, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         return tensors, file.metadata() or {}
+
+
+class MappedTensors(Mapping[str, Tensor]):
+    """The tensors of a safetensors file, each read when it is asked for; `metadata` is its header.
+
+    Raises:
+        SafetensorError, OSError: the file is damaged, or cannot be read.
+    """
+
+    def __init__(self, path: Path):
+        self._file = safe_open(path, framework="pt")
+        self._names = dict.fromkeys(self._file.keys())
+        self.metadata: dict[str, str] = self._file.metadata() or {}
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        tensor: Tensor = self._file.get_tensor(name)
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]] | None:

@@ -83,6 +83,15 @@ def any_process(fact: bool) -> bool:
     return bool(answer)
 
 
+def from_main(number: int) -> int:
+    """The main process' number in all of them, which all must ask."""
+    if world_size() == 1:
+        return number
+    answer = torch.tensor(number)
+    dist.broadcast(answer, 0)
+    return int(answer)
+
+
 def barrier() -> None:
     """Wait for all processes."""
     any_process(False)
