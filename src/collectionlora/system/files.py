@@ -26,6 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from collectionlora.system.errors import UserError, cannot_write
+from collectionlora.system.kept_hashes import FileState, keep, recall
 
 UMASK_LOCK = threading.Lock()  # a process has one umask, which can only be read by setting it
 MAX_NAME = 120  # bytes of a file's name that fit into a temporary one, which file systems end at 255
@@ -102,22 +103,25 @@ def sha256(path: Path) -> str:
 
 
 def sha256_once(path: Path) -> str:
-    """The same, read once in a process as long as the file stays as it is: a teacher may have gigabytes.
+    """The same, read once as long as the file stays as it is: a teacher may have gigabytes.
 
     Raises:
         UserError: it cannot be read.
     """
     try:
-        state = path.stat()
-        return _sha256_of(path.absolute(), state.st_ino, state.st_size, state.st_mtime_ns)
+        return _sha256_of(path.absolute(), FileState.of(path))
     except OSError as error:
         hint = "put a readable file there, or remove it"
         raise UserError(path, "", f"cannot be read ({error.strerror or error})", hint) from None
 
 
 @cache
-def _sha256_of(path: Path, _inode: int, _size: int, _changed: int) -> str:
-    return sha256(path)
+def _sha256_of(path: Path, state: FileState) -> str:
+    digest = recall(path, state)
+    if digest is None:
+        digest = sha256(path)
+        keep(path, state, digest)
+    return digest
 
 
 def fingerprint(*parts: Any) -> str:
