@@ -86,6 +86,16 @@ def test_a_watched_run_equals_an_unwatched_one_and_shows_what_it_did(collection)
     assert picture.std() > 20
 
 
+def test_effects_take_turns_in_previews_and_the_last_shows_all(collection):
+    layer = {**SMALL, "log": {"preview_every": 2, "preview_effects": 1}}
+    collectionlora.distill(collection, overrides=layer)
+    folder = collection.folder / "runs" / "default"
+    shown = curves_of(folder)
+    assert [shown["distance/sepia"], shown["distance/technicolor"]] == [[1, 5], [3, 5]]
+    heights = [Image.open(path).height for path in sorted((folder / "previews").iterdir())]
+    assert heights[0] == heights[1] < heights[2]
+
+
 def test_a_mixed_warm_start_has_a_stream_of_its_own(collection):
     layer = {**SMALL, "match": {"updates": 4, "loss": "flow"}, "log": {"preview_every": 100}}
     collectionlora.distill(collection, overrides=layer)

@@ -212,7 +212,10 @@ class LogSettings(Section):
         "dvclive",
         "swanlab",
     ] = Field("tensorboard", description="where curves go; any that accelerate supports, or none")
-    preview_every: int = Field(200, ge=1, description="steps between previews of every effect")
+    preview_every: int = Field(200, ge=1, description="steps between previews")
+    preview_effects: int = Field(
+        8, ge=1, description="effects that a preview shows by turns; the last shows all"
+    )
 
 
 class BenchSettings(Section):

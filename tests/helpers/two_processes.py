@@ -18,6 +18,7 @@ from collectionlora.effectbench import bench, benching
 from collectionlora.runs import checkpoint
 from collectionlora.runs.session import Session, resolve_settings
 from collectionlora.runs.trainer import load_newest, train
+from collectionlora.runs.watching import Watch
 from collectionlora.system import processes
 from collectionlora.system.errors import Interrupted
 from collectionlora.system.files import sha256, write_tensors
@@ -117,6 +118,21 @@ def sharded(folder):
     }
     numbers = {name: held(tensors) for name, tensors in parts.items()}
     (runs / f"held-{processes.rank()}.json").write_text(json.dumps(numbers))
+
+
+def preview(folder):
+    """The effects that this process sampled for a preview of a run's start, and all distances."""
+    collection = Collection.load(folder)
+    run = Session(collection, resolve_settings(collection, {}), with_critics=True).distillation(quiet)
+    watch, sampled = Watch(run, folder / "runs" / "previewed"), []
+    plain = watch.sample
+    watch.sample = lambda data: sampled.append(data.name) or plain(data)
+    return sampled, watch.preview(1)
+
+
+def previewed(folder):
+    result = preview(folder / "first")
+    (folder / "first" / "runs" / f"previewed-{processes.rank()}.json").write_text(json.dumps(result))
 
 
 def copied(folder):

@@ -38,6 +38,7 @@ LARGE: SectionValues = {
     "student": {"rank": 128},
     "critic": {"rank": 128},
     "distill": {"ema_on_host": True, "checkpoint_minutes": 20},
+    "log": {"preview_every": 500},
     # An effect LoRA of such a base takes a few thousand photos to learn, one at a time.
     "teach": {"steps": 2000, "batch_size": 1},
 }
