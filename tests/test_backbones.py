@@ -17,6 +17,7 @@ from PIL import Image
 
 import collectionlora
 from collectionlora.adapters.formats import read_lora, write_lora
+from collectionlora.adapters.recipe import Recipe, write_adapter
 from collectionlora.adapters.roles import STUDENT, TEACHER, Roles, critic_role
 from collectionlora.backbones import PIPELINES, family_of, load_backbone
 from collectionlora.backbones.base import Condition
@@ -27,6 +28,7 @@ from collectionlora.backbones.nano import NanoBackbone
 from collectionlora.backbones.qwen_image_edit import QWEN_IMAGE_EDIT_PLUS, QwenImageEditPlus
 from collectionlora.collection import Collection
 from collectionlora.config import ModelSettings, resolve
+from collectionlora.editing import Editor
 from collectionlora.objectives import guided
 from collectionlora.pictures.photos import to_images, write_photo
 from collectionlora.planning.checking import check_collection
@@ -341,6 +343,25 @@ def test_a_quantised_base_is_near_the_whole_one_and_loras_learn_over_it(kind, dt
     found = [g for g in gradients(backbone, roles, cond, x) if g is not None]
     assert found
     assert all(g.dtype == torch.float32 and torch.isfinite(g).all() for g in found)
+
+
+@pytest.mark.parametrize("settings", [{}, {"dtype": "bfloat16"}, {"quantization": "int8"}])
+def test_an_editor_merges_its_adapter_where_the_base_is_whole(settings, folders, tmp_path):
+    if "quantization" in settings:
+        pytest.importorskip("bitsandbytes")
+    model = SETTINGS.model_copy(update=settings)
+    backbone = load("qwen_image_edit", folders, model)
+    roles, cond = three_roles(backbone, model), condition(backbone, ["blur"])
+    x, effects = torch.randn_like(cond.source), {"blur": "blur it"}
+    facts = {"model": model, "steps": 1, "shift": 3.0, "resolution": 32, "effects": effects, "version": "0"}
+    recipe = Recipe(base=str(folders["qwen_image_edit"]), **facts)
+    write_adapter(tmp_path / "one.safetensors", roles.weights(STUDENT), recipe)
+    editor = Editor.load(tmp_path / "one.safetensors")
+    with roles.frozen(STUDENT), editor.roles.frozen(STUDENT):
+        expected, found = (velocity(b, cond, x, 0.5) for b in (backbone, editor.backbone))
+    kept = [name for name, _ in editor.backbone.network.named_parameters() if "lora_" in name]
+    assert bool(kept) == ("quantization" in settings)
+    assert (found - expected).norm() < 0.02 * expected.norm()
 
 
 @pytest.mark.parametrize(

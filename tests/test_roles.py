@@ -268,3 +268,17 @@ def test_a_role_frozen_between_forward_and_backward_changes_no_gradient(roles, f
 
     expected = gradients(nullcontext())
     assert all(torch.equal(a, b) for a, b in zip(gradients(roles.frozen(CRITIC)), expected, strict=True))
+
+
+def test_a_role_that_is_merged_for_good_is_that_role_and_leaves_no_lora(roles):
+    x = torch.randn(5, 4)
+    with roles.use(STUDENT), torch.no_grad():
+        expected = roles.network(x)
+    roles.merge_for_good(STUDENT)
+    with roles.frozen(STUDENT), roles.frozen(STUDENT):
+        found = roles.network(x)
+    torch.testing.assert_close(found, expected)
+    assert not found.requires_grad
+    assert not any("lora_" in name for name, _ in roles.network.named_parameters())
+    with pytest.raises(AssertionError, match="student is in the base's weights"), roles.frozen(CRITIC):
+        pass

@@ -36,6 +36,7 @@ PARTS = {
     "checkpoint": ["training.saving"],
     "switch": ["training.switch"],
     "sampling": ["using.sampling"],
+    "merged": ["using.merged"],
     "cold": ["using.cold"],
     "growth": ["training.growth"],
     "processes": ["using.several_processes"],
@@ -122,6 +123,11 @@ def ratios_of_use(found: dict[str, Any]) -> list[tuple[str, float, str]]:
         rows.append(("8-step edits/s / plain loop with fused LoRA", fused, ""))
         nano = part["nano"]
         rows.append(("nano edits/s, condition cached / not", nano["rereading"] / nano["cached"], "> 1"))
+    if part := found.get("using.merged"):
+        for what, decibels in part["psnr"].items():
+            rows.append((f"LoRA {what} a bfloat16 nano: dB to float32", decibels, ""))
+        for steps, seconds in part["seconds"].items():
+            rows.append((f"LoRA merged / beside, {steps} steps", seconds["merged"] / seconds["beside"], ""))
     if part := found.get("using.cold"):
         rows.append(("cold edit / importing torch: CPU seconds", part["edit"] / part["import_torch"], ""))
         rows.append(("--help / importing torch: CPU seconds", part["help"] / part["import_torch"], ""))

@@ -121,7 +121,8 @@ class Roles:
         """
         if self._fused is not BASE:
             assert role == self._fused, f"{self._fused} is in the base's weights, not {role}"
-            yield
+            with torch.no_grad():
+                yield
             return
         with torch.no_grad():
             block = self.use(role)
@@ -143,12 +144,25 @@ class Roles:
 
     def _merged(self, role: str) -> list[Tensor]:
         """The weight of every layer with the role's LoRA in it, in the dtype of the base."""
-        merged = []
+        return [self._merged_weight(layer, role) for layer in self.layers.values()]
+
+    def _merged_weight(self, layer: LoraLayer, role: str) -> Tensor:
+        weight = cast(Tensor, layer.get_base_layer()._parameters["weight"])  # not what hides it
+        a, b = (factor.to(weight.dtype) for factor in self._pair(layer, role))
+        return weight + change((a, b)).view_as(weight)
+
+    @torch.no_grad()
+    def merge_for_good(self, role: str) -> None:
+        """Add a role into the base's weights and drop all LoRAs, for use alone.
+
+        From then on `frozen` runs in this role, and costs what the bare base does. The weights are rounded to
+        the base's dtype, which must not be quantised.
+        """
         for layer in self.layers.values():
-            weight = cast(Tensor, layer.get_base_layer()._parameters["weight"])  # not what hides it
-            a, b = (factor.to(weight.dtype) for factor in self._pair(layer, role))
-            merged.append(weight + change((a, b)).view_as(weight))
-        return merged
+            layer.get_base_layer().weight.data = self._merged_weight(layer, role)
+            layer.lora_A.clear()
+            layer.lora_B.clear()
+        self._fused = role
 
     @contextmanager
     def _weights_in_place(self, weights: Sequence[Tensor]) -> Iterator[None]:

@@ -89,9 +89,12 @@ def plan_verbs(
 def device_bytes(workload: Workload, sizes: Sizes, step: int) -> dict[str, int]:
     """The most on one device; encoders and network take turns, but in `studio`."""
     taught = 4 * workload.settings.teach.rank * sizes.one_rank  # weights, gradients and both moments
-    used = sizes.base + sizes.loras[STUDENT] + sizes.sampling
-    sampled = used + sizes.loras[TEACHER]
-    distilled = max(sampled + sizes.trained - sizes.loras[STUDENT], step)
+    student, sampling = sizes.loras[STUDENT], sizes.sampling
+    sampled = sizes.base + student + sampling + sizes.loras[TEACHER]
+    # A whole base takes the student into its weights before the first forward.
+    merged = workload.settings.model.quantization == "none"
+    used = sizes.base + (max(student, sampling) if merged else student + sampling)
+    distilled = max(sampled + sizes.trained - student, step)
     network = {
         "teach": sizes.base + taught + sizes.teaching,
         "prompts": 0,
