@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from diffusers.models import attention_dispatch
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit, pipeline_qwenimage_edit_plus
 from helpers import tiny_pipelines
 from PIL import Image
@@ -343,6 +344,26 @@ def test_a_quantised_base_is_near_the_whole_one_and_loras_learn_over_it(kind, dt
     found = [g for g in gradients(backbone, roles, cond, x) if g is not None]
     assert found
     assert all(g.dtype == torch.float32 and torch.isfinite(g).all() for g in found)
+
+
+@pytest.mark.parametrize("name", ["_native_efficient", "flash"])
+def test_a_kernel_of_attention_that_is_not_here_is_named(name, folders):
+    backbone = load("qwen_image_edit", folders, SETTINGS.model_copy(update={"attention": name}))
+    with pytest.raises(UserError, match=f"settings.model.attention: {name} does not run here, on cpu"):
+        _ = backbone.network
+
+
+def test_a_kernel_of_attention_is_that_of_all_layers(folders, monkeypatch):
+    registry = attention_dispatch._AttentionBackendRegistry  # diffusers keeps the last one for all networks
+    monkeypatch.setattr(registry, "_active_backend", registry._active_backend)
+    whole = load("qwen_image_edit", folders)
+    backbone = load("qwen_image_edit", folders, SETTINGS.model_copy(update={"attention": "_native_flash"}))
+    cond = condition(whole, ["blur"])
+    x = torch.randn_like(cond.source)
+    expected = velocity(whole, cond, x, 0.5)
+    kernels = [block.attn.processor._attention_backend for block in backbone.network.transformer_blocks]
+    assert [kernel.value for kernel in kernels] == ["_native_flash"] * len(kernels)
+    torch.testing.assert_close(velocity(backbone, cond, x, 0.5), expected)
 
 
 @pytest.mark.parametrize("settings", [{}, {"dtype": "bfloat16"}, {"quantization": "int8"}])

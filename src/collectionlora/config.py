@@ -77,6 +77,9 @@ class ModelSettings(Section):
         description="recompute blocks in backward: less memory, slower",
         json_schema_extra=NO_RESULT,
     )
+    attention: Literal[
+        "native", "_native_cudnn", "_native_efficient", "_native_flash", "flash", "_flash_3", "xformers"
+    ] = Field("native", description="kernel of attention, by its name in diffusers; native is torch's choice")
     embedded_guidance: float = Field(
         2.5, ge=0, description="the guidance input of guidance-distilled bases; not the w of guidance_scale"
     )

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from collectionlora.backbones.attention import set_attention
 from collectionlora.backbones.base import Backbone, Condition, free_memory
 from collectionlora.backbones.diffusers_files import find_class, list_files, locate, opening
 from collectionlora.backbones.family import Family, SectionValues
@@ -170,7 +171,10 @@ class DiffusersBackbone(Backbone):
             targets = self.family.find_lora_targets(network)
             blocks = [name for name in targets if "transformer_blocks." in name]
             quantize(network, blocks, self.settings.quantization, self.dtype)
-        return network.to(self.device)
+        network.to(self.device)
+        if self.settings.attention != "native":
+            set_attention(network, self.settings.attention, self.device, self.dtype)
+        return network
 
     @cached_property
     def lora_targets(self) -> tuple[str, ...]:
