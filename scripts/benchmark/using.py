@@ -23,7 +23,9 @@ from collectionlora.backbones.base import encode_condition
 from collectionlora.backbones.diffusers_model import pack
 from collectionlora.backbones.nano import NanoBackbone
 from collectionlora.backbones.qwen_image_edit import patch_grid
+from collectionlora.distillation import Share, Simulation
 from collectionlora.exporting.export import scheduler_config
+from collectionlora.flow import few_step_sigmas
 from collectionlora.pictures.photographs import HELDOUT, load_photograph
 from collectionlora.pictures.photos import crop_square, to_images, write_photo
 from collectionlora.sampling import Denoiser, noise_like, sample_few_steps
@@ -154,14 +156,16 @@ def compiled() -> dict[str, Any]:
     """torch.compile on the CPU: what it takes, and what a step of the sampler and of training gain."""
     result: dict[str, Any] = {}
     for name, run in (("nano", nano_run()), ("qwen", qwen_run())):
-        batch, generator = run.streams.batch(0), run.streams.generator(0)
+        batch, first = run.streams.batch(0), torch.zeros(run.settings.distill.batch_size, dtype=torch.int64)
+        simulation = Simulation(few_step_sigmas(1), [batch.target], first, batch.target)
+        share = Share(run.streams, batch, run.streams.generator(0), simulation)
 
         def forward(run: Any = run, batch: Any = batch) -> None:
             with run.roles.use(STUDENT), torch.no_grad():
                 Denoiser(run.backbone, batch.student).velocity(batch.target, 0.5)
 
-        def learn(run: Any = run, batch: Any = batch, generator: Any = generator) -> None:
-            run.update_critic(batch, batch.target, run.critics[0], generator, 0.0)
+        def learn(run: Any = run, share: Share = share) -> None:
+            run.update_critic([share], run.critics[0], 0.0)
 
         plain = {"forward": cpu_seconds(forward, 3), "learn": cpu_seconds(learn, 3)}
         run.backbone.network.compile()
