@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from diffusers.models import attention_dispatch
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit, pipeline_qwenimage_edit_plus
 from helpers import tiny_pipelines
 from PIL import Image
 
 import collectionlora
 from collectionlora.adapters.formats import read_lora, write_lora
+from collectionlora.adapters.recipe import Recipe, write_adapter
 from collectionlora.adapters.roles import STUDENT, TEACHER, Roles, critic_role
 from collectionlora.backbones import PIPELINES, family_of, load_backbone
 from collectionlora.backbones.base import Condition
@@ -27,6 +29,7 @@ from collectionlora.backbones.nano import NanoBackbone
 from collectionlora.backbones.qwen_image_edit import QWEN_IMAGE_EDIT_PLUS, QwenImageEditPlus
 from collectionlora.collection import Collection
 from collectionlora.config import ModelSettings, resolve
+from collectionlora.editing import Editor
 from collectionlora.objectives import guided
 from collectionlora.pictures.photos import to_images, write_photo
 from collectionlora.planning.checking import check_collection
@@ -341,6 +344,45 @@ def test_a_quantised_base_is_near_the_whole_one_and_loras_learn_over_it(kind, dt
     found = [g for g in gradients(backbone, roles, cond, x) if g is not None]
     assert found
     assert all(g.dtype == torch.float32 and torch.isfinite(g).all() for g in found)
+
+
+@pytest.mark.parametrize("name", ["_native_efficient", "flash"])
+def test_a_kernel_of_attention_that_is_not_here_is_named(name, folders):
+    backbone = load("qwen_image_edit", folders, SETTINGS.model_copy(update={"attention": name}))
+    with pytest.raises(UserError, match=f"settings.model.attention: {name} does not run here, on cpu"):
+        _ = backbone.network
+
+
+def test_a_kernel_of_attention_is_that_of_all_layers(folders, monkeypatch):
+    registry = attention_dispatch._AttentionBackendRegistry  # diffusers keeps the last one for all networks
+    monkeypatch.setattr(registry, "_active_backend", registry._active_backend)
+    whole = load("qwen_image_edit", folders)
+    backbone = load("qwen_image_edit", folders, SETTINGS.model_copy(update={"attention": "_native_flash"}))
+    cond = condition(whole, ["blur"])
+    x = torch.randn_like(cond.source)
+    expected = velocity(whole, cond, x, 0.5)
+    kernels = [block.attn.processor._attention_backend for block in backbone.network.transformer_blocks]
+    assert [kernel.value for kernel in kernels] == ["_native_flash"] * len(kernels)
+    torch.testing.assert_close(velocity(backbone, cond, x, 0.5), expected)
+
+
+@pytest.mark.parametrize("settings", [{}, {"dtype": "bfloat16"}, {"quantization": "int8"}])
+def test_an_editor_merges_its_adapter_where_the_base_is_whole(settings, folders, tmp_path):
+    if "quantization" in settings:
+        pytest.importorskip("bitsandbytes")
+    model = SETTINGS.model_copy(update=settings)
+    backbone = load("qwen_image_edit", folders, model)
+    roles, cond = three_roles(backbone, model), condition(backbone, ["blur"])
+    x, effects = torch.randn_like(cond.source), {"blur": "blur it"}
+    facts = {"model": model, "steps": 1, "shift": 3.0, "resolution": 32, "effects": effects, "version": "0"}
+    recipe = Recipe(base=str(folders["qwen_image_edit"]), **facts)
+    write_adapter(tmp_path / "one.safetensors", roles.weights(STUDENT), recipe)
+    editor = Editor.load(tmp_path / "one.safetensors")
+    with roles.frozen(STUDENT), editor.roles.frozen(STUDENT):
+        expected, found = (velocity(b, cond, x, 0.5) for b in (backbone, editor.backbone))
+    kept = [name for name, _ in editor.backbone.network.named_parameters() if "lora_" in name]
+    assert bool(kept) == ("quantization" in settings)
+    assert (found - expected).norm() < 0.02 * expected.norm()
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ def test_settings_that_change_no_result_are_marked():
     held = set(result_settings(Settings()))
     assert set(setting_names()) - held == {
         *("model.sharding", "model.gradient_checkpointing"),
-        *("distill.checkpoint_every", "distill.keep_checkpoints", "distill.ema_on_host"),
+        *("distill.checkpoint_minutes", "distill.keep_checkpoints", "distill.ema_on_host"),
         *(name for name in setting_names() if name.split(".")[0] in ("log", "vlm", "bench")),
     }
     assert result_settings(Settings(), ["data"]) == {"data.resolution": 64, "data.crop": "none"}

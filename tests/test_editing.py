@@ -8,8 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
+from collectionlora.adapters.formats import read_lora
 from collectionlora.adapters.recipe import Recipe, write_adapter
 from collectionlora.adapters.roles import STUDENT, Roles
+from collectionlora.backbones import load_backbone
 from collectionlora.backbones.nano import NanoBackbone
 from collectionlora.command_line.verbs import app
 from collectionlora.editing import Editor, edit, strength_strip
@@ -47,6 +49,17 @@ def run(arguments):
     except SystemExit as stopped:
         return stopped.code
     return 0
+
+
+def test_an_editor_has_its_adapter_in_the_weights_and_makes_the_same_bits(adapter):
+    editor = Editor.load(adapter)
+    made = editor.edit(np.asarray(picture()), ["alpha"])
+    assert not any("lora_" in name for name, _ in editor.backbone.network.named_parameters())
+    backbone = load_backbone("nano", editor.recipe.model)
+    roles = Roles(backbone.network, backbone.lora_targets, {STUDENT: 4}, fuse=True)
+    roles.load(STUDENT, read_lora(adapter).weights)
+    expected = Editor(backbone, lambda: roles, editor.recipe).edit(np.asarray(picture()), ["alpha"])
+    assert np.array_equal(made, expected)
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "CMYK", "1"])

@@ -13,7 +13,7 @@ import torch
 import yaml
 from helpers import bench_collection, tiny_pipelines
 from helpers.lives import launch_two
-from helpers.two_processes import FADING, SHARDED, judge_quickly, run_parts, toy_run
+from helpers.two_processes import FADING, SHARDED, judge_quickly, preview, run_parts, toy_run
 from safetensors.torch import load_file
 
 import collectionlora
@@ -26,6 +26,7 @@ from collectionlora.pictures.photos import write_photo
 from collectionlora.runs.checkpoint import latest_checkpoint
 from collectionlora.runs.folder import hold
 from collectionlora.runs.session import Session, resolve_settings
+from collectionlora.runs.watching import PREVIEWS
 from collectionlora.system import processes
 from collectionlora.system.errors import UserError
 
@@ -124,7 +125,7 @@ def launched(tmp_path_factory):
     bench_collection.build(folder / "judged", prompts)
     # Behind the dashes nothing is read as an abbreviated option of torchrun.
     said = torchrun("-m", "--", "collectionlora", "distill", folder / "first", "--json")
-    parts = ("whole", "stopped", "sharded", "copied", "judged")
+    parts = ("whole", "stopped", "sharded", "previewed", "copied", "judged")
     codes, told = launch_two([folder, *parts], folder, run_parts)
     assert codes == [0, 0], told
     return folder, said
@@ -262,6 +263,23 @@ def test_a_sharded_run_goes_on_from_its_checkpoint_in_shards_and_without(collect
         run.load_tensors(load_file(checkpoints[0] / "step-00000003.safetensors"))
     TwoThreads(monkeypatch).run(runs, first=3)
     assert_close(whole, runs[0].tensors(), atol=1e-4)
+
+
+def test_processes_share_the_effects_of_a_preview_that_is_one_processs(collections):
+    first, second = collections
+    told = [json.loads((first / "runs" / f"previewed-{rank}.json").read_text()) for rank in (0, 1)]
+    assert [sampled for sampled, _ in told] == [["one"], ["other"]]
+    sampled, distances = preview(second)
+    assert sampled == ["one", "other"]
+    assert told[0][1] == told[1][1] == distances
+    pictures = [folder / "runs" / "previewed" / PREVIEWS / "step-00000001.png" for folder in collections]
+    assert pictures[0].read_bytes() == pictures[1].read_bytes()
+
+
+def test_one_process_proves_a_checkpoint_for_all(collections):
+    runs = collections[0] / "runs"
+    proven = [json.loads((runs / f"proven-{rank}.json").read_text()) for rank in (0, 1)]
+    assert proven == [[3, ["step-00000003.safetensors"]], [3, []]]
 
 
 def test_the_finished_adapter_edits(collections):

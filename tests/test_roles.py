@@ -1,9 +1,12 @@
+import copy
 from contextlib import nullcontext
 from functools import partial
 
 import pytest
 import torch
+from peft.tuners import lora as lora_layers
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from collectionlora.adapters.roles import STUDENT, TEACHER, Roles, TeacherLibrary, critic_role
@@ -126,6 +129,47 @@ def test_checkpointing_recomputes_in_the_role_of_the_forward(roles):
     assert all(p.grad is None for p in roles.parameters(CRITIC))
 
 
+class Products(TorchDispatchMode):
+    """The dtypes of all matrix products inside the block."""
+
+    def __init__(self):
+        super().__init__()
+        self.dtypes = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm):
+            self.dtypes |= {arg.dtype for arg in args}
+        return func(*args, **(kwargs or {}))
+
+
+def test_over_a_bfloat16_base_loras_compute_in_bfloat16_from_float32_masters():
+    torch.manual_seed(0)
+    network = Network().bfloat16()
+    plain = copy.deepcopy(network)
+    roles = Roles(network, ["first", "second"], {STUDENT: 4, TEACHER: 2}, teacher_dtype=torch.bfloat16)
+    for parameter in roles.parameters(STUDENT):
+        torch.nn.init.normal_(parameter)
+    exact = Roles(copy.deepcopy(plain).float(), ["first", "second"], {STUDENT: 4})
+    exact.load(STUDENT, roles.weights(STUDENT))
+    x, found, products = torch.randn(2, 5, 4), [], Products()
+    for one in (roles, exact):
+        with one.use(STUDENT), products if one is roles else nullcontext():
+            out = one.network(x.bfloat16() if one is roles else x.bfloat16().float())
+        out.square().mean().backward()
+        found.append([out, *(p.grad for p in one.parameters(STUDENT))])
+    assert products.dtypes == {torch.bfloat16}
+    assert found[0][0].dtype == torch.bfloat16
+    assert all(p.dtype == p.grad.dtype == torch.float32 for p in roles.parameters(STUDENT))
+    for ours, theirs in zip(*found, strict=True):
+        assert (ours - theirs).norm() < 0.02 * theirs.norm()
+    with roles.use(None):
+        assert torch.equal(network(x.bfloat16()), plain(x.bfloat16()))
+
+
+def test_over_a_float32_base_nothing_of_peft_is_replaced(roles):
+    assert {type(layer) for layer in roles.layers.values()} == {lora_layers.Linear}
+
+
 def test_the_teacher_slot_pads_ranks_and_clears_what_a_teacher_lacks(roles):
     x = torch.randn(5, 4)
     base = {name: (m.base_layer.weight, m.base_layer.bias) for name, m in roles.layers.items()}
@@ -225,3 +269,17 @@ def test_a_role_frozen_between_forward_and_backward_changes_no_gradient(roles, f
 
     expected = gradients(nullcontext())
     assert all(torch.equal(a, b) for a, b in zip(gradients(roles.frozen(CRITIC)), expected, strict=True))
+
+
+def test_a_role_that_is_merged_for_good_is_that_role_and_leaves_no_lora(roles):
+    x = torch.randn(5, 4)
+    with roles.use(STUDENT), torch.no_grad():
+        expected = roles.network(x)
+    roles.merge_for_good(STUDENT)
+    with roles.frozen(STUDENT), roles.frozen(STUDENT):
+        found = roles.network(x)
+    torch.testing.assert_close(found, expected)
+    assert not found.requires_grad
+    assert not any("lora_" in name for name, _ in roles.network.named_parameters())
+    with pytest.raises(AssertionError, match="student is in the base's weights"), roles.frozen(CRITIC):
+        pass

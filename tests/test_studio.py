@@ -43,7 +43,7 @@ class Counted(Editor):
     """Remembers the sizes of its batches, and waits for a signal before each step."""
 
     def __init__(self, editor):
-        super().__init__(editor.backbone, editor.load_roles, editor.recipe)
+        super().__init__(editor.backbone, lambda: editor.roles, editor.recipe)
         self.batches, self.gate = [], threading.Event()
         self.gate.set()
 

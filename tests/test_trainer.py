@@ -4,15 +4,19 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from collectionlora.adapters.roles import STUDENT
+from collectionlora.runs import checkpoint
 from collectionlora.runs.checkpoint import latest_checkpoint, save_checkpoint
 from collectionlora.runs.folder import begin, hold
 from collectionlora.runs.trainer import train
 from collectionlora.system.errors import Interrupted, UserError
+from collectionlora.system.files import sha256, write_tensors
 from collectionlora.toy.world import ToyWorld, toy_settings
 
 SETTINGS = ({"match": {"updates": 3}}, {"distill": {"student_updates": 4, "batch_size": 16}})
@@ -38,7 +42,7 @@ def quiet(*_):
 @pytest.mark.parametrize("stop_after", [1, 2, 3, 4, 6])
 def test_a_stopped_run_resumes_bit_identically(world, tmp_path, stop_after):
     whole = run_of(world)
-    train(whole, tmp_path / "whole", 2, False, quiet, 3)
+    train(whole, tmp_path / "whole", 0, False, quiet, 3)
 
     class Stopped(type(whole)):
         def __call__(self, step):
@@ -50,11 +54,11 @@ def test_a_stopped_run_resumes_bit_identically(world, tmp_path, stop_after):
     first = run_of(world)
     first.__class__ = Stopped
     with pytest.raises(Interrupted, match=f"step {stop_after} of 7"):
-        train(first, tmp_path / "cut", 2, False, quiet, 3)
+        train(first, tmp_path / "cut", 0, False, quiet, 3)
     with (tmp_path / "cut" / "log.jsonl").open("a") as log:
         log.write('{"step": 6, "sec')  # what a killed process leaves
     second = run_of(world)
-    train(second, tmp_path / "cut", 2, True, quiet, 3)
+    train(second, tmp_path / "cut", 0, True, quiet, 3)
 
     expected, found = state(whole), state(second)
     assert expected.keys() == found.keys()
@@ -66,12 +70,82 @@ def test_a_stopped_run_resumes_bit_identically(world, tmp_path, stop_after):
     assert seconds == sorted(seconds)
 
 
+class Counting:
+    """Trains one number, which is that of the steps taken; `seen` is called in each step."""
+
+    num_steps = 6
+
+    def __init__(self, seen=quiet):
+        self.number, self.seen = torch.zeros(1), seen
+
+    def verify(self):
+        pass
+
+    def __call__(self, step):
+        self.seen(step)
+        self.number += 1
+        return {"loss": 1.0}
+
+    def stream_at(self, step):
+        return "effect", None
+
+    def tensors(self):
+        return {"number": self.number}
+
+    def load_tensors(self, tensors):
+        self.number.copy_(tensors["number"])
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(tmp_path, monkeypatch):
+    later, begun = threading.Event(), []
+
+    def write_slowly(path, *rest):
+        begun.append(path.name)
+        assert later.wait(10), "training waits for the file"
+        write_tensors(path, *rest)
+
+    monkeypatch.setattr(checkpoint, "write_tensors", write_slowly)
+    minutes = iter([0, 60] + [0] * 20)  # the first checkpoint is due after the first step
+    monkeypatch.setattr(checkpoint, "monotonic", lambda: 60 * next(minutes))
+
+    def see(step):
+        if step == 3:
+            assert begun == ["step-00000001.safetensors"]
+            later.set()
+
+    train(Counting(see), tmp_path, 60, False, quiet, 3)
+    assert begun == ["step-00000001.safetensors", "step-00000006.safetensors"]
+    for step in (1, 6):
+        path = tmp_path / "checkpoints" / f"step-{step:08d}.safetensors"
+        assert load_file(path) == {"number": torch.tensor([float(step)])}
+        assert json.loads(path.with_suffix(".json").read_text())["sha256"] == sha256(path)
+
+
+@pytest.mark.parametrize(("minutes", "expected"), [(0, [4, 5, 6]), (4, [2, 4, 6]), (100, [6])])
+def test_checkpoints_come_by_the_clock_and_at_the_end(tmp_path, monkeypatch, minutes, expected):
+    now = [0.0]
+    monkeypatch.setattr(checkpoint, "monotonic", lambda: now[0])
+
+    def pass_time(_step):
+        now[0] += 120
+
+    train(Counting(pass_time), tmp_path, minutes, False, quiet, 3)
+    found = sorted(path.name for path in (tmp_path / "checkpoints").glob("*.safetensors"))
+    assert found == [f"step-{n:08d}.safetensors" for n in expected]
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_the_run_in_one_line(tmp_path):
+    (tmp_path / "checkpoints").write_text("a file where the folder should be")
+    with pytest.raises(UserError, match="checkpoints"):
+        train(Counting(), tmp_path, 0, False, quiet, 3)
+
+
 def test_a_run_whose_roles_are_broken_does_not_start(world, tmp_path):
     run = run_of(world)
     for layer in run.roles.layers.values():
         layer._active_adapter = [STUDENT]
     with pytest.raises(UserError, match="bare base reads a LoRA"):
-        train(run, tmp_path, 2, False, quiet, 3)
+        train(run, tmp_path, 0, False, quiet, 3)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -150,7 +224,7 @@ class Diverging:
 def test_numbers_that_are_none_stop_the_run_and_the_last_good_checkpoint_stays(world, tmp_path):
     run = Diverging(run_of(world), at=4)
     with pytest.raises(UserError) as stopped:
-        train(run, tmp_path, 2, False, quiet, 3)
+        train(run, tmp_path, 0, False, quiet, 3)
     said = str(stopped.value)
     assert "is nan at step 5 of 7" in said
     effect = run.streams.effect_at(4)
@@ -161,20 +235,20 @@ def test_numbers_that_are_none_stop_the_run_and_the_last_good_checkpoint_stays(w
 
 
 def test_a_checkpoint_of_another_run_is_named(world, tmp_path):
-    train(run_of(world), tmp_path, 2, False, quiet, 3)
+    train(run_of(world), tmp_path, 0, False, quiet, 3)
     other = world.distillation(toy_settings(*SETTINGS, {"student": {"rank": 3}, "critic": {"rank": 3}}))
     with pytest.raises(UserError, match=r"step-00000007.safetensors: ema.0: is .*, this run needs .*; give"):
-        train(other, tmp_path, 2, True, quiet, 3)
+        train(other, tmp_path, 0, True, quiet, 3)
 
 
 @pytest.mark.parametrize("line", ['{"step": 3, "sec', "\0\0\0", "[]", '{"seconds": 1}', "\ufffd"])
 def test_a_log_that_ends_in_rubbish_goes_on(world, tmp_path, line):
-    train(run_of(world), tmp_path, 3, False, quiet, 3)
+    train(run_of(world), tmp_path, 0, False, quiet, 3)
     lines = (tmp_path / "log.jsonl").read_text().splitlines()
     (tmp_path / "log.jsonl").write_text("\n".join([*lines[:3], line]))
     for path in (tmp_path / "checkpoints").glob("step-00000007.*"):
         path.unlink()
-    train(run_of(world), tmp_path, 3, True, quiet, 3)
+    train(run_of(world), tmp_path, 0, True, quiet, 3)
     steps = [json.loads(entry)["step"] for entry in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert steps == [0, 1, 2, *range(6, 7)]
 

@@ -33,7 +33,7 @@ SMALL = {
         "batch_size": 1,
         "student_update_every": 1,
         "rollout_steps": [2],
-        "checkpoint_every": 2,
+        "checkpoint_minutes": 0,
     },
 }
 
@@ -86,6 +86,16 @@ def test_a_watched_run_equals_an_unwatched_one_and_shows_what_it_did(collection)
     assert picture.std() > 20
 
 
+def test_effects_take_turns_in_previews_and_the_last_shows_all(collection):
+    layer = {**SMALL, "log": {"preview_every": 2, "preview_effects": 1}}
+    collectionlora.distill(collection, overrides=layer)
+    folder = collection.folder / "runs" / "default"
+    shown = curves_of(folder)
+    assert [shown["distance/sepia"], shown["distance/technicolor"]] == [[1, 5], [3, 5]]
+    heights = [Image.open(path).height for path in sorted((folder / "previews").iterdir())]
+    assert heights[0] == heights[1] < heights[2]
+
+
 def test_a_mixed_warm_start_has_a_stream_of_its_own(collection):
     layer = {**SMALL, "match": {"updates": 4, "loss": "flow"}, "log": {"preview_every": 100}}
     collectionlora.distill(collection, overrides=layer)
@@ -112,7 +122,7 @@ def test_teaching_shows_its_loss_and_a_killed_one_each_step_once(collection):
         for index in range(2):
             photo = np.full((32, 32, 3), 60 if side == "source" else 190, dtype=np.uint8)
             write_photo(collection.folder / "pairs" / "sepia" / side / f"{index}.png", photo)
-    layer = {**SMALL, "teach": {"steps": 4, "rank": 2, "batch_size": 1}, "distill": {"checkpoint_every": 2}}
+    layer = {**SMALL, "teach": {"steps": 4, "rank": 2, "batch_size": 1}, "distill": {"checkpoint_minutes": 0}}
 
     def die(_what, done, _total, _metrics):
         if done == 3:

@@ -32,8 +32,11 @@ PARTS = {
         "training.reference_layout",
     ],
     "nano": ["training.nano"],
+    "lora": ["training.lora"],
+    "checkpoint": ["training.saving"],
     "switch": ["training.switch"],
     "sampling": ["using.sampling"],
+    "merged": ["using.merged"],
     "cold": ["using.cold"],
     "growth": ["training.growth"],
     "processes": ["using.several_processes"],
@@ -96,6 +99,15 @@ def ratios(found: dict[str, Any]) -> list[tuple[str, float, str]]:
         row("Qwen training FLOP/s / matmul", plain["flops"] / plain["seconds"] / plain["matmul_flops"])
     if nano := found.get("training.nano"):
         row("nano training FLOP/s / matmul", nano["flops"] / nano["seconds"] / nano["matmul_flops"], ">= 0.8")
+    if part := found.get("training.lora"):
+        for dtype in ("float32", "bfloat16"):
+            for what in ("forward", "learn"):
+                share = 1 - part["seconds"]["base"][what] / part["seconds"][dtype][what]
+                row(f"LoRA's share of CPU seconds, {what}, {dtype}", share)
+            moved = part["block_bytes"]
+            row(f"LoRA's share of a true block's bytes, {dtype}", 1 - moved["base"] / moved[dtype])
+    if part := found.get("training.saving"):
+        row("a checkpoint: seconds that training waits / all of its", part["waits"] / part["takes"])
     for name, part in found.get("training.switch", {}).items():
         row(f"teacher switch / step, {name}", part["switch"] / part["step"], "< 0.01")
         row(f"drawing a batch / step, {name}", part["batch"] / part["step"])
@@ -111,6 +123,11 @@ def ratios_of_use(found: dict[str, Any]) -> list[tuple[str, float, str]]:
         rows.append(("8-step edits/s / plain loop with fused LoRA", fused, ""))
         nano = part["nano"]
         rows.append(("nano edits/s, condition cached / not", nano["rereading"] / nano["cached"], "> 1"))
+    if part := found.get("using.merged"):
+        for what, decibels in part["psnr"].items():
+            rows.append((f"LoRA {what} a bfloat16 nano: dB to float32", decibels, ""))
+        for steps, seconds in part["seconds"].items():
+            rows.append((f"LoRA merged / beside, {steps} steps", seconds["merged"] / seconds["beside"], ""))
     if part := found.get("using.cold"):
         rows.append(("cold edit / importing torch: CPU seconds", part["edit"] / part["import_torch"], ""))
         rows.append(("--help / importing torch: CPU seconds", part["help"] / part["import_torch"], ""))

@@ -1,12 +1,18 @@
 """Parts that measure training."""
 
+import tempfile
+import time
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import QwenImageTransformer2DModel
 from peft import LoraConfig, inject_adapter_in_model
+from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 from worlds import (
     QWEN,
@@ -20,9 +26,15 @@ from worlds import (
     qwen_run,
 )
 
+from collectionlora.adapters.roles import BASE, STUDENT, Roles
+from collectionlora.backbones.qwen_image_edit import QWEN_IMAGE_EDIT_PLUS
 from collectionlora.config import Overrides, resolve
 from collectionlora.distillation import Distillation, Share, Simulation
 from collectionlora.flow import few_step_sigmas
+from collectionlora.planning.memory import flash_on_meta
+from collectionlora.runs.checkpoint import checkpoint_writer
+from collectionlora.runs.session import build_roles
+from collectionlora.sampling import Denoiser
 
 CHECKPOINTED = {"model": {"gradient_checkpointing": True}}
 # The public reference: of its 61 forwards 8 keep a graph; three whole bases.
@@ -200,3 +212,91 @@ def critic_seconds(run: Distillation) -> float:
     simulation = Simulation(few_step_sigmas(1), [batch.target], torch.zeros(len(batch.target)), batch.target)
     share = Share(run.streams, batch, generator, simulation)
     return cpu_seconds(lambda: run.update_critic([share], run.critics[0], 0.0), rounds=2)
+
+
+def saving() -> dict[str, float]:
+    """Wall seconds of a checkpoint of 256 MiB: until training goes on, and until it is on the disk."""
+    tensors = {str(number): torch.randn(1024, 1024) for number in range(64)}
+    best = {"waits": float("inf"), "takes": float("inf")}
+    with tempfile.TemporaryDirectory() as name, checkpoint_writer(Path(name), 9, keep=1) as writer:
+        for step in range(4):
+            began = time.perf_counter()
+            writer.save(step, tensors)
+            waits = time.perf_counter() - began
+            writer.wait()
+            takes = time.perf_counter() - began
+            best = min(best, {"waits": waits, "takes": takes}, key=lambda one: one["takes"])
+    return best
+
+
+class Traffic(TorchDispatchMode):
+    """Bytes that the operations inside the block read and write, as if nothing stayed in a cache."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.moved = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if not func.is_view:
+            leaves = tree_leaves((args, kwargs, out))
+            self.moved += sum(leaf.nbytes for leaf in leaves if isinstance(leaf, Tensor))
+        return out
+
+
+def as_peft_computes(roles: Roles) -> None:
+    """Let LoRAs over a bfloat16 base compute in float32 again, by peft's own forward."""
+    for layer in roles.layers.values():
+        layer.__class__ = type(layer).__bases__[1]
+
+
+def lora() -> dict[str, Any]:
+    """What LoRA costs over a bfloat16 base: in the base's dtype, and in float32 as peft computes.
+
+    Seconds over the Qwen transformer of 77 M parameters; bytes of a block of the true one at rank 128 and
+    1024 pixels, which is counted and not run.
+    """
+    run = qwen_run({"model": {"dtype": "bfloat16"}})
+    seconds = {"base": forward_and_learning(run, BASE)}
+    for name in ("bfloat16", "float32"):
+        if name == "float32":
+            as_peft_computes(run.roles)
+        seconds[name] = forward_and_learning(run, STUDENT)
+    return {"seconds": seconds, "block_bytes": block_traffic()}
+
+
+def forward_and_learning(run: Distillation, role: str | None) -> dict[str, float]:
+    """Seconds of a forward without gradient in a role, and of a forward with its backward."""
+    batch = run.streams.batch(0)
+    batch.target.requires_grad_(role is BASE)  # so that the bare base has a backward as well
+
+    def forward() -> Tensor:
+        with run.roles.use(role):
+            return Denoiser(run.backbone, batch.student).velocity(batch.target, 0.5)
+
+    with torch.no_grad():
+        plain = cpu_seconds(forward, rounds=5)
+    return {"forward": plain, "learn": cpu_seconds(lambda: forward().sum().backward(), rounds=5)}
+
+
+def block_traffic() -> dict[str, int]:
+    """Bytes moved by a forward through one block of Qwen-Image-Edit-2509, by how its LoRA computes."""
+    base = "Qwen/Qwen-Image-Edit-2509"
+    settings = resolve(QWEN_IMAGE_EDIT_PLUS.recommended_settings(base))
+    moved: dict[str, int] = {}
+    for name in ("base", "bfloat16", "float32"):
+        by_depth = []
+        for depth in (1, 2):
+            with flash_on_meta(), torch.no_grad(), torch.device("meta"):
+                backbone = QWEN_IMAGE_EDIT_PLUS.without_weights(base, settings.model, {"num_layers": depth})
+                roles = build_roles(backbone, {STUDENT: settings.student.rank}, 0, settings)
+                if name == "float32":
+                    as_peft_computes(roles)
+                shapes = backbone.shapes((settings.data.resolution,) * 2)
+                condition = shapes.empty_condition(1)
+                denoiser = Denoiser(backbone, condition)
+                with roles.use(BASE if name == "base" else STUDENT), Traffic() as traffic:
+                    denoiser.velocity(torch.empty_like(condition.source), 0.5)
+                by_depth.append(traffic.moved)
+        moved[name] = by_depth[1] - by_depth[0]
+    return moved

@@ -5,6 +5,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from resource import RUSAGE_CHILDREN, getrusage
 from typing import Any
@@ -16,14 +17,17 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor
 from worlds import cpu_seconds, nano_run, qwen_backbone, qwen_run
 
-from collectionlora.adapters.recipe import Recipe, write_adapter
+from collectionlora.adapters.recipe import SHIPPED, Recipe, read_adapter, write_adapter
 from collectionlora.adapters.roles import STUDENT, Roles
+from collectionlora.backbones.base import encode_condition
 from collectionlora.backbones.diffusers_model import pack
 from collectionlora.backbones.nano import NanoBackbone
 from collectionlora.backbones.qwen_image_edit import patch_grid
+from collectionlora.distillation import Share, Simulation
 from collectionlora.exporting.export import scheduler_config
+from collectionlora.flow import few_step_sigmas
 from collectionlora.pictures.photographs import HELDOUT, load_photograph
-from collectionlora.pictures.photos import write_photo
+from collectionlora.pictures.photos import crop_square, to_images, write_photo
 from collectionlora.sampling import Denoiser, noise_like, sample_few_steps
 from collectionlora.system import processes
 from collectionlora.system.version import __version__
@@ -152,14 +156,16 @@ def compiled() -> dict[str, Any]:
     """torch.compile on the CPU: what it takes, and what a step of the sampler and of training gain."""
     result: dict[str, Any] = {}
     for name, run in (("nano", nano_run()), ("qwen", qwen_run())):
-        batch, generator = run.streams.batch(0), run.streams.generator(0)
+        batch, first = run.streams.batch(0), torch.zeros(run.settings.distill.batch_size, dtype=torch.int64)
+        simulation = Simulation(few_step_sigmas(1), [batch.target], first, batch.target)
+        share = Share(run.streams, batch, run.streams.generator(0), simulation)
 
         def forward(run: Any = run, batch: Any = batch) -> None:
             with run.roles.use(STUDENT), torch.no_grad():
                 Denoiser(run.backbone, batch.student).velocity(batch.target, 0.5)
 
-        def learn(run: Any = run, batch: Any = batch, generator: Any = generator) -> None:
-            run.update_critic(batch, batch.target, run.critics[0], generator, 0.0)
+        def learn(run: Any = run, share: Share = share) -> None:
+            run.update_critic([share], run.critics[0], 0.0)
 
         plain = {"forward": cpu_seconds(forward, 3), "learn": cpu_seconds(learn, 3)}
         run.backbone.network.compile()
@@ -197,3 +203,52 @@ def member() -> float:
             processes.barrier()
             best = min(best, time.perf_counter() - began)
         return best
+
+
+def merged() -> dict[str, Any]:
+    """The student in the base's weights and beside them, in bfloat16.
+
+    PSNR of the shipped adapter's pictures to those in float32, over nano; CPU seconds of trajectories over
+    the Qwen transformer, in which the LoRA is added anew for each.
+    """
+    exact = shipped_pictures(torch.float32, fuse=False)
+    distance = {}
+    for name, fuse in (("beside", False), ("merged", True)):
+        error = (shipped_pictures(torch.bfloat16, fuse) - exact).square().flatten(1).mean(dim=1)
+        distance[name] = float(-10 * error.log10().mean())
+    run = qwen_run({"model": {"dtype": "bfloat16"}})
+    condition, noise = run.streams.batch(0).student, torch.randn(1, 16, 32, 32)
+    seconds: dict[str, dict[str, float]] = {}
+    for steps in (1, 2, STEPS):
+
+        def sample(fuse: bool, steps: int = steps) -> None:
+            run.roles.fuse = fuse
+            with run.roles.frozen(STUDENT):
+                generator = torch.Generator().manual_seed(0)
+                sample_few_steps(Denoiser(run.backbone, condition), noise, steps, generator)
+
+        works: dict[str, Callable[[], Any]] = {
+            "beside": partial(sample, False),
+            "merged": partial(sample, True),
+        }
+        seconds[str(steps)] = interleaved(works)
+    return {"psnr": distance, "seconds": seconds}
+
+
+def shipped_pictures(dtype: torch.dtype, fuse: bool) -> Tensor:
+    """Three photographs under all effects of the shipped adapter, `[N, 3, 64, 64]`."""
+    lora, recipe = read_adapter(SHIPPED)
+    backbone = NanoBackbone.load()
+    backbone.network.to(dtype)
+    roles = Roles(backbone.network, backbone.lora_targets, {STUDENT: lora.rank}, fuse=fuse)
+    roles.load(STUDENT, lora.weights)
+    images = torch.cat([to_images([crop_square(load_photograph(name), 64)]) for name in HELDOUT])
+    made = []
+    for prompt in recipe.effects.values():
+        condition = encode_condition(backbone, [prompt] * len(images), images)
+        generator = torch.Generator().manual_seed(0)
+        with roles.frozen(STUDENT):
+            noise = noise_like(condition.source, generator)
+            latents = sample_few_steps(Denoiser(backbone, condition), noise, STEPS, generator)
+        made.append(backbone.decode(latents))
+    return torch.cat(made)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from diffusers import QwenImageTransformer2DModel
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, register_flop_formula, sdpa_backward_flop_count
 
 from collectionlora.adapters.roles import STUDENT, TEACHER, TeacherLibrary, critic_role
@@ -57,7 +57,8 @@ def qwen_backbone(settings: Settings) -> DiffusersBackbone:
     """The transformer alone, with random weights."""
     torch.manual_seed(0)
     backbone = QWEN_IMAGE_EDIT_PLUS.load("random weights", settings.model)
-    backbone.network = QwenImageTransformer2DModel(**QWEN).eval()
+    network = QwenImageTransformer2DModel(**QWEN).eval()
+    backbone.network = nn.Module.to(network, backbone.dtype)  # diffusers' own warns of a cast
     return backbone
 
 

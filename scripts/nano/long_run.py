@@ -31,7 +31,7 @@ NUM_GENERAL = 256
 LONG: dict[str, dict[str, Any]] = {
     "targets": {"general": NUM_GENERAL},
     "match": {"updates": 6500},
-    "distill": {"student_updates": 100, "checkpoint_every": 250},
+    "distill": {"student_updates": 100, "checkpoint_minutes": 10},
 }
 
 

@@ -61,7 +61,8 @@ class ModelSettings(Section):
     """How the base is held and read; the embedded nano base has none of these choices."""
 
     dtype: Literal["float32", "bfloat16"] = Field(
-        "float32", description="of the frozen base; LoRAs are always float32"
+        "float32",
+        description="of the frozen base, in which LoRAs compute; what is trained is kept in float32",
     )
     quantization: Literal["none", "nf4", "int8"] = Field(
         "none", description="of the frozen base's blocks, by bitsandbytes"
@@ -76,6 +77,9 @@ class ModelSettings(Section):
         description="recompute blocks in backward: less memory, slower",
         json_schema_extra=NO_RESULT,
     )
+    attention: Literal[
+        "native", "_native_cudnn", "_native_efficient", "_native_flash", "flash", "_flash_3", "xformers"
+    ] = Field("native", description="kernel of attention, by its name in diffusers; native is torch's choice")
     embedded_guidance: float = Field(
         2.5, ge=0, description="the guidance input of guidance-distilled bases; not the w of guidance_scale"
     )
@@ -150,8 +154,8 @@ class DistillSettings(Section):
     effect_ratio: float = Field(0.5, ge=0, le=1, description="p_switch; 1 switches PDSR off")
     route_every: int = Field(1, ge=1, description="steps that keep one choice of stream")
     seed: int = Field(0, ge=0, lt=2**63)
-    checkpoint_every: int = Field(
-        500, ge=1, description="steps between checkpoints", json_schema_extra=NO_RESULT
+    checkpoint_minutes: float = Field(
+        5, ge=0, description="minutes between checkpoints; 0 is after each step", json_schema_extra=NO_RESULT
     )
     keep_checkpoints: int = Field(3, ge=1, description="how many of them stay", json_schema_extra=NO_RESULT)
     asymmetric_prompts: Switch = Field(True, description="AOP; off, the student reads the teacher's prompt")
@@ -218,7 +222,10 @@ class LogSettings(Section):
         "dvclive",
         "swanlab",
     ] = Field("tensorboard", description="where curves go; any that accelerate supports, or none")
-    preview_every: int = Field(200, ge=1, description="steps between previews of every effect")
+    preview_every: int = Field(200, ge=1, description="steps between previews")
+    preview_effects: int = Field(
+        8, ge=1, description="effects that a preview shows by turns; the last shows all"
+    )
 
 
 class BenchSettings(Section):

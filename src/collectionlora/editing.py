@@ -106,7 +106,7 @@ class Editor:
     """A base with one finished adapter over it, ready to edit; `Editor.load` opens one.
 
     Args:
-        load_roles: loads the network with the adapter in the student's role, when it is first needed.
+        load_roles: loads the network with the adapter in the student's role; called once, when it is needed.
     """
 
     def __init__(self, backbone: Backbone, load_roles: Callable[[], Roles], recipe: Recipe):
@@ -128,12 +128,13 @@ class Editor:
         backbone = load_backbone(recipe.base, recipe.model)
 
         def load_roles() -> Roles:
-            ranks = {STUDENT: lora.rank}
-            roles = Roles(backbone.network, backbone.lora_targets, ranks, fuse=backbone.fuses_lora)
+            roles = Roles(backbone.network, backbone.lora_targets, {STUDENT: lora.rank})
             try:
                 roles.load(STUDENT, lora.weights)
             except ValueError as error:
                 raise UserError(path, "", str(error), f"use an adapter of the base {recipe.base}") from None
+            if recipe.model.quantization == "none":
+                roles.merge_for_good(STUDENT)
             return roles
 
         return cls(backbone, load_roles, recipe)

@@ -17,7 +17,7 @@ SETTINGS = {
     "sampling": {"steps": 2},
     "distill": {
         **{"student_updates": 15, "batch_size": 1, "student_update_every": 1, "rollout_steps": [2, 1]},
-        "checkpoint_every": 1,
+        "checkpoint_minutes": 0,
     },
     "log": {"tracker": "none", "preview_every": 100},
 }

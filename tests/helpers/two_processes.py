@@ -15,11 +15,13 @@ import collectionlora
 from collectionlora.adapters.roles import STUDENT, TEACHER
 from collectionlora.collection import Collection
 from collectionlora.effectbench import bench, benching
+from collectionlora.runs import checkpoint
 from collectionlora.runs.session import Session, resolve_settings
-from collectionlora.runs.trainer import train
+from collectionlora.runs.trainer import load_newest, train
+from collectionlora.runs.watching import Watch
 from collectionlora.system import processes
 from collectionlora.system.errors import Interrupted
-from collectionlora.system.files import write_tensors
+from collectionlora.system.files import sha256, write_tensors
 from collectionlora.toy.world import ToyWorld, toy_settings
 
 TRAINED = (
@@ -55,7 +57,7 @@ def quiet(*_):
 def whole(folder):
     for name, layers in (("plain", ()), ("fading", FADING)):
         run = toy_run(processes.rank(), *layers)
-        train(run, folder / name, 4, False, quiet, 3)
+        train(run, folder / name, 0, False, quiet, 3)
         write_state(run, folder / f"{name}-{processes.rank()}.safetensors")
 
 
@@ -72,11 +74,11 @@ def stopped(folder):
 
     run.__class__ = Stopped
     try:
-        train(run, folder / "cut", 4, False, quiet, 3)
+        train(run, folder / "cut", 0, False, quiet, 3)
     except Interrupted as interrupted:
         (folder / f"interrupted-{processes.rank()}").write_text(str(interrupted))
     again = toy_run(processes.rank())
-    train(again, folder / "cut", 4, True, quiet, 3)
+    train(again, folder / "cut", 0, True, quiet, 3)
     write_state(again, folder / f"resumed-{processes.rank()}.safetensors")
 
 
@@ -89,18 +91,22 @@ def held(tensors):
 def sharded(folder):
     """A run in shards, and the same again from its middle; what this process holds of it."""
     folder = folder / "first"
-    overrides = {**SHARDED, "distill": {**SHARDED["distill"], "checkpoint_every": 3}}
+    overrides = {**SHARDED, "distill": {**SHARDED["distill"], "checkpoint_minutes": 0, "keep_checkpoints": 4}}
     collectionlora.distill(folder, "sharded", overrides)
     runs = folder / "runs"
     if processes.is_main():
         shutil.copytree(runs / "sharded", runs / "resumed")
-        for newest in (runs / "resumed" / "checkpoints").glob("step-00000006.*"):
-            newest.unlink()
+        for later in (runs / "resumed" / "checkpoints").glob("step-0000000[4-6].*"):
+            later.unlink()
     processes.barrier()
     collection = Collection.load(folder)
     settings = resolve_settings(collection, overrides)
     run = Session(collection, settings, with_critics=True).distillation(quiet)
-    train(run, runs / "resumed", 3, True, quiet, 3)
+    hashed = []
+    checkpoint.sha256 = lambda path: hashed.append(path.name) or sha256(path)
+    first = load_newest(run, runs / "resumed" / "checkpoints")
+    (runs / f"proven-{processes.rank()}.json").write_text(json.dumps([first, hashed]))
+    train(run, runs / "resumed", 0, True, quiet, 3)
     moments = [m for o in run.optimizers.values() for s in o.state.values() for m in s.values() if m.ndim]
     parts = {
         "base": [p for name, p in run.backbone.network.named_parameters() if "lora_" not in name],
@@ -112,6 +118,21 @@ def sharded(folder):
     }
     numbers = {name: held(tensors) for name, tensors in parts.items()}
     (runs / f"held-{processes.rank()}.json").write_text(json.dumps(numbers))
+
+
+def preview(folder):
+    """The effects that this process sampled for a preview of a run's start, and all distances."""
+    collection = Collection.load(folder)
+    run = Session(collection, resolve_settings(collection, {}), with_critics=True).distillation(quiet)
+    watch, sampled = Watch(run, folder / "runs" / "previewed"), []
+    plain = watch.sample
+    watch.sample = lambda data: sampled.append(data.name) or plain(data)
+    return sampled, watch.preview(1)
+
+
+def previewed(folder):
+    result = preview(folder / "first")
+    (folder / "first" / "runs" / f"previewed-{processes.rank()}.json").write_text(json.dumps(result))
 
 
 def copied(folder):

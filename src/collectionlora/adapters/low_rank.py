@@ -6,6 +6,7 @@ a matrix of the weight's size.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 Factors = tuple[Tensor, Tensor]
@@ -17,6 +18,19 @@ def change(pair: Factors) -> Tensor:
     """B @ A, `[out, in * ...]`."""
     a, b = pair
     return b.flatten(1) @ a.flatten(1)
+
+
+def add_change(out: Tensor, x: Tensor, pair: Factors) -> Tensor:
+    """`out + x (B A)^T`, all in the dtype of `out`.
+
+    The second product adds onto `out` itself, so that nothing as large as `out` is made beside the result.
+
+    Args:
+        out: `[..., out]`.
+        x: `[..., in]`, in the dtype of `out`.
+    """
+    a, b = (factor.to(out.dtype) for factor in pair)
+    return torch.addmm(out.flatten(0, -2), F.linear(x, a).flatten(0, -2), b.T).view_as(out)
 
 
 def change_norm(pair: Factors) -> float:

@@ -64,8 +64,8 @@ def load_optimizer(name: str, optimizer: Optimizer, tensors: Mapping[str, Tensor
     state: dict[int, dict[str, Tensor | int]] = {}
     for path in tensors:
         if path.startswith(f"{name}."):  # read only then: each one may come from another process
-            tensor = tensors[path]
             index, key = path.removeprefix(f"{name}.").split(".")
+            tensor = tensors[path]
             moment = tensor if key == "step" else processes.shard_like(tensor, parameters[int(index)])
             counter = not isinstance(optimizer, AdamW)  # bitsandbytes counts in a plain number
             state.setdefault(int(index), {})[key] = int(moment) if key == "step" and counter else moment

@@ -11,12 +11,15 @@ The paper calls them generator (student), fake score (critic) and real score (te
 - The teacher is a slot: effect LoRAs wait, converted, and are copied into the slot's parameters. A module
   that an effect LoRA lacks becomes zero, a smaller rank is padded with zeros. It is never trained: the base's
   dtype is enough for it, while what is trained is float32.
+- Masters are float32, so that small updates are not rounded away; over a base of another dtype they compute
+  in that one. In float32, as peft would, LoRA moves more bytes than the base (docs/performance.md).
 - Under gradient checkpointing the recomputation must run in the role of the forward: `Roles.checkpoint`.
 """
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cache
 from typing import Any, cast
 
 import torch
@@ -26,7 +29,7 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 from torch.utils.checkpoint import CheckpointError, checkpoint
 
-from collectionlora.adapters.low_rank import change
+from collectionlora.adapters.low_rank import add_change, change
 from collectionlora.system import processes
 from collectionlora.system.errors import UserError
 
@@ -51,6 +54,22 @@ def target_weights(network: nn.Module, targets: Sequence[str]) -> dict[str, Tens
         for name, module in network.named_modules()
         if name in targets or name.endswith(tuple(f".{target}" for target in targets))
     }
+
+
+class InBaseDtype:
+    """A linear layer of peft whose active LoRA computes in the dtype of the base."""
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        out: Tensor = self.base_layer(x)
+        for role in self._active_adapter:
+            out = add_change(out, x, (self.lora_A[role].weight, self.lora_B[role].weight))
+        return out
+
+
+@cache
+def in_base_dtype(kind: Any) -> Any:
+    """One of peft's classes of layers with that forward in place of its own."""
+    return type(f"{kind.__name__}InBaseDtype", (InBaseDtype, kind), {})
 
 
 class Roles:
@@ -86,9 +105,13 @@ class Roles:
         self.layers = {name: m for name, m in network.named_modules() if isinstance(m, LoraLayer)}
         for layer in self.layers.values():
             layer._active_adapter = self._active
+            base = layer.get_base_layer()
+            if isinstance(base, nn.Linear) and base.weight.dtype != torch.float32:
+                # A class of its own: what compiles a network takes the forwards of like layers for one.
+                kind: Any = type(layer)
+                layer.__class__ = in_base_dtype(kind)
         for name in ranks:
             for parameter in self.parameters(name):
-                # Master weights: over a bfloat16 base too, small updates must not be rounded away.
                 parameter.data = parameter.data.to(teacher_dtype if name == TEACHER else torch.float32)
                 parameter.requires_grad_(name != TEACHER)
         self.ranks, self.fuse = dict(ranks), fuse
@@ -109,7 +132,8 @@ class Roles:
         """
         if self._fused is not BASE:
             assert role == self._fused, f"{self._fused} is in the base's weights, not {role}"
-            yield
+            with torch.no_grad():
+                yield
             return
         with torch.no_grad():
             block = self.use(role)
@@ -131,12 +155,25 @@ class Roles:
 
     def _merged(self, role: str) -> list[Tensor]:
         """The weight of every layer with the role's LoRA in it, in the dtype of the base."""
-        merged = []
+        return [self._merged_weight(layer, role) for layer in self.layers.values()]
+
+    def _merged_weight(self, layer: LoraLayer, role: str) -> Tensor:
+        weight = cast(Tensor, layer.get_base_layer()._parameters["weight"])  # not what hides it
+        a, b = (factor.to(weight.dtype) for factor in self._pair(layer, role))
+        return weight + change((a, b)).view_as(weight)
+
+    @torch.no_grad()
+    def merge_for_good(self, role: str) -> None:
+        """Add a role into the base's weights and drop all LoRAs, for use alone.
+
+        From then on `frozen` runs in this role, and costs what the bare base does. The weights are rounded to
+        the base's dtype, which must not be quantised.
+        """
         for layer in self.layers.values():
-            weight = cast(Tensor, layer.get_base_layer()._parameters["weight"])  # not what hides it
-            a, b = (factor.to(weight.dtype) for factor in self._pair(layer, role))
-            merged.append(weight + change((a, b)).view_as(weight))
-        return merged
+            layer.get_base_layer().weight.data = self._merged_weight(layer, role)
+            layer.lora_A.clear()
+            layer.lora_B.clear()
+        self._fused = role
 
     @contextmanager
     def _weights_in_place(self, weights: Sequence[Tensor]) -> Iterator[None]:

@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from collectionlora.backbones.attention import set_attention
 from collectionlora.backbones.base import Backbone, Condition, free_memory
 from collectionlora.backbones.diffusers_files import find_class, list_files, locate, opening, read_weight
 from collectionlora.backbones.family import Family, SectionValues
@@ -40,7 +41,8 @@ LARGE: SectionValues = {
     "data": {"resolution": 1024},
     "student": {"rank": 128},
     "critic": {"rank": 128},
-    "distill": {"ema_on_host": True},
+    "distill": {"ema_on_host": True, "checkpoint_minutes": 20},
+    "log": {"preview_every": 500},
     # An effect LoRA of such a base takes a few thousand photos to learn, one at a time.
     "teach": {"steps": 2000, "batch_size": 1},
 }
@@ -171,7 +173,7 @@ class DiffusersBackbone(Backbone):
         self.dtype = DTYPES[settings.dtype]
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         if self.device.type == "cuda":
-            # LoRAs are float32: let their products run on tensor cores.
+            # Let the products of a float32 base run on tensor cores.
             torch.set_float32_matmul_precision("high")
 
     @property
@@ -191,7 +193,10 @@ class DiffusersBackbone(Backbone):
             targets = self.family.find_lora_targets(network)
             blocks = [name for name in targets if "transformer_blocks." in name]
             quantize(network, blocks, self.settings.quantization, self.dtype)
-        return network.to(self.device)
+        network.to(self.device)
+        if self.settings.attention != "native":
+            set_attention(network, self.settings.attention, self.device, self.dtype)
+        return network
 
     @cached_property
     def lora_targets(self) -> tuple[str, ...]:

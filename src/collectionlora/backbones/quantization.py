@@ -1,4 +1,4 @@
-"""The frozen base in 4 or 8 bits by bitsandbytes; LoRAs over it stay in float32 (QLoRA, arXiv 2305.14314)."""
+"""The frozen base in 4 or 8 bits by bitsandbytes; LoRAs over it stay whole (QLoRA, arXiv 2305.14314)."""
 
 from collections.abc import Sequence
 

@@ -30,12 +30,16 @@ def contact_sheet(
         top = MARGIN + HEADING + j * (cell + GAP)
         draw.text((MARGIN, top + cell // 2 - 8), label, INK, font)
         for i, photo in enumerate(photos):
-            # Enlarging by whole pixels shows what the network made, not what an interpolation makes of it.
-            kind = Image.Resampling.NEAREST if max(photo.shape) <= cell else Image.Resampling.BOX
-            picture = ImageOps.contain(Image.fromarray(photo), (cell, cell), kind)
-            left, down = ((cell - side) // 2 for side in picture.size)
-            sheet.paste(picture, (label_width + i * (cell + GAP) + left, top + down))
+            picture = Image.fromarray(square_cell(photo, cell))
+            sheet.paste(picture, (label_width + i * (cell + GAP), top))
     return np.asarray(sheet)
+
+
+def square_cell(photo: Photo, side: int) -> Photo:
+    """A photo in the middle of a square of paper, `[side, side, 3]`."""
+    # Enlarging by whole pixels shows what the network made, not what an interpolation makes of it.
+    kind = Image.Resampling.NEAREST if max(photo.shape[:2]) <= side else Image.Resampling.BOX
+    return np.asarray(ImageOps.pad(Image.fromarray(photo), (side, side), kind, PAPER))
 
 
 def labelled_grid(pictures: Mapping[str, Photo], columns: int = 4, width: int = 240) -> Photo:

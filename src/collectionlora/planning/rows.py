@@ -97,22 +97,24 @@ def device_bytes(workload: Workload, sizes: Sizes, step: int, held: int) -> dict
     Encoders and network take turns, but in `studio`. The VAE stays beside the network once it has decoded.
     """
     taught = 4 * workload.settings.teach.rank * sizes.one_rank  # weights, gradients and both moments
-    shown = sizes.vae + max(sizes.sampling, sizes.picture)
-    used = sizes.base + sizes.loras[STUDENT]
-    sampled = used + sizes.loras[TEACHER] + sizes.sampling
-    distilled = max(sampled + sizes.trained - sizes.loras[STUDENT], step, held + shown)
+    student, shown = sizes.loras[STUDENT], sizes.vae + max(sizes.sampling, sizes.picture)
+    sampled = sizes.base + student + sizes.loras[TEACHER] + sizes.sampling
+    # A whole base takes the student into its weights before the first forward.
+    merged = workload.settings.model.quantization == "none"
+    used = sizes.base + (max(student, shown) if merged else student + shown)
+    distilled = max(sampled + sizes.trained - student, step, held + shown)
     network = {
         "teach": sizes.base + taught + sizes.teaching,
         "prompts": 0,
         "targets": sampled,
         "distill": distilled,
-        "bench": used + sizes.loras[TEACHER] + shown,
+        "bench": sizes.base + student + sizes.loras[TEACHER] + shown,
         "add": distilled,
-        "edit": used + shown,
+        "edit": used,
     }
     encoding = sizes.encoders + sizes.vae + sizes.picture
     turns = {verb: max(size, encoding) for verb, size in network.items()}
-    return {**turns, "studio": used + sizes.encoders + shown}
+    return {**turns, "studio": used + sizes.encoders}
 
 
 def host_bytes(sizes: Sizes) -> dict[str, int]:

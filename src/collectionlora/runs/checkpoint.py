@@ -3,18 +3,25 @@
 `step-00000042.safetensors` is the state BEFORE that step. `step-00000042.json` is written after it and holds
 its length and hash, so that whatever damages the newest one, a resume finds out and takes the one before.
 Files hold whole tensors, whoever held which shard of them, so that any number of processes can go on.
+
+A checkpoint of a large base has tens of gigabytes: training waits only until they are copied to the host, and
+goes on while a thread of the main process writes and hashes them. At a resume that process alone proves them.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from time import monotonic
 
 from safetensors import SafetensorError
 from torch import Tensor
 
 from collectionlora.system import processes
-from collectionlora.system.files import load_tensors, read_json, sha256, write_json, write_tensors
+from collectionlora.system.files import MappedTensors, read_json, sha256, write_json, write_tensors
 
+NONE = -1  # in place of a step, where there is no checkpoint
 log = logging.getLogger(__name__)
 
 
@@ -27,18 +34,61 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*.safetensors"), reverse=True)
 
 
+class CheckpointWriter:
+    """Writes one checkpoint at a time beside training; all processes call it, the main one writes.
+
+    Args:
+        keep: number of checkpoints that stay.
+    """
+
+    def __init__(self, folder: Path, num_steps: int, keep: int, pool: Executor):
+        self.folder, self.num_steps, self.keep, self.pool = folder, num_steps, keep, pool
+        self.began = monotonic()
+        self.writing: Future[None] | None = None
+
+    def is_due(self, minutes: float) -> bool:
+        """Whether the last one is at least so old by the main process' clock; all processes must ask."""
+        return processes.any_process(processes.is_main() and monotonic() - self.began >= 60 * minutes)
+
+    def save(self, step: int, tensors: Mapping[str, Tensor]) -> None:
+        """Copy the state before `step`, and begin to write it; waits for the one before.
+
+        Raises:
+            UserError: the one before could not be written.
+        """
+        self.wait()  # the host has room for one copy
+        self.began = monotonic()
+        gathered = _copy_whole(tensors)
+        if processes.is_main():
+            parts = self.folder, step, self.num_steps, gathered, self.keep
+            self.writing = self.pool.submit(save_checkpoint, *parts)
+
+    def wait(self) -> None:
+        """Wait until what was saved is on the disk.
+
+        Raises:
+            UserError: it could not be written.
+        """
+        if self.writing is not None:
+            self.writing.result()
+            self.writing = None
+
+
+@contextmanager
+def checkpoint_writer(folder: Path, num_steps: int, keep: int) -> Iterator[CheckpointWriter]:
+    """A writer that has written all that it began when the block ends, in whatever way."""
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        writer = CheckpointWriter(folder, num_steps, keep, pool)
+        yield writer
+        writer.wait()
+
+
 def save_checkpoint(
     folder: Path, step: int, num_steps: int, tensors: Mapping[str, Tensor], keep: int
 ) -> None:
-    """Write the state before `step` of `num_steps`; drop all but the last `keep`.
-
-    All processes call it, the main one writes.
-    """
-    gathered = _gather(tensors)
-    if not processes.is_main():
-        return
+    """Write the state before `step` of `num_steps`; drop all but the last `keep`."""
     path = checkpoint_path(folder, step)
-    write_tensors(path, gathered, {"step": str(step)})
+    write_tensors(path, tensors, {"step": str(step)})
     proof = {"bytes": path.stat().st_size, "sha256": sha256(path)}
     write_json(path.with_suffix(".json"), {"step": step, "num_steps": num_steps, **proof})
     # A later one is damaged, or this state would have come from it.
@@ -47,14 +97,17 @@ def save_checkpoint(
     _drop(checkpoints(folder)[keep:])
 
 
-def _gather(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Whole tensors in the main process, none in the others; a device holds one of them at a time."""
-    gathered = {}
+def _copy_whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies on the host of whole tensors in the main process, none in the others.
+
+    A device holds one of them at a time.
+    """
+    copies = {}
     for name, tensor in tensors.items():
         whole = processes.whole(tensor)
         if processes.is_main():
-            gathered[name] = whole.cpu()
-    return gathered
+            copies[name] = whole.detach().to("cpu", copy=True)
+    return copies
 
 
 def drop_checkpoints(folder: Path) -> None:
@@ -77,16 +130,24 @@ def find_unfinished(folder: Path) -> tuple[int, int] | None:
     return None
 
 
-def latest_checkpoint(folder: Path) -> tuple[int, dict[str, Tensor]] | None:
-    """Step and tensors of the newest whole checkpoint, or None; it is said which ones are damaged."""
+def latest_checkpoint(folder: Path) -> tuple[int, MappedTensors] | None:
+    """Step and tensors of the newest whole checkpoint, or None; all processes must ask.
+
+    The main process reads it through and says which ones are damaged. The others trust it and map the file,
+    of which a machine holds one copy for all.
+    """
+    step = processes.from_main(_newest_whole(folder) if processes.is_main() else NONE)
+    return None if step == NONE else (step, MappedTensors(checkpoint_path(folder, step)))
+
+
+def _newest_whole(folder: Path) -> int:
     for path in checkpoints(folder):
         try:
             _prove(path)
-            tensors, header = load_tensors(path)
-            return int(header["step"]), tensors
+            return int(MappedTensors(path).metadata["step"])
         except (SafetensorError, OSError, ValueError) as error:
             log.warning("%s: is damaged (%s) and passed over for the one before", path, error)
-    return None
+    return NONE
 
 
 def _prove(path: Path) -> None:

@@ -57,7 +57,7 @@ class Run:
             write_json(self.folder / SETTINGS, settings.model_dump(mode="json"))
             record_inputs(self.folder, collection, inputs)
         distill = settings.distill
-        train(step, self.folder, distill.checkpoint_every, resume, progress, distill.keep_checkpoints)
+        train(step, self.folder, distill.checkpoint_minutes, resume, progress, distill.keep_checkpoints)
 
 
 @contextmanager

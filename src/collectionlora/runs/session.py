@@ -198,7 +198,8 @@ class Session:
             return
         recipe = Recipe(
             base=self.collection.manifest.base,
-            model=self.settings.model,
+            # A kernel of this machine is no part of the adapter.
+            model=self.settings.model.model_copy(update={"attention": "native"}),
             steps=self.settings.sampling.steps,
             shift=self.settings.sampling.shift,
             resolution=self.settings.data.resolution,

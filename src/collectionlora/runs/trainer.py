@@ -19,7 +19,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from collectionlora.runs.checkpoint import checkpoint_path, latest_checkpoint, save_checkpoint
+from collectionlora.runs.checkpoint import checkpoint_path, checkpoint_writer, latest_checkpoint
 from collectionlora.runs.folder import CHECKPOINTS, FACTS
 from collectionlora.system import processes
 from collectionlora.system.errors import Interrupted, UserError
@@ -76,11 +76,12 @@ def stop_requested() -> Iterator[Callable[[], bool]]:
 
 
 def train(
-    step: Step, folder: Path, checkpoint_every: int, resume: bool, progress: StepProgress, keep: int
+    step: Step, folder: Path, checkpoint_minutes: float, resume: bool, progress: StepProgress, keep: int
 ) -> None:
     """Take all steps of a run, from its newest whole checkpoint if `resume`.
 
     Args:
+        checkpoint_minutes: between two checkpoints; 0 makes one after each step.
         keep: number of checkpoints that stay.
 
     Raises:
@@ -91,7 +92,11 @@ def train(
     step.verify()
     checkpoints = folder / CHECKPOINTS
     first = load_newest(step, checkpoints) if resume else 0
-    with stop_requested() as stop, open_log(folder / LOG, first) as write_log:
+    with (
+        stop_requested() as stop,
+        open_log(folder / LOG, first) as write_log,
+        checkpoint_writer(checkpoints, step.num_steps, keep) as writer,
+    ):
         for number in range(first, step.num_steps):
             metrics = step(number)
             check_finite(step, number, metrics, folder)
@@ -100,12 +105,12 @@ def train(
             write_log(number, metrics)
             # In every process: a preview of a sharded base takes all of them.
             progress(number + 1, step.num_steps, metrics)
-            due = stopping or last or (number + 1) % checkpoint_every == 0
-            if due:
+            if writer.is_due(checkpoint_minutes) or stopping or last:
                 if processes.is_main():
                     put_on_disk(folder / LOG)  # so that the log is never older than a checkpoint
-                save_checkpoint(checkpoints, number + 1, step.num_steps, step.tensors(), keep)
+                writer.save(number + 1, step.tensors())
             if stopping and not last:
+                writer.wait()
                 processes.barrier()
                 raise Interrupted(f"stopped after step {number + 1} of {step.num_steps}")
     processes.barrier()

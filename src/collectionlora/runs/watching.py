@@ -7,13 +7,14 @@ go to `log.tracker`, by default TensorBoard (`tensorboard --logdir DIR/runs`), u
     stream/STREAM/NAME  by stream             effect/EFFECT/NAME  by effect
     distance/EFFECT     student to teacher, at every preview
 
-Previews are `previews/step-00000200.png` in the run's folder. `teach` has neither streams nor previews: its
-curves are `loss` and `grad_norm`.
+Previews are `previews/step-00000200.png` in the run's folder; several processes share their
+effects. `teach` has neither streams nor previews: its curves are `loss` and `grad_norm`.
 """
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
@@ -23,14 +24,16 @@ from collectionlora.config import LogSettings
 from collectionlora.distillation import Distillation
 from collectionlora.pictures.buckets import find_buckets
 from collectionlora.pictures.photos import Photo, chunks, to_photos, write_photo
-from collectionlora.pictures.sheets import contact_sheet
+from collectionlora.pictures.sheets import contact_sheet, square_cell
 from collectionlora.runs.trainer import StepProgress
 from collectionlora.sampling import Denoiser, noise_like, sample_few_steps
 from collectionlora.streams import EffectData
 from collectionlora.system import processes
 from collectionlora.system.errors import UserError
 
-PREVIEWS, PHOTOS_SHOWN, SEED, CELL = "previews", 2, 0, 128
+PREVIEWS, PHOTOS_SHOWN, SEED = "previews", 2, 0
+COLUMNS = ["photo", "teacher", "student"] * PHOTOS_SHOWN
+MIN_CELL, MAX_CELL = 128, 256  # pixels of a picture's side in the grid
 GRAD_NORM = "_grad_norm"
 
 
@@ -106,6 +109,8 @@ class Watch:
         self.run, self.folder = run, folder
         self.settings = run.settings.log
         self.tracker = Tracker(folder, self.settings)
+        self.side = min(max(MIN_CELL, run.settings.data.resolution), MAX_CELL)
+        self.decoded: dict[str, list[list[Photo]]] = {}  # photos and teacher's pictures of effects, as cells
 
     def __enter__(self) -> "Watch":
         return self
@@ -126,20 +131,41 @@ class Watch:
         self.tracker.log(values, done - 1)
 
     def preview(self, done: int) -> dict[str, float]:
-        """Write the grid of previews; returns each effect's distance to its teacher."""
-        rows, distances = [], {}
-        columns = ["photo", "teacher", "student"] * PHOTOS_SHOWN
-        for data in self.run.streams.effects:
-            made = self.sample(data)
-            first = [samples[0] for samples in data.targets[:PHOTOS_SHOWN]]
-            shown = [self.photos(latents) for latents in (data.sources[:PHOTOS_SHOWN], first, made)]
-            rows.append((data.name, [photo for same in zip(*shown, strict=True) for photo in same]))
-            distances[f"distance/{data.name}"] = teacher_distance(made, data)
+        """Write the grid of previews; returns the distance to its teacher of each effect shown."""
+        shown = self.choose(done)
+        cells = torch.zeros(len(shown), len(COLUMNS), self.side, self.side, 3, dtype=torch.uint8)
+        distances = torch.zeros(len(shown))
+        # Of a sharded base every process runs the same forwards; else each makes its share of the effects.
+        alone = self.run.settings.model.sharding == "none"
+        for index in processes.share(range(len(shown))) if alone else range(len(shown)):
+            made = self.sample(shown[index])
+            row = torch.from_numpy(np.stack(self.row(shown[index], made)))
+            cells[index, : len(row)], distances[index] = row, teacher_distance(made, shown[index])
+        if alone:
+            processes.add_up([cells, distances])
         self.run.backbone.release_encoders()
         if processes.is_main():
+            rows = [(data.name, list(row.numpy())) for data, row in zip(shown, cells, strict=True)]
             path = self.folder / PREVIEWS / f"step-{done:08d}.png"
-            write_photo(path, contact_sheet(rows, columns[: len(rows[0][1])], CELL))
-        return distances
+            write_photo(path, contact_sheet(rows, COLUMNS, self.side))
+        return {f"distance/{d.name}": float(x) for d, x in zip(shown, distances, strict=True)}
+
+    def choose(self, done: int) -> list[EffectData]:
+        """The effects that a preview shows: `log.preview_effects` by turns, all of them at the end."""
+        effects = list(self.run.streams.effects)
+        number = min(self.settings.preview_effects, len(effects))
+        if done == self.run.num_steps:
+            return effects
+        first = (done // self.settings.preview_every - 1) * number
+        return [effects[(first + turn) % len(effects)] for turn in range(number)]
+
+    def row(self, data: EffectData, made: Sequence[Tensor]) -> list[Photo]:
+        """Photo, teacher and student of an effect's first photos; what never changes is decoded once."""
+        if data.name not in self.decoded:
+            first = [samples[0] for samples in data.targets[:PHOTOS_SHOWN]]
+            self.decoded[data.name] = [self.photos(latents) for latents in (data.sources, first)]
+        columns = [*self.decoded[data.name], self.photos(made)]
+        return [photo for same in zip(*columns, strict=True) for photo in same]
 
     @torch.no_grad()
     def sample(self, data: EffectData) -> list[Tensor]:
@@ -160,7 +186,9 @@ class Watch:
         return [made[position] for position in range(len(made))]
 
     def photos(self, latents: Sequence[Tensor] | Tensor) -> list[Photo]:
-        return [to_photos(self.run.backbone.decode(image[None]))[0] for image in latents]
+        """The first of an effect's pictures, as cells of the grid."""
+        photos = [to_photos(self.run.backbone.decode(image[None]))[0] for image in latents[:PHOTOS_SHOWN]]
+        return [square_cell(photo, self.side) for photo in photos]
 
 
 def teacher_distance(made: Sequence[Tensor] | Tensor, data: EffectData) -> float:

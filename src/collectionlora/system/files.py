@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import socket
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime
@@ -25,7 +26,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from collectionlora.system.errors import UserError, cannot_write
+from collectionlora.system.kept_hashes import FileState, keep, recall
 
+UMASK_LOCK = threading.Lock()  # a process has one umask, which can only be read by setting it
 MAX_NAME = 120  # bytes of a file's name that fit into a temporary one, which file systems end at 255
 Model = TypeVar("Model", bound=BaseModel)
 log = logging.getLogger(__name__)
@@ -50,8 +53,9 @@ def write_whole(path: Path) -> Iterator[Path]:
             # Otherwise a loss of power can leave the new name with nothing behind it.
             put_on_disk(partial)
             # safetensors makes files that only their owner reads; follow the user's umask as others do.
-            umask = os.umask(0)
-            os.umask(umask)
+            with UMASK_LOCK:
+                umask = os.umask(0)
+                os.umask(umask)
             partial.chmod(0o666 & ~umask)
             partial.replace(path)
             with suppress(OSError):  # some network file systems cannot, nor can Windows
@@ -99,22 +103,25 @@ def sha256(path: Path) -> str:
 
 
 def sha256_once(path: Path) -> str:
-    """The same, read once in a process as long as the file stays as it is: a teacher may have gigabytes.
+    """The same, read once as long as the file stays as it is: a teacher may have gigabytes.
 
     Raises:
         UserError: it cannot be read.
     """
     try:
-        state = path.stat()
-        return _sha256_of(path.absolute(), state.st_ino, state.st_size, state.st_mtime_ns)
+        return _sha256_of(path.absolute(), FileState.of(path))
     except OSError as error:
         hint = "put a readable file there, or remove it"
         raise UserError(path, "", f"cannot be read ({error.strerror or error})", hint) from None
 
 
 @cache
-def _sha256_of(path: Path, _inode: int, _size: int, _changed: int) -> str:
-    return sha256(path)
+def _sha256_of(path: Path, state: FileState) -> str:
+    digest = recall(path, state)
+    if digest is None:
+        digest = sha256(path)
+        keep(path, state, digest)
+    return digest
 
 
 def fingerprint(*parts: Any) -> str:
@@ -246,6 +253,31 @@ def is_whole(path: Path) -> bool:
     except (SafetensorError, OSError) as error:
         log.warning("%s: is damaged (%s); it is made again", path, error)
         return False
+
+
+class MappedTensors(Mapping[str, Tensor]):
+    """The tensors of a safetensors file, each read when it is asked for; `metadata` is its header.
+
+    Raises:
+        SafetensorError, OSError: the file is damaged, or cannot be read.
+    """
+
+    def __init__(self, path: Path):
+        self._file = safe_open(path, framework="pt")
+        self._names = dict.fromkeys(self._file.keys())
+        self.metadata: dict[str, str] = self._file.metadata() or {}
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        tensor: Tensor = self._file.get_tensor(name)
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]] | None:

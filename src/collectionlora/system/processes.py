@@ -107,6 +107,13 @@ def any_process(fact: bool) -> bool:
     return bool(answer)
 
 
+def add_up(tensors: Sequence[Tensor]) -> None:
+    """Replace tensors on the CPU by their sums over the processes; all must call it."""
+    if world_size() > 1:
+        for tensor in tensors:
+            dist.all_reduce(tensor)
+
+
 def barrier() -> None:
     """Wait for all processes."""
     any_process(False)
@@ -189,9 +196,8 @@ class FromMain(Mapping[str, Tensor]):
         tensor = (
             self._tensors[name].contiguous() if is_main() else torch.empty(shape, dtype=getattr(torch, dtype))
         )
-        dist.broadcast(
-            tensor.reshape(-1).view(torch.uint8), 0
-        )  # as bytes: gloo sends not every kind of number
+        # As bytes: gloo sends not every kind of number.
+        dist.broadcast(tensor.reshape(-1).view(torch.uint8), 0)
         return tensor
 
     def __iter__(self) -> Iterator[str]:
