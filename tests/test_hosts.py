@@ -120,7 +120,7 @@ def test_hosts_that_are_not_alike_all_say_so(unlike, what, message):
 def begin_long(folders, tmp_path, *more):
     """A distillation of many steps on two hosts, when it has taken some."""
     checkpoints = folders[0] / "runs" / "default" / "checkpoints"
-    long = ["--set", "distill.student_updates=5000", "--set", "distill.checkpoint_every=1", *more]
+    long = ["--set", "distill.student_updates=5000", "--set", "distill.checkpoint_minutes=0", *more]
     lives = begin_two([["distill", folder, *long] for folder in folders], tmp_path, hosts=2)
     lives[0].wait(100, until=lambda: (checkpoints / "step-00000005.json").exists())
     return lives, checkpoints
