@@ -340,33 +340,15 @@ def test_a_run_that_goes_on_draws_the_sizes_of_a_whole_one(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(whole.ema, resumed.ema, strict=True))
 
 
-def test_squares_of_the_working_size_keep_their_cache_and_other_photos_do_not(tmp_path, caplog):
+def test_squares_are_made_anew_and_only_if_they_are_asked_for(tmp_path):
     layer = {"targets": {"steps": 1, "general": 2}, "data": {"resolution": 32}}
-    collection = Collection.load(small_collection.build(tmp_path, size=(32, 32), settings=layer))
-    effect = collection.effects[0]
-
-    def keys():
-        crops = (resolve_settings(collection, {"data": {"crop": crop}}) for crop in ("none", "square"))
-        today = [effect_key(collection, effect, settings) for settings in crops]
-        return *today, effect_key(collection, effect, resolve_settings(collection, {}), always_squares=True)
-
-    assert len(set(keys())) == 1
-    collectionlora.targets(collection)
-    assert "squares" not in caplog.text
-    Image.fromarray(RNG.integers(0, 256, (48, 32, 3), dtype=np.uint8)).save(tmp_path / "photos" / "0.png")
-    kept, square, before = keys()
-    assert len({kept, square, before}) == 3
-    earlier = cache_path(collection, effect.name, before)
-    earlier.write_bytes(b"squares")
-    collectionlora.targets(collection)
-    message = "photos keep their shape now, and an earlier version's squares are not used"
-    assert f"{message}: {earlier.name}" in caplog.text
-    caplog.clear()
-    collectionlora.targets(collection)  # which finds those of the photos' shapes
-    assert "squares" not in caplog.text
-    assert earlier.read_bytes() == b"squares"
-    asked = Session(collection, resolve_settings(collection, {"data": {"crop": "square"}}), False)
-    assert asked.make_targets(ignore).effects[0].sources.shape == (2, 3, 32, 32)
+    collection = Collection.load(small_collection.build(tmp_path, size=(48, 32), settings=layer))
+    shapes = []
+    for crop in ("none", "square"):
+        settings = resolve_settings(collection, {"data": {"crop": crop}})
+        made = Session(collection, settings, False).make_targets(ignore)
+        shapes.append(tuple(made.effects[0].sources[0].shape))
+    assert shapes == [(3, 24, 40), (3, 32, 32)]
 
 
 @pytest.mark.parametrize("name", ["qwen_image_edit", "flux_kontext"])

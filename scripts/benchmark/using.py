@@ -37,7 +37,7 @@ STEPS = 8
 
 def plain_loop(network: Any, latents: Tensor, photo: Tensor, tokens: Tensor) -> Tensor:
     """What a diffusers pipeline does between its encoders and its decoder, with the student's scheduler."""
-    config = scheduler_config(3.0)
+    config = scheduler_config(3.0, "stochastic")
     scheduler = FlowMatchEulerDiscreteScheduler.from_config(config)
     scheduler.set_timesteps(sigmas=[1 - i / STEPS for i in range(STEPS)])
     grids, noisy, reference = [[patch_grid(latents), patch_grid(photo)]], pack(latents), pack(photo)

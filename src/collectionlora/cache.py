@@ -4,14 +4,12 @@ A change of base, photos, teacher, prompt or settings gives another name, so a f
 it was made from.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from collectionlora.backbones import family_of, list_files
 from collectionlora.collection import Collection, Effect
 from collectionlora.config import Settings, result_settings
-from collectionlora.pictures.photos import read_size
 from collectionlora.system.errors import UserError
 from collectionlora.system.files import fingerprint
 
@@ -20,25 +18,11 @@ MAX_READ = 100_000_000  # bytes of a base whose contents are read at every start
 
 
 def cache_key(collection: Collection, settings: Settings, *parts: Any) -> str:
-    """The fingerprint of `parts` and of all that anything cached depends on, but for `shape_parts`."""
+    """The fingerprint of `parts` and of all that anything cached depends on."""
     base = collection.manifest.base
-    held = {**result_settings(settings, ["model"]), "data.resolution": settings.data.resolution}
-    return fingerprint(base, base_identity(base), held, *parts)
-
-
-def shape_parts(collection: Collection, photos: Sequence[Path], settings: Settings) -> list[Any]:
-    """What the shapes of photos add to a fingerprint; nothing where all are squares of the working size.
-
-    Those are taken as they are under every rule, so that their files stay good and noise that is drawn from a
-    fingerprint stays the same.
-
-    Raises:
-        UserError: a photo cannot be read.
-    """
-    side = settings.data.resolution
-    if all(read_size(photo) == (side, side) for photo in photos):
-        return []
-    return ["shapes", settings.data.crop, family_of(collection.manifest.base).side_multiple]
+    sizes = family_of(base).side_multiple
+    held = result_settings(settings, ["model", "data"])
+    return fingerprint(base, base_identity(base), sizes, held, *parts)
 
 
 def base_identity(base: str) -> str:
@@ -66,30 +50,17 @@ def base_facts(base: str) -> dict[str, str]:
     return {"base files": identity} if identity else {}
 
 
-def effect_key(
-    collection: Collection, effect: Effect, settings: Settings, always_squares: bool = False
-) -> str:
-    """The fingerprint of an effect's targets.
-
-    Args:
-        always_squares: as it was when every photo was cropped to a square.
-    """
+def effect_key(collection: Collection, effect: Effect, settings: Settings) -> str:
+    """The fingerprint of an effect's targets; their noise is drawn from it."""
     teacher, photos = collection.teacher_path(effect), collection.photo_paths(effect)
     seen = photos + reference_parts(collection, effect)
-    shown = photos + collection.reference_paths(effect)
-    shapes = [] if always_squares else shape_parts(collection, shown, settings)
-    return cache_key(collection, settings, settings.targets, effect.teacher_prompt, teacher, *seen, *shapes)
+    return cache_key(collection, settings, settings.targets, effect.teacher_prompt, teacher, *seen)
 
 
-def find_squares(collection: Collection, settings: Settings) -> list[Path]:
-    """Targets of an earlier version, which cropped every photo, where there are none by today's rule."""
-    found = []
-    for effect in collection.effects:
-        key, before = (effect_key(collection, effect, settings, squares) for squares in (False, True))
-        path, earlier = (cache_path(collection, effect.name, name) for name in (key, before))
-        if earlier.exists() and not path.exists():
-            found.append(earlier)
-    return found
+def general_key(collection: Collection, settings: Settings) -> str:
+    """The fingerprint of the bare base's answers; their noise is drawn from it."""
+    instructions, photos = collection.general_prompts(), collection.general_photo_paths()
+    return cache_key(collection, settings, settings.targets, *instructions, *photos)
 
 
 def reference_parts(collection: Collection, effect: Effect) -> list[Any]:

@@ -53,6 +53,7 @@ class Schedule(Section):
         return self.start + progress * (self.end - self.start)
 
 
+Sampler = Literal["stochastic", "euler"]
 Weight = Annotated[Schedule, Field(strict=False)]  # may be given as a mapping, or as one number
 Switch = Annotated[bool, Field(strict=False)]  # may be given as a word: yes, no, on, off
 
@@ -107,6 +108,9 @@ class RoleSettings(Section):
 class SamplingSettings(Section):
     steps: int = Field(8, ge=1, description="steps of the student at use and in its schedule")
     shift: float = Field(3.0, gt=0, description="the schedule's shift")
+    sampler: Sampler = Field(
+        "stochastic", description="of the student: fresh noise after each step, or none after the first"
+    )
 
 
 class TargetSettings(Section):
@@ -133,6 +137,15 @@ class MatchSettings(Section):
     loss: Literal["velocity", "flow"] = Field(
         "velocity",
         description="follow the teacher's velocity, or flow matching on samples of all teachers at once",
+    )
+    coupled_above: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="above this sigma flow matching reuses the noise that a teacher's sample came from",
+    )
+    fresh_share: float = Field(
+        0.6, ge=0, le=1, description="share of fresh noise in that noise, as a standard deviation"
     )
     start: Literal["base", "merge"] = Field(
         "base", description="the student begins as the bare base, or as the mean of its teachers (SVD merge)"

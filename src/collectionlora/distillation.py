@@ -12,6 +12,7 @@ for several schedule lengths has one critic for each: one critic for all sees th
 then drift apart under a mixture that still looks right.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -184,6 +185,8 @@ class Distillation:
         """Flow matching on teacher samples, or the distance to the guided teacher's velocity there."""
         noise = noise_like(batch.target, generator)
         sigma = self._shift(self._draw_uniform(len(noise), generator))
+        if self.settings.match.coupled_above < 1:
+            noise = self.couple(noise, sigma, batch)
         x_sigma = add_noise(batch.target, noise, sigma)
         velocity = self.student(batch).velocity(x_sigma, sigma)
         if self.settings.match.loss == "flow":
@@ -193,6 +196,16 @@ class Distillation:
             teacher = Denoiser(self.backbone, batch.teacher, batch.uncond, scale, role=role)
             velocity_teacher = teacher.velocity(x_sigma, sigma)
         return velocity_matching_loss(velocity, velocity_teacher)
+
+    def couple(self, noise: Tensor, sigma: Tensor, batch: Batch) -> Tensor:
+        """The noise of flow matching: above `match.coupled_above` mostly that of the teacher's own sample.
+
+        `sqrt(1 - f^2) * noise_of_target + f * noise` has unit variance again: docs/few-steps.md.
+        """
+        share = self.settings.match.fresh_share
+        mixed = math.sqrt(1 - share**2) * batch.noise_of_target() + share * noise
+        coupled = sigma > self.settings.match.coupled_above
+        return torch.where(coupled.view(-1, *[1] * (noise.ndim - 1)), mixed, noise)
 
     def distill(self, step: int, progress: float) -> dict[str, float]:
         """One student update, then `student_update_every` updates of the critic of this schedule length.
@@ -239,7 +252,8 @@ class Distillation:
         with self.roles.frozen(STUDENT):
             student = Denoiser(self.backbone, batch.student)
             noise = noise_like(batch.target, generator)
-            states = rollout(student, noise, sigmas, int(last.max()), generator)
+            sampler = self.settings.sampling.sampler
+            states = rollout(student, noise, sigmas, int(last.max()), generator, sampler)
             at_last = Simulation(sigmas, states, last, noise)
             simulation = Simulation(sigmas, states, index, student.x0(*at_last.chosen()))
         return Share(streams, batch, generator, simulation)

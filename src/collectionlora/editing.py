@@ -245,7 +245,10 @@ class Editor:
         num_steps = steps or self.recipe.steps
         with self.roles.frozen(STUDENT):
             denoiser = Dial(self.backbone, condition, strengths, after_step)
-            return sample_student(denoiser, condition.source, seeds, num_steps, self.recipe.shift)
+            recipe = self.recipe
+            return sample_student(
+                denoiser, condition.source, seeds, num_steps, recipe.shift, recipe.sampler
+            )
 
 
 def check_strengths(strengths: Sequence[float]) -> None:

@@ -1,4 +1,4 @@
-"""Samplers: the teacher's many guided steps, and the student's few stochastic ones."""
+"""Samplers: the teacher's many guided steps, and the student's few."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from collectionlora.backbones.base import Backbone, Condition
+from collectionlora.config import Sampler
 from collectionlora.flow import add_noise, few_step_sigmas, x0_from_velocity
 
 Guide = Callable[[Tensor, Tensor, float], Tensor]  # (cond, uncond, w) to the guided velocity
@@ -91,30 +92,45 @@ def sample_many_steps(denoiser: Denoiser, noise: Tensor, num_steps: int = 40) ->
 
 @torch.no_grad()
 def rollout(
-    denoiser: Denoiser, noise: Tensor, sigmas: Tensor, stop: int, generator: Generators
+    denoiser: Denoiser,
+    noise: Tensor,
+    sigmas: Tensor,
+    stop: int,
+    generator: Generators,
+    sampler: Sampler = "stochastic",
 ) -> list[Tensor]:
     """The student's noisy states at `sigmas[0 .. stop]` on its own trajectory from `noise` `[B, C, H, W]`.
 
-    Stochastic, consistency-like: at each sigma predict x0, then add FRESH noise to reach the next sigma.
+    `stochastic`, consistency-like: at each sigma predict x0, then add FRESH noise to reach the next sigma.
+    `euler`: follow the velocity to the next sigma, which keeps the noise that the prediction implies.
     Steps after `stop` are not run; from the same generator the states are those of the full trajectory.
     """
     states = [noise]
     for sigma, sigma_next in pairwise(sigmas[: stop + 1].tolist()):
         x0 = denoiser.x0(states[-1], sigma)
-        states.append(add_noise(x0, noise_like(x0, generator), sigma_next))
+        if sampler == "euler":
+            noise_left = (states[-1] - (1 - sigma) * x0) / sigma
+        else:
+            noise_left = noise_like(x0, generator)
+        states.append(add_noise(x0, noise_left, sigma_next))
     return states
 
 
 @torch.no_grad()
 def sample_few_steps(
-    denoiser: Denoiser, noise: Tensor, num_steps: int, generator: Generators, shift: float = 3.0
+    denoiser: Denoiser,
+    noise: Tensor,
+    num_steps: int,
+    generator: Generators,
+    shift: float = 3.0,
+    sampler: Sampler = "stochastic",
 ) -> Tensor:
-    """The student's image after `num_steps` stochastic steps from `noise` `[B, C, H, W]`.
+    """The student's image after `num_steps` steps from `noise` `[B, C, H, W]`.
 
     The trajectory runs on the base's device; the image comes back to that of `noise`.
     """
     sigmas, first = few_step_sigmas(num_steps, shift), noise.to(denoiser.backbone.device)
-    last = rollout(denoiser, first, sigmas, num_steps - 1, generator)[-1]
+    last = rollout(denoiser, first, sigmas, num_steps - 1, generator, sampler)[-1]
     return denoiser.x0(last, float(sigmas[-1])).to(noise.device)
 
 
@@ -125,8 +141,13 @@ def noise_of_seeds(source: Tensor, seeds: Sequence[int]) -> tuple[Tensor, list[t
 
 
 def sample_student(
-    denoiser: Denoiser, source: Tensor, seeds: Sequence[int], num_steps: int, shift: float
+    denoiser: Denoiser,
+    source: Tensor,
+    seeds: Sequence[int],
+    num_steps: int,
+    shift: float,
+    sampler: Sampler = "stochastic",
 ) -> Tensor:
     """The few-step images of photos' latents `source` `[B, C, H, W]`, each from its own seed; latents."""
     noise, generators = noise_of_seeds(source, seeds)
-    return sample_few_steps(denoiser, noise, num_steps, generators, shift)
+    return sample_few_steps(denoiser, noise, num_steps, generators, shift, sampler)

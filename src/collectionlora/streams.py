@@ -21,6 +21,7 @@ from collectionlora.pictures.buckets import Images, draw_alike, holds_size, take
 # Separate the uses of one (seed, step, rank), so that they are independent of each other.
 ROUTE, BATCH, NOISE, LENGTH, FAVOUR, STOP = range(6)
 CPU = torch.device("cpu")
+Origin = tuple[int, int, int]  # seed of the targets, photo, sample: what a sample's noise is drawn from
 
 
 def generator_for(seed: int, step: int, rank: int, use: int, part: int = 0) -> np.random.Generator:
@@ -33,6 +34,12 @@ def torch_generator_for(seed: int, step: int, rank: int, device: torch.device) -
     draw = generator_for(seed, step, rank, NOISE).integers(2**63 - 1)
     # A plan's tensors have no values, and nothing draws them.
     return torch.Generator("cpu" if device.type == "meta" else device).manual_seed(int(draw))
+
+
+def sample_noise(origin: Origin, shape: Sequence[int]) -> Tensor:
+    """The noise `[*shape]` that a teacher's sample was made from, on the CPU."""
+    draw = np.random.default_rng(origin).integers(2**63 - 1)
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(int(draw)))
 
 
 def route(
@@ -68,8 +75,8 @@ class EffectData:
     """One effect, encoded: P photos and M teacher samples of each.
 
     `sources` are P times `[C, H, W]`, `targets` P times `[M, C, H, W]` in the size of their photo; a prompt
-    has a batch of 1, or of P where the base reads it together with the photo. `references`
-    `[1, C, height, width]` are shown beside every photo.
+    has a batch of 1, or of P where the base reads it together with the photo. `seed` is what the targets'
+    noise was drawn from. `references` `[1, C, height, width]` are shown beside every photo.
     """
 
     name: str
@@ -79,6 +86,7 @@ class EffectData:
     student_prompt: Prompt
     uncond: Prompt
     references: tuple[Tensor, ...] = ()
+    seed: int = 0
 
     def condition(self, prompt: Prompt, photo: Tensor) -> Condition:
         """What the network reads under one of the prompts, for the photos at `photo` `[B]`, of one size."""
@@ -91,13 +99,14 @@ class GeneralData:
     """The general stream, encoded: N photos, each with an instruction and the bare base's answer.
 
     `sources` and `targets` are N times `[C, H, W]`, `prompt` has a batch of N, `uncond` of 1 or N. The
-    targets serve the warm start alone; without one there are none.
+    targets, whose noise was drawn from `seed`, serve the warm start alone; without one there are none.
     """
 
     sources: Images
     prompt: Prompt
     targets: Images | None
     uncond: Prompt
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -107,6 +116,7 @@ class Batch:
     `effect` is None in the general stream, and in a mixed batch, which no single teacher can answer.
     `target` `[B, C, H, W]` are teacher samples, in the general stream the bare base's. `teacher`, `student`
     and `uncond` are conditions of the same B photos: the teacher's prompt, the student's, the empty one.
+    `origins` say what the noise of each target is drawn from.
     """
 
     effect: str | None
@@ -114,10 +124,16 @@ class Batch:
     teacher: Condition
     student: Condition
     uncond: Condition
+    origins: tuple[Origin, ...] = ()
 
     def to(self, device: torch.device) -> "Batch":
         conditions = (condition.to(device) for condition in (self.teacher, self.student, self.uncond))
-        return Batch(self.effect, self.target.to(device), *conditions)
+        return Batch(self.effect, self.target.to(device), *conditions, self.origins)
+
+    def noise_of_target(self) -> Tensor:
+        """The noise `[B, C, H, W]` that the teacher started from, drawn again."""
+        noise = [sample_noise(origin, self.target.shape[1:]) for origin in self.origins]
+        return torch.stack(noise).to(self.target)
 
 
 class Streams:
@@ -206,6 +222,7 @@ class Streams:
             teacher=Condition.cat([part.teacher for part in parts]),
             student=Condition.cat([part.student for part in parts]),
             uncond=Condition.cat([part.uncond for part in parts]),
+            origins=tuple(origin for part in parts for origin in part.origins),
         )
 
     def _sources(self, index: int | None) -> Images:
@@ -229,6 +246,7 @@ class Streams:
             teacher=teacher,
             student=student if self.asymmetric_prompts else teacher,
             uncond=teacher.with_prompt(data.uncond.of_photos(photo)),
+            origins=tuple((data.seed, p, s) for p, s in zip(photo.tolist(), sample.tolist(), strict=True)),
         )
 
     def _general(self, photo: Tensor) -> Batch:
@@ -237,7 +255,8 @@ class Streams:
         uncond = condition.with_prompt(data.uncond.of_photos(photo))
         # Without a warm start nothing reads an answer but its shape, which is the photo's.
         target = condition.source if data.targets is None else take(data.targets, photo)
-        return Batch(None, target, condition, condition, uncond)
+        origins = tuple((data.seed, position, 0) for position in photo.tolist())
+        return Batch(None, target, condition, condition, uncond, origins)
 
     def schedule_length(self, step: int, lengths: Sequence[int]) -> int:
         """The student's schedule length at a step: one for all processes, for each length has its critic."""

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationErr
 from collectionlora.adapters.formats import LoraFile, read_header, read_lora, write_lora
 from collectionlora.adapters.roles import LoraWeights
 from collectionlora.collection import NAME, RESULT
-from collectionlora.config import ModelSettings
+from collectionlora.config import ModelSettings, Sampler
 from collectionlora.system.errors import UserError
 
 KEY = "collectionlora"
@@ -30,6 +30,7 @@ class Recipe(BaseModel):
     model: ModelSettings = ModelSettings()
     steps: int = Field(ge=1, le=1000)
     shift: float = Field(gt=0, le=1000, allow_inf_nan=False)
+    sampler: Sampler = "stochastic"
     resolution: int = Field(ge=8, le=8192)
     effects: dict[EffectName, str] = Field(min_length=1)
     references: dict[EffectName, NonNegativeInt] = {}

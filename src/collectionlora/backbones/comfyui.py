@@ -1,11 +1,12 @@
 """ComfyUI workflows in its API format, as `POST /prompt` and the menu's Load take them: nodes by id.
 
-The student re-noises between its steps. In ComfyUI that is the sampler `lcm`, and the scheduler `simple`
-takes the sigmas `shift(1 - i/n)` from the table of the shift node: the few-step schedule of `flow.py`.
+A student that puts fresh noise in after each step has ComfyUI's sampler `lcm`. The scheduler `simple` takes the sigmas `shift(1 - i/n)` from the table of the shift node: the few-step schedule of `flow.py`.
 """
 
 from dataclasses import dataclass
 from typing import Any
+
+from collectionlora.config import Sampler
 
 Graph = dict[str, dict[str, Any]]
 
@@ -19,6 +20,7 @@ class Student:
         prompt: of one of its effects.
         base: its name as the manifest gave it.
         resolution: side of a square photo in pixels.
+        sampler: its name in ComfyUI.
         guidance: the guidance input of guidance-distilled bases.
     """
 
@@ -27,8 +29,12 @@ class Student:
     base: str
     steps: int
     shift: float
+    sampler: str
     resolution: int
     guidance: float
+
+
+COMFYUI_SAMPLERS: dict[Sampler, str] = {"stochastic": "lcm", "euler": "euler"}
 
 
 def escape_brackets(prompt: str) -> str:
@@ -71,7 +77,7 @@ def frame(student: Student, unet_name: str, vae_name: str, side_multiple: int) -
             seed=0,
             steps=student.steps,
             cfg=1.0,
-            sampler_name="lcm",
+            sampler_name=student.sampler,
             scheduler="simple",
             denoise=1.0,
         ),

@@ -96,7 +96,7 @@ class Baselines:
     ) -> Method:
         """LoRAs by effect, each with the acceleration LoRA on top, in the student's steps."""
         settings, backbone = self.session.settings, self.session.backbone
-        steps, shift = settings.sampling.steps, settings.sampling.shift
+        sampling = settings.sampling
         for effect, parts in {**loras, GENERAL: general}.items():
             self.sums[f"{name}/{effect}"] = [*parts, self.acceleration]
 
@@ -107,7 +107,12 @@ class Baselines:
             with library.use(key):
                 for part, condition in self.encodings.in_parts(effect, texts, images):
                     denoiser = Denoiser(backbone, condition)
-                    latents.append(sample_student(denoiser, condition.source, seeds[part], steps, shift))
+                    source, own = condition.source, seeds[part]
+                    latents.append(
+                        sample_student(
+                            denoiser, source, own, sampling.steps, sampling.shift, sampling.sampler
+                        )
+                    )
             del library.teachers[key]
             return backbone.decode(torch.cat(latents))
 
@@ -118,7 +123,7 @@ class Baselines:
             return [instruction or prompts[effect]]
 
         size = sum(num_bytes(lora) for lora in self.sums[f"{name}/{GENERAL}"])
-        return Method(name, steps, sample, partial(run, GENERAL), size, reads=read)
+        return Method(name, sampling.steps, sample, partial(run, GENERAL), size, reads=read)
 
 
 def num_bytes(lora: LoraWeights) -> int:

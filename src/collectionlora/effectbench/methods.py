@@ -90,10 +90,10 @@ def teacher_method(session: Session, encodings: Encodings) -> Method:
 
 def undistilled_method(session: Session, encodings: Encodings, steps: int) -> Method:
     """Each effect's own LoRA, still guided, in the student's few steps: what distillation has to beat."""
-    shift = session.settings.sampling.shift
+    sampling = session.settings.sampling
 
     def sample(denoiser: Denoiser, source: Tensor, seeds: Sequence[int]) -> Tensor:
-        return sample_student(denoiser, source, seeds, steps, shift)
+        return sample_student(denoiser, source, seeds, steps, sampling.shift, sampling.sampler)
 
     return _guided_method(session, encodings, f"{TEACHER}-{steps}", steps, sample)
 

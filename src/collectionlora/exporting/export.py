@@ -16,8 +16,9 @@ from collectionlora.adapters.low_rank import change_norm, distance, pad, shrink
 from collectionlora.adapters.recipe import Recipe, adapter_path, read_adapter, read_recipe
 from collectionlora.adapters.roles import LoraWeights
 from collectionlora.backbones import guess_family
-from collectionlora.backbones.comfyui import Student
+from collectionlora.backbones.comfyui import COMFYUI_SAMPLERS, Student
 from collectionlora.backbones.family import ExportFacts
+from collectionlora.config import Sampler
 from collectionlora.exporting.model_card import Card, Reduction
 from collectionlora.pictures.folders import PHOTO_SUFFIXES
 from collectionlora.system.errors import UserError
@@ -128,7 +129,7 @@ def plan_files(card: Card, weights: LoraWeights) -> dict[str, Callable[[Path], N
         if make_workflow := card.facts.workflow:
             writers["workflow.json"] = lambda path: write_json(path, make_workflow(describe_student(card)))
         return writers
-    scheduler = scheduler_config(card.recipe.shift)
+    scheduler = scheduler_config(card.recipe.shift, card.recipe.sampler)
     writers["scheduler/scheduler_config.json"] = lambda path: write_json(path, scheduler)
     if card.format == "peft":
         writers[PEFT_CONFIG] = lambda path: write_json(path, peft_config(card, list(weights), rank))
@@ -142,7 +143,16 @@ def describe_student(card: Card) -> Student:
     recipe = card.recipe
     prompt = next(iter(recipe.effects.values()))
     guidance = recipe.model.embedded_guidance
-    return Student(card.file, prompt, recipe.base, recipe.steps, recipe.shift, recipe.resolution, guidance)
+    return Student(
+        card.file,
+        prompt,
+        recipe.base,
+        recipe.steps,
+        recipe.shift,
+        COMFYUI_SAMPLERS[recipe.sampler],
+        recipe.resolution,
+        guidance,
+    )
 
 
 def spell(card: Card, weights: LoraWeights, rank: int) -> dict[str, Tensor]:
@@ -157,14 +167,14 @@ def spell(card: Card, weights: LoraWeights, rank: int) -> dict[str, Tensor]:
     return tensors
 
 
-def scheduler_config(shift: float) -> dict[str, Any]:
+def scheduler_config(shift: float, sampler: Sampler) -> dict[str, Any]:
     """The student's schedule in diffusers, which spaces the steps as its pipelines' `sigmas` say."""
     return {
         "_class_name": "FlowMatchEulerDiscreteScheduler",
         "num_train_timesteps": 1000,
         "shift": shift,
         "shift_terminal": None,
-        "stochastic_sampling": True,
+        "stochastic_sampling": sampler == "stochastic",
         "use_dynamic_shifting": False,
     }
 

@@ -12,6 +12,7 @@ from string import Template
 from huggingface_hub import ModelCardData
 
 from collectionlora.adapters.recipe import KEY, Recipe
+from collectionlora.backbones.comfyui import COMFYUI_SAMPLERS
 from collectionlora.backbones.family import ExportFacts
 from collectionlora.pictures.sizes import MAX_ASPECT
 from collectionlora.system.version import __version__
@@ -83,11 +84,15 @@ $use
 ## Sampling
 
 $steps steps, shift $shift, no guidance (CFG 1), at about $resolution x $resolution pixels. Step i of n starts
-at the noise level `shift(1 - i/n)` with `shift(s) = $shift s / (1 + ($shift - 1) s)`, and fresh noise is put
-in after each step. In diffusers that is the `FlowMatchEulerDiscreteScheduler` with `stochastic_sampling` and
-these `sigmas`, in ComfyUI the sampler `lcm` with the scheduler `simple`.
+at the noise level `shift(1 - i/n)` with `shift(s) = $shift s / (1 + ($shift - 1) s)`. $noise
+In diffusers that is the `FlowMatchEulerDiscreteScheduler` with these `sigmas` and `stochastic_sampling`
+$stochastic, in ComfyUI the sampler `$sampler` with the scheduler `simple`.
 $reduction""")
 
+NOISE = {
+    "stochastic": "Fresh noise is put in after each step.",
+    "euler": "No noise is put in after the first step.",
+}
 VERSIONS = {"collectionlora": __version__} | {
     name: version(name) for name in ("peft", "safetensors", "torch")
 }
@@ -181,6 +186,9 @@ class Card:
             count=len(self.recipe.effects),
             steps=self.recipe.steps,
             shift=f"{self.recipe.shift:g}",
+            noise=NOISE[self.recipe.sampler],
+            stochastic="on" if self.recipe.sampler == "stochastic" else "off",
+            sampler=COMFYUI_SAMPLERS[self.recipe.sampler],
             resolution=self.recipe.resolution,
             rows="\n".join(rows),
             previews="".join(f"{image}\n" for image in images),
@@ -228,5 +236,5 @@ class Card:
             "modelspec.trigger_phrase": ", ".join(self.triggers.values()),
             "modelspec.tags": ", ".join(["lora", "image-to-image", *self.recipe.effects]),
             "modelspec.usage_hint": f"{self.recipe.steps} steps, shift {self.recipe.shift:g}, CFG 1, "
-            "sampler lcm, scheduler simple",
+            f"sampler {COMFYUI_SAMPLERS[self.recipe.sampler]}, scheduler simple",
         }

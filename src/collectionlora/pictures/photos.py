@@ -32,16 +32,6 @@ def read_photo(path: Path, max_pixels: int = MAX_PIXELS) -> Photo:
         return np.asarray(_to_rgb(ImageOps.exif_transpose(image), path))
 
 
-def read_size(path: Path) -> tuple[int, int]:
-    """Width and height of a photo as they are stored, before it is turned upright; reads no pixels.
-
-    Raises:
-        UserError: see `read_photo`.
-    """
-    with _opened(path, MAX_PIXELS) as image:
-        return image.size
-
-
 @contextmanager
 def _opened(path: Path, max_pixels: int) -> Iterator[Image.Image]:
     """A photo's file; what goes wrong inside the block is told as its fault."""

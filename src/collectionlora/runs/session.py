@@ -202,6 +202,7 @@ class Session:
             model=self.settings.model.model_copy(update={"attention": "native"}),
             steps=self.settings.sampling.steps,
             shift=self.settings.sampling.shift,
+            sampler=self.settings.sampling.sampler,
             resolution=self.settings.data.resolution,
             effects=self.recipe_prompts(),
             references={e.name: len(e.references) for e in self.collection.effects if e.references},

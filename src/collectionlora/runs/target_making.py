@@ -6,8 +6,8 @@ an interrupted run goes on with what is still missing. Several processes share t
 one: each file's noise is its own, so it is the same whoever makes it.
 """
 
-import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -17,14 +17,7 @@ from torch import Tensor
 
 from collectionlora.adapters.roles import TeacherLibrary
 from collectionlora.backbones.base import Backbone, Condition, Prompt
-from collectionlora.cache import (
-    cache_key,
-    cache_path,
-    effect_key,
-    find_squares,
-    reference_parts,
-    shape_parts,
-)
+from collectionlora.cache import cache_key, cache_path, effect_key, general_key, reference_parts
 from collectionlora.collection import MANIFEST, Collection, Effect
 from collectionlora.config import Settings
 from collectionlora.pictures.buckets import (
@@ -38,14 +31,11 @@ from collectionlora.pictures.buckets import (
 from collectionlora.pictures.photos import chunks, read_photo, to_images
 from collectionlora.pictures.sizes import WorkingSizes
 from collectionlora.sampling import Denoiser, sample_many_steps
-from collectionlora.streams import EffectData, GeneralData
-from collectionlora.system import processes
+from collectionlora.streams import EffectData, GeneralData, sample_noise
 from collectionlora.system.errors import UserError
 from collectionlora.system.files import fingerprint, read_tensors, write_tensors
 from collectionlora.system.progress import Progress
 from collectionlora.system.shared_files import Kept, make_together
-
-log = logging.getLogger(__name__)
 
 
 def read_references(
@@ -104,10 +94,6 @@ class TargetMaker:
 
     def make(self, student_prompts: Mapping[str, str]) -> tuple[list[EffectData], GeneralData]:
         """All effects, and the general stream; `student_prompts` by effect."""
-        if processes.is_main() and (squares := find_squares(self.collection, self.settings)):
-            names = ", ".join(path.name for path in squares)
-            message = "photos keep their shape now, and an earlier version's squares are not used"
-            log.warning("%s: %s: %s", squares[0].parent, message, names)
         effects = self.collection.effects
         encodings = [self._encode_effect(e, student_prompts[e.name]) for e in effects]
         *encoded, general = make_together([*encodings, self._encode_general()])
@@ -122,7 +108,8 @@ class TargetMaker:
         ]
         prompt, uncond = (Prompt.from_tensors(n, general) for n in ("prompt", "uncond"))
         answered = find_images("targets", sampled[-1]) if answers else None
-        return effect_data, GeneralData(find_images("sources", general), prompt, answered, uncond)
+        sources, seed = find_images("sources", general), int(general_key(self.collection, self.settings), 16)
+        return effect_data, GeneralData(sources, prompt, answered, uncond, seed)
 
     def _encode_effect(self, effect: Effect, student_prompt: str) -> Kept[dict[str, Tensor]]:
         photos = self.collection.photo_paths(effect)
@@ -165,16 +152,15 @@ class TargetMaker:
             return tensors
 
         seen = [*photos, *(reference_parts(collection, effect) if effect else [])]
-        beside = collection.reference_paths(effect) if effect else []
-        shapes = shape_parts(collection, [*photos, *beside], self.settings)
-        key = cache_key(collection, self.settings, texts, *seen, *shapes)
+        key = cache_key(collection, self.settings, texts, *seen)
         return self._keep(f"{what}-encoded", key, make)
 
     def _effect(self, effect: Effect, encoded: Mapping[str, Tensor], targets: Images) -> EffectData:
         teacher, student, uncond = (Prompt.from_tensors(n, encoded) for n in ("teacher", "student", "uncond"))
         references = tuple(encoded[f"references.{i}"] for i in range(len(effect.references)))
         sources = find_images("sources", encoded)
-        return EffectData(effect.name, sources, targets, teacher, student, uncond, references)
+        seed = int(effect_key(self.collection, effect, self.settings), 16)
+        return EffectData(effect.name, sources, targets, teacher, student, uncond, references, seed)
 
     def _sample_effect(self, effect: Effect, encoded: Mapping[str, Tensor]) -> Kept[dict[str, Tensor]]:
         sources = find_images("sources", encoded)
@@ -187,7 +173,7 @@ class TargetMaker:
 
             with self.teachers().use(effect.name):
                 samples = self.settings.targets.samples
-                targets = self._sample(effect.name, sources, read, samples, int(key, 16))
+                targets = self._sample(effect.name, sources, read, samples, data.seed)
             # With the sources, so that this file alone holds image pairs.
             return name_images("sources", sources) | name_images("targets", targets)
 
@@ -197,10 +183,7 @@ class TargetMaker:
         """The bare base's answers."""
         sources = find_images("sources", encoded)
         prompt, uncond = (Prompt.from_tensors(n, encoded) for n in ("prompt", "uncond"))
-        instructions, photos = self.collection.general_prompts(), self.collection.general_photo_paths()
-        shapes = shape_parts(self.collection, photos, self.settings)
-        seen = [*instructions, *photos, *shapes]
-        key = cache_key(self.collection, self.settings, self.settings.targets, *seen)
+        key = general_key(self.collection, self.settings)
 
         def make() -> dict[str, Tensor]:
             def read(photo: Tensor) -> tuple[Condition, Prompt]:
@@ -238,13 +221,15 @@ class TargetMaker:
 
         Args:
             read: the condition and the empty prompts of the photos at `[B]`, which have one size.
+            seed: with an image's position and the sample's number it gives the noise.
         """
         made: dict[int, Tensor] = {}
-        generator, total = torch.Generator().manual_seed(seed >> 1), samples * len(sources)
+        total = samples * len(sources)
         for bucket in find_buckets(sources):
             done, photo = [], torch.tensor(bucket).repeat_interleave(samples)
             condition, uncond = read(photo)
-            noise = torch.randn(condition.source.shape, generator=generator)
+            shape, origins = condition.source.shape[1:], product([seed], bucket, range(samples))
+            noise = torch.stack([sample_noise(origin, shape) for origin in origins])
             for part in chunks(len(photo), self.backbone.max_batch(condition)):
                 some, targets = condition[part], self.settings.targets
                 denoiser = Denoiser(

@@ -13,7 +13,7 @@ from collectionlora.adapters.formats import write_lora
 from collectionlora.adapters.roles import STUDENT
 from collectionlora.backbones import load_backbone
 from collectionlora.backbones.base import Backbone
-from collectionlora.cache import base_facts, shape_parts
+from collectionlora.cache import base_facts
 from collectionlora.collection import Collection, Effect, open_collection
 from collectionlora.config import Settings, result_settings
 from collectionlora.pictures.buckets import gather_images
@@ -92,7 +92,7 @@ def teach(
             facts = result_settings(settings, ("model", "data", "sampling", "teach")) | {
                 "base": collection.manifest.base,
                 "teacher_prompt": effect.teacher_prompt,
-                "pairs": fingerprint(*seen, *shape_parts(collection, seen, settings)),
+                "pairs": fingerprint(*seen),
                 **base_facts(collection.manifest.base),
             }
             report = track(tracker, partial(progress, effect.name))

@@ -181,7 +181,9 @@ class Watch:
                 for part in chunks(len(bucket), run.backbone.max_batch(condition)):
                     denoiser = Denoiser(run.backbone, condition[part])
                     noise = noise_like(condition.source[part], generator)
-                    done = sample_few_steps(denoiser, noise, sampling.steps, generator, sampling.shift)
+                    done = sample_few_steps(
+                        denoiser, noise, sampling.steps, generator, sampling.shift, sampling.sampler
+                    )
                     made |= zip(bucket[part], done, strict=True)
         return [made[position] for position in range(len(made))]
 

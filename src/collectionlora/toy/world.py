@@ -8,7 +8,7 @@ energy distances of (sample, source) jointly, so that ignoring the source costs.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -27,8 +27,8 @@ from collectionlora.config import Overrides, Settings, resolve
 from collectionlora.distillation import Distillation
 from collectionlora.flow import add_noise, shift_sigma
 from collectionlora.objectives import flow_matching_loss
-from collectionlora.sampling import Denoiser, noise_like, sample_few_steps, sample_many_steps
-from collectionlora.streams import EffectData, GeneralData, Streams
+from collectionlora.sampling import Denoiser, Sampler, noise_like, sample_few_steps, sample_many_steps
+from collectionlora.streams import EffectData, GeneralData, Streams, sample_noise
 
 DIRECTIONS = ("east", "northeast", "north", "northwest", "west", "southwest", "south", "southeast")
 GENERAL_PROMPTS = tuple(f"move {d}" for d in DIRECTIONS)
@@ -126,11 +126,15 @@ def sample_teacher(backbone: Backbone, condition: Condition, generator: torch.Ge
 
 
 def sample_student(
-    backbone: Backbone, condition: Condition, num_steps: int, generator: torch.Generator
+    backbone: Backbone,
+    condition: Condition,
+    num_steps: int,
+    generator: torch.Generator,
+    sampler: Sampler = "stochastic",
 ) -> Tensor:
-    """The active role in few stochastic steps, `[B, 2, 1, 1]`."""
+    """The active role in few steps, `[B, 2, 1, 1]`."""
     noise = noise_like(condition.source, generator)
-    return sample_few_steps(Denoiser(backbone, condition), noise, num_steps, generator)
+    return sample_few_steps(Denoiser(backbone, condition), noise, num_steps, generator, sampler=sampler)
 
 
 def train_network(
@@ -217,6 +221,7 @@ class ToyWorld:
     def _make_targets(
         self, generator: torch.Generator, photos: int = 64, samples: int = 8
     ) -> tuple[list[EffectData], GeneralData]:
+        """Sources and their answers; those of effect k are sampled from seed k, the base's from the next."""
         backbone, roles = self._with_roles({TEACHER: TEACHER_RANK}, 0)
         library = TeacherLibrary(roles, self.teachers)
         effects = []
@@ -224,15 +229,26 @@ class ToyWorld:
             source = draw_points(photos, generator)
             with library.use(effect.name):
                 condition = condition_on(effect.teacher_prompt, source)
-                targets = [sample_teacher(backbone, condition, generator) for _ in range(samples)]
+                targets = [
+                    self._sample(backbone, condition, effect.index, number) for number in range(samples)
+                ]
             texts = (effect.teacher_prompt, effect.student_prompt, "")
             teacher, student, uncond = (backbone.encode_prompt([text]) for text in texts)
             answers = torch.stack(targets, dim=1)
-            effects.append(EffectData(effect.name, condition.source, answers, teacher, student, uncond))
+            data = EffectData(effect.name, condition.source, answers, teacher, student, uncond)
+            effects.append(replace(data, seed=effect.index))
         condition, _ = draw_general(4096, generator)
-        answers = sample_teacher(backbone, condition, generator)
+        answers = self._sample(backbone, condition, len(self.effects), 0)
         uncond = backbone.encode_prompt([""])
-        return effects, GeneralData(condition.source, condition.prompt, answers, uncond)
+        return effects, GeneralData(
+            condition.source, condition.prompt, answers, uncond, seed=len(self.effects)
+        )
+
+    def _sample(self, backbone: Backbone, condition: Condition, seed: int, sample: int) -> Tensor:
+        """The active role in many steps, from the noise that a batch draws again."""
+        positions, shape = range(len(condition.source)), condition.source.shape[1:]
+        noise = torch.stack([sample_noise((seed, position, sample), shape) for position in positions])
+        return sample_many_steps(Denoiser(backbone, condition), noise.to(self.device), TEACHER_STEPS)
 
     def distillation(self, settings: Settings, num_effects: int | None = None) -> Distillation:
         """A run over the first `num_effects` effects (default: all), ready to step."""
@@ -251,8 +267,15 @@ class ToyWorld:
         )
         return Distillation(backbone, roles, TeacherLibrary(roles, self.teachers), streams, settings)
 
-    def judge(self, run: Distillation, num_steps: int, num: int = 1500) -> dict[str, float]:
-        """The student at `num_steps` against the teachers' samples, and against the general truth."""
+    def judge(
+        self, run: Distillation, num_steps: int, num: int = 1500, sampler: Sampler | None = None
+    ) -> dict[str, float]:
+        """The student at `num_steps` against the teachers' samples, and against the general truth.
+
+        Args:
+            sampler: by default the run's own.
+        """
+        sampler = sampler or run.settings.sampling.sampler
         generator = self._generator(1)
         distances, shares = [], []
         for effect in self.effects[: len(run.streams.effects)]:
@@ -260,14 +283,14 @@ class ToyWorld:
             aop = run.streams.asymmetric_prompts
             condition = condition_on(effect.student_prompt if aop else effect.teacher_prompt, source)
             with run.roles.use(STUDENT):
-                made = sample_student(run.backbone, condition, num_steps, generator)
+                made = sample_student(run.backbone, condition, num_steps, generator, sampler)
             with run.teachers.use(effect.name):
                 truth = sample_teacher(run.backbone, condition_on(effect.teacher_prompt, source), generator)
             distances.append(joint_distance(made, truth, condition.source))
             shares.append(effect.second_mode_share(made.flatten(1), source))
         condition, answer = draw_general(num, generator)
         with run.roles.use(STUDENT):
-            made = sample_student(run.backbone, condition, num_steps, generator)
+            made = sample_student(run.backbone, condition, num_steps, generator, sampler)
         return {
             "effects_mean": sum(distances) / len(distances),
             "effects_worst": max(distances),
