@@ -57,9 +57,12 @@ TINY: Overrides = {"data": {"resolution": 32}, "model": {"condition_resolution":
 def write_folder(base: LargeBase, folder: Path, tiny: bool) -> str:
     """A model's folder without its weights; its path as `base:` gives it."""
     config = {"_class_name": base.family.network_class, **(base.small if tiny else base.config)}
-    (folder / "transformer").mkdir(parents=True)
+    vae = next(iter(base.family.known.values())).vae
+    for part in ("transformer", "vae"):
+        (folder / part).mkdir(parents=True)
     (folder / INDEX).write_text(json.dumps({"_class_name": base.family.name}))
     (folder / "transformer" / "config.json").write_text(json.dumps(config))
+    (folder / "vae" / "config.json").write_text(json.dumps({"_class_name": base.family.vae_class, **vae}))
     scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, **SCHEDULER)
     scheduler.save_pretrained(folder / "scheduler")
     return str(folder)

@@ -21,7 +21,6 @@ from torch import Tensor
 from collectionlora.system import processes
 from collectionlora.system.files import MappedTensors, read_json, sha256, write_json, write_tensors
 
-NONE = -1  # in place of a step, where there is no checkpoint
 log = logging.getLogger(__name__)
 
 
@@ -131,23 +130,15 @@ def find_unfinished(folder: Path) -> tuple[int, int] | None:
 
 
 def latest_checkpoint(folder: Path) -> tuple[int, MappedTensors] | None:
-    """Step and tensors of the newest whole checkpoint, or None; all processes must ask.
-
-    The main process reads it through and says which ones are damaged. The others trust it and map the file,
-    of which a machine holds one copy for all.
-    """
-    step = processes.from_main(_newest_whole(folder) if processes.is_main() else NONE)
-    return None if step == NONE else (step, MappedTensors(checkpoint_path(folder, step)))
-
-
-def _newest_whole(folder: Path) -> int:
+    """Step and tensors of the newest whole checkpoint, or None; damaged ones are told of and passed over."""
     for path in checkpoints(folder):
         try:
             _prove(path)
-            return int(MappedTensors(path).metadata["step"])
+            tensors = MappedTensors(path)
+            return int(tensors.metadata["step"]), tensors
         except (SafetensorError, OSError, ValueError) as error:
             log.warning("%s: is damaged (%s) and passed over for the one before", path, error)
-    return NONE
+    return None
 
 
 def _prove(path: Path) -> None:
