@@ -6,7 +6,7 @@ import torch
 from collectionlora.adapters.roles import STUDENT, TEACHER, critic_role
 from collectionlora.flow import few_step_sigmas
 from collectionlora.objectives import guided
-from collectionlora.sampling import Denoiser
+from collectionlora.sampling import Denoiser, sample_many_steps
 from collectionlora.toy.world import ToyWorld, toy_settings
 
 CRITIC = critic_role(8)
@@ -262,6 +262,45 @@ def test_the_papers_critic_simulates_anew_for_each_update(world):
     by_name = {e.name: row(e.student_prompt) for e in run.streams.effects}
     assert recorder.prompts(CRITIC) == {by_name[name] for name in effects}
     assert len(effects) == 2
+
+
+def flow_run(world, **match):
+    return world.distillation(toy_settings({"match": {"loss": "flow", "batch_size": 64, **match}}))
+
+
+def test_targets_come_from_the_noise_that_a_batch_draws_again(world):
+    run = flow_run(world)
+    for step, effect in ((0, run.streams.batch(0)), (1, run.streams.batch(1))):
+        assert len(effect.origins) == len(effect.target), step
+        with run.teachers.use(effect.effect):
+            again = sample_many_steps(Denoiser(run.backbone, effect.teacher), effect.noise_of_target(), 40)
+        torch.testing.assert_close(again, effect.target, atol=1e-5, rtol=1e-5)
+    mixed = run.batch(run.streams, 0)
+    assert len({origin[0] for origin in mixed.origins}) == 3  # two effects and the general stream
+    assert torch.equal(mixed.noise_of_target(), mixed.noise_of_target())
+
+
+@pytest.mark.parametrize("share", [0.0, 0.6])
+def test_flow_matching_reuses_the_teachers_noise_above_a_sigma(world, share):
+    run = flow_run(world, coupled_above=0.75, fresh_share=share)
+    batch = run.batch(run.streams, 0)
+    fresh, own = torch.randn(batch.target.shape), batch.noise_of_target()
+    sigma = torch.linspace(0, 1, len(fresh))
+    noise = run.couple(fresh, sigma, batch)
+    coarse = sigma > 0.75
+    assert torch.equal(noise[~coarse], fresh[~coarse])
+    expected = (1 - share**2) ** 0.5 * own + share * fresh
+    torch.testing.assert_close(noise[coarse], expected[coarse])
+
+
+def test_a_student_of_the_teachers_own_noise_is_ahead_in_one_step(world):
+    distances = {}
+    for above in (1.0, 0.0):
+        run = flow_run(world, updates=80, coupled_above=above, fresh_share=0.0)
+        for step in range(80):
+            run(step)
+        distances[above] = world.judge(run, 1, 400, sampler="euler")["effects_mean"]
+    assert distances[0.0] < 0.5 * distances[1.0]
 
 
 def test_each_schedule_length_has_its_own_critic(world):

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from collectionlora.adapters.formats import read_lora
-from collectionlora.adapters.recipe import Recipe, write_adapter
+from collectionlora.adapters.recipe import Recipe, read_adapter, write_adapter
 from collectionlora.adapters.roles import STUDENT, Roles
 from collectionlora.backbones import load_backbone
 from collectionlora.backbones.nano import NanoBackbone
@@ -120,6 +120,15 @@ def test_python_takes_paths_pil_images_and_arrays(adapter, tmp_path):
 def test_what_is_no_photo_is_one_clear_error(adapter, given, words):
     with pytest.raises(UserError, match=words):
         edit(adapter, given, "alpha")
+
+
+def test_an_adapter_is_sampled_as_it_was_made_for(adapter, tmp_path):
+    lora, recipe = read_adapter(adapter)
+    write_adapter(
+        tmp_path / "euler.safetensors", lora.weights, recipe.model_copy(update={"sampler": "euler"})
+    )
+    made = [Editor.load(path).edit(picture(), "alpha") for path in (adapter, tmp_path / "euler.safetensors")]
+    assert not np.array_equal(*made)
 
 
 def test_an_effect_of_the_photo_alone_refuses_references(adapter, tmp_path):

@@ -133,6 +133,18 @@ def test_the_example_imports_nothing_of_ours_and_has_the_students_schedule(tmp_p
     torch.testing.assert_close(3 * sigmas / (1 + 2 * sigmas), few_step_sigmas(4, 3.0)[:4])
 
 
+def test_every_client_is_told_the_sampler_that_the_student_was_made_for(tmp_path, collection):
+    for sampler, stochastic, comfyui in (("stochastic", True, "lcm"), ("euler", False, "euler")):
+        in_base_model(collection, RECIPE.model_copy(update={"sampler": sampler}))
+        export(collection, "diffusers", tmp_path / sampler)
+        scheduler = json.loads((tmp_path / sampler / "scheduler" / "scheduler_config.json").read_text())
+        assert scheduler["stochastic_sampling"] == stochastic
+        assert f"the sampler `{comfyui}`" in (tmp_path / sampler / "README.md").read_text()
+        export(collection, "comfyui", tmp_path / f"{sampler}-comfyui")
+        nodes = json.loads((tmp_path / f"{sampler}-comfyui" / "workflow.json").read_text()).values()
+        assert [n["inputs"]["sampler_name"] for n in nodes if n["class_type"] == "KSampler"] == [comfyui]
+
+
 def test_peft_loads_its_folder(tmp_path, collection):
     export(collection, "peft", tmp_path / "out")
     network, x = Network(), torch.randn(2, 4, 6)
@@ -206,7 +218,9 @@ def test_flux_kontext_has_its_own_keys_and_nodes(tmp_path, collection):
 def test_brackets_of_a_prompt_are_escaped_for_clip_alone():
     """ComfyUI's tokenizers of CLIP and T5 take `(rough)` for emphasis; Qwen's reads it as it is."""
     prompt = "<sketch_kodule> a drawing (charcoal (rough)) :)"
-    student = Student("a.safetensors", prompt, "a base", steps=8, shift=3.0, resolution=1024, guidance=2.5)
+    student = Student(
+        "a.safetensors", prompt, "a base", steps=8, shift=3.0, sampler="lcm", resolution=1024, guidance=2.5
+    )
     graph = FLUX_KONTEXT.export.workflow(student)
     assert graph["text"]["inputs"]["text"] == r"<sketch_kodule> a drawing \(charcoal \(rough\)\) :\)"
     for family in (QWEN_IMAGE_EDIT, QWEN_IMAGE_EDIT_PLUS):

@@ -20,7 +20,7 @@ from collectionlora.config import resolve
 from collectionlora.system.errors import UserError
 
 SOURCE = Path(__file__).parents[1] / "src" / "collectionlora"
-STUDENT = Student("mine.safetensors", "make it warm", "owner/name", 4, 3.0, 1024, 2.5)
+STUDENT = Student("mine.safetensors", "make it warm", "owner/name", 4, 3.0, "lcm", 1024, 2.5)
 
 
 def ids(family):

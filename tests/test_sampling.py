@@ -1,7 +1,9 @@
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 
 from collectionlora import flow
 from collectionlora.backbones.toy import ToyBackbone
+from collectionlora.exporting.export import scheduler_config
 from collectionlora.sampling import Denoiser, rollout, sample_few_steps, sample_many_steps
 from collectionlora.toy.world import condition_on
 
@@ -48,6 +50,23 @@ def test_the_student_sampler_adds_fresh_noise_at_every_step():
         assert abs(state.std().item() - sigma) < 0.03
     correlation = torch.corrcoef(torch.stack([states[1].flatten(), states[2].flatten()]))[0, 1]
     assert abs(correlation.item()) < 0.05
+
+
+def test_eulers_sampler_is_that_of_diffusers_and_keeps_the_first_noise():
+    backbone, condition = ToyBackbone(3), condition_on("move east", torch.randn(5, 2))
+    denoiser, noise = Denoiser(backbone, condition), torch.randn(5, 2, 1, 1)
+    made = sample_few_steps(denoiser, noise, 4, generator(), 3.0, "euler")
+    scheduler = FlowMatchEulerDiscreteScheduler(**scheduler_config(3.0, "euler"))
+    scheduler.set_timesteps(sigmas=[1 - i / 4 for i in range(4)])
+    theirs = noise
+    for sigma, timestep in zip(flow.few_step_sigmas(4).tolist(), scheduler.timesteps, strict=True):
+        with torch.no_grad():
+            velocity = denoiser.velocity(theirs, sigma)
+        theirs = scheduler.step(velocity, timestep, theirs, return_dict=False)[0]
+    torch.testing.assert_close(made, theirs, atol=1e-5, rtol=1e-5)
+    again = sample_few_steps(denoiser, noise, 4, generator(1), 3.0, "euler")
+    assert torch.equal(made, again)  # nothing but the first noise is drawn
+    assert not torch.allclose(made, sample_few_steps(denoiser, noise, 4, generator()))
 
 
 def test_the_student_samplers_last_prediction_is_the_image():

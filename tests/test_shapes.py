@@ -15,7 +15,6 @@ from safetensors.torch import load_file, save_file
 import collectionlora
 from collectionlora.backbones import PIPELINES, family_of, load_backbone
 from collectionlora.backbones.base import Prompt
-from collectionlora.cache import cache_path, effect_key
 from collectionlora.collection import Collection
 from collectionlora.config import DataSettings, SettingsError, resolve
 from collectionlora.editing import Editor
@@ -348,7 +347,7 @@ def test_squares_are_made_anew_and_only_if_they_are_asked_for(tmp_path):
         settings = resolve_settings(collection, {"data": {"crop": crop}})
         made = Session(collection, settings, False).make_targets(ignore)
         shapes.append(tuple(made.effects[0].sources[0].shape))
-    assert shapes == [(3, 24, 40), (3, 32, 32)]
+    assert shapes == [(3, 40, 24), (3, 32, 32)]
 
 
 @pytest.mark.parametrize("name", ["qwen_image_edit", "flux_kontext"])

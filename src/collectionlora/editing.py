@@ -246,9 +246,7 @@ class Editor:
         with self.roles.frozen(STUDENT):
             denoiser = Dial(self.backbone, condition, strengths, after_step)
             recipe = self.recipe
-            return sample_student(
-                denoiser, condition.source, seeds, num_steps, recipe.shift, recipe.sampler
-            )
+            return sample_student(denoiser, condition.source, seeds, num_steps, recipe.shift, recipe.sampler)
 
 
 def check_strengths(strengths: Sequence[float]) -> None:

@@ -9,7 +9,7 @@ them without any saved random state.
 
 from collections.abc import Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -127,8 +127,13 @@ class Batch:
     origins: tuple[Origin, ...] = ()
 
     def to(self, device: torch.device) -> "Batch":
-        conditions = (condition.to(device) for condition in (self.teacher, self.student, self.uncond))
-        return Batch(self.effect, self.target.to(device), *conditions, self.origins)
+        return replace(
+            self,
+            target=self.target.to(device),
+            teacher=self.teacher.to(device),
+            student=self.student.to(device),
+            uncond=self.uncond.to(device),
+        )
 
     def noise_of_target(self) -> Tensor:
         """The noise `[B, C, H, W]` that the teacher started from, drawn again."""

@@ -1,6 +1,7 @@
 """ComfyUI workflows in its API format, as `POST /prompt` and the menu's Load take them: nodes by id.
 
-A student that puts fresh noise in after each step has ComfyUI's sampler `lcm`. The scheduler `simple` takes the sigmas `shift(1 - i/n)` from the table of the shift node: the few-step schedule of `flow.py`.
+A student that puts fresh noise in after each step has the sampler `lcm` in ComfyUI. The scheduler `simple`
+takes the sigmas `shift(1 - i/n)` from the table of the shift node: the few-step schedule of `flow.py`.
 """
 
 from dataclasses import dataclass
