@@ -1,11 +1,12 @@
-# Two commands do everything: `make demo` (the journey) and `make test` (what CI runs, before `make audit`).
+# Two commands do everything: `make demo` (the journey) and `make test`. CI also runs `make test-thorough` and `make audit`.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 # Secrets are found by their form and by names that hold them; random-looking strings are hashes here.
 NO_GUESSES := --no-verify --disable-plugin Base64HighEntropyString --disable-plugin HexHighEntropyString
 
-.PHONY: demo test lint audit docs install clean
+.PHONY: demo test test-thorough lint audit docs install clean
 
 install: $(VENV)/.installed
 
@@ -36,7 +37,10 @@ docs: install
 	$(BIN)/mkdocs build --strict
 
 test: lint
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
+	$(PYTEST)
+
+test-thorough: install
+	$(PYTEST) -m thorough
 
 clean:
 	rm -rf $(VENV) demo dist build

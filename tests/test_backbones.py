@@ -453,7 +453,9 @@ def test_bases_that_cannot_be_loaded_say_why(folders, tmp_path):
         load_backbone(NANO, ModelSettings(dtype="bfloat16"))
 
 
-@pytest.mark.parametrize("name", ["qwen_image_edit", "flux_kontext"])
+@pytest.mark.parametrize(
+    "name", ["qwen_image_edit", pytest.param("flux_kontext", marks=pytest.mark.thorough)]
+)
 def test_a_collection_over_a_real_base_from_pairs_to_an_edited_photo(name, folders, tmp_path):
     for sub in ("photos", "pairs/warm/source", "pairs/warm/target"):
         for index in range(2):

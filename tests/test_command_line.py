@@ -6,8 +6,9 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from collectionlora.adapters.recipe import SHIPPED, read_recipe
-from collectionlora.command_line.verbs import app
+from collectionlora.adapters.recipe import SHIPPED, read_adapter, read_recipe, write_adapter
+from collectionlora.command_line import terminal
+from collectionlora.command_line.verbs import app, main
 from collectionlora.config import setting_names
 from collectionlora.manifest.template import create
 from collectionlora.system.errors import UserError
@@ -71,3 +72,53 @@ def test_help_says_what_the_program_does_and_groups_its_verbs():
     places = [shown.index(group) for group in ("Make a collection", "Use it", "Grow it")]
     assert places == sorted(places)
     assert shown.index("distill") < places[1] < shown.index("export") < places[2] < shown.index("remove")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["edit", "nano", "me.jpg", "--effect", "neon", "--steps", "0"], "--steps"),
+        (["edit", "nano", "me.jpg", "--efect", "neon"], "no such option: --efect"),
+        (["edit"], "missing argument"),
+        (["nonsense"], "no such command 'nonsense'"),
+    ],
+)
+def test_a_usage_error_is_one_line_like_all_others(arguments, words, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["collectionlora", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    [line] = capsys.readouterr().err.splitlines()
+    assert stopped.value.code == 2
+    assert line.startswith("error: ")
+    assert words in line
+    assert line.endswith("--help")
+
+
+def complete(*words):
+    """What bash offers for the last word."""
+    environment = {"_COLLECTIONLORA_COMPLETE": "complete_bash", "COMP_CWORD": str(len(words))}
+    environment["COMP_WORDS"] = " ".join(("collectionlora", *words))
+    return CliRunner().invoke(app, env=environment, prog_name="collectionlora").stdout.split()
+
+
+def test_the_shell_offers_the_effects_of_the_adapter_that_is_named(tmp_path):
+    assert complete("edit", "nano", "--effect", "n") == ["neon-edges", "night-vision"]
+    assert complete("edit", "nano", "--effect", "al") == ["all"]
+    assert complete("edit", str(tmp_path), "--effect", "n") == []
+    lora, recipe = read_adapter(SHIPPED)
+    write_adapter(tmp_path / "collection.safetensors", lora.weights, recipe)
+    assert complete("edit", str(tmp_path), "--effect", "th") == ["thermal"]
+
+
+def test_a_trigger_is_never_cut_off(monkeypatch):
+    monkeypatch.setattr(terminal.console, "width", 40)
+    shown = run("effects", "nano").stderr
+    assert "…" not in shown
+    assert len(shown.splitlines()) > 2 * 12
+
+
+def test_an_exported_folder_is_told_from_a_collection_that_is_not_distilled(tmp_path):
+    (tmp_path / "pytorch_lora_weights.safetensors").write_bytes(b"")
+    failed = run("effects", tmp_path).exception
+    assert "is no collection's folder; give the file: " in str(failed)
+    assert str(failed).endswith("pytorch_lora_weights.safetensors")

@@ -24,6 +24,7 @@ def test_every_family_has_a_true_configuration_at_hand():
     assert all(family.known for family in PIPELINES)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("base", "assignments", "device", "parameters"), RECIPES)
 def test_every_verb_fits_the_device_that_its_recipe_names(base, assignments, device, parameters):
     settings = resolve(family_of(base).recommended_settings(base), parse_overrides(list(assignments)))

@@ -39,8 +39,15 @@ def make_workload(base, assignments, **rest):
     )
 
 
-@pytest.mark.parametrize("base", [QWEN, KONTEXT])
-@pytest.mark.parametrize(("assignments", "device"), [(PAPER, LARGE_DEVICE), (FOUR_BITS, SMALL_DEVICE)])
+@pytest.mark.parametrize(
+    ("base", "assignments", "device"),
+    [
+        (QWEN, PAPER, LARGE_DEVICE),
+        (KONTEXT, FOUR_BITS, SMALL_DEVICE),
+        pytest.param(KONTEXT, PAPER, LARGE_DEVICE, marks=pytest.mark.thorough),
+        pytest.param(QWEN, FOUR_BITS, SMALL_DEVICE, marks=pytest.mark.thorough),
+    ],
+)
 def test_every_verb_fits_the_device_that_its_recipe_names(base, assignments, device):
     planned = plan(make_workload(base, assignments))
     assert planned["fits"][device]
@@ -169,11 +176,8 @@ def test_without_a_gpu_and_for_the_small_base_nothing_is_refused(collection, mon
     guard.refuse_too_large_adapter("edit", Path("nano"))
 
 
-# Each takes ten seconds: all are for those who changed a plan, the first is for everyone.
-@pytest.mark.parametrize(
-    ("arguments", "printed"),
-    [PLANS[0], *(pytest.param(*plan, marks=pytest.mark.slow) for plan in PLANS[1:])],
-)
+@pytest.mark.thorough
+@pytest.mark.parametrize(("arguments", "printed"), PLANS)
 def test_the_recipes_show_what_plan_prints(arguments, printed, monkeypatch):
     monkeypatch.setattr("collectionlora.planning.advice.advise", lambda workload: [])  # takes as long again
     monkeypatch.setattr(terminal.console, "width", int(RECIPES["COLUMNS"]))

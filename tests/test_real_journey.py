@@ -121,7 +121,9 @@ def check_studio(folder, photo, look, edited):
         page.close(verbose=False)
 
 
-@pytest.mark.parametrize("name", ["qwen_image_edit", "flux_kontext"])
+@pytest.mark.parametrize(
+    "name", ["qwen_image_edit", pytest.param("flux_kontext", marks=pytest.mark.thorough)]
+)
 def test_from_lora_files_to_a_folder_that_diffusers_runs_alone(name, tmp_path, capsys):
     torch.manual_seed(0)
     base, folder = tmp_path / "base", tmp_path / "mine"

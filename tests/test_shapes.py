@@ -278,7 +278,7 @@ LARGE = {
 }
 
 
-@pytest.mark.parametrize("name", ["nano", "qwen_image_edit"])
+@pytest.mark.parametrize("name", ["nano", pytest.param("qwen_image_edit", marks=pytest.mark.thorough)])
 def test_photos_of_several_shapes_through_the_whole_journey(name, tiny, tmp_path):
     settings = {} if name == "nano" else LARGE
     collection = build(tmp_path / "mine", tiny(name), settings)

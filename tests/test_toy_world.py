@@ -99,6 +99,7 @@ def test_a_student_at_the_base_moves_to_its_teacher(world):
     assert end["effects_mean"] < 0.3
 
 
+@pytest.mark.thorough
 def test_four_teachers_end_in_one_student_at_every_number_of_steps(world, warm):
     run = distil_from(warm, world, updates(1000, rollout_steps=[8, 4, 2, 1], batch_size=128))
     results = {num_steps: world.judge(run, num_steps) for num_steps in (8, 4, 2, 1)}
@@ -121,16 +122,19 @@ def test_the_papers_order_works_from_the_base(cold):
     assert cold["general"] < 0.1
 
 
+@pytest.mark.thorough
 def test_without_asymmetric_prompts_effects_mix(world, cold):
     mixed = world.judge(distil_cold(world, updates(500, asymmetric_prompts=False)), 8)
     assert mixed["effects_mean"] > 4 * cold["effects_mean"]
 
 
+@pytest.mark.thorough
 def test_without_the_general_stream_the_base_is_forgotten(world, cold):
     forgot = world.judge(distil_cold(world, updates(300, effect_ratio=1)), 8)
     assert forgot["general"] > 5 * cold["general"] + 0.1
 
 
+@pytest.mark.thorough
 def test_target_simulation_and_anchoring_leave_a_far_start_earlier():
     far = OneBase(num_effects=2, displacement=10.0, base_steps=1000, teacher_steps=300)
     start = far.judge(far.distillation(toy_settings()), 8)["effects_mean"]

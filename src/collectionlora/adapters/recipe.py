@@ -47,6 +47,8 @@ def adapter_path(collection: Path) -> Path:
         return SHIPPED if collection == Path("nano") and not collection.exists() else collection
     path = collection / RESULT
     if not path.exists():
+        if others := sorted(collection.glob("*.safetensors")):
+            raise UserError(collection, "", "is no collection's folder", f"give the file: {others[0]}")
         hint = f"run: collectionlora distill {collection}"
         raise UserError(path, "", "this collection is not distilled yet", hint)
     return path

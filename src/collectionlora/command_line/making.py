@@ -85,7 +85,8 @@ def check(folder: Folder, as_json: Json = False) -> None:
     lines += [describe_lora(effect) for effect in result["effects"]]
     left_out = [LeftOut(Path(one["file"]), one["reason"]) for one in result["left_out"]]
     lines += describe_left_out(folder, left_out)
-    say(as_json, result, "\n".join([*lines, "ready" if result["ok"] else "not ready"]))
+    lines.append(f"ready; next: {program()} prompts {folder}" if result["ok"] else "not ready")
+    say(as_json, result, "\n".join(lines))
     if not result["ok"]:
         raise typer.Exit(2)
 
@@ -99,7 +100,8 @@ def teach(folder: Folder, names: Names = None, overrides: Set = None, as_json: J
     with shown_progress() as progress:
         written = collectionlora.teach(folder, names or [], layer, progress=progress)
     result = {"teachers": [str(path) for path in written]}
-    say(as_json, result, "\n".join(f"wrote {path}" for path in written))
+    lines = [*(f"wrote {path}" for path in written), f"next: {program()} prompts {folder}"]
+    say(as_json, result, "\n".join(lines))
 
 
 def prompts(
@@ -120,7 +122,7 @@ def prompts(
     layer = with_token_cap(parse_overrides(overrides or []), max_tokens_total)
     with shown_progress() as progress:
         result = collectionlora.prompts(folder, Endpoint.of(vlm, model, api_key_env), layer, progress)
-    say(as_json, result, prompt_table(result))
+    say(as_json, result, prompt_table(result), f"next: {program()} targets {folder}")
 
 
 def targets(folder: Folder, overrides: Set = None, recipe: RecipeName = None, as_json: Json = False) -> None:
@@ -131,7 +133,8 @@ def targets(folder: Folder, overrides: Set = None, recipe: RecipeName = None, as
     layer = read_layer(overrides, recipe)
     with joined_processes() as progress:
         counts = collectionlora.targets(folder, layer, progress=progress)
-    say(as_json, counts, "\n".join(f"{name}: {count} targets" for name, count in counts.items()))
+    lines = [*(f"{name}: {count} targets" for name, count in counts.items())]
+    say(as_json, counts, "\n".join([*lines, f"next: {program()} distill {folder}"]))
 
 
 def plan(
@@ -179,7 +182,9 @@ def plan(
     )
     planned = planning.plan(workload, seconds_per_forward=seconds_per_forward)
     result = {**planned, "advice": advise(workload)}
-    say(as_json, result, plan_table(workload.base, result), verbs_table(result), advice_lines(result))
+    lines = [advice_lines(result), f"next: {program()} check {folder}" if folder else ""]
+    tables = plan_table(workload.base, result), verbs_table(result)
+    say(as_json, result, *tables, "\n".join(filter(None, lines)))
 
 
 def distill(

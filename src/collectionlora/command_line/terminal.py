@@ -10,15 +10,17 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
+import typer
 from rich.console import Console, RenderableType
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from collectionlora.config import ResolvedSetting, SettingsError
 from collectionlora.effectbench.report.columns import find_measured, write_value
 from collectionlora.system.errors import Interrupted, UserError, explain_fault, one_line
 
 console = Console(stderr=True)
+UsageError: Any = typer.BadParameter.__bases__[0]  # Typer has no name of its own for it
 # The measures that a terminal has room for; metrics.json and the report have all.
 IN_TERMINAL = {
     *("psnr", "concept_accuracy", "bad_case_rate", "bleed", "general_psnr"),
@@ -34,6 +36,9 @@ def faults_in_a_line() -> Iterator[None]:
     except (UserError, SettingsError) as error:
         print(f"error: {one_line(str(error))}", file=sys.stderr)
         sys.exit(2)
+    except UsageError as error:
+        print(f"error: {one_line(explain_usage(error))}", file=sys.stderr)
+        sys.exit(2)
     except Interrupted as stopped:
         print(f"{stopped}; the same command goes on", file=sys.stderr)
         sys.exit(130)
@@ -43,6 +48,12 @@ def faults_in_a_line() -> Iterator[None]:
             raise
         print(f"error: {fault}", file=sys.stderr)
         sys.exit(2)
+
+
+def explain_usage(error: Any) -> str:
+    """A usage error in one line, with the command that shows what can be given."""
+    text, command = error.format_message().rstrip("."), error.ctx.command_path if error.ctx else program()
+    return f"{text[:1].lower()}{text[1:]}; see: {command} --help"
 
 
 @contextmanager
@@ -125,6 +136,11 @@ def describe_lora(effect: dict[str, Any]) -> str:
     return f"{line}, converted with a loss of {lost:.2g}" if lost else line
 
 
+def folded(*names: str) -> list[Column]:
+    """Columns whose long words go on in the next line: a trigger must never be cut off."""
+    return [Column(name, overflow="fold") for name in names]
+
+
 def prompt_table(result: dict[str, Any]) -> Table:
     """Each effect's prompts, and the cosine to the nearest other effect's."""
     columns = (
@@ -136,7 +152,7 @@ def prompt_table(result: dict[str, Any]) -> Table:
         "nearest teacher",
     )
     spent = f"{result['calls']} calls, {result['tokens']} tokens" if result["calls"] else None
-    table = Table(*columns, caption=spent)
+    table = Table(*folded(*columns), caption=spent)
     for i, (name, text) in enumerate(result["student_prompts"].items()):
         writer = result["written_by"][name]
         if name in result["notes"]:
@@ -153,7 +169,7 @@ def prompt_table(result: dict[str, Any]) -> Table:
 
 def settings_table(traced: Sequence[ResolvedSetting]) -> Table:
     """Settings with their values, and the layer that each value comes from."""
-    table = Table("setting", "value", "from", "meaning")
+    table = Table(*folded("setting", "value", "from", "meaning"))
     for one in traced:
         table.add_row(one.name, escape(str(one.value)), escape(one.layer), escape(one.description or ""))
     return table
@@ -161,7 +177,7 @@ def settings_table(traced: Sequence[ResolvedSetting]) -> Table:
 
 def effects_table(effects: Mapping[str, str]) -> Table:
     """Effects with their student prompts."""
-    table = Table("effect", "the student reads")
+    table = Table(*folded("effect", "the student reads"))
     for name, prompt in effects.items():
         table.add_row(name, escape(prompt))
     return table

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 import collectionlora
+from collectionlora.command_line.completion import complete_effects
 from collectionlora.command_line.options import (
     Folder,
     Json,
@@ -26,7 +27,9 @@ from collectionlora.system.errors import UserError
 
 def edit(
     collection: Annotated[Path, typer.Argument(help="the folder, the one file, or nano: what ships")],
-    effect: Annotated[str, typer.Option(help="the effect to apply, or all for a result of each")],
+    effect: Annotated[
+        str, typer.Option(help="one, or all for a result of each", autocompletion=complete_effects)
+    ],
     photo_argument: Annotated[
         Path | None, typer.Argument(metavar="[PHOTO]", help="a photo, or a folder of photos")
     ] = None,
@@ -107,6 +110,7 @@ def export(
             "relative error of the smaller rank: {overall:.2g} overall, at most {worst:.2g} "
             "({worst_module})".format(**reduction)
         )
+    lines.append(f"next: read {out}/README.md")
     say(as_json, result, "\n".join(lines))
 
 

@@ -5,6 +5,7 @@ fix it (one line), 1 a fault of ours (traceback) or nobody reads the output any 
 the state saved.
 """
 
+import sys
 import warnings
 from collections.abc import Callable
 from typing import Annotated
@@ -57,6 +58,6 @@ def main() -> None:
     # Pillow warns of photos that `read_photo` reads all the same, or refuses in its own words.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     spare_this_machine_the_proxy()
-    run: Callable[[], None] = app
     with any_terminal(), faults_in_a_line():
-        run()
+        # Typer would put a usage error into a box of several lines.
+        sys.exit(app(standalone_mode=False) or 0)
