@@ -126,7 +126,8 @@ def test_the_toy_worlds_table_is_that_of_its_results():
     assert study["markdown"](rows) in (ROOT / "docs" / "toy.md").read_text()
 
 
-def test_the_table_of_few_steps_is_that_of_its_results():
+def test_the_table_of_few_steps_is_that_of_its_results(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "scripts")
     study = runpy.run_path(str(ROOT / "scripts" / "toy_noise_table.py"))
     rows = study["Table"](ROOT / "docs" / "results" / "toy_noise.json").rows
     assert study["markdown"](rows) in (ROOT / "docs" / "few-steps.md").read_text()
