@@ -77,6 +77,16 @@ def test_the_files_that_a_page_names_exist(page):
     assert [str(path) for path in paths if not path.exists()] == []
 
 
+# Words that a reader of English as a second language has to guess.
+UNPLAIN = ["mend", "held against", "never loses", "the house", "is none", "be it", "whatever its", "for want of"]
+
+
+@every([*(f"docs/{page}" for page in PAGES), *OF_THE_REPOSITORY])
+def test_pages_are_in_plain_words(page):
+    text = (ROOT / page).read_text().lower()
+    assert [word for word in UNPLAIN if re.search(rf"\b{word}\b", text)] == []
+
+
 def test_every_script_and_every_result_is_in_the_scripts_page():
     page, results = ROOT / "scripts" / "README.md", ROOT / "docs" / "results"
     text = page.read_text()
