@@ -1,0 +1,34 @@
+// Run once when the page is open. What HTML attributes call are properties of `window`.
+window.showStrength = value => {
+  document.querySelectorAll('.compare').forEach(figure => figure.style.setProperty('--strength', value));
+  document.querySelectorAll('.compare .strength').forEach(text => { text.textContent = value; });
+};
+
+window.save = file => {
+  if (!file) return;
+  const link = document.createElement('a');
+  link.href = file.url;
+  link.download = file.orig_name;
+  link.click();
+};
+
+window.searchEffects = words => {
+  document.querySelectorAll('.effects label').forEach(tile => {
+    tile.hidden = !tile.textContent.toLowerCase().includes(words.trim().toLowerCase());
+  });
+};
+
+// What Gradio leaves out: radio buttons of a group share no name, so that arrow keys do not move among them,
+// and a screen reader is told neither group nor status.
+const complete = () => {
+  document.querySelectorAll('fieldset').forEach(group => {
+    const label = group.querySelector('[data-testid="block-info"]');
+    group.setAttribute('role', 'radiogroup');
+    if (label) group.setAttribute('aria-label', label.textContent.trim());
+    const radios = group.querySelectorAll('input[type=radio]');
+    radios.forEach(radio => { if (radio.name !== radios[0].name) radio.name = radios[0].name; });
+  });
+  document.querySelectorAll('.prose.status').forEach(line => line.setAttribute('role', 'status'));
+};
+complete();
+new MutationObserver(complete).observe(document.body, {childList: true, subtree: true});
