@@ -18,8 +18,21 @@ window.searchEffects = words => {
   });
 };
 
+// A click on the effect that is chosen already changes nothing, and makes a picture all the same.
+let changed = false;
+document.addEventListener('change', event => {
+  if (event.target.matches('.effects input')) changed = true;
+}, true);
+document.addEventListener('click', event => {
+  if (!event.target.matches('.effects input')) return;
+  setTimeout(() => {
+    if (!changed) document.querySelector('button.generate').click();
+    changed = false;
+  });
+}, true);
+
 // What Gradio leaves out: radio buttons of a group share no name, so that arrow keys do not move among them,
-// and a screen reader is told neither group nor status.
+// and a screen reader is told neither group nor status nor what an empty place is.
 const complete = () => {
   document.querySelectorAll('fieldset').forEach(group => {
     const label = group.querySelector('[data-testid="block-info"]');
@@ -28,6 +41,8 @@ const complete = () => {
     const radios = group.querySelectorAll('input[type=radio]');
     radios.forEach(radio => { if (radio.name !== radios[0].name) radio.name = radios[0].name; });
   });
+  document.querySelectorAll('.examples img').forEach(image => { if (image.alt) image.alt = ''; });
+  document.querySelectorAll('.empty[aria-label]').forEach(place => place.setAttribute('role', 'img'));
   document.querySelectorAll('.prose.status').forEach(line => line.setAttribute('role', 'status'));
 };
 complete();

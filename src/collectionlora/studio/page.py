@@ -119,7 +119,7 @@ def build_studio(studio: Studio, handlers: PageHandlers) -> Inputs:
 def build_buttons() -> Buttons:
     with gr.Row():
         return Buttons(
-            gr.Button("Generate", variant="primary", min_width=90),
+            gr.Button("Generate", variant="primary", min_width=90, elem_classes="generate"),
             gr.Button("4 variations", min_width=90),
             gr.Button("Cancel", min_width=70),
         )
