@@ -15,19 +15,25 @@ from collectionlora.studio.photo_input import Upload, keep_file
 from collectionlora.studio.pictures import Studio
 from collectionlora.studio.previews import draw_on_tiles
 from collectionlora.studio.results import SAMPLED, History, Made, show_made
-from collectionlora.studio.stamps import Settings, read_stamp, stamp
+from collectionlora.studio.stamps import MAX_SEED, Settings, read_stamp, stamp
 from collectionlora.studio.words import human_name
 from collectionlora.system.errors import UserError
 
 NOTHING = "nothing"  # no second effect
-MAX_SEED = 2**31 - 1  # of the page's box
 NO_PHOTO = "There is no photo yet: drop one first."
 NO_PICTURE = "There is no picture yet: make one first."
+PHOTO_GONE = "The photo is no longer here: drop it again."
+NONE_ALONE = "Every effect of this collection needs reference images: there is no contact sheet."
 
 
 def pick_seed(seed: float | None) -> int:
     """The seed of the box; a random one where it is empty."""
     return randrange(MAX_SEED + 1) if seed is None else int(seed)
+
+
+def step_choices(taught: int) -> list[int]:
+    """The numbers of steps that the page offers, with that of the recipe."""
+    return sorted({8, 4, 2, 1, taught}, reverse=True)
 
 
 def visitor_of(request: gr.Request) -> str:
@@ -102,7 +108,14 @@ class Handlers:
                 yield gr.skip(), gr.skip(), status
 
     def order_all(self, photo: Photo, steps: float, seed: float | None, strength: float) -> Order:
+        """Each effect that needs the photo alone.
+
+        Raises:
+            gr.Error: there is none.
+        """
         names = self.studio.alone
+        if not names:
+            raise gr.Error(NONE_ALONE, title="Not possible")
         return Order(
             photo, [[[name]] for name in names], [pick_seed(seed)] * len(names), int(steps), strength
         )
@@ -153,7 +166,9 @@ class PageHandlers(Handlers):
         if settings is None:
             return value, "", None, "Click an effect.", *kept
         first, *others = settings.effects
-        restored = (first, *(others or [NOTHING]), settings.order, settings.steps, settings.seed)
+        offered = settings.steps in step_choices(self.studio.recipe.steps)
+        steps = settings.steps if offered else gr.skip()
+        restored = (first, *(others or [NOTHING]), settings.order, steps, settings.seed)
         status = f"The settings of this picture are back: {settings.describe_effects()}."
         return value, "", None, status, *restored, settings.strength
 
@@ -189,7 +204,13 @@ class PageHandlers(Handlers):
             assert upload is not None
             effects, first = [effect] if then == NOTHING else [effect, then], pick_seed(seed)
             wanted = [
-                Settings(effects=effects, order=order, steps=int(steps), seed=first + place, strength=SAMPLED)
+                Settings(
+                    effects=effects,
+                    order=order,
+                    steps=int(steps),
+                    seed=(first + place) % (MAX_SEED + 1),
+                    strength=SAMPLED,
+                )
                 for place in range(count)
             ]
             seeds = [settings.seed for settings in wanted]
@@ -223,8 +244,8 @@ class PageHandlers(Handlers):
         name = settings.name_file(made.upload.name)
         try:
             picture = Image.fromarray(made.full(strength, self.max_pixels))
-        except UserError as error:
-            return None, f"The photo {error.message}; drop it again."
+        except UserError:  # uploads are kept for an hour
+            return None, PHOTO_GONE
         return str(keep_file(name, picture, **stamp(settings))), f"saved as {name}"
 
     def page_sheet(

@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 import gradio as gr
 
 from collectionlora.pictures.photos import Photo
-from collectionlora.studio.handlers import MAX_SEED, NOTHING, PageHandlers, pick_seed
+from collectionlora.studio.handlers import NOTHING, PageHandlers, pick_seed, step_choices
 from collectionlora.studio.photo_input import photo_input, write_examples
 from collectionlora.studio.pictures import Studio
 from collectionlora.studio.results import History
-from collectionlora.studio.stamps import IN_TURN, TOGETHER
+from collectionlora.studio.stamps import IN_TURN, MAX_SEED, TOGETHER
 from collectionlora.studio.words import human_name, title_of
 
 FOLDER = Path(__file__).parent
@@ -130,8 +130,9 @@ def option_inputs(studio: Studio) -> tuple[gr.Dropdown, gr.Radio, gr.Radio, gr.N
     choices = [("Nothing", NOTHING), *((human_name(name), name) for name in studio.effects)]
     then = gr.Dropdown(choices, value=NOTHING, label="Second effect", min_width=120)
     order = gr.Radio([TOGETHER, IN_TURN], value=TOGETHER, label="Two effects")
-    numbers = sorted({8, 4, 2, 1, studio.recipe.steps}, reverse=True)
-    steps = gr.Radio(numbers, value=studio.recipe.steps, label="Steps", min_width=230)
+    steps = gr.Radio(
+        step_choices(studio.recipe.steps), value=studio.recipe.steps, label="Steps", min_width=230
+    )
     with gr.Row():
         seed = gr.Number(
             0,

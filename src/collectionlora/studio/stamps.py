@@ -7,12 +7,12 @@ from typing import Annotated, Any, Literal
 from PIL import Image, PngImagePlugin
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from collectionlora.editing import MAX_SEED
 from collectionlora.studio.words import human_name
 
 KEY = "collectionlora"  # of the PNG's text
 TOGETHER: Literal["in one prompt"] = "in one prompt"
 IN_TURN: Literal["one after the other"] = "one after the other"
+MAX_SEED = 2**31 - 1  # of the page: a number that every browser holds exactly
 FAST = 1  # zlib: a picture of 12 megapixels is written in a third of the time, and is a little larger
 
 
