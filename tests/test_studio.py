@@ -25,6 +25,7 @@ from collectionlora.studio.batching import Batcher, Cancelled, Request, Turn
 from collectionlora.studio.guard import is_local
 from collectionlora.studio.making import Clock
 from collectionlora.studio.stamps import IN_TURN, Settings, read_stamp, stamp
+from collectionlora.studio.tile_search import group_by_kind, write_search
 from collectionlora.studio.words import describe_seconds, human_name, title_of
 from collectionlora.system.errors import UserError
 
@@ -155,6 +156,17 @@ def test_names_and_titles_are_words():
     assert title_of(Path("nano")) == "Photo effects"
     assert title_of(SHIPPED.parent / "my-photos.safetensors") == "My photos"
     assert [describe_seconds(seconds) for seconds in (0.4, 59.6, 95.2)] == ["0 s", "1 min 0 s", "1 min 35 s"]
+
+
+def test_effects_are_grouped_where_their_kinds_are_known():
+    names = ["neon-edges", "mine", "thermal", "duotone-2"]
+    assert group_by_kind(names) == {
+        "Colour": ["thermal", "duotone-2"],
+        "Light": ["neon-edges"],
+        "Other": ["mine"],
+    }
+    assert "<select" not in write_search(["mine", "yours"])
+    assert 'value="[&quot;Neon edges&quot;]">Light</option>' in write_search(names)
 
 
 def test_a_png_keeps_the_settings_that_made_it(tmp_path):

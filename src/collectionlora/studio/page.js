@@ -12,11 +12,14 @@ window.save = file => {
   link.click();
 };
 
-window.searchEffects = words => {
-  document.querySelectorAll('.effects label').forEach(tile => {
-    tile.hidden = !tile.textContent.toLowerCase().includes(words.trim().toLowerCase());
-  });
-};
+// Tiles are seen whose names have the words, and are among those of the kind if one is chosen.
+let words = '', kind = [];
+const hideTiles = () => document.querySelectorAll('.effects label').forEach(tile => {
+  const name = tile.textContent.trim();
+  tile.hidden = !name.toLowerCase().includes(words) || (kind.length > 0 && !kind.includes(name));
+});
+window.searchEffects = text => { words = text.trim().toLowerCase(); hideTiles(); };
+window.chooseKind = names => { kind = names; hideTiles(); };
 
 // A click on the effect that is chosen already changes nothing, and makes a picture all the same.
 let changed = false;

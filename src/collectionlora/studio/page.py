@@ -13,6 +13,7 @@ from collectionlora.studio.photo_input import photo_input, write_examples
 from collectionlora.studio.pictures import Studio
 from collectionlora.studio.results import History
 from collectionlora.studio.stamps import IN_TURN, MAX_SEED, TOGETHER
+from collectionlora.studio.tile_search import write_search
 from collectionlora.studio.words import human_name, title_of
 
 FOLDER = Path(__file__).parent
@@ -88,11 +89,7 @@ def build_studio(studio: Studio, handlers: PageHandlers) -> Inputs:
                     for label, path in write_examples().items()
                 ]
         with gr.Column(elem_classes="effects-pane"):
-            gr.HTML(
-                '<input type="search" placeholder="Search effects" aria-label="Search effects" '
-                'oninput="searchEffects(this.value)">',
-                elem_classes="search",
-            )
+            gr.HTML(write_search(studio.effects), elem_classes="search")
             choices = [(human_name(name), name) for name in studio.effects]
             effect = gr.Radio(choices, value=studio.effects[0], label="Effect", elem_classes="effects tiles")
             pictures = gr.HTML(handlers.example_tiles, elem_classes="sheet-of-style")
