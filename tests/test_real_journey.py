@@ -105,7 +105,7 @@ def check_studio(folder, photo, look, edited):
     """The page has a place for the reference image of `clay`, and its API makes the picture of `edit`."""
     studio = Studio(folder, batch_size=2)
     page = build_page(studio, studio.previews(lambda *_: None), 10**6)
-    assert str(folder.parent / "base") not in json.dumps(page.config)
+    assert str(folder.parent / "base") not in json.dumps(page.config, default=str)
     _, address, _ = page.queue().launch(prevent_thread_lock=True, quiet=True)
     try:
         client = Client(address, verbose=False, download_files=str(folder.parent / "downloads"))

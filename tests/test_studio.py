@@ -3,6 +3,7 @@
 import json
 import runpy
 import threading
+import time
 from pathlib import Path
 
 import httpx
@@ -13,13 +14,19 @@ from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from helpers.studio_server import EFFECTS, PASSWORD, REPORT, USER, serve, write_collection
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
+from collectionlora.adapters.recipe import SHIPPED
 from collectionlora.command_line.studio import read_accounts
 from collectionlora.command_line.verbs import app
 from collectionlora.editing import Editor
 from collectionlora.pictures.photos import read_photo
-from collectionlora.studio.batching import Batcher, Cancelled, Request
+from collectionlora.studio.batching import Batcher, Cancelled, Request, Turn
 from collectionlora.studio.guard import is_local
+from collectionlora.studio.making import Clock
+from collectionlora.studio.stamps import IN_TURN, Settings, read_stamp, stamp
+from collectionlora.studio.tile_search import group_by_kind, write_search
+from collectionlora.studio.words import describe_seconds, human_name, title_of
 from collectionlora.system.errors import UserError
 
 WAIT = 120
@@ -122,6 +129,64 @@ def test_a_fault_reaches_the_one_who_asked_and_the_thread_lives_on(editor):
     assert good.picture().shape == (1, 3, 64, 64)
 
 
+def test_who_waits_is_told_how_many_pictures_are_made_before(editor):
+    editor.gate.clear()
+    batcher = Batcher(editor, 2)
+    first = batcher.submit([request_of(editor, "warm") for _ in range(2)])
+    while not editor.batches:
+        time.sleep(0.001)
+    one, other = batcher.submit([request_of(editor, "warm", steps=1), request_of(editor, "green", steps=1)])
+    turns = other.news()
+    assert next(turns) == Turn(3)
+    editor.gate.set()
+    assert list(turns) == [1]
+    assert list(one.steps()) == [1]
+    assert [list(job.steps()) for job in first] == [[1, 2], [1, 2]]
+
+
+def test_the_time_left_is_that_of_the_steps_to_come(monkeypatch):
+    clock, now = Clock(10), iter((100.0, 100.0, 102.0, 103.0))
+    monkeypatch.setattr("time.monotonic", lambda: next(now))
+    assert [clock.tell(1), clock.tell(3)] == ["", ", 7 s left"]
+    assert clock.tell(10) == ""
+
+
+def test_names_and_titles_are_words():
+    assert human_name("pencil-sketch") == "Pencil sketch"
+    assert title_of(Path("nano")) == "Photo effects"
+    assert title_of(SHIPPED.parent / "my-photos.safetensors") == "My photos"
+    assert [describe_seconds(seconds) for seconds in (0.4, 59.6, 95.2)] == ["0 s", "1 min 0 s", "1 min 35 s"]
+
+
+def test_effects_are_grouped_where_their_kinds_are_known():
+    names = ["neon-edges", "mine", "thermal", "duotone-2"]
+    assert group_by_kind(names) == {
+        "Colour": ["thermal", "duotone-2"],
+        "Light": ["neon-edges"],
+        "Other": ["mine"],
+    }
+    assert "<select" not in write_search(["mine", "yours"])
+    assert 'value="[&quot;Neon edges&quot;]">Light</option>' in write_search(names)
+
+
+def test_a_png_keeps_the_settings_that_made_it(tmp_path):
+    settings = Settings(effects=("warm", "green"), order=IN_TURN, steps=4, seed=7, strength=0.5)
+    assert settings.name_file("me") == "me-warm-green-s7.png"
+    assert settings.describe_effects() == "Warm, then green"
+    assert settings.passes == [["warm"], ["green"]]
+    path = tmp_path / "made.png"
+    Image.new("RGB", (8, 8)).save(path, **stamp(settings))
+    assert read_stamp(path, list(EFFECTS)) == settings
+    assert read_stamp(path, ["warm"]) is None
+    for text in ("no JSON", '{"effects": []}', settings.model_dump_json().replace("0.5", "7"), "[" * 10**5):
+        info = PngInfo()
+        info.add_text("collectionlora", text)
+        Image.new("RGB", (8, 8)).save(path, pnginfo=info)
+        assert read_stamp(path, list(EFFECTS)) is None
+    path.write_bytes(path.read_bytes()[:40])
+    assert read_stamp(path, list(EFFECTS)) is None
+
+
 @pytest.fixture(scope="module")
 def address(folder):
     with serve(folder, cold=True) as address:
@@ -145,7 +210,7 @@ def test_the_api_makes_the_picture_that_python_makes(client, loaded, photo):
     (before, after), status = client.predict(*arguments, api_name="/edit")
     expected = loaded.edit(read_photo(photo), ["warm", "green"], seed=7, steps=4, strength=0.5)
     assert status == "done"
-    assert np.array_equal(np.asarray(Image.open(before)), read_photo(photo))
+    assert Path(before).read_bytes() == photo.read_bytes()  # the visitor's own file
     assert np.abs(np.asarray(Image.open(after)).astype(int) - expected).max() <= 1
 
 
@@ -185,6 +250,21 @@ def test_a_bad_photo_is_refused_in_words(client, tmp_path, size, content, words)
     with pytest.raises(AppError, match=words) as error:
         client.predict(handle_file(path), "warm", "nothing", 1, 0, 1, api_name="/edit")
     assert "uploads" not in str(error.value)  # where the server keeps uploads is its own matter
+
+
+def test_a_large_jpeg_is_read_smaller(client, tmp_path):
+    path = tmp_path / "large.jpg"
+    Image.new("RGB", (2000, 1200), "teal").save(path)
+    (_, after), status = client.predict(handle_file(path), "warm", "nothing", 1, 0, 1, api_name="/edit")
+    assert (status, Image.open(after).size) == ("done", (1000, 600))
+
+
+def test_an_empty_seed_is_a_random_one(client, photo):
+    made = [
+        client.predict(handle_file(photo), "warm", "nothing", 1, None, 1, api_name="/edit")[0][1]
+        for _ in range(2)
+    ]
+    assert Path(made[0]).read_bytes() != Path(made[1]).read_bytes()
 
 
 def test_no_photo_is_refused_in_words(client):

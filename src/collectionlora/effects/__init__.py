@@ -16,25 +16,25 @@ from collectionlora.effects.party import PARTIES
 from collectionlora.effects.prints import PRINTS
 from collectionlora.effects.weather import WEATHERS
 
-__all__ = ["ALL_EFFECTS", "EFFECTS", "PhotoEffect"]
+__all__ = ["ALL_EFFECTS", "EFFECTS", "THEMES", "PhotoEffect"]
 
-_THEMES = (
-    DRAWING,
-    PRINTS,
-    PAINTING,
-    CARTOONS,
-    FILM_EFFECTS,
-    PALETTE,
-    LIGHT,
-    PARTIES,
-    MOSAICS,
-    CRAFT,
-    MATERIALS,
-    WEATHERS,
-    GLITCHES,
-    GEOMETRY,
-)
+THEMES = {
+    "Drawing": DRAWING,
+    "Print": PRINTS,
+    "Painting": PAINTING,
+    "Cartoon": CARTOONS,
+    "Film": FILM_EFFECTS,
+    "Colour": PALETTE,
+    "Light": LIGHT,
+    "Party": PARTIES,
+    "Mosaic": MOSAICS,
+    "Craft": CRAFT,
+    "Material": MATERIALS,
+    "Weather": WEATHERS,
+    "Glitch": GLITCHES,
+    "Geometry": GEOMETRY,
+}
 
-EFFECTS: dict[str, PhotoEffect] = {effect.name: effect for theme in _THEMES for effect in theme}
+EFFECTS: dict[str, PhotoEffect] = {effect.name: effect for theme in THEMES.values() for effect in theme}
 # With each outcome of those that have several as an effect of its own, such as `duotone-2`.
 ALL_EFFECTS = EFFECTS | {one.name: one for effect in EFFECTS.values() for one in effect.variants()}

@@ -22,18 +22,21 @@ Photo = NDArray[np.uint8]  # [H, W, 3]
 Picture = Path | str | Image.Image | NDArray[np.uint8]  # what `to_photo` takes
 
 
-def read_photo(path: Path, max_pixels: int = MAX_PIXELS) -> Photo:
+def read_photo(path: Path, max_pixels: int = MAX_PIXELS, reduced: bool = False) -> Photo:
     """A photo as uint8 RGB `[H, W, 3]` in sRGB, upright; transparency over white, 16 bits scaled to 8.
+
+    Args:
+        reduced: a JPEG of more than `max_pixels` is decoded at a half, a quarter or an eighth of its sides.
 
     Raises:
         UserError: missing, not an image, damaged, or too large.
     """
-    with _opened(path, max_pixels) as image:
+    with _opened(path, max_pixels, reduced) as image:
         return np.asarray(_to_rgb(ImageOps.exif_transpose(image), path))
 
 
 @contextmanager
-def _opened(path: Path, max_pixels: int) -> Iterator[Image.Image]:
+def _opened(path: Path, max_pixels: int, reduced: bool = False) -> Iterator[Image.Image]:
     """A photo's file; what goes wrong inside the block is told as its fault."""
     formats: tuple[str, ...] = FORMATS
     if reads_heic():
@@ -43,6 +46,8 @@ def _opened(path: Path, max_pixels: int) -> Iterator[Image.Image]:
         formats = (*FORMATS, "HEIF")
     try:
         with Image.open(path, formats=formats) as image:
+            if reduced:
+                _reduce_jpeg(image, max_pixels)
             if not 0 < image.width * image.height <= max_pixels:
                 size = f"{image.width} x {image.height}"
                 raise UserError(path, "", f"has {size} pixels", f"keep it under {max_pixels:,} pixels")
@@ -60,6 +65,15 @@ def _opened(path: Path, max_pixels: int) -> Iterator[Image.Image]:
     except Exception as error:
         reason = f"cannot be read as an image ({error or type(error).__name__})"
         raise UserError(path, "", reason, "replace or remove it") from None
+
+
+def _reduce_jpeg(image: Image.Image, max_pixels: int) -> None:
+    """Let a JPEG be decoded at the largest size that fits; other formats have no smaller one inside."""
+    width, height = image.size
+    for divisor in (1, 2, 4, 8):
+        if width * height <= max_pixels * divisor**2:
+            image.draft(None, (width // divisor, height // divisor))
+            return
 
 
 def to_photo(picture: Picture) -> Photo:

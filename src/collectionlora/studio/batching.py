@@ -38,16 +38,23 @@ class Request:
         return (self.steps, *self.image.shape, *map(id, self.references))
 
 
+@dataclass(frozen=True)
+class Turn:
+    """A request's place in the queue: so many pictures are made before it."""
+
+    ahead: int
+
+
 class Cancelled(Exception):
     """The request was taken back."""
 
 
 class Job:
-    """A request on its way; its news are the steps done, then a picture or a fault."""
+    """A request on its way; its news are its turn and the steps done, then a picture or a fault."""
 
     def __init__(self, request: Request):
         self.request, self.cancelled = request, False
-        self._news: SimpleQueue[int | Tensor | BaseException] = SimpleQueue()
+        self._news: SimpleQueue[Turn | int | Tensor | BaseException] = SimpleQueue()
         self._picture: Tensor | None = None
 
     def cancel(self) -> None:
@@ -55,11 +62,11 @@ class Job:
         self.cancelled = True
         self._news.put(Cancelled())
 
-    def tell(self, news: int | Tensor | BaseException) -> None:
+    def tell(self, news: Turn | int | Tensor | BaseException) -> None:
         self._news.put(news)
 
-    def steps(self) -> Iterator[int]:
-        """The number of steps done, each time it grows, until the picture is there.
+    def news(self) -> Iterator[Turn | int]:
+        """Its turn each time that this changes, and the number of steps done, until the picture is there.
 
         Raises:
             Cancelled: by `cancel`.
@@ -69,14 +76,18 @@ class Job:
             news = self._news.get()
             if isinstance(news, BaseException):
                 raise news
-            if isinstance(news, int):
-                yield news
-            else:
+            if isinstance(news, Tensor):
                 self._picture = news
+            else:
+                yield news
+
+    def steps(self) -> Iterator[int]:
+        """The number of steps done, each time it grows; raises as `news` does."""
+        return (news for news in self.news() if isinstance(news, int))
 
     def picture(self) -> Tensor:
         """The image in [0, 1], `[1, 3, height, width]`; waits for it."""
-        for _ in self.steps():
+        for _ in self.news():
             pass
         assert self._picture is not None
         return self._picture
@@ -88,6 +99,7 @@ class Batcher:
     def __init__(self, editor: Editor, most: int):
         self.editor, self.most = editor, most
         self._waiting: deque[Job] = deque()
+        self._sampled = 0  # pictures being made now
         self._changed = threading.Condition()
         threading.Thread(target=self._run, name="batcher", daemon=True).start()
 
@@ -96,6 +108,7 @@ class Batcher:
         jobs = [Job(request) for request in requests]
         with self._changed:
             self._waiting.extend(jobs)
+            self._tell_turns()
             self._changed.notify()
         return jobs
 
@@ -107,7 +120,13 @@ class Batcher:
             kind = self._waiting[0].request.kind
             batch = [job for job in self._waiting if job.request.kind == kind][: self.most]
             self._waiting = deque(job for job in self._waiting if job not in batch)
+            self._sampled = len(batch)
+            self._tell_turns()
         return [job for job in batch if not job.cancelled]
+
+    def _tell_turns(self) -> None:
+        for place, job in enumerate(self._waiting):
+            job.tell(Turn(self._sampled + place))
 
     def _run(self) -> None:
         while True:
@@ -119,6 +138,7 @@ class Batcher:
             except Exception as error:  # one that asked must learn of it, the thread must live on
                 for job in batch:
                     job.tell(error)
+            self._sampled = 0
 
     def _sample(self, batch: list[Job]) -> None:
         requests, done = [job.request for job in batch], 0

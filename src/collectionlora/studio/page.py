@@ -1,283 +1,279 @@
-"""The web page, and with it the API: every button is a named endpoint of Gradio's Python client."""
+"""The web page, and with it the API: its endpoints are those of Gradio's Python client."""
 
 import html
-from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import gradio as gr
 
-from collectionlora.pictures.photos import Photo, read_photo, resize, to_photos
-from collectionlora.pictures.sheets import labelled_grid
-from collectionlora.studio.batching import Cancelled, Job
+from collectionlora.pictures.photos import Photo
+from collectionlora.studio.handlers import NOTHING, PageHandlers, pick_seed, step_choices
+from collectionlora.studio.photo_input import photo_input, write_examples
 from collectionlora.studio.pictures import Studio
-from collectionlora.system.errors import UserError
+from collectionlora.studio.results import History
+from collectionlora.studio.stamps import IN_TURN, MAX_SEED, TOGETHER
+from collectionlora.studio.tile_search import write_search
+from collectionlora.studio.words import human_name, title_of
 
-NOTHING = "nothing"  # no second effect
-STYLE = """
-.gradio-container {width: 100%; max-width: 1180px !important; margin: auto}
-.status {min-height: 1.6em}
-.effects .grid-wrap {max-height: 260px}
-.effects .grid-container {grid-template-columns: repeat(auto-fill, minmax(88px, 1fr)) !important}
-iframe.report {width: 100%; height: 75vh; border: 1px solid var(--border-color-primary); border-radius: 8px}
-"""
-
-
-class Handlers:
-    """What the buttons do; one of these serves all visitors.
-
-    `running` holds the unfinished jobs of each visitor's session, for `cancel`.
-    """
-
-    def __init__(self, studio: Studio, max_pixels: int):
-        self.studio, self.max_pixels = studio, max_pixels
-        self.running: dict[str, list[Job]] = {}
-
-    def read_upload(self, payload: Any) -> Photo | None:
-        """An uploaded file as a photo, by the same rules as everywhere.
-
-        Raises:
-            gr.Error: it is no image, or too large.
-        """
-        if payload is None:
-            return None
-        try:
-            return read_photo(Path(payload.path), self.max_pixels)
-        except UserError as error:
-            raise gr.Error(f"This photo {error.message}; {error.hint}.", title="Photo not read") from None
-
-    def make(
-        self,
-        photo: Photo | None,
-        wanted: list[list[str]],
-        steps: float,
-        seed: float,
-        strength: float,
-        visitor: str,
-        references: Sequence[Photo] = (),
-    ) -> Iterator[tuple[str, list[Photo]]]:
-        """Status lines while pictures are made, the last one with the pictures; none if it was cancelled."""
-        if photo is None:
-            raise gr.Error("There is no photo yet: drop one first.", title="No photo")
-        try:
-            jobs = self.studio.submit(photo, wanted, int(steps), int(seed or 0), strength, references)
-        except UserError as error:
-            raise gr.Error(f"{error.message}; {error.hint}.", title="Not possible") from None
-        self.running.setdefault(visitor, []).extend(jobs)
-        total = int(steps)
-        try:
-            yield "waiting for its turn", []
-            for index, job in enumerate(jobs):
-                for done in job.steps():
-                    yield f"picture {index + 1} of {len(jobs)}, step {done} of {total}", []
-            pictures = [resize(to_photos(job.picture())[0], photo.shape[:2]) for job in jobs]
-            yield "done", pictures
-        except Cancelled:
-            yield "cancelled", []
-        finally:
-            for job in jobs:
-                job.cancel()
-                self.running[visitor].remove(job)
-
-    def edit(
-        self,
-        photo: Photo | None,
-        effect: str,
-        then: str,
-        steps: float,
-        seed: float,
-        strength: float,
-        request: gr.Request,
-        *references: Photo | None,
-    ) -> Iterator[tuple[Any, str]]:
-        """The photo and its edit, and a line on how far it is; empty places for references do not count."""
-        effects = [effect] if then == NOTHING else [effect, then]
-        given, visitor = [image for image in references if image is not None], visitor_of(request)
-        for status, pictures in self.make(photo, [effects], steps, seed, strength, visitor, given):
-            yield (photo, pictures[0]) if pictures else gr.skip(), status
-
-    def sheet(
-        self, photo: Photo | None, steps: float, seed: float, strength: float, request: gr.Request
-    ) -> Iterator[tuple[Any, Any, str]]:
-        """All effects of one photo alone: a contact sheet, the single pictures, a line on how far it is."""
-        names = self.studio.alone
-        wanted = [[name] for name in names]
-        for status, pictures in self.make(photo, wanted, steps, seed, strength, visitor_of(request)):
-            if pictures:
-                sheet = labelled_grid(dict(zip(names, pictures, strict=True)))
-                yield sheet, list(zip(pictures, names, strict=True)), status
-            else:
-                yield gr.skip(), gr.skip(), status
-
-    def cancel(self, request: gr.Request) -> None:
-        """Take back all that this visitor waits for."""
-        for job in self.running.get(visitor_of(request), []):
-            job.cancel()
-
-    def effects(self) -> dict[str, str]:
-        """The effects of the collection, each with the prompt that the student reads."""
-        return dict(self.studio.recipe.effects)
+FOLDER = Path(__file__).parent
+STYLE = (FOLDER / "page.css").read_text(encoding="utf-8")
+SCRIPT = (FOLDER / "page.js").read_text(encoding="utf-8")
+# Functions of page.js.
+SHOW_STRENGTH, SAVE = "value => showStrength(value)", "file => save(file)"
+VARIATIONS = 4
+PRIVATE: dict[str, Any] = {"api_visibility": "private"}
+AT_ONCE: dict[str, Any] = {**PRIVATE, "queue": False}
 
 
-async def keep_upload(photo: gr.Image, place: str | None) -> str | None:
-    """Where an uploaded file lies. Gradio would also fetch an address that a visitor sends in its place.
+class Inputs(NamedTuple):
+    """What a visitor sets, in the order in which the API takes it, but for `order`."""
 
-    Raises:
-        gr.Error: it is an address.
-    """
-    if place is not None and "://" in str(place):
-        raise gr.Error("Send a file: addresses are not fetched.", title="Photo not read")
-    return await gr.Image.async_move_resource_to_block_cache(photo, place)
+    photo: gr.Image
+    effect: gr.Radio
+    then: gr.Dropdown
+    order: gr.Radio
+    steps: gr.Radio
+    seed: gr.Number
+    strength: gr.Slider
+    references: list[gr.Image]
 
 
-def visitor_of(request: gr.Request) -> str:
-    return str(request.session_hash)
+class Buttons(NamedTuple):
+    generate: gr.Button
+    variations: gr.Button
+    stop: gr.Button
+
+
+class Outputs(NamedTuple):
+    """What was made: the result, the history's radio group, and the style sheet with its pictures."""
+
+    result: gr.HTML
+    history: gr.Radio
+    tiles: gr.HTML
+    download: gr.Button
 
 
 def build_page(studio: Studio, previews: dict[str, Photo], max_pixels: int) -> gr.Blocks:
     """The whole page.
 
     Args:
-        previews: a picture of each effect.
-        most_pixels: of an uploaded photo.
+        previews: a picture of each effect that needs the photo alone.
+        max_pixels: of an uploaded photo.
     """
-    handlers = Handlers(studio, max_pixels)
-    name, base = studio.place.resolve().stem, studio.recipe.base
-    if Path(base).is_dir():
-        base = Path(base).resolve().name  # where it lies is the machine's own matter
+    handlers, title = PageHandlers(studio, previews, max_pixels), title_of(studio.place)
     with gr.Blocks(
-        title=f"{name} · collectionlora", analytics_enabled=False, delete_cache=(600, 3600)
+        title=f"{title} · collectionlora", analytics_enabled=False, delete_cache=(600, 3600)
     ) as page:
-        gr.Markdown(f"# {name}\n{len(studio.effects)} effects in one LoRA, over {base}")
+        gr.HTML(f"<h1>{html.escape(title)}</h1>", elem_classes="title")
         with gr.Tab("Studio"):
-            build_studio(studio, previews, handlers)
+            inputs = build_studio(studio, handlers)
+        with gr.Tab("All effects"):
+            build_sheet(handlers, inputs)
         with gr.Tab("Collection"):
             build_collection(studio)
-        gr.api(handlers.effects, api_name="effects")
+        build_api(handlers, inputs)
+        page.load(None, js=f"() => {{{SCRIPT}}}", **AT_ONCE)
     return page
 
 
-def build_studio(studio: Studio, previews: dict[str, Photo], handlers: Handlers) -> None:
-    """What to make on the left, what was made on the right; one below the other on a phone."""
+def build_studio(studio: Studio, handlers: PageHandlers) -> Inputs:
+    """Photo, effects and options on the left, the result on the right; on a phone the options are last."""
+    history = gr.State(History())
+    with gr.Row(elem_classes="bench"):
+        with gr.Column(elem_classes="photo-pane"):
+            photo = photo_input("Photo", 150)
+            with gr.Row(elem_classes="examples"):
+                examples = [
+                    (gr.Button(label, size="sm", icon=path, min_width=60), path)
+                    for label, path in write_examples().items()
+                ]
+        with gr.Column(elem_classes="effects-pane"):
+            gr.HTML(write_search(studio.effects), elem_classes="search")
+            choices = [(human_name(name), name) for name in studio.effects]
+            effect = gr.Radio(choices, value=studio.effects[0], label="Effect", elem_classes="effects tiles")
+            pictures = gr.HTML(handlers.example_tiles, elem_classes="sheet-of-style")
+        with gr.Column(elem_classes="actions"):
+            status = gr.HTML("Drop a photo, or take an example.", elem_classes="status")
+            buttons = build_buttons()
+        with gr.Column(elem_classes="options-pane"), gr.Accordion("More options", open=False):
+            then, order, steps, seed = option_inputs(studio)
+            references = [
+                photo_input(f"Reference {place}", 150) for place in range(1, studio.max_references + 1)
+            ]
+        with gr.Column(elem_classes="result-pane"):
+            outputs, strength = build_result()
+    inputs = Inputs(photo, effect, then, order, steps, seed, strength, references)
+    for button, path in examples:
+        button.click(partial(str, path), outputs=photo, **AT_ONCE)
+    connect_photo(handlers, inputs, outputs, pictures, status)
+    connect_making(handlers, inputs, buttons, outputs, history, status)
+    connect_result(handlers, strength, outputs, history, status)
+    buttons.stop.click(handlers.cancel, api_name="cancel", queue=False)
+    return inputs
+
+
+def build_buttons() -> Buttons:
     with gr.Row():
-        with gr.Column(min_width=280):
-            photo = photo_input(handlers, "Photo", 300)
-            effects = effect_inputs(studio, previews)
-            references = reference_inputs(studio, handlers)
-            sampling = sampling_inputs(studio)
-            with gr.Row():
-                one = gr.Button("Generate", variant="primary", min_width=100)
-                every = gr.Button("All effects", min_width=100)
-                stop = gr.Button("Cancel", min_width=100)
-            status = gr.Markdown("", elem_classes="status")
-        with gr.Column(min_width=280), gr.Tabs() as results:
-            with gr.Tab("One effect", id="one"):
-                result = gr.ImageSlider(
-                    label="Before and after", format="png", interactive=False, elem_classes="result"
-                )
-            with gr.Tab("All effects", id="all"):
-                sheet = gr.Image(label="Contact sheet", format="png", interactive=False, elem_classes="sheet")
-                pictures = gr.Gallery(
-                    show_label=False,
-                    format="png",
-                    columns=3,
-                    height="auto",
-                    interactive=False,
-                    elem_classes="pictures",
-                )
+        return Buttons(
+            gr.Button("Generate", variant="primary", min_width=90, elem_classes="generate"),
+            gr.Button("4 variations", min_width=90),
+            gr.Button("Cancel", min_width=70),
+        )
 
-    def show(tab: str) -> gr.Tabs:
-        return gr.Tabs(selected=tab)
 
-    hidden: dict[str, Any] = {"api_visibility": "private", "queue": False}
-    one.click(partial(show, "one"), outputs=results, **hidden)
-    every.click(partial(show, "all"), outputs=results, **hidden)
-    one.click(
-        handlers.edit,
-        [photo, *effects, *sampling, *references],
-        [result, status],
-        api_name="edit",
-        show_progress_on=result,
+def option_inputs(studio: Studio) -> tuple[gr.Dropdown, gr.Radio, gr.Radio, gr.Number]:
+    """A second effect and how it is applied, steps, and seed."""
+    choices = [("Nothing", NOTHING), *((human_name(name), name) for name in studio.effects)]
+    then = gr.Dropdown(choices, value=NOTHING, label="Second effect", min_width=120)
+    order = gr.Radio([TOGETHER, IN_TURN], value=TOGETHER, label="Two effects")
+    steps = gr.Radio(
+        step_choices(studio.recipe.steps), value=studio.recipe.steps, label="Steps", min_width=230
+    )
+    with gr.Row():
+        seed = gr.Number(
+            0,
+            label="Seed",
+            info="empty: a new one each time",
+            precision=0,
+            minimum=0,
+            maximum=MAX_SEED,
+            min_width=80,
+        )
+        dice = gr.Button("Random seed", min_width=80)
+    dice.click(partial(pick_seed, None), outputs=seed, **AT_ONCE)
+    return then, order, steps, seed
+
+
+def build_result() -> tuple[Outputs, gr.Slider]:
+    result = gr.HTML("", elem_classes="result")
+    with gr.Row(elem_classes="below"):
+        strength = gr.Slider(0, 1, value=1, step=0.05, label="Strength", min_width=200)
+        download = gr.Button("Download PNG", min_width=140, scale=0)
+    made = gr.Radio([], label="Made so far", elem_classes="history tiles")
+    return Outputs(result, made, gr.HTML("", elem_classes="sheet-of-style"), download), strength
+
+
+def connect_photo(
+    handlers: PageHandlers, inputs: Inputs, outputs: Outputs, pictures: gr.HTML, status: gr.HTML
+) -> None:
+    """A new photo is checked; then its previews are made, while the visitor may go on."""
+    photo, settings = inputs.photo, inputs[1:7]
+    received = photo.change(
+        handlers.receive,
+        photo,
+        [photo, outputs.result, outputs.history, status, *settings],
+        show_progress="hidden",
         concurrency_limit=None,
+        **PRIVATE,
+    )
+    received.then(
+        handlers.preview, photo, pictures, show_progress="hidden", concurrency_limit=None, **PRIVATE
+    )
+
+
+def connect_making(
+    handlers: PageHandlers,
+    inputs: Inputs,
+    buttons: Buttons,
+    outputs: Outputs,
+    history: gr.State,
+    status: gr.HTML,
+) -> None:
+    """Generate and a click on an effect make one picture, 4 variations make as many."""
+    asked = [history, *inputs[:-1], *inputs.references]
+    shown = [outputs.result, outputs.history, outputs.tiles, status]
+    options = {"show_progress": "hidden", "concurrency_limit": None, **PRIVATE}
+    gr.on(
+        [buttons.generate.click, inputs.effect.input],
+        handlers.generate,
+        [gr.State(1), *asked],
+        shown,
+        trigger_mode="always_last",
+        **options,
+    )
+    buttons.variations.click(handlers.generate, [gr.State(VARIATIONS), *asked], shown, **options)
+
+
+def connect_result(
+    handlers: PageHandlers, strength: gr.Slider, outputs: Outputs, history: gr.State, status: gr.HTML
+) -> None:
+    """The history, the download, and the strength, which the browser shows without the server."""
+    chosen = [history, outputs.history, strength]
+    outputs.history.input(handlers.show, chosen, outputs.result, show_progress="hidden", **AT_ONCE)
+    file = gr.DownloadButton(visible="hidden")
+    outputs.download.click(
+        handlers.download, chosen, [file, status], show_progress="hidden", concurrency_limit=None, **PRIVATE
+    ).then(None, file, js=SAVE, **AT_ONCE)
+    strength.change(None, strength, js=SHOW_STRENGTH, **AT_ONCE)
+
+
+def build_sheet(handlers: PageHandlers, inputs: Inputs) -> None:
+    """One picture of the photo under all effects."""
+    with gr.Row(elem_classes="below"):
+        every = gr.Button("Make the contact sheet", variant="primary", min_width=160, scale=0)
+        stop = gr.Button("Cancel", min_width=70, scale=0)
+    status = gr.HTML("The photo of the first page under all effects.", elem_classes="status")
+    sheet = gr.Image(
+        label="Contact sheet",
+        format="jpeg",
+        interactive=False,
+        buttons=["download", "fullscreen"],
+        elem_classes="sheet",
     )
     every.click(
-        handlers.sheet,
-        [photo, *sampling],
-        [sheet, pictures, status],
-        api_name="sheet",
-        show_progress_on=sheet,
+        handlers.page_sheet,
+        [inputs.photo, inputs.steps, inputs.seed],
+        [sheet, status],
+        show_progress="hidden",
+        concurrency_limit=None,
+        **PRIVATE,
+    )
+    stop.click(handlers.cancel, **AT_ONCE)
+
+
+def build_api(handlers: PageHandlers, inputs: Inputs) -> None:
+    """Endpoints whose results the page does not show: pictures at the photo's size, as PNG."""
+    with gr.Row(visible=False):
+        trigger, status = gr.Button(), gr.Textbox(label="Status")
+        pair = gr.ImageSlider(label="Before and after", format="png")
+        sheet, pictures = gr.Image(label="Contact sheet", format="png"), gr.Gallery(format="png")
+    sampling = [inputs.steps, inputs.seed, inputs.strength]
+    trigger.click(
+        handlers.edit,
+        [inputs.photo, inputs.effect, inputs.then, *sampling, *inputs.references],
+        [pair, status],
+        api_name="edit",
         concurrency_limit=None,
     )
-    stop.click(handlers.cancel, api_name="cancel", queue=False)
-
-
-def photo_input(handlers: Handlers, label: str, height: int) -> gr.Image:
-    """A place to drop an image; Gradio's own reader knows no pixel limit and answers a bad file at length."""
-    sources = ["upload", "clipboard"]
-    photo = gr.Image(label=label, sources=sources, height=height, min_width=120, elem_classes="photo")
-    photo.preprocess = handlers.read_upload
-    photo.async_move_resource_to_block_cache = partial(keep_upload, photo)
-    return photo
-
-
-def reference_inputs(studio: Studio, handlers: Handlers) -> list[gr.Image]:
-    """Places for reference images, if any effect was taught with some."""
-    if not studio.max_references:
-        return []
-    with gr.Row():
-        places = range(1, studio.max_references + 1)
-        return [photo_input(handlers, f"Reference {place}", 160) for place in places]
-
-
-def effect_inputs(studio: Studio, previews: dict[str, Photo]) -> list[gr.Dropdown]:
-    """The effect and a second one; a click on a preview chooses the first."""
-    gallery = gr.Gallery(
-        [(picture, name) for name, picture in previews.items()],
-        show_label=False,
-        columns=4,
-        height="auto",
-        object_fit="cover",
-        allow_preview=False,
-        interactive=False,
-        format="png",
-        buttons=[],
-        elem_classes="effects",
+    trigger.click(
+        handlers.sheet,
+        [inputs.photo, *sampling],
+        [sheet, pictures, status],
+        api_name="sheet",
+        concurrency_limit=None,
     )
-    with gr.Row():
-        effect = gr.Dropdown(studio.effects, value=studio.effects[0], label="Effect", min_width=120)
-        then = gr.Dropdown([NOTHING, *studio.effects], value=NOTHING, label="Then", min_width=120)
-
-    def pick(event: gr.SelectData) -> str:
-        return studio.alone[event.index]
-
-    gallery.select(pick, outputs=effect, api_visibility="private", queue=False)
-    return [effect, then]
-
-
-def sampling_inputs(studio: Studio) -> list[Any]:
-    """Steps, seed and strength."""
-    choices = sorted({8, 4, 2, 1, studio.recipe.steps}, reverse=True)
-    with gr.Row():
-        steps = gr.Radio(choices, value=studio.recipe.steps, label="Steps", scale=3, min_width=230)
-        seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=2**31 - 1, scale=1, min_width=80)
-    strength = gr.Slider(0, 1, value=1, step=0.05, label="Strength")
-    return [steps, seed, strength]
+    gr.api(handlers.effects, api_name="effects")
 
 
 def build_collection(studio: Studio) -> None:
-    """The effects' prompts, and the report of `bench`."""
-    headers, rows = ["Effect", "The student reads", "Its teacher was trained with"], studio.prompts()
+    """What the collection is, the effects' prompts, and the report of `bench`."""
+    base, side = studio.recipe.base, studio.recipe.resolution
+    if Path(base).is_dir():
+        base = Path(base).resolve().name  # where it lies is the machine's own matter
+    gr.Markdown(
+        f"{len(studio.effects)} effects in one LoRA, over the base {base}. Pictures are made with about "
+        f"{side} x {side} pixels and enlarged to the photo's size."
+    )
+    headers, rows = ["Effect", "Its prompt", "Its teacher was trained with"], studio.prompts()
     columns = 3 if any(taught for _, _, taught in rows) else 2  # a lone file does not know its teachers
     gr.Dataframe(
-        [list(row)[:columns] for row in rows],
+        [[human_name(name), *texts][:columns] for name, *texts in rows],
         headers=headers[:columns],
         interactive=False,
         wrap=True,
     )
     report = studio.report()
-    if report is None:
-        gr.Markdown(f"No report yet. Make one: `collectionlora bench {studio.place}`")
-    else:
+    if report is not None:
         # Shown as it was written, in a frame that runs nothing and reaches nothing.
         gr.HTML(f'<iframe class="report" sandbox title="Report" srcdoc="{html.escape(report)}"></iframe>')

@@ -4,18 +4,22 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+from torch import Tensor
+
 from collectionlora.adapters.recipe import adapter_path
 from collectionlora.cache import base_identity
 from collectionlora.collection import MANIFEST, Collection
 from collectionlora.editing import Editor, check_seed
 from collectionlora.pictures.photographs import HELDOUT, load_photograph
 from collectionlora.pictures.photos import Photo, read_photo, to_photos, write_photo
+from collectionlora.pictures.sizes import WorkingSizes
 from collectionlora.studio.batching import Batcher, Job, Request
 from collectionlora.system.errors import UserError
 from collectionlora.system.files import fingerprint
 from collectionlora.system.progress import Progress
 
 PREVIEW_SEED = 0
+MAX_PREVIEW, PREVIEW_STEPS = 256, 4  # of previews of a visitor's photo: working size, forwards
 log = logging.getLogger(__name__)
 
 
@@ -38,24 +42,37 @@ class Studio:
 
     def submit(
         self,
-        photo: Photo,
+        images: Sequence[Tensor],
         wanted: Sequence[Sequence[str]],
+        seeds: Sequence[int],
         steps: int,
-        seed: int,
         strength: float,
         references: Sequence[Photo] = (),
     ) -> list[Job]:
-        """A photo under each of several (compositions of) effects, queued together.
+        """Images (see `Editor.fit`), each under its own (composition of) effects and seed, queued together.
 
         Raises:
             UserError: an effect or a number of references that the adapter does not hold, or a seed that no
                 generator takes.
         """
-        check_seed(seed)
-        image, shown = self.editor.fit(photo), tuple(map(self.editor.fit, references))
+        for seed in seeds:
+            check_seed(seed)
+        shown = tuple(map(self.editor.fit, references))
         prompts = [self.editor.prompt(effects, len(shown)) for effects in wanted]
         return self.batcher.submit(
-            [Request(image, prompt, seed, steps, strength, shown) for prompt in prompts]
+            [
+                Request(image, prompt, seed, steps, strength, shown)
+                for image, prompt, seed in zip(images, prompts, seeds, strict=True)
+            ]
+        )
+
+    def submit_previews(self, photo: Photo) -> list[Job]:
+        """A visitor's photo under each effect that needs it alone, small and in few steps."""
+        resolution, steps = min(self.recipe.resolution, MAX_PREVIEW), min(self.recipe.steps, PREVIEW_STEPS)
+        image = WorkingSizes(resolution, self.editor.backbone.side_multiple).show(photo)
+        count = len(self.alone)
+        return self.submit(
+            [image] * count, [[name] for name in self.alone], [PREVIEW_SEED] * count, steps, 1.0
         )
 
     def previews(self, progress: Progress) -> dict[str, Photo]:
@@ -66,7 +83,8 @@ class Studio:
         paths = {name: folder / f"{name}-{key}.png" for name in self.alone} if folder else {}
         found = {name: kept for name, path in paths.items() if (kept := read_kept(path)) is not None}
         missing = [name for name in self.alone if name not in found]
-        jobs = self.submit(photo, [[name] for name in missing], self.recipe.steps, PREVIEW_SEED, 1.0)
+        images, seeds = [self.editor.fit(photo)] * len(missing), [PREVIEW_SEED] * len(missing)
+        jobs = self.submit(images, [[name] for name in missing], seeds, self.recipe.steps, 1.0)
         for index, (name, job) in enumerate(zip(missing, jobs, strict=True)):
             found[name] = to_photos(job.picture())[0]
             if paths:

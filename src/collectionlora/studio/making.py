@@ -1,0 +1,106 @@
+"""From an order to its pictures, with a line for the visitor on how far they are."""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from collectionlora.pictures.photos import Photo, to_photos
+from collectionlora.studio.batching import Cancelled, Job
+from collectionlora.studio.pictures import Studio
+from collectionlora.studio.words import describe_seconds
+
+Passes = Sequence[Sequence[str]]  # the effects of each time that a photo is edited
+
+
+@dataclass(frozen=True)
+class Order:
+    """Pictures of one photo that are asked for together.
+
+    `wanted` has the passes of each picture, as many for all, and `seeds` one seed for each. Reference images
+    are given to the passes in order, each takes as many as its effects were taught with.
+    """
+
+    photo: Photo
+    wanted: Sequence[Passes]
+    seeds: Sequence[int]
+    steps: int
+    strength: float
+    references: Sequence[Photo] = ()
+
+
+class Clock:
+    """How long a work of `total` steps will still take."""
+
+    def __init__(self, total: int):
+        self.total, self.first = total, (0, 0.0)
+
+    def tell(self, done: int) -> str:
+        """The time left, for the end of a line; empty until two steps are done."""
+        if self.first[0] == 0:
+            self.first = done, time.monotonic()
+        steps, seconds = done - self.first[0], time.monotonic() - self.first[1]
+        if steps <= 0 or done >= self.total:
+            return ""
+        return f", {describe_seconds(seconds / steps * (self.total - done))} left"
+
+
+class Maker:
+    """Makes what visitors order; `running` holds the unfinished jobs of each, for `cancel`."""
+
+    def __init__(self, studio: Studio):
+        self.studio = studio
+        self.running: dict[str, list[Job]] = {}
+
+    def make(self, order: Order, visitor: str) -> Iterator[tuple[str, list[Photo]]]:
+        """Lines on how far it is, the last one with the pictures at working size; none if it was cancelled.
+
+        Raises:
+            UserError: see `Studio.submit`.
+        """
+        images, given = [self.studio.editor.fit(order.photo)] * len(order.wanted), list(order.references)
+        count = len(order.wanted[0])
+        for number, effects in enumerate(zip(*order.wanted, strict=True), 1):
+            taught = sum(self.studio.recipe.references.get(name, 0) for name in effects[0])
+            taken = given if number == count else given[:taught]
+            given = given[len(taken) :]
+            jobs = self.studio.submit(images, effects, order.seeds, order.steps, order.strength, taken)
+            prefix = f"effect {number} of {count}: " if count > 1 else ""
+            try:
+                for line in self._follow(jobs, order.steps, visitor):
+                    yield prefix + line, []
+            except Cancelled:
+                yield "cancelled", []
+                return
+            images = [job.picture() for job in jobs]
+        yield "done", [to_photos(image)[0] for image in images]
+
+    def _follow(self, jobs: Sequence[Job], steps: int, visitor: str) -> Iterator[str]:
+        """How far jobs of one call are; they are taken back when the visitor is gone."""
+        mine = self.running.setdefault(visitor, [])
+        mine.extend(jobs)
+        clock = Clock(steps * -(-len(jobs) // self.studio.batcher.most))
+        try:
+            for index, job in enumerate(jobs):
+                before = steps * (index // self.studio.batcher.most)  # those of one batch are done together
+                for news in job.news():
+                    if isinstance(news, int):
+                        left = clock.tell(before + news)
+                        yield f"picture {index + 1} of {len(jobs)}, step {news} of {steps}{left}"
+                    elif index == 0:
+                        yield describe_turn(news.ahead)
+        finally:
+            for job in jobs:
+                job.cancel()
+                mine.remove(job)
+
+    def cancel(self, visitor: str) -> None:
+        """Take back all that a visitor waits for."""
+        for job in self.running.get(visitor, []):
+            job.cancel()
+
+
+def describe_turn(ahead: int) -> str:
+    """How many pictures are made before this one."""
+    if ahead <= 0:
+        return "waiting for its turn: next"
+    return f"waiting for its turn: {ahead} picture{'s' if ahead > 1 else ''} before it"
