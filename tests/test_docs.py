@@ -78,7 +78,16 @@ def test_the_files_that_a_page_names_exist(page):
 
 
 # Words that a reader of English as a second language has to guess.
-UNPLAIN = ["mend", "held against", "never loses", "the house", "is none", "be it", "whatever its", "for want of"]
+UNPLAIN = [
+    "mend",
+    "held against",
+    "never loses",
+    "the house",
+    "is none",
+    "be it",
+    "whatever its",
+    "for want of",
+]
 
 
 @every([*(f"docs/{page}" for page in PAGES), *OF_THE_REPOSITORY])
