@@ -11,12 +11,15 @@ from diffusers import (
     AutoencoderKL,
     AutoencoderKLFlux2,
     AutoencoderKLQwenImage,
+    AutoencoderKLQwenImage21,
     FlowMatchEulerDiscreteScheduler,
     Flux2KleinPipeline,
     Flux2Pipeline,
     Flux2Transformer2DModel,
     FluxKontextPipeline,
     FluxTransformer2DModel,
+    QwenImage21Pipeline,
+    QwenImage21Transformer2DModel,
     QwenImageEditPipeline,
     QwenImageEditPlusPipeline,
     QwenImageTransformer2DModel,
@@ -40,6 +43,10 @@ from transformers import (
     Qwen2VLVideoProcessor,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+    Qwen3VLProcessor,
+    Qwen3VLVideoProcessor,
     T5Config,
     T5EncoderModel,
     T5TokenizerFast,
@@ -127,6 +134,51 @@ def qwen_image_edit(pipeline_class=QwenImageEditPlusPipeline):
 
 def qwen_image_edit_first():
     return qwen_image_edit(QwenImageEditPipeline)
+
+
+def qwen3_vl(tokenizer):
+    """A Qwen3-VL that sees photos in patches of 16 pixels, four to a token."""
+    names = {"vision_start": "vision_start", "vision_end": "vision_end", "image": "image_pad", "video": "video_pad"}
+    ids = {f"{name}_token_id": tokenizer.convert_tokens_to_ids(f"<|{token}|>") for name, token in names.items()}
+    rope = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 1e6, "mrope_interleaved": True}
+    heads = {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 16}
+    text = {"hidden_size": 32, "intermediate_size": 64, "vocab_size": len(tokenizer), "rope_parameters": rope}
+    vision = {"depth": 2, "hidden_size": 32, "num_heads": 2, "intermediate_size": 64, "out_hidden_size": 32}
+    vision |= {"deepstack_visual_indexes": [0], "num_position_embeddings": 64}
+    return Qwen3VLForConditionalGeneration(
+        Qwen3VLConfig(text_config={**text, **heads}, vision_config=vision, **ids)
+    )
+
+
+def qwen_image_21():
+    # No words but those of the template are needed: bytes do for the rest.
+    tokenizer = qwen_tokenizer("Comprehend and analyze the provided prompt. system user assistant image1" + WORDS)
+    pixels = {"size": {"shortest_edge": 32 * 32, "longest_edge": 1024 * 1024}, "patch_size": 16}
+    images = Qwen2VLImageProcessor(**pixels, merge_size=2)
+    chat = "{% for m in messages %}<|im_start|>{{ m.role }}\n{% for part in m.content %}{{ part.text }}{% endfor %}<|im_end|>\n{% endfor %}"
+    return QwenImage21Pipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(**SHIFTING, shift_terminal=0.02),
+        vae=AutoencoderKLQwenImage21(
+            base_dim=8,
+            decoder_base_dim=8,
+            z_dim=16,
+            dim_mult=[1, 1, 1, 1, 1],
+            num_res_blocks=1,
+            latents_mean=torch.randn(16).tolist(),
+            latents_std=(0.5 + torch.rand(16)).tolist(),
+        ),
+        text_encoder=qwen3_vl(tokenizer),
+        processor=Qwen3VLProcessor(images, tokenizer, Qwen3VLVideoProcessor(), chat_template=chat),
+        transformer=QwenImage21Transformer2DModel(
+            in_channels=16,
+            out_channels=16,
+            num_layers=2,
+            num_attention_heads=2,
+            attention_head_dim=32,
+            context_in_dim=32,
+            axes_dims_rope=(8, 12, 12),
+        ),
+    )
 
 
 def flux_kontext():
@@ -219,6 +271,7 @@ def flux2():
 TINY = {
     "QwenImageEditPlusPipeline": qwen_image_edit,
     "QwenImageEditPipeline": qwen_image_edit_first,
+    "QwenImage21Pipeline": qwen_image_21,
     "FluxKontextPipeline": flux_kontext,
     "Flux2Pipeline": flux2,
     "Flux2KleinPipeline": flux2_klein,

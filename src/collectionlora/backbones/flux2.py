@@ -13,7 +13,15 @@ from torch import Tensor
 
 from collectionlora.backbones.base import Condition, Prompt, Shapes
 from collectionlora.backbones.diffusers_files import read_index
-from collectionlora.backbones.diffusers_model import LARGE, DiffusersBackbone, DiffusersFamily, KnownBase
+from collectionlora.backbones.diffusers_model import (
+    LARGE,
+    UNGUIDED,
+    DiffusersBackbone,
+    DiffusersFamily,
+    KnownBase,
+    from_tokens,
+    to_tokens,
+)
 from collectionlora.backbones.family import ExportFacts, SectionValues
 
 LORA_ROOTS = ("transformer_blocks.", "single_transformer_blocks.")
@@ -45,11 +53,6 @@ class Flux2Condition:
     token_positions: Tensor
     images: Tensor
     image_positions: Tensor
-
-
-def to_tokens(latents: Tensor) -> Tensor:
-    """Latents `[B, C, H, W]` to `[B, H * W, C]`."""
-    return latents.flatten(2).transpose(1, 2)
 
 
 class Flux2(DiffusersBackbone):
@@ -102,7 +105,7 @@ class Flux2(DiffusersBackbone):
             img_ids=torch.cat([own, prepared.image_positions], dim=1),
             return_dict=False,
         )[0]
-        return out[:, : noisy.shape[1]].transpose(1, 2).reshape(x_sigma.shape).to(x_sigma)
+        return from_tokens(out[:, : noisy.shape[1]], x_sigma)
 
     def _num_tokens(self, noise: Tensor) -> int:
         return noise.shape[-2] * noise.shape[-1]
@@ -118,7 +121,7 @@ class KleinFamily(DiffusersFamily):
 
     def recommended_settings(self, base: str) -> SectionValues:
         distilled = not self.find_known(base) and read_index(base).get("is_distilled", False)
-        unguided = {"targets": {"steps": 4, "guidance_scale": 1}, "distill": {"guidance_scale": 1}}
+        unguided = {"targets": {"steps": 4, "guidance_scale": 1}, "distill": UNGUIDED}
         return {**LARGE, **unguided} if distilled else self.recommended
 
 
@@ -136,7 +139,7 @@ FLUX_2 = DiffusersFamily(
         **LARGE,
         "model": {**LARGE["model"], "embedded_guidance": 4.0},
         "targets": {"steps": 50, "guidance_scale": 1},
-        "distill": {"guidance_scale": 1},  # guidance is distilled into the base
+        "distill": UNGUIDED,
     },
     export=ExportFacts("flux-2-dev", "other", "guidance_scale={guidance:g}"),
 )

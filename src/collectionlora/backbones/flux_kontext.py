@@ -12,6 +12,7 @@ from collectionlora.backbones.comfyui import Graph, Student, escape_brackets, fr
 from collectionlora.backbones.diffusers_model import (
     LARGE,
     SIDE_MULTIPLE,
+    UNGUIDED,
     DiffusersBackbone,
     DiffusersFamily,
     KnownBase,
@@ -146,7 +147,7 @@ FLUX_KONTEXT = DiffusersFamily(
         **LARGE,
         "model": {**LARGE["model"], "embedded_guidance": 2.5},
         "targets": {"steps": 28, "guidance_scale": 1},
-        "distill": {"guidance_scale": 1},  # guidance is distilled into the base
+        "distill": UNGUIDED,
     },
     export=ExportFacts(
         architecture="flux-1-kontext-dev",

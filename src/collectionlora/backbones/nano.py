@@ -169,6 +169,9 @@ class NanoBackbone:
         inputs = condition.prompt.tokens, condition.prompt.mask, condition.source
         return self.network.encode_condition(*(tensor.to(self.network.device) for tensor in inputs))
 
+    def begin_trajectory(self, prepared: EncodedCondition) -> EncodedCondition:
+        return prepared
+
     def velocity(self, x_sigma: Tensor, sigma: Tensor, prepared: EncodedCondition) -> Tensor:
         device = self.network.device
         return self.network(x_sigma.to(device), sigma.to(device), prepared).to(x_sigma.device)

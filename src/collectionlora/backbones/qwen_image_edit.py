@@ -59,10 +59,29 @@ def patch_grid(latents: Tensor) -> tuple[int, int, int]:
     return 1, latents.shape[-2] // 2, latents.shape[-1] // 2
 
 
-class QwenImageEditPlus(DiffusersBackbone):
-    """Qwen-Image-Edit-2509 and 2511."""
+class QwenBackbone(DiffusersBackbone):
+    """What all Qwen-Image models share: the text encoder sees the photos, and the VAE is one for videos."""
 
     prompts_see_photos = True
+
+    def _scale(self) -> tuple[Tensor, Tensor]:
+        """Mean and deviation of each latent channel, `[1, C, 1, 1, 1]`."""
+        config = self.vae.config
+        mean, std = (torch.tensor(values) for values in (config.latents_mean, config.latents_std))
+        return self._enter(mean).view(1, -1, 1, 1, 1), self._enter(std).view(1, -1, 1, 1, 1)
+
+    def _encode(self, image: Tensor) -> Tensor:
+        mean, std = self._scale()
+        latent = self.vae.encode(image[:, :, None]).latent_dist.mode()
+        return ((latent - mean) / std)[:, :, 0]
+
+    def _decode(self, latent: Tensor) -> Tensor:
+        mean, std = self._scale()
+        return self.vae.decode(latent[:, :, None] * std + mean).sample[:, :, 0]
+
+
+class QwenImageEditPlus(QwenBackbone):
+    """Qwen-Image-Edit-2509 and 2511."""
 
     @torch.no_grad()
     def encode_prompt(self, prompts: Sequence[str], photos: Sequence[Tensor] = ()) -> Prompt:
@@ -83,21 +102,6 @@ class QwenImageEditPlus(DiffusersBackbone):
         area = self.settings.condition_resolution**2
         width, height = calculate_dimensions(area, image.width / image.height)[:2]
         return self.text_pipeline.image_processor.resize(image, height, width)
-
-    def _scale(self) -> tuple[Tensor, Tensor]:
-        """Mean and deviation of each latent channel, `[1, C, 1, 1, 1]`."""
-        config = self.vae.config
-        mean, std = (torch.tensor(values) for values in (config.latents_mean, config.latents_std))
-        return self._enter(mean).view(1, -1, 1, 1, 1), self._enter(std).view(1, -1, 1, 1, 1)
-
-    def _encode(self, image: Tensor) -> Tensor:
-        mean, std = self._scale()
-        latent = self.vae.encode(image[:, :, None]).latent_dist.mode()
-        return ((latent - mean) / std)[:, :, 0]
-
-    def _decode(self, latent: Tensor) -> Tensor:
-        mean, std = self._scale()
-        return self.vae.decode(latent[:, :, None] * std + mean).sample[:, :, 0]
 
     def shapes(self, size: tuple[int, int]) -> Shapes:
         config, (rows, columns) = self.network.config, (side // 8 for side in size)

@@ -115,8 +115,13 @@ def sampling_peaks(workload: Workload, depths: Mapping[str, int]) -> list[int]:
         start, setup = tally.live, len(tally.peaks)
         backbone.network.register_forward_pre_hook(lambda *_: tally.begin_phase())
         noise, scale = torch.empty_like(condition.source), settings.targets.guidance_scale
-        Denoiser(backbone, condition, condition, scale, role=partial(roles.use, TEACHER)).velocity(noise, 1.0)
-        Denoiser(backbone, condition, role=partial(roles.use, STUDENT)).velocity(noise, 1.0)
+        teacher = Denoiser(backbone, condition, condition, scale, role=partial(roles.use, TEACHER))
+        student = Denoiser(backbone, condition, role=partial(roles.use, STUDENT))
+        for denoiser in (teacher, student):
+            denoiser.begin_trajectory()
+            for _ in range(2):  # the first step may keep something for the next
+                denoiser.velocity(noise, 1.0)
+            denoiser.prepared.clear()
     return [peak - start for peak in tally.peaks[setup:]]
 
 
