@@ -26,6 +26,7 @@ from collectionlora.backbones.diffusers_model import from_tokens, pack, to_token
 from collectionlora.backbones.flux2 import FLUX_2
 from collectionlora.backbones.flux_kontext import FLUX_KONTEXT
 from collectionlora.backbones.nano import NanoBackbone
+from collectionlora.backbones.qwen_image_21 import QWEN_IMAGE_21
 from collectionlora.backbones.qwen_image_edit import QWEN_IMAGE_EDIT_PLUS, QwenImageEditPlus
 from collectionlora.collection import Collection
 from collectionlora.config import ModelSettings, resolve
@@ -180,6 +181,33 @@ def test_the_network_reads_sigma_and_answers_with_noise_minus_x0(name, folders):
     x0 = sample_many_steps(Denoiser(backbone, cond), torch.ones_like(cond.source), 3)
     torch.testing.assert_close(x0, torch.full_like(x0, -1.0))
     torch.testing.assert_close(seen, backbone.teacher_sigmas(3, x0).tolist())
+
+
+@torch.no_grad()
+def test_the_steps_of_a_trajectory_are_what_each_is_alone(backbone):
+    cond = condition(backbone, ["blur", "make the photo darker"])
+    x, denoiser = torch.randn_like(cond.source), Denoiser(backbone, cond)
+    denoiser.begin_trajectory()
+    for sigma in (1.0, 0.6, 0.2):
+        alone = velocity(backbone, cond, x, sigma)
+        torch.testing.assert_close(denoiser.velocity(x, sigma), alone, atol=1e-5, rtol=1e-4)
+
+
+def test_text_and_photo_of_a_causal_sequence_are_computed_once_in_a_trajectory(folders):
+    backbone = load("qwen_image_21", folders)
+    cond = condition(backbone, ["blur"])
+    target, seen = cond.source[0, 0].numel(), []
+    whole = cond.prompt.mask.numel() + 2 * target
+    first = backbone.network.transformer_blocks[0]
+    first.register_forward_pre_hook(
+        lambda _m, _a, given: seen.append(given["hidden_states"].shape[1]), with_kwargs=True
+    )
+    denoiser = Denoiser(backbone, cond)
+    sample_many_steps(denoiser, torch.randn_like(cond.source), 3)
+    assert seen == [whole, target, target]
+    denoiser.velocity(cond.source, 0.5)  # with gradient: what is kept has none
+    sample_many_steps(denoiser, torch.randn_like(cond.source), 2)  # another one; weights may have changed
+    assert seen[3:] == [whole, whole, target]
 
 
 @pytest.mark.parametrize("name", SEVERAL)
@@ -352,9 +380,17 @@ def test_a_quantised_base_is_near_the_whole_one_and_loras_learn_over_it(kind, dt
     assert all(g.dtype == torch.float32 and torch.isfinite(g).all() for g in found)
 
 
-@pytest.mark.parametrize("name", ["_native_efficient", "flash"])
-def test_a_kernel_of_attention_that_is_not_here_is_named(name, folders):
-    backbone = load("qwen_image_edit", folders, SETTINGS.model_copy(update={"attention": name}))
+@pytest.mark.parametrize(
+    ("base", "name"),
+    # The last runs here, and takes no mask.
+    [
+        ("qwen_image_edit", "_native_efficient"),
+        ("qwen_image_edit", "flash"),
+        ("qwen_image_21", "_native_flash"),
+    ],
+)
+def test_a_kernel_of_attention_that_cannot_be_used_is_named(base, name, folders):
+    backbone = load(base, folders, SETTINGS.model_copy(update={"attention": name}))
     with pytest.raises(UserError, match=f"settings.model.attention: {name} does not run here, on cpu"):
         _ = backbone.network
 
@@ -395,6 +431,7 @@ def test_an_editor_merges_its_adapter_where_the_base_is_whole(settings, folders,
     ("family", "config", "base", "modules", "lora"),
     [
         (QWEN_IMAGE_EDIT_PLUS, {}, 20_430_401_088, 840, 1_179_648_000),
+        (QWEN_IMAGE_21, {}, 7_115_124_736, 224, 335_544_320),
         (FLUX_KONTEXT, {"guidance_embeds": True}, 11_901_408_320, 504, None),
         (FLUX_2, {}, 32_223_281_152, 192, None),
     ],
@@ -459,7 +496,7 @@ def test_bases_that_cannot_be_loaded_say_why(folders, tmp_path):
         load_backbone(NANO, ModelSettings(dtype="bfloat16"))
 
 
-@pytest.mark.parametrize("name", ["qwen_image_edit", "flux_kontext"])
+@pytest.mark.parametrize("name", ["qwen_image_edit", "qwen_image_21", "flux_kontext"])
 def test_a_collection_over_a_real_base_from_pairs_to_an_edited_photo(name, folders, tmp_path):
     for sub in ("photos", "pairs/warm/source", "pairs/warm/target"):
         for index in range(2):

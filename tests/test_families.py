@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from collectionlora.backbones import FAMILIES, NANO, PIPELINES, family_of, guess_family
 from collectionlora.backbones.comfyui import Student
+from collectionlora.backbones.diffusers_model import LARGE
 from collectionlora.command_line.verbs import app
 from collectionlora.config import resolve
 from collectionlora.system.errors import UserError
@@ -37,6 +38,12 @@ def test_a_family_has_everything(family):
     if make_workflow := family.export.workflow:
         assert family.export.comfyui_prefix is not None
         assert make_workflow(STUDENT)["lora"]["inputs"]["lora_name"] == "mine.safetensors"
+
+
+@pytest.mark.parametrize("family", PIPELINES, ids=ids)
+def test_a_large_base_has_the_settings_of_large_bases_and_its_own_beside_them(family):
+    for section, values in LARGE.items():
+        assert values.items() <= family.recommended[section].items()
 
 
 @pytest.mark.parametrize("family", PIPELINES, ids=ids)
@@ -113,6 +120,7 @@ def test_a_base_is_found_by_its_name_or_its_folder(tmp_path):
     [
         ("Qwen/Qwen-Image-Edit-2511", "QwenImageEditPlusPipeline"),
         ("/elsewhere/qwen-image-edit", "QwenImageEditPipeline"),
+        ("someone/Qwen-Image-2.1-merged", "QwenImage21Pipeline"),
         ("someone/My-Kontext", "FluxKontextPipeline"),
         ("black-forest-labs/FLUX.2-klein-4B", "Flux2KleinPipeline"),
         ("black-forest-labs/FLUX.2-dev", "Flux2Pipeline"),

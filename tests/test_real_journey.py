@@ -25,7 +25,8 @@ from collectionlora.studio.page import build_page
 from collectionlora.studio.pictures import Studio
 
 SIDE, SEED = 64, 5
-WIDE = {"qwen_image_edit": (32, 96), "flux_kontext": (48, 80)}  # working sizes of these bases
+# Working sizes of these bases.
+WIDE = {"qwen_image_edit": (32, 96), "qwen_image_21": (32, 96), "flux_kontext": (48, 80)}
 SETTINGS = {
     "model": {"dtype": "float32", "gradient_checkpointing": True, "condition_resolution": SIDE},
     "data": {"resolution": SIDE},
@@ -44,6 +45,7 @@ import torch.nn.functional as F
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.pipelines.flux import pipeline_flux_kontext as kontext
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus as qwen
+from diffusers.pipelines.qwenimage21 import pipeline_qwenimage21 as qwen_21
 from diffusers.schedulers import scheduling_flow_match_euler_discrete as scheduling
 
 generator, shapes = torch.Generator().manual_seed({SEED}), []
@@ -54,15 +56,16 @@ def first_noise(shape, **_):
 
 def later_noise(shape, **_):
     noise = torch.randn(shapes[0], generator=generator)
-    return F.pixel_unshuffle(noise[None], 2).flatten(2).transpose(1, 2).view(shape)
+    patch = round((shape[-1] / len(noise)) ** 0.5)
+    return F.pixel_unshuffle(noise[None], patch).flatten(2).transpose(1, 2).view(shape)
 
 def keep(self, image, output_type="pil", **options):
-    np.save(sys.argv[3] + ".npy", (image / 2 + 0.5).clamp(0, 1).numpy())
+    np.save(sys.argv[3] + ".npy", (image / 2 + 0.5).clamp(0, 1).numpy()[:, :3])
     return plain(self, image, output_type=output_type, **options)
 
 plain, VaeImageProcessor.postprocess = VaeImageProcessor.postprocess, keep
 qwen.CONDITION_IMAGE_SIZE = qwen.VAE_IMAGE_SIZE = {SIDE}**2
-qwen.randn_tensor = kontext.randn_tensor = first_noise
+qwen.randn_tensor = qwen_21.randn_tensor = kontext.randn_tensor = first_noise
 scheduling.randn_tensor = later_noise
 assert "collectionlora" not in sys.modules
 runpy.run_path(sys.argv.pop(1), run_name="__main__")
@@ -121,7 +124,7 @@ def check_studio(folder, photo, look, edited):
         page.close(verbose=False)
 
 
-@pytest.mark.parametrize("name", ["qwen_image_edit", "flux_kontext"])
+@pytest.mark.parametrize("name", WIDE)
 def test_from_lora_files_to_a_folder_that_diffusers_runs_alone(name, tmp_path, capsys):
     torch.manual_seed(0)
     base, folder = tmp_path / "base", tmp_path / "mine"
@@ -136,7 +139,7 @@ def test_from_lora_files_to_a_folder_that_diffusers_runs_alone(name, tmp_path, c
             values = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
             Image.fromarray(values).save(folder / "photos" / sub / f"{index}.png")
     manifest = yaml.safe_load((folder / "collection.yaml").read_text()) | {"settings": SETTINGS}
-    look = [folder / "photos" / "general" / "0.png"] if name == "qwen_image_edit" else []
+    look = [folder / "photos" / "general" / "0.png"] if name.startswith("qwen") else []
     manifest["effects"][1]["references"] = [str(path.relative_to(folder)) for path in look]
     (folder / "collection.yaml").write_text(yaml.safe_dump(manifest))
 
@@ -164,7 +167,7 @@ def test_from_lora_files_to_a_folder_that_diffusers_runs_alone(name, tmp_path, c
     theirs = torch.from_numpy(np.load(tmp_path / "theirs.png.npy")).view(ours.shape)
     torch.testing.assert_close(theirs, ours, atol=1e-4, rtol=0)
     assert np.abs(read_photo(edited).astype(int) - read_photo(tmp_path / "theirs.png").astype(int)).max() <= 1
-    if look:
+    if name == "qwen_image_edit":
         check_studio(folder, photo, look[0], read_photo(edited))
     plain = editor.sample(images, [editor.prompt(["neon"])], [SEED])
     assert (plain - ours).abs().max() > 1e-3

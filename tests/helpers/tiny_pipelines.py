@@ -64,6 +64,10 @@ SPECIAL = [
 SPECIAL += ["<|video_pad|>"]
 SHIFTING = {"shift": 3.0, "use_dynamic_shifting": True, "base_image_seq_len": 4, "max_image_seq_len": 64}
 PARTS = "{% for m in messages %}{% for part in m.content %}{{ part.text }}{% endfor %}<|im_end|>{% endfor %}"
+TURNS = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{% for part in m.content %}{{ part.text }}{% endfor %}<|im_end|>\n{% endfor %}"
+)
 CHAT = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}<|im_start|>"
 
 
@@ -138,8 +142,15 @@ def qwen_image_edit_first():
 
 def qwen3_vl(tokenizer):
     """A Qwen3-VL that sees photos in patches of 16 pixels, four to a token."""
-    names = {"vision_start": "vision_start", "vision_end": "vision_end", "image": "image_pad", "video": "video_pad"}
-    ids = {f"{name}_token_id": tokenizer.convert_tokens_to_ids(f"<|{token}|>") for name, token in names.items()}
+    names = {
+        "vision_start": "vision_start",
+        "vision_end": "vision_end",
+        "image": "image_pad",
+        "video": "video_pad",
+    }
+    ids = {
+        f"{name}_token_id": tokenizer.convert_tokens_to_ids(f"<|{token}|>") for name, token in names.items()
+    }
     rope = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 1e6, "mrope_interleaved": True}
     heads = {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 16}
     text = {"hidden_size": 32, "intermediate_size": 64, "vocab_size": len(tokenizer), "rope_parameters": rope}
@@ -151,11 +162,11 @@ def qwen3_vl(tokenizer):
 
 
 def qwen_image_21():
-    # No words but those of the template are needed: bytes do for the rest.
-    tokenizer = qwen_tokenizer("Comprehend and analyze the provided prompt. system user assistant image1" + WORDS)
+    tokenizer = qwen_tokenizer(
+        "Comprehend and analyze the provided prompt. system user assistant image1" + WORDS
+    )
     pixels = {"size": {"shortest_edge": 32 * 32, "longest_edge": 1024 * 1024}, "patch_size": 16}
     images = Qwen2VLImageProcessor(**pixels, merge_size=2)
-    chat = "{% for m in messages %}<|im_start|>{{ m.role }}\n{% for part in m.content %}{{ part.text }}{% endfor %}<|im_end|>\n{% endfor %}"
     return QwenImage21Pipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(**SHIFTING, shift_terminal=0.02),
         vae=AutoencoderKLQwenImage21(
@@ -168,7 +179,7 @@ def qwen_image_21():
             latents_std=(0.5 + torch.rand(16)).tolist(),
         ),
         text_encoder=qwen3_vl(tokenizer),
-        processor=Qwen3VLProcessor(images, tokenizer, Qwen3VLVideoProcessor(), chat_template=chat),
+        processor=Qwen3VLProcessor(images, tokenizer, Qwen3VLVideoProcessor(), chat_template=TURNS),
         transformer=QwenImage21Transformer2DModel(
             in_channels=16,
             out_channels=16,

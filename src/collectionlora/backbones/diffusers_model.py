@@ -208,9 +208,7 @@ class DiffusersBackbone(Backbone):
             quantize(network, blocks, self.settings.quantization, self.dtype)
         network.to(self.device)
         if self.settings.attention != "native":
-            set_attention(
-                network, self.settings.attention, self.device, self.dtype, self.masks_attention
-            )
+            set_attention(network, self.settings.attention, self.device, self.dtype, self.masks_attention)
         return network
 
     @cached_property

@@ -69,12 +69,12 @@ def grid(latents: Tensor) -> tuple[int, int, int]:
 
 
 def find_slots(places: Sequence[int], sizes: Sequence[int], length: int) -> Tensor:
-    """Where images stand in a text of `length` tokens: each of `sizes` slots, after `places` tokens; `[T]`."""
+    """Images of `sizes` slots in a text of `length` tokens, each after `places` of them: `[T]`"""
     texts = [after - before for before, after in pairwise([0, *places, length])]
-    runs = [torch.zeros(texts[0])]
+    runs = [False] * texts[0]
     for size, text in zip(sizes, texts[1:], strict=True):
-        runs += [torch.ones(size), torch.zeros(text)]
-    return torch.cat(runs).bool()
+        runs += [True] * size + [False] * text
+    return torch.tensor(runs, device="cpu")
 
 
 class QwenImage21(QwenBackbone):
@@ -164,7 +164,9 @@ class QwenImage21(QwenBackbone):
 
 def make_workflow(student: Student) -> Graph:
     """ComfyUI's nodes; one of them reads prompt and photo together, and says the size of the image."""
-    graph = frame(student, "qwen_image_2.1_bf16.safetensors", "qwen_image_2.1_vae_bf16.safetensors", SIDE_MULTIPLE)
+    graph = frame(
+        student, "qwen_image_2.1_bf16.safetensors", "qwen_image_2.1_vae_bf16.safetensors", SIDE_MULTIPLE
+    )
     del graph["latent"]
     graph["sample"]["inputs"]["latent_image"] = ["positive", 2]
     return {

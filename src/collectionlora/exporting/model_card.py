@@ -59,7 +59,7 @@ result = pipe(
     sigmas=[1 - i / STEPS for i in range(STEPS)],
     $arguments,
 )
-result.images[0].save(out)
+result.images[0].convert("RGB").save(out)
 ''')
 
 BODY = Template("""\
