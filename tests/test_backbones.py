@@ -40,6 +40,7 @@ from collectionlora.system.errors import UserError
 
 NANO = "nano"
 REAL = {tiny_pipelines.TINY[family.name].__name__: family for family in PIPELINES}
+REAL["qwen_image_edit_2511"] = QWEN_IMAGE_EDIT_PLUS  # of the same pipeline, with a rule of its own
 SEVERAL = tuple(name for name, family in REAL.items() if family.reads_references)
 CRITIC = critic_role(8)
 SETTINGS = ModelSettings(condition_resolution=64, embedded_guidance=3.0)
@@ -208,6 +209,15 @@ def test_text_and_photo_of_a_causal_sequence_are_computed_once_in_a_trajectory(f
     denoiser.velocity(cond.source, 0.5)  # with gradient: what is kept has none
     sample_many_steps(denoiser, torch.randn_like(cond.source), 2)  # another one; weights may have changed
     assert seen[3:] == [whole, whole, target]
+
+
+def test_2511_reads_the_photo_as_if_at_sigma_0(folders):
+    plain, clean = (load(name, folders) for name in ("qwen_image_edit", "qwen_image_edit_2511"))
+    clean.network.load_state_dict(plain.network.state_dict())
+    cond = condition(plain, ["blur"])
+    x = torch.randn_like(cond.source)
+    torch.testing.assert_close(velocity(plain, cond, x, 0.0), velocity(clean, cond, x, 0.0))
+    assert (velocity(plain, cond, x, 0.5) - velocity(clean, cond, x, 0.5)).abs().max() > 1e-4
 
 
 @pytest.mark.parametrize("name", SEVERAL)

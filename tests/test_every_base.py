@@ -24,8 +24,24 @@ RECIPES = [
 ]
 
 
+# Of every known base; the files on the hub are twice as many bytes.
+PARAMETERS = {
+    "Qwen/Qwen-Image-Edit": 20_430_401_088,
+    "Qwen/Qwen-Image-Edit-2509": 20_430_401_088,
+    "Qwen/Qwen-Image-Edit-2511": 20_430_401_088,
+    "Qwen/Qwen-Image-2.1": 7_115_124_736,
+    "black-forest-labs/FLUX.1-Kontext-dev": 11_901_408_320,
+    "black-forest-labs/FLUX.2-dev": 32_223_281_152,
+    "black-forest-labs/FLUX.2-klein-base-4B": 3_875_544_576,
+    "black-forest-labs/FLUX.2-klein-4B": 3_875_544_576,
+    "black-forest-labs/FLUX.2-klein-base-9B": 9_078_581_248,
+    "black-forest-labs/FLUX.2-klein-9B": 9_078_581_248,
+}
+
+
 def test_every_family_has_a_true_configuration_at_hand():
     assert all(family.known for family in PIPELINES)
+    assert {base for family in PIPELINES for base in family.known} == PARAMETERS.keys()
 
 
 @pytest.mark.parametrize(("base", "assignments", "device", "parameters", "studio"), RECIPES)
@@ -43,6 +59,17 @@ def test_every_verb_fits_the_device_that_its_recipe_names(base, assignments, dev
 
 
 def test_a_base_that_is_known_asks_no_hub_for_its_settings(monkeypatch):
-    monkeypatch.setattr("collectionlora.backbones.flux2.read_index", None)
-    base = "black-forest-labs/FLUX.2-klein-base-4B"
-    assert family_of(base).recommended_settings(base)["targets"] == {"steps": 50, "guidance_scale": 4}
+    for module in ("flux2", "diffusers_files"):
+        monkeypatch.setattr(f"collectionlora.backbones.{module}.read_index", None)
+    monkeypatch.setattr("collectionlora.backbones.diffusers_files.get_session", None)
+    for base in PARAMETERS:
+        settings = resolve(family_of(base).recommended_settings(base))
+        assert settings.model.dtype == "bfloat16"
+        assert family_of(base).encoder_parameters(base) > 4e9
+
+
+@pytest.mark.parametrize(("base", "parameters"), PARAMETERS.items())
+def test_a_network_that_is_known_has_as_many_parameters_as_the_one_on_the_hub(base, parameters):
+    network, targets = family_of(base).empty_network(base)
+    assert sum(p.numel() for p in network.parameters()) == parameters
+    assert targets

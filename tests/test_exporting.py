@@ -204,6 +204,29 @@ def test_flux_kontext_has_its_own_keys_and_nodes(tmp_path, collection):
     assert shifted["base_shift"] == shifted["max_shift"]
 
 
+def test_2511_tells_comfyui_that_the_photo_is_at_sigma_0(tmp_path, collection):
+    (tmp_path / "one" / "transformer").mkdir(parents=True)
+    config = tmp_path / "one" / "transformer" / "config.json"
+    (tmp_path / "one" / "model_index.json").write_text('{"_class_name": "QwenImageEditPlusPipeline"}')
+    for base, clean, told in (
+        ("Qwen/Qwen-Image-Edit-2509", False, False),
+        ("Qwen/Qwen-Image-Edit-2511", False, True),
+        (str(tmp_path / "one"), False, False),
+        (str(tmp_path / "one"), True, True),
+    ):
+        config.write_text(json.dumps({"zero_cond_t": clean}))
+        in_base_model(collection, RECIPE.model_copy(update={"base": base}))
+        export(collection, "comfyui", tmp_path / "out")
+        graph = json.loads((tmp_path / "out" / "workflow.json").read_text())
+        check_workflow(graph, "ModelSamplingAuraFlow")
+        methods = [node["inputs"].get("reference_latents_method") for node in graph.values()]
+        assert ("index_timestep_zero" in methods) == told
+        assert (
+            graph["unet"]["inputs"]["unet_name"]
+            == f"qwen_image_edit_{2511 if told else 2509}_bf16.safetensors"
+        )
+
+
 def test_qwen_image_21_has_its_own_keys_and_nodes(tmp_path, collection):
     in_base_model(collection, RECIPE.model_copy(update={"base": "Qwen/Qwen-Image-2.1"}))
     export(collection, "comfyui", tmp_path / "out")

@@ -132,6 +132,10 @@ def test_the_longest_part_of_a_name_tells(base, name):
 
 
 def test_a_distilled_klein_takes_few_teacher_steps(tmp_path):
+    for base, targets in (("klein-4B", (4, 1)), ("klein-9B", (4, 1)), ("klein-base-9B", (50, 4))):
+        name = f"black-forest-labs/FLUX.2-{base}"
+        settings = resolve(family_of(name).recommended_settings(name))
+        assert (settings.targets.steps, settings.targets.guidance_scale) == targets
     for distilled, targets in ((True, (4, 1)), (False, (50, 4))):
         index = {"_class_name": "Flux2KleinPipeline", "is_distilled": distilled}
         (tmp_path / "model_index.json").write_text(json.dumps(index))

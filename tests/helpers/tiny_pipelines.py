@@ -106,7 +106,7 @@ def qwen_text_encoder(tokenizer):
     return Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=vision, **ids))
 
 
-def qwen_image_edit(pipeline_class=QwenImageEditPlusPipeline):
+def qwen_image_edit(pipeline_class=QwenImageEditPlusPipeline, **transformer):
     tokenizer = qwen_tokenizer(
         pipeline_class(None, None, None, None, None, None).prompt_template_encode + WORDS
     )
@@ -132,12 +132,17 @@ def qwen_image_edit(pipeline_class=QwenImageEditPlusPipeline):
             attention_head_dim=32,
             joint_attention_dim=32,
             axes_dims_rope=(8, 12, 12),
+            **transformer,
         ),
     )
 
 
 def qwen_image_edit_first():
     return qwen_image_edit(QwenImageEditPipeline)
+
+
+def qwen_image_edit_2511():
+    return qwen_image_edit(zero_cond_t=True)
 
 
 def qwen3_vl(tokenizer):

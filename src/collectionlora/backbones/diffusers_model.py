@@ -53,13 +53,14 @@ UNGUIDED = {**LARGE["distill"], "guidance_scale": 1}
 class KnownBase(NamedTuple):
     """True facts of a base on the hub, so that a plan needs no download.
 
-    The transformer's config, the number of parameters of the text encoders, and what of the VAE's config its
-    class has otherwise.
+    The transformer's config, the number of parameters of the text encoders, what of the VAE's config its
+    class has otherwise, and whether it is distilled to few steps without guidance.
     """
 
     transformer: dict[str, Any]
     encoder_parameters: int
     vae: Mapping[str, Any] = MappingProxyType({})
+    is_distilled: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -43,6 +43,14 @@ KLEIN_4B = {
     "joint_attention_dim": 7680,
     "guidance_embeds": False,
 }
+KLEIN_9B = {
+    **KLEIN_4B,
+    "num_layers": 8,
+    "num_single_layers": 24,
+    "num_attention_heads": 32,
+    "joint_attention_dim": 12288,
+}
+QWEN3_4B, QWEN3_8B = 4_022_468_096, 8_190_735_360  # parameters of Klein's text encoders
 
 
 @dataclass(frozen=True)
@@ -120,7 +128,8 @@ class KleinFamily(DiffusersFamily):
     """FLUX.2 Klein: the base with guidance proper, or the step-distilled one without."""
 
     def recommended_settings(self, base: str) -> SectionValues:
-        distilled = not self.find_known(base) and read_index(base).get("is_distilled", False)
+        known = self.find_known(base)
+        distilled = known.is_distilled if known else read_index(base).get("is_distilled", False)
         unguided = {"targets": {"steps": 4, "guidance_scale": 1}, "distill": UNGUIDED}
         return {**LARGE, **unguided} if distilled else self.recommended
 
@@ -150,7 +159,12 @@ FLUX_2_KLEIN = KleinFamily(
     vae_class="AutoencoderKLFlux2",
     lora_roots=LORA_ROOTS,
     name_part="flux.2-klein",
-    known={"black-forest-labs/FLUX.2-klein-base-4B": KnownBase(KLEIN_4B, 4_022_468_096)},
+    known={
+        "black-forest-labs/FLUX.2-klein-base-4B": KnownBase(KLEIN_4B, QWEN3_4B),
+        "black-forest-labs/FLUX.2-klein-base-9B": KnownBase(KLEIN_9B, QWEN3_8B),
+        "black-forest-labs/FLUX.2-klein-4B": KnownBase(KLEIN_4B, QWEN3_4B, is_distilled=True),
+        "black-forest-labs/FLUX.2-klein-9B": KnownBase(KLEIN_9B, QWEN3_8B, is_distilled=True),
+    },
     reads_references=True,
     recommended={**LARGE, "targets": {"steps": 50, "guidance_scale": 4}},
     export=ExportFacts("flux-2-klein", "other", "guidance_scale=1.0"),
