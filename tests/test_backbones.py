@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 from diffusers.models import attention_dispatch
+from diffusers.pipelines.longcat_image import pipeline_longcat_image_edit
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit, pipeline_qwenimage_edit_plus
 from helpers import tiny_pipelines
 from PIL import Image
@@ -246,6 +247,9 @@ def pipeline_images(name, pipeline, pictures, noise, guidance_scale, num_steps):
     if name == "qwen_image_21":
         call |= {"negative_prompt": "", "true_cfg_scale": guidance_scale, "latents": to_tokens(noise)}
         call |= {"image": pictures, "output_resolution": (width * height) ** 0.5}
+    elif name == "longcat_image":
+        call = {"num_inference_steps": num_steps, "output_type": "pt", "latents": pack(noise)}
+        call |= {"image": pictures[0], "guidance_scale": guidance_scale}
     elif name.startswith("qwen"):
         call |= {"negative_prompt": " ", "true_cfg_scale": guidance_scale, "latents": pack(noise)}
         call["image"] = pictures if name in SEVERAL else pictures[0]
@@ -270,6 +274,8 @@ def test_the_many_step_sampler_makes_the_pipelines_image(name, folders, monkeypa
     monkeypatch.setattr(pipeline_qwenimage_edit_plus, "VAE_IMAGE_SIZE", 64 * 96)
     plain = pipeline_qwenimage_edit.calculate_dimensions
     monkeypatch.setattr(pipeline_qwenimage_edit, "calculate_dimensions", lambda _, ratio: plain(64**2, ratio))
+
+    monkeypatch.setattr(pipeline_longcat_image_edit, "calculate_dimensions", lambda *_: SIZES[1][::-1])
 
     backbone = load(name, folders)
     pipeline = getattr(diffusers, backbone.family.name).from_pretrained(folders[name])

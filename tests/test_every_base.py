@@ -19,6 +19,7 @@ RECIPES = [
     ("Qwen/Qwen-Image-Edit", EIGHT_BITS, LARGE, 20_430_401_088, True),
     ("Qwen/Qwen-Image-2.1", (), MIDDLING, 7_115_124_736, True),
     ("Qwen/Qwen-Image-2.1", LESS, SMALL, 7_115_124_736, False),
+    ("meituan-longcat/LongCat-Image-Edit", (), MIDDLING, 6_270_668_864, True),
     ("black-forest-labs/FLUX.2-dev", FOUR_BITS, LARGE, 32_223_281_152, True),
     ("black-forest-labs/FLUX.2-klein-base-4B", (), SMALL, 3_875_544_576, True),
 ]
@@ -30,6 +31,7 @@ PARAMETERS = {
     "Qwen/Qwen-Image-Edit-2509": 20_430_401_088,
     "Qwen/Qwen-Image-Edit-2511": 20_430_401_088,
     "Qwen/Qwen-Image-2.1": 7_115_124_736,
+    "meituan-longcat/LongCat-Image-Edit": 6_270_668_864,
     "black-forest-labs/FLUX.1-Kontext-dev": 11_901_408_320,
     "black-forest-labs/FLUX.2-dev": 32_223_281_152,
     "black-forest-labs/FLUX.2-klein-base-4B": 3_875_544_576,

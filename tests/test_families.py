@@ -53,8 +53,12 @@ def test_diffusers_has_the_classes_and_reads_the_arguments(family):
     )
     assert all(isinstance(part, type) for part in (pipeline, network, vae))
     call = ast.parse(f"pipe({family.export.arguments.format(guidance=2.5)})").body[0].value
-    given = {keyword.arg for keyword in call.keywords} | {"width", "height", "sigmas", "image", "prompt"}
+    given = {keyword.arg for keyword in call.keywords} | {"sigmas", "image", "prompt"}
+    given |= {"width", "height"} if family.export.size_arguments else set()
     assert given <= set(inspect.signature(pipeline.__call__).parameters)
+    loader = getattr(pipeline, "load_lora_weights", None)
+    assert (loader is not None) == ("pipe.load_lora_weights" in family.export.lora_loader)
+    assert loader or network.load_lora_adapter
     assert family.lora_roots
     for known in family.known.values():
         assert known.transformer.keys() <= set(inspect.signature(network).parameters)
@@ -119,6 +123,7 @@ def test_a_base_is_found_by_its_name_or_its_folder(tmp_path):
     ("base", "name"),
     [
         ("Qwen/Qwen-Image-Edit-2511", "QwenImageEditPlusPipeline"),
+        ("someone/longcat-image-edit-lora", "LongCatImageEditPipeline"),
         ("/elsewhere/qwen-image-edit", "QwenImageEditPipeline"),
         ("someone/Qwen-Image-2.1-merged", "QwenImage21Pipeline"),
         ("someone/My-Kontext", "FluxKontextPipeline"),

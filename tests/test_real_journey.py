@@ -26,7 +26,12 @@ from collectionlora.studio.pictures import Studio
 
 SIDE, SEED = 64, 5
 # Working sizes of these bases.
-WIDE = {"qwen_image_edit": (32, 96), "qwen_image_21": (32, 96), "flux_kontext": (48, 80)}
+WIDE = {
+    "qwen_image_edit": (32, 96),
+    "qwen_image_21": (32, 96),
+    "flux_kontext": (48, 80),
+    "longcat_image": (48, 80),
+}
 SETTINGS = {
     "model": {"dtype": "float32", "gradient_checkpointing": True, "condition_resolution": SIDE},
     "data": {"resolution": SIDE},
@@ -44,6 +49,7 @@ import numpy as np, torch
 import torch.nn.functional as F
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.pipelines.flux import pipeline_flux_kontext as kontext
+from diffusers.pipelines.longcat_image import pipeline_longcat_image_edit as longcat
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus as qwen
 from diffusers.pipelines.qwenimage21 import pipeline_qwenimage21 as qwen_21
 from diffusers.schedulers import scheduling_flow_match_euler_discrete as scheduling
@@ -65,7 +71,7 @@ def keep(self, image, output_type="pil", **options):
 
 plain, VaeImageProcessor.postprocess = VaeImageProcessor.postprocess, keep
 qwen.CONDITION_IMAGE_SIZE = qwen.VAE_IMAGE_SIZE = {SIDE}**2
-qwen.randn_tensor = qwen_21.randn_tensor = kontext.randn_tensor = first_noise
+qwen.randn_tensor = longcat.randn_tensor = qwen_21.randn_tensor = kontext.randn_tensor = first_noise
 scheduling.randn_tensor = later_noise
 assert "collectionlora" not in sys.modules
 runpy.run_path(sys.argv.pop(1), run_name="__main__")

@@ -18,6 +18,8 @@ from diffusers import (
     Flux2Transformer2DModel,
     FluxKontextPipeline,
     FluxTransformer2DModel,
+    LongCatImageEditPipeline,
+    LongCatImageTransformer2DModel,
     QwenImage21Pipeline,
     QwenImage21Transformer2DModel,
     QwenImageEditPipeline,
@@ -197,6 +199,45 @@ def qwen_image_21():
     )
 
 
+def longcat_image():
+    tokenizer = qwen_tokenizer(WORDS)
+    pixels = {"min_pixels": 28 * 28, "max_pixels": 28 * 28 * 64}
+    processor = Qwen2VLProcessor(
+        Qwen2VLImageProcessor(**pixels), tokenizer, Qwen2VLVideoProcessor(), chat_template=CHAT
+    )
+    return LongCatImageEditPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(**SHIFTING),
+        vae=flux_vae(),
+        text_encoder=qwen_text_encoder(tokenizer),
+        tokenizer=tokenizer,
+        text_processor=processor,
+        transformer=LongCatImageTransformer2DModel(
+            num_layers=2,
+            num_single_layers=2,
+            num_attention_heads=2,
+            attention_head_dim=32,
+            joint_attention_dim=32,
+            pooled_projection_dim=32,
+            axes_dims_rope=[8, 12, 12],
+        ),
+    )
+
+
+def flux_vae():
+    return AutoencoderKL(
+        block_out_channels=(8, 8, 8, 8),
+        down_block_types=["DownEncoderBlock2D"] * 4,
+        up_block_types=["UpDecoderBlock2D"] * 4,
+        layers_per_block=1,
+        norm_num_groups=4,
+        latent_channels=16,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+        shift_factor=0.1159,
+        scaling_factor=0.3611,
+    )
+
+
 def flux_kontext():
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -10.0), ("\u2581", -2.0)]
     pieces += [(character, -3.0) for character in sorted(set(WORDS) - {" "})]
@@ -209,18 +250,7 @@ def flux_kontext():
     clip |= {"vocab_size": len(clip_vocab), "eos_token_id": 1, "bos_token_id": 0, "pad_token_id": 1}
     return FluxKontextPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(**SHIFTING),
-        vae=AutoencoderKL(
-            block_out_channels=(8, 8, 8, 8),
-            down_block_types=["DownEncoderBlock2D"] * 4,
-            up_block_types=["UpDecoderBlock2D"] * 4,
-            layers_per_block=1,
-            norm_num_groups=4,
-            latent_channels=16,
-            use_quant_conv=False,
-            use_post_quant_conv=False,
-            shift_factor=0.1159,
-            scaling_factor=0.3611,
-        ),
+        vae=flux_vae(),
         text_encoder=CLIPTextModel(CLIPTextConfig(**clip)),
         tokenizer=CLIPTokenizer(vocab=clip_vocab, merges=[], model_max_length=77),
         text_encoder_2=T5EncoderModel(T5Config(**t5)),
@@ -288,6 +318,7 @@ TINY = {
     "QwenImageEditPlusPipeline": qwen_image_edit,
     "QwenImageEditPipeline": qwen_image_edit_first,
     "QwenImage21Pipeline": qwen_image_21,
+    "LongCatImageEditPipeline": longcat_image,
     "FluxKontextPipeline": flux_kontext,
     "Flux2Pipeline": flux2,
     "Flux2KleinPipeline": flux2_klein,

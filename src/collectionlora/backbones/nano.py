@@ -218,7 +218,7 @@ def check_settings(settings: ModelSettings) -> None:
 
 NANO = NanoFamily(
     name="nano",
-    export=ExportFacts("collectionlora-nano", "apache-2.0", None, "diffusion_model."),
+    export=ExportFacts("collectionlora-nano", "apache-2.0", None, comfyui_prefix="diffusion_model."),
     recommended=RECOMMENDED,
     side_multiple=SIDE_MULTIPLE,
     note="embedded in this package, for 64 x 64 pixels; or a diffusers editing model",
