@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 from diffusers.models import attention_dispatch
+from diffusers.pipelines.longcat_image import pipeline_longcat_image_edit
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit, pipeline_qwenimage_edit_plus
 from helpers import tiny_pipelines
 from PIL import Image
@@ -22,10 +23,11 @@ from collectionlora.adapters.recipe import Recipe, write_adapter
 from collectionlora.adapters.roles import STUDENT, TEACHER, Roles, critic_role
 from collectionlora.backbones import PIPELINES, family_of, load_backbone
 from collectionlora.backbones.base import Condition
-from collectionlora.backbones.diffusers_model import pack, unpack
+from collectionlora.backbones.diffusers_model import from_tokens, pack, to_tokens, unpack
 from collectionlora.backbones.flux2 import FLUX_2
 from collectionlora.backbones.flux_kontext import FLUX_KONTEXT
 from collectionlora.backbones.nano import NanoBackbone
+from collectionlora.backbones.qwen_image_21 import QWEN_IMAGE_21
 from collectionlora.backbones.qwen_image_edit import QWEN_IMAGE_EDIT_PLUS, QwenImageEditPlus
 from collectionlora.collection import Collection
 from collectionlora.config import ModelSettings, resolve
@@ -39,6 +41,7 @@ from collectionlora.system.errors import UserError
 
 NANO = "nano"
 REAL = {tiny_pipelines.TINY[family.name].__name__: family for family in PIPELINES}
+REAL["qwen_image_edit_2511"] = QWEN_IMAGE_EDIT_PLUS  # of the same pipeline, with a rule of its own
 SEVERAL = tuple(name for name, family in REAL.items() if family.reads_references)
 CRITIC = critic_role(8)
 SETTINGS = ModelSettings(condition_resolution=64, embedded_guidance=3.0)
@@ -161,6 +164,8 @@ def test_packing_is_undone():
     latents = torch.randn(2, 16, 4, 6)
     assert pack(latents).shape == (2, 6, 64)
     assert torch.equal(unpack(pack(latents), latents), latents)
+    assert to_tokens(latents).shape == (2, 24, 16)
+    assert torch.equal(from_tokens(to_tokens(latents), latents), latents)
 
 
 @pytest.mark.parametrize("name", REAL)
@@ -178,6 +183,42 @@ def test_the_network_reads_sigma_and_answers_with_noise_minus_x0(name, folders):
     x0 = sample_many_steps(Denoiser(backbone, cond), torch.ones_like(cond.source), 3)
     torch.testing.assert_close(x0, torch.full_like(x0, -1.0))
     torch.testing.assert_close(seen, backbone.teacher_sigmas(3, x0).tolist())
+
+
+@torch.no_grad()
+def test_the_steps_of_a_trajectory_are_what_each_is_alone(backbone):
+    cond = condition(backbone, ["blur", "make the photo darker"])
+    x, denoiser = torch.randn_like(cond.source), Denoiser(backbone, cond)
+    denoiser.begin_trajectory()
+    for sigma in (1.0, 0.6, 0.2):
+        alone = velocity(backbone, cond, x, sigma)
+        torch.testing.assert_close(denoiser.velocity(x, sigma), alone, atol=1e-5, rtol=1e-4)
+
+
+def test_text_and_photo_of_a_causal_sequence_are_computed_once_in_a_trajectory(folders):
+    backbone = load("qwen_image_21", folders)
+    cond = condition(backbone, ["blur"])
+    target, seen = cond.source[0, 0].numel(), []
+    whole = cond.prompt.mask.numel() + 2 * target
+    first = backbone.network.transformer_blocks[0]
+    first.register_forward_pre_hook(
+        lambda _m, _a, given: seen.append(given["hidden_states"].shape[1]), with_kwargs=True
+    )
+    denoiser = Denoiser(backbone, cond)
+    sample_many_steps(denoiser, torch.randn_like(cond.source), 3)
+    assert seen == [whole, target, target]
+    denoiser.velocity(cond.source, 0.5)  # with gradient: what is kept has none
+    sample_many_steps(denoiser, torch.randn_like(cond.source), 2)  # another one; weights may have changed
+    assert seen[3:] == [whole, whole, target]
+
+
+def test_2511_reads_the_photo_as_if_at_sigma_0(folders):
+    plain, clean = (load(name, folders) for name in ("qwen_image_edit", "qwen_image_edit_2511"))
+    clean.network.load_state_dict(plain.network.state_dict())
+    cond = condition(plain, ["blur"])
+    x = torch.randn_like(cond.source)
+    torch.testing.assert_close(velocity(plain, cond, x, 0.0), velocity(clean, cond, x, 0.0))
+    assert (velocity(plain, cond, x, 0.5) - velocity(clean, cond, x, 0.5)).abs().max() > 1e-4
 
 
 @pytest.mark.parametrize("name", SEVERAL)
@@ -203,7 +244,13 @@ def pipeline_images(name, pipeline, pictures, noise, guidance_scale, num_steps):
     """The image of the pipeline's own call, at the size of the pictures, `[1, 3, height, width]`."""
     width, height = pictures[0].size
     call = {"height": height, "width": width, "num_inference_steps": num_steps, "output_type": "pt"}
-    if name.startswith("qwen"):
+    if name == "qwen_image_21":
+        call |= {"negative_prompt": "", "true_cfg_scale": guidance_scale, "latents": to_tokens(noise)}
+        call |= {"image": pictures, "output_resolution": (width * height) ** 0.5}
+    elif name == "longcat_image":
+        call = {"num_inference_steps": num_steps, "output_type": "pt", "latents": pack(noise)}
+        call |= {"image": pictures[0], "guidance_scale": guidance_scale}
+    elif name.startswith("qwen"):
         call |= {"negative_prompt": " ", "true_cfg_scale": guidance_scale, "latents": pack(noise)}
         call["image"] = pictures if name in SEVERAL else pictures[0]
     elif name == "flux_kontext":
@@ -228,6 +275,8 @@ def test_the_many_step_sampler_makes_the_pipelines_image(name, folders, monkeypa
     plain = pipeline_qwenimage_edit.calculate_dimensions
     monkeypatch.setattr(pipeline_qwenimage_edit, "calculate_dimensions", lambda _, ratio: plain(64**2, ratio))
 
+    monkeypatch.setattr(pipeline_longcat_image_edit, "calculate_dimensions", lambda *_: SIZES[1][::-1])
+
     backbone = load(name, folders)
     pipeline = getattr(diffusers, backbone.family.name).from_pretrained(folders[name])
     pipeline.set_progress_bar_config(disable=True)
@@ -243,6 +292,7 @@ def test_the_many_step_sampler_makes_the_pipelines_image(name, folders, monkeypa
     latents = sample_many_steps(Denoiser(backbone, cond, uncond, guidance_scale), noise, 4)
     pictures = [Image.fromarray(p) for p in photos]
     theirs = pipeline_images(name, pipeline, pictures, noise, guidance_scale, 4)
+    theirs = theirs[:, :3]  # a photo is opaque
     assert theirs.std() > 0.05
     assert (backbone.decode(latents) - theirs).abs().max() <= 1e-4
 
@@ -346,9 +396,17 @@ def test_a_quantised_base_is_near_the_whole_one_and_loras_learn_over_it(kind, dt
     assert all(g.dtype == torch.float32 and torch.isfinite(g).all() for g in found)
 
 
-@pytest.mark.parametrize("name", ["_native_efficient", "flash"])
-def test_a_kernel_of_attention_that_is_not_here_is_named(name, folders):
-    backbone = load("qwen_image_edit", folders, SETTINGS.model_copy(update={"attention": name}))
+@pytest.mark.parametrize(
+    ("base", "name"),
+    # The last runs here, and takes no mask.
+    [
+        ("qwen_image_edit", "_native_efficient"),
+        ("qwen_image_edit", "flash"),
+        ("qwen_image_21", "_native_flash"),
+    ],
+)
+def test_a_kernel_of_attention_that_cannot_be_used_is_named(base, name, folders):
+    backbone = load(base, folders, SETTINGS.model_copy(update={"attention": name}))
     with pytest.raises(UserError, match=f"settings.model.attention: {name} does not run here, on cpu"):
         _ = backbone.network
 
@@ -389,6 +447,7 @@ def test_an_editor_merges_its_adapter_where_the_base_is_whole(settings, folders,
     ("family", "config", "base", "modules", "lora"),
     [
         (QWEN_IMAGE_EDIT_PLUS, {}, 20_430_401_088, 840, 1_179_648_000),
+        (QWEN_IMAGE_21, {}, 7_115_124_736, 224, 335_544_320),
         (FLUX_KONTEXT, {"guidance_embeds": True}, 11_901_408_320, 504, None),
         (FLUX_2, {}, 32_223_281_152, 192, None),
     ],
@@ -454,7 +513,11 @@ def test_bases_that_cannot_be_loaded_say_why(folders, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["qwen_image_edit", pytest.param("flux_kontext", marks=pytest.mark.thorough)]
+    "name",
+    [
+        "qwen_image_edit",
+        *(pytest.param(n, marks=pytest.mark.thorough) for n in ("qwen_image_21", "flux_kontext")),
+    ],
 )
 def test_a_collection_over_a_real_base_from_pairs_to_an_edited_photo(name, folders, tmp_path):
     for sub in ("photos", "pairs/warm/source", "pairs/warm/target"):

@@ -20,6 +20,7 @@ from collectionlora.adapters.recipe import Recipe, read_adapter, write_adapter
 from collectionlora.adapters.roles import STUDENT, Roles, target_weights
 from collectionlora.backbones.comfyui import Student
 from collectionlora.backbones.flux_kontext import FLUX_KONTEXT
+from collectionlora.backbones.qwen_image_21 import QWEN_IMAGE_21
 from collectionlora.backbones.qwen_image_edit import QWEN_IMAGE_EDIT, QWEN_IMAGE_EDIT_PLUS
 from collectionlora.command_line.verbs import app
 from collectionlora.exporting.export import export
@@ -215,6 +216,42 @@ def test_flux_kontext_has_its_own_keys_and_nodes(tmp_path, collection):
     assert shifted["base_shift"] == shifted["max_shift"]
 
 
+def test_2511_tells_comfyui_that_the_photo_is_at_sigma_0(tmp_path, collection):
+    (tmp_path / "one" / "transformer").mkdir(parents=True)
+    config = tmp_path / "one" / "transformer" / "config.json"
+    (tmp_path / "one" / "model_index.json").write_text('{"_class_name": "QwenImageEditPlusPipeline"}')
+    for base, clean, told in (
+        ("Qwen/Qwen-Image-Edit-2509", False, False),
+        ("Qwen/Qwen-Image-Edit-2511", False, True),
+        (str(tmp_path / "one"), False, False),
+        (str(tmp_path / "one"), True, True),
+    ):
+        config.write_text(json.dumps({"zero_cond_t": clean}))
+        in_base_model(collection, RECIPE.model_copy(update={"base": base}))
+        export(collection, "comfyui", tmp_path / "out")
+        graph = json.loads((tmp_path / "out" / "workflow.json").read_text())
+        check_workflow(graph, "ModelSamplingAuraFlow")
+        methods = [node["inputs"].get("reference_latents_method") for node in graph.values()]
+        assert ("index_timestep_zero" in methods) == told
+        assert (
+            graph["unet"]["inputs"]["unet_name"]
+            == f"qwen_image_edit_{2511 if told else 2509}_bf16.safetensors"
+        )
+
+
+def test_qwen_image_21_has_its_own_keys_and_nodes(tmp_path, collection):
+    in_base_model(collection, RECIPE.model_copy(update={"base": "Qwen/Qwen-Image-2.1"}))
+    export(collection, "comfyui", tmp_path / "out")
+    tensors = load_file(tmp_path / "out" / "my-effects.safetensors")
+    assert all(name.startswith("transformer.") for name in tensors)
+    graph = json.loads((tmp_path / "out" / "workflow.json").read_text())
+    check_workflow(graph, "ModelSamplingAuraFlow")
+    # The photo is not scaled again, and the image has its size.
+    assert graph["positive"]["inputs"]["images.image_1"] == ["scaled", 0]
+    assert graph["positive"]["inputs"]["resolution"] == 0
+    assert graph["sample"]["inputs"]["latent_image"] == ["positive", 2]
+
+
 def test_brackets_of_a_prompt_are_escaped_for_clip_alone():
     """ComfyUI's tokenizers of CLIP and T5 take `(rough)` for emphasis; Qwen's reads it as it is."""
     prompt = "<sketch_kodule> a drawing (charcoal (rough)) :)"
@@ -223,7 +260,7 @@ def test_brackets_of_a_prompt_are_escaped_for_clip_alone():
     )
     graph = FLUX_KONTEXT.export.workflow(student)
     assert graph["text"]["inputs"]["text"] == r"<sketch_kodule> a drawing \(charcoal \(rough\)\) :\)"
-    for family in (QWEN_IMAGE_EDIT, QWEN_IMAGE_EDIT_PLUS):
+    for family in (QWEN_IMAGE_EDIT, QWEN_IMAGE_EDIT_PLUS, QWEN_IMAGE_21):
         assert family.export.workflow(student)["positive"]["inputs"]["prompt"] == prompt
 
 
@@ -337,6 +374,7 @@ def test_the_base_is_what_its_folder_or_else_its_name_says(tmp_path, collection)
         ("Qwen/Qwen-Image-Edit", "qwen_image_edit_bf16.safetensors"),
         ("Qwen/Qwen-Image-Edit-2509", "qwen_image_edit_2509_bf16.safetensors"),
         ("Qwen/Qwen-Image-Edit-2511@0123abc", "qwen_image_edit_2511_bf16.safetensors"),
+        ("Qwen/Qwen-Image-2.1", "qwen_image_2.1_bf16.safetensors"),
         ("black-forest-labs/FLUX.1-Kontext-dev", "flux1-dev-kontext_fp8_scaled.safetensors"),
     ],
 )

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from collectionlora.backbones import FAMILIES, NANO, PIPELINES, family_of, guess_family
 from collectionlora.backbones.comfyui import Student
+from collectionlora.backbones.diffusers_model import LARGE
 from collectionlora.command_line.verbs import app
 from collectionlora.config import resolve
 from collectionlora.system.errors import UserError
@@ -40,14 +41,24 @@ def test_a_family_has_everything(family):
 
 
 @pytest.mark.parametrize("family", PIPELINES, ids=ids)
+def test_a_large_base_has_the_settings_of_large_bases_and_its_own_beside_them(family):
+    for section, values in LARGE.items():
+        assert values.items() <= family.recommended[section].items()
+
+
+@pytest.mark.parametrize("family", PIPELINES, ids=ids)
 def test_diffusers_has_the_classes_and_reads_the_arguments(family):
     pipeline, network, vae = (
         getattr(diffusers, name) for name in (family.name, family.network_class, family.vae_class)
     )
     assert all(isinstance(part, type) for part in (pipeline, network, vae))
     call = ast.parse(f"pipe({family.export.arguments.format(guidance=2.5)})").body[0].value
-    given = {keyword.arg for keyword in call.keywords} | {"width", "height", "sigmas", "image", "prompt"}
+    given = {keyword.arg for keyword in call.keywords} | {"sigmas", "image", "prompt"}
+    given |= {"width", "height"} if family.export.size_arguments else set()
     assert given <= set(inspect.signature(pipeline.__call__).parameters)
+    loader = getattr(pipeline, "load_lora_weights", None)
+    assert (loader is not None) == ("pipe.load_lora_weights" in family.export.lora_loader)
+    assert loader or network.load_lora_adapter
     assert family.lora_roots
     for known in family.known.values():
         assert known.transformer.keys() <= set(inspect.signature(network).parameters)
@@ -112,7 +123,9 @@ def test_a_base_is_found_by_its_name_or_its_folder(tmp_path):
     ("base", "name"),
     [
         ("Qwen/Qwen-Image-Edit-2511", "QwenImageEditPlusPipeline"),
+        ("someone/longcat-image-edit-lora", "LongCatImageEditPipeline"),
         ("/elsewhere/qwen-image-edit", "QwenImageEditPipeline"),
+        ("someone/Qwen-Image-2.1-merged", "QwenImage21Pipeline"),
         ("someone/My-Kontext", "FluxKontextPipeline"),
         ("black-forest-labs/FLUX.2-klein-4B", "Flux2KleinPipeline"),
         ("black-forest-labs/FLUX.2-dev", "Flux2Pipeline"),
@@ -124,6 +137,10 @@ def test_the_longest_part_of_a_name_tells(base, name):
 
 
 def test_a_distilled_klein_takes_few_teacher_steps(tmp_path):
+    for base, targets in (("klein-4B", (4, 1)), ("klein-9B", (4, 1)), ("klein-base-9B", (50, 4))):
+        name = f"black-forest-labs/FLUX.2-{base}"
+        settings = resolve(family_of(name).recommended_settings(name))
+        assert (settings.targets.steps, settings.targets.guidance_scale) == targets
     for distilled, targets in ((True, (4, 1)), (False, (50, 4))):
         index = {"_class_name": "Flux2KleinPipeline", "is_distilled": distilled}
         (tmp_path / "model_index.json").write_text(json.dumps(index))

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -179,7 +180,10 @@ def test_a_name_on_the_hub_without_network_is_one_line_after_one_probe(monkeypat
     monkeypatch.setattr(diffusers_files, "get_session", Unreachable)
     diffusers_files.hub_answers.cache_clear()
     for _ in range(2):
-        with pytest.raises(UserError, match=r"it is not on this machine, and https://.* cannot be reached"):
+        with (
+            warnings.catch_warnings(action="error"),
+            pytest.raises(UserError, match=r"it is not on this machine, and https://.* cannot be reached"),
+        ):
             family_of("nobody/nothing-of-this-name")
     assert probes == [3]
     diffusers_files.hub_answers.cache_clear()

@@ -25,7 +25,13 @@ from collectionlora.studio.page import build_page
 from collectionlora.studio.pictures import Studio
 
 SIDE, SEED = 64, 5
-WIDE = {"qwen_image_edit": (32, 96), "flux_kontext": (48, 80)}  # working sizes of these bases
+# Working sizes of these bases.
+WIDE = {
+    "qwen_image_edit": (32, 96),
+    "qwen_image_21": (32, 96),
+    "flux_kontext": (48, 80),
+    "longcat_image": (48, 80),
+}
 SETTINGS = {
     "model": {"dtype": "float32", "gradient_checkpointing": True, "condition_resolution": SIDE},
     "data": {"resolution": SIDE},
@@ -43,7 +49,9 @@ import numpy as np, torch
 import torch.nn.functional as F
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.pipelines.flux import pipeline_flux_kontext as kontext
+from diffusers.pipelines.longcat_image import pipeline_longcat_image_edit as longcat
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus as qwen
+from diffusers.pipelines.qwenimage21 import pipeline_qwenimage21 as qwen_21
 from diffusers.schedulers import scheduling_flow_match_euler_discrete as scheduling
 
 generator, shapes = torch.Generator().manual_seed({SEED}), []
@@ -54,15 +62,16 @@ def first_noise(shape, **_):
 
 def later_noise(shape, **_):
     noise = torch.randn(shapes[0], generator=generator)
-    return F.pixel_unshuffle(noise[None], 2).flatten(2).transpose(1, 2).view(shape)
+    patch = round((shape[-1] / len(noise)) ** 0.5)
+    return F.pixel_unshuffle(noise[None], patch).flatten(2).transpose(1, 2).view(shape)
 
 def keep(self, image, output_type="pil", **options):
-    np.save(sys.argv[3] + ".npy", (image / 2 + 0.5).clamp(0, 1).numpy())
+    np.save(sys.argv[3] + ".npy", (image / 2 + 0.5).clamp(0, 1).numpy()[:, :3])
     return plain(self, image, output_type=output_type, **options)
 
 plain, VaeImageProcessor.postprocess = VaeImageProcessor.postprocess, keep
 qwen.CONDITION_IMAGE_SIZE = qwen.VAE_IMAGE_SIZE = {SIDE}**2
-qwen.randn_tensor = kontext.randn_tensor = first_noise
+qwen.randn_tensor = longcat.randn_tensor = qwen_21.randn_tensor = kontext.randn_tensor = first_noise
 scheduling.randn_tensor = later_noise
 assert "collectionlora" not in sys.modules
 runpy.run_path(sys.argv.pop(1), run_name="__main__")
@@ -122,7 +131,8 @@ def check_studio(folder, photo, look, edited):
 
 
 @pytest.mark.parametrize(
-    "name", ["qwen_image_edit", pytest.param("flux_kontext", marks=pytest.mark.thorough)]
+    "name",
+    [pytest.param(n, marks=[pytest.mark.thorough] if n != "qwen_image_edit" else []) for n in WIDE],
 )
 def test_from_lora_files_to_a_folder_that_diffusers_runs_alone(name, tmp_path, capsys):
     torch.manual_seed(0)
@@ -138,7 +148,7 @@ def test_from_lora_files_to_a_folder_that_diffusers_runs_alone(name, tmp_path, c
             values = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
             Image.fromarray(values).save(folder / "photos" / sub / f"{index}.png")
     manifest = yaml.safe_load((folder / "collection.yaml").read_text()) | {"settings": SETTINGS}
-    look = [folder / "photos" / "general" / "0.png"] if name == "qwen_image_edit" else []
+    look = [folder / "photos" / "general" / "0.png"] if name.startswith("qwen") else []
     manifest["effects"][1]["references"] = [str(path.relative_to(folder)) for path in look]
     (folder / "collection.yaml").write_text(yaml.safe_dump(manifest))
 
@@ -166,7 +176,7 @@ def test_from_lora_files_to_a_folder_that_diffusers_runs_alone(name, tmp_path, c
     theirs = torch.from_numpy(np.load(tmp_path / "theirs.png.npy")).view(ours.shape)
     torch.testing.assert_close(theirs, ours, atol=1e-4, rtol=0)
     assert np.abs(read_photo(edited).astype(int) - read_photo(tmp_path / "theirs.png").astype(int)).max() <= 1
-    if look:
+    if name == "qwen_image_edit":
         check_studio(folder, photo, look[0], read_photo(edited))
     plain = editor.sample(images, [editor.prompt(["neon"])], [SEED])
     assert (plain - ours).abs().max() > 1e-3

@@ -88,6 +88,6 @@ def test_the_task_for_a_cloud_starts_one_launch_on_both_hosts(run):
 def test_the_settings_of_every_recipe_exist():
     recipes = {path.name: yaml.safe_load(path.read_text()) for path in RECIPES.glob("*.yaml")}
     settings = {name: recipe["settings"] for name, recipe in recipes.items() if "settings" in recipe}
-    assert len(settings) == 3
+    assert len(settings) == 5
     for layer in settings.values():
         resolve(layer)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from diffusers.pipelines.qwenimage21 import pipeline_qwenimage21
 from helpers import small_collection, tiny_pipelines
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -120,10 +121,19 @@ def test_the_page_says_the_sizes():
         assert table[aspect] == [f"{columns} x {rows}" for rows, columns in found]
 
 
+@pytest.mark.parametrize("resolution", [512, 768, 1024])
+def test_the_pipeline_of_qwen_image_21_leaves_every_working_size_as_it_is(resolution):
+    for rows, columns in WorkingSizes(resolution, 32).list_all():
+        side = (columns * rows) ** 0.5  # as the exported example asks for it
+        assert pipeline_qwenimage21.calculate_dimensions(side * side, columns / rows)[:2] == (columns, rows)
+
+
 def test_the_sizes_are_those_of_the_families():
     assert {family.name: family.side_multiple for family in PIPELINES} == {
         "QwenImageEditPlusPipeline": 32,
         "QwenImageEditPipeline": 32,
+        "QwenImage21Pipeline": 32,
+        "LongCatImageEditPipeline": 16,
         "FluxKontextPipeline": 16,
         "Flux2Pipeline": 16,
         "Flux2KleinPipeline": 16,

@@ -49,6 +49,11 @@ class Denoiser:
         with role():
             self.prepared = [backbone.prepare(branch) for branch in branches]
 
+    def begin_trajectory(self) -> None:
+        """Further velocities, without gradient, are those of one trajectory."""
+        with self.role():
+            self.prepared = [self.backbone.begin_trajectory(prepared) for prepared in self.prepared]
+
     def velocity(self, x_sigma: Tensor, sigma: float | Tensor) -> Tensor:
         """The velocity at `x_sigma` `[B, C, H, W]`; `sigma` a scalar or `[B]`."""
         sigma = torch.as_tensor(sigma, dtype=x_sigma.dtype, device=x_sigma.device).expand(len(x_sigma))
@@ -83,6 +88,7 @@ def sample_many_steps(denoiser: Denoiser, noise: Tensor, num_steps: int = 40) ->
 
     The trajectory runs on the base's device; the image comes back to that of `noise`.
     """
+    denoiser.begin_trajectory()
     x = noise.to(denoiser.backbone.device)
     sigmas = denoiser.backbone.teacher_sigmas(num_steps, noise)
     for sigma, sigma_next in pairwise([*sigmas.tolist(), 0.0]):
@@ -105,6 +111,7 @@ def rollout(
     `euler`: follow the velocity to the next sigma, which keeps the noise that the prediction implies.
     Steps after `stop` are not run; from the same generator the states are those of the full trajectory.
     """
+    denoiser.begin_trajectory()
     states = [noise]
     for sigma, sigma_next in pairwise(sigmas[: stop + 1].tolist()):
         x0 = denoiser.x0(states[-1], sigma)

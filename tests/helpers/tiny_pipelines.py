@@ -11,12 +11,17 @@ from diffusers import (
     AutoencoderKL,
     AutoencoderKLFlux2,
     AutoencoderKLQwenImage,
+    AutoencoderKLQwenImage21,
     FlowMatchEulerDiscreteScheduler,
     Flux2KleinPipeline,
     Flux2Pipeline,
     Flux2Transformer2DModel,
     FluxKontextPipeline,
     FluxTransformer2DModel,
+    LongCatImageEditPipeline,
+    LongCatImageTransformer2DModel,
+    QwenImage21Pipeline,
+    QwenImage21Transformer2DModel,
     QwenImageEditPipeline,
     QwenImageEditPlusPipeline,
     QwenImageTransformer2DModel,
@@ -40,6 +45,10 @@ from transformers import (
     Qwen2VLVideoProcessor,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+    Qwen3VLProcessor,
+    Qwen3VLVideoProcessor,
     T5Config,
     T5EncoderModel,
     T5TokenizerFast,
@@ -57,6 +66,10 @@ SPECIAL = [
 SPECIAL += ["<|video_pad|>"]
 SHIFTING = {"shift": 3.0, "use_dynamic_shifting": True, "base_image_seq_len": 4, "max_image_seq_len": 64}
 PARTS = "{% for m in messages %}{% for part in m.content %}{{ part.text }}{% endfor %}<|im_end|>{% endfor %}"
+TURNS = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{% for part in m.content %}{{ part.text }}{% endfor %}<|im_end|>\n{% endfor %}"
+)
 CHAT = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}<|im_start|>"
 
 
@@ -95,7 +108,7 @@ def qwen_text_encoder(tokenizer):
     return Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=vision, **ids))
 
 
-def qwen_image_edit(pipeline_class=QwenImageEditPlusPipeline):
+def qwen_image_edit(pipeline_class=QwenImageEditPlusPipeline, **transformer):
     tokenizer = qwen_tokenizer(
         pipeline_class(None, None, None, None, None, None).prompt_template_encode + WORDS
     )
@@ -121,12 +134,108 @@ def qwen_image_edit(pipeline_class=QwenImageEditPlusPipeline):
             attention_head_dim=32,
             joint_attention_dim=32,
             axes_dims_rope=(8, 12, 12),
+            **transformer,
         ),
     )
 
 
 def qwen_image_edit_first():
     return qwen_image_edit(QwenImageEditPipeline)
+
+
+def qwen_image_edit_2511():
+    return qwen_image_edit(zero_cond_t=True)
+
+
+def qwen3_vl(tokenizer):
+    """A Qwen3-VL that sees photos in patches of 16 pixels, four to a token."""
+    names = {
+        "vision_start": "vision_start",
+        "vision_end": "vision_end",
+        "image": "image_pad",
+        "video": "video_pad",
+    }
+    ids = {
+        f"{name}_token_id": tokenizer.convert_tokens_to_ids(f"<|{token}|>") for name, token in names.items()
+    }
+    rope = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 1e6, "mrope_interleaved": True}
+    heads = {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 16}
+    text = {"hidden_size": 32, "intermediate_size": 64, "vocab_size": len(tokenizer), "rope_parameters": rope}
+    vision = {"depth": 2, "hidden_size": 32, "num_heads": 2, "intermediate_size": 64, "out_hidden_size": 32}
+    vision |= {"deepstack_visual_indexes": [0], "num_position_embeddings": 64}
+    return Qwen3VLForConditionalGeneration(
+        Qwen3VLConfig(text_config={**text, **heads}, vision_config=vision, **ids)
+    )
+
+
+def qwen_image_21():
+    tokenizer = qwen_tokenizer(
+        "Comprehend and analyze the provided prompt. system user assistant image1" + WORDS
+    )
+    pixels = {"size": {"shortest_edge": 32 * 32, "longest_edge": 1024 * 1024}, "patch_size": 16}
+    images = Qwen2VLImageProcessor(**pixels, merge_size=2)
+    return QwenImage21Pipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(**SHIFTING, shift_terminal=0.02),
+        vae=AutoencoderKLQwenImage21(
+            base_dim=8,
+            decoder_base_dim=8,
+            z_dim=16,
+            dim_mult=[1, 1, 1, 1, 1],
+            num_res_blocks=1,
+            latents_mean=torch.randn(16).tolist(),
+            latents_std=(0.5 + torch.rand(16)).tolist(),
+        ),
+        text_encoder=qwen3_vl(tokenizer),
+        processor=Qwen3VLProcessor(images, tokenizer, Qwen3VLVideoProcessor(), chat_template=TURNS),
+        transformer=QwenImage21Transformer2DModel(
+            in_channels=16,
+            out_channels=16,
+            num_layers=2,
+            num_attention_heads=2,
+            attention_head_dim=32,
+            context_in_dim=32,
+            axes_dims_rope=(8, 12, 12),
+        ),
+    )
+
+
+def longcat_image():
+    tokenizer = qwen_tokenizer(WORDS)
+    pixels = {"min_pixels": 28 * 28, "max_pixels": 28 * 28 * 64}
+    processor = Qwen2VLProcessor(
+        Qwen2VLImageProcessor(**pixels), tokenizer, Qwen2VLVideoProcessor(), chat_template=CHAT
+    )
+    return LongCatImageEditPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(**SHIFTING),
+        vae=flux_vae(),
+        text_encoder=qwen_text_encoder(tokenizer),
+        tokenizer=tokenizer,
+        text_processor=processor,
+        transformer=LongCatImageTransformer2DModel(
+            num_layers=2,
+            num_single_layers=2,
+            num_attention_heads=2,
+            attention_head_dim=32,
+            joint_attention_dim=32,
+            pooled_projection_dim=32,
+            axes_dims_rope=[8, 12, 12],
+        ),
+    )
+
+
+def flux_vae():
+    return AutoencoderKL(
+        block_out_channels=(8, 8, 8, 8),
+        down_block_types=["DownEncoderBlock2D"] * 4,
+        up_block_types=["UpDecoderBlock2D"] * 4,
+        layers_per_block=1,
+        norm_num_groups=4,
+        latent_channels=16,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+        shift_factor=0.1159,
+        scaling_factor=0.3611,
+    )
 
 
 def flux_kontext():
@@ -141,18 +250,7 @@ def flux_kontext():
     clip |= {"vocab_size": len(clip_vocab), "eos_token_id": 1, "bos_token_id": 0, "pad_token_id": 1}
     return FluxKontextPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(**SHIFTING),
-        vae=AutoencoderKL(
-            block_out_channels=(8, 8, 8, 8),
-            down_block_types=["DownEncoderBlock2D"] * 4,
-            up_block_types=["UpDecoderBlock2D"] * 4,
-            layers_per_block=1,
-            norm_num_groups=4,
-            latent_channels=16,
-            use_quant_conv=False,
-            use_post_quant_conv=False,
-            shift_factor=0.1159,
-            scaling_factor=0.3611,
-        ),
+        vae=flux_vae(),
         text_encoder=CLIPTextModel(CLIPTextConfig(**clip)),
         tokenizer=CLIPTokenizer(vocab=clip_vocab, merges=[], model_max_length=77),
         text_encoder_2=T5EncoderModel(T5Config(**t5)),
@@ -219,6 +317,8 @@ def flux2():
 TINY = {
     "QwenImageEditPlusPipeline": qwen_image_edit,
     "QwenImageEditPipeline": qwen_image_edit_first,
+    "QwenImage21Pipeline": qwen_image_21,
+    "LongCatImageEditPipeline": longcat_image,
     "FluxKontextPipeline": flux_kontext,
     "Flux2Pipeline": flux2,
     "Flux2KleinPipeline": flux2_klein,

@@ -8,7 +8,9 @@ from collectionlora.backbones.diffusers_model import DiffusersFamily
 from collectionlora.backbones.family import Family
 from collectionlora.backbones.flux2 import FLUX_2, FLUX_2_KLEIN
 from collectionlora.backbones.flux_kontext import FLUX_KONTEXT
+from collectionlora.backbones.longcat_image import LONGCAT_IMAGE_EDIT
 from collectionlora.backbones.nano import NANO
+from collectionlora.backbones.qwen_image_21 import QWEN_IMAGE_21
 from collectionlora.backbones.qwen_image_edit import QWEN_IMAGE_EDIT, QWEN_IMAGE_EDIT_PLUS
 from collectionlora.collection import MANIFEST
 from collectionlora.config import ModelSettings
@@ -17,6 +19,8 @@ from collectionlora.system.errors import UserError
 PIPELINES: tuple[DiffusersFamily, ...] = (
     QWEN_IMAGE_EDIT_PLUS,
     QWEN_IMAGE_EDIT,
+    QWEN_IMAGE_21,
+    LONGCAT_IMAGE_EDIT,
     FLUX_KONTEXT,
     FLUX_2,
     FLUX_2_KLEIN,

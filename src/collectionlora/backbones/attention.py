@@ -10,8 +10,13 @@ from collectionlora.system.errors import UserError
 HEAD = 64  # elements of a head that every kernel takes
 
 
-def set_attention(network: Any, name: str, device: torch.device, dtype: torch.dtype) -> None:
+def set_attention(
+    network: Any, name: str, device: torch.device, dtype: torch.dtype, masked: bool = False
+) -> None:
     """Let a network's attention run by one of diffusers' backends; it is tried first, with a backward.
+
+    Args:
+        masked: the network's attention has a mask in every forward.
 
     Raises:
         UserError: it is not installed, or does not run on this device in this dtype.
@@ -21,7 +26,8 @@ def set_attention(network: Any, name: str, device: torch.device, dtype: torch.dt
     query, key, value = torch.zeros(3, 1, 16, 2, HEAD, device=device, dtype=dtype, requires_grad=True)
     try:
         with attention_backend(name):
-            dispatch_attention_fn(query, key, value).sum().backward()
+            mask = torch.ones(1, 1, 16, 16, dtype=torch.bool, device=device) if masked else None
+            dispatch_attention_fn(query, key, value, attn_mask=mask).sum().backward()
     except (ImportError, RuntimeError, ValueError) as error:
         why = str(error).strip().partition("\n")[0]
         message = f"{name} does not run here, on {device.type} in {str(dtype).removeprefix('torch.')} ({why})"

@@ -1,7 +1,7 @@
 """What the method asks of an image editing model: the `Backbone` protocol and the tensors it exchanges."""
 
 import gc
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -14,34 +14,42 @@ from torch import Tensor
 class Prompt:
     """Encoded prompts: `tokens` `[B, T, D]`, `mask` `[B, T]`, True where a token is real.
 
-    `pooled` `[B, E]` is the one vector for the whole text that some models read beside the tokens.
+    `pooled` `[B, E]` is the one vector for the whole text that some models read beside the tokens. `places`
+    `[B, N]` is for models that read images inside the text: how many tokens stand before each image.
     """
 
     tokens: Tensor
     mask: Tensor
     pooled: Tensor | None = None
+    places: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     def to(self, device: torch.device) -> "Prompt":
-        """Tokens and vector on a device. The mask stays: backbones look at its values, and would wait."""
+        """Tokens and vector on a device. The rest stays: backbones look at its values, and would wait."""
         pooled = None if self.pooled is None else self.pooled.to(device)
-        return Prompt(self.tokens.to(device), self.mask, pooled)
+        return replace(self, tokens=self.tokens.to(device), pooled=pooled)
+
+    def _of_each(self, change: Callable[[Tensor], Tensor]) -> "Prompt":
+        """The same change of every part's rows."""
+        parts = (self.tokens, self.mask, self.pooled, self.places)
+        tokens, mask, *rest = (None if part is None else change(part) for part in parts)
+        assert tokens is not None
+        assert mask is not None
+        return Prompt(tokens, mask, *rest)
 
     def __getitem__(self, index: Tensor | slice) -> "Prompt":
-        pooled = None if self.pooled is None else self.pooled[index]
-        return Prompt(self.tokens[index], self.mask[index], pooled)
+        return self._of_each(lambda part: part[index])
 
     def trim(self) -> "Prompt":
         """Without the last tokens that are padding in every row."""
         length = int(self.mask.sum(dim=1).max())
-        return Prompt(self.tokens[:, :length], self.mask[:, :length], self.pooled)
+        return replace(self, tokens=self.tokens[:, :length], mask=self.mask[:, :length])
 
     def expand(self, batch: int) -> "Prompt":
         """One prompt repeated for a batch, without copying."""
-        pooled = None if self.pooled is None else self.pooled.expand(batch, -1)
-        return Prompt(self.tokens.expand(batch, -1, -1), self.mask.expand(batch, -1), pooled)
+        return self._of_each(lambda part: part.expand(batch, *part.shape[1:]))
 
     def of_photos(self, index: Tensor) -> "Prompt":
         """The prompts of the photos at `index` `[B]`; a prompt that stands alone is every photo's."""
@@ -54,17 +62,28 @@ class Prompt:
         tokens = [F.pad(p.tokens, (0, 0, 0, length - p.mask.shape[1])) for p in prompts]
         masks = [F.pad(p.mask, (0, length - p.mask.shape[1])) for p in prompts]
         pooled = [p.pooled for p in prompts if p.pooled is not None]
-        return Prompt(torch.cat(tokens), torch.cat(masks), torch.cat(pooled) if pooled else None)
+        places = [p.places for p in prompts if p.places is not None]
+        return Prompt(
+            torch.cat(tokens),
+            torch.cat(masks),
+            torch.cat(pooled) if pooled else None,
+            torch.cat(places) if places else None,
+        )
 
     def tensors(self, name: str) -> dict[str, Tensor]:
         """The prompt as named tensors for a file."""
-        parts = {f"{name}.tokens": self.tokens, f"{name}.mask": self.mask}
-        return parts if self.pooled is None else {**parts, f"{name}.pooled": self.pooled}
+        parts = {"tokens": self.tokens, "mask": self.mask, "pooled": self.pooled, "places": self.places}
+        return {f"{name}.{part}": tensor for part, tensor in parts.items() if tensor is not None}
 
     @staticmethod
     def from_tensors(name: str, tensors: Mapping[str, Tensor]) -> "Prompt":
         """What `tensors` gave."""
-        return Prompt(tensors[f"{name}.tokens"], tensors[f"{name}.mask"], tensors.get(f"{name}.pooled"))
+        return Prompt(
+            tensors[f"{name}.tokens"],
+            tensors[f"{name}.mask"],
+            tensors.get(f"{name}.pooled"),
+            tensors.get(f"{name}.places"),
+        )
 
 
 @dataclass(frozen=True)
@@ -196,6 +215,13 @@ class Backbone(Protocol):
     def prepare(self, condition: Condition) -> Any:
         """What `velocity` needs of a condition in the active role: work that a whole trajectory shares."""
         ...
+
+    def begin_trajectory(self, prepared: Any) -> Any:
+        """`prepared` for a trajectory that begins, without gradient and in one role.
+
+        What every further step would compute again may be kept in it, which costs memory.
+        """
+        return prepared
 
     def velocity(self, x_sigma: Tensor, sigma: Tensor, prepared: Any) -> Tensor:
         """The predicted `noise - x0` in the active role, like `x_sigma` `[B, C, H, W]`; `sigma` `[B]`."""

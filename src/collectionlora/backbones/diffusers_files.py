@@ -5,6 +5,7 @@ diffusers is an extra: its classes are named by strings and found when one is fi
 
 import importlib
 import json
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -54,7 +55,10 @@ def opening(base: str) -> Iterator[None]:
         UserError: no such folder or model, a part is missing, or its weights are not safetensors.
     """
     try:
-        yield
+        with warnings.catch_warnings():
+            # diffusers gives the hub's library an argument that this no longer knows.
+            warnings.filterwarnings("ignore", "The `local_dir_use_symlinks` argument")
+            yield
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         hint = "give a diffusers pipeline in safetensors: its folder, or owner/name@revision on the hub"

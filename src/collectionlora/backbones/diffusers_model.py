@@ -46,18 +46,21 @@ LARGE: SectionValues = {
     # An effect LoRA of such a base takes a few thousand photos to learn, one at a time.
     "teach": {"steps": 2000, "batch_size": 1},
 }
+# The distillation of a base that is sampled without guidance, or has it distilled into its weights.
+UNGUIDED = {**LARGE["distill"], "guidance_scale": 1}
 
 
 class KnownBase(NamedTuple):
     """True facts of a base on the hub, so that a plan needs no download.
 
-    The transformer's config, the number of parameters of the text encoders, and what of the VAE's config its
-    class has otherwise.
+    The transformer's config, the number of parameters of the text encoders, what of the VAE's config its
+    class has otherwise, and whether it is distilled to few steps without guidance.
     """
 
     transformer: dict[str, Any]
     encoder_parameters: int
     vae: Mapping[str, Any] = MappingProxyType({})
+    is_distilled: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,6 +151,16 @@ def pack(latents: Tensor) -> Tensor:
     return F.pixel_unshuffle(latents, 2).flatten(2).transpose(1, 2)
 
 
+def to_tokens(latents: Tensor) -> Tensor:
+    """Latents `[B, C, H, W]` to `[B, H * W, C]`, where a network reads them one by one."""
+    return latents.flatten(2).transpose(1, 2)
+
+
+def from_tokens(tokens: Tensor, like: Tensor) -> Tensor:
+    """The inverse of `to_tokens`, with the size, dtype and device of `like` `[B, C, H, W]`."""
+    return tokens.transpose(1, 2).reshape(like.shape).to(like)
+
+
 def unpack(tokens: Tensor, like: Tensor) -> Tensor:
     """The inverse of `pack`, with the size, dtype and device of `like` `[B, C, H, W]`."""
     rows, columns = like.shape[-2] // 2, like.shape[-1] // 2
@@ -165,6 +178,7 @@ class DiffusersBackbone(Backbone):
     prompts_see_photos = False
     fuses_lora = False
     guides_in_one_batch = False
+    masks_attention = False  # in every forward, also of one sample
     device = torch.device("cpu")
 
     def __init__(self, family: DiffusersFamily, base: str, settings: ModelSettings):
@@ -195,7 +209,7 @@ class DiffusersBackbone(Backbone):
             quantize(network, blocks, self.settings.quantization, self.dtype)
         network.to(self.device)
         if self.settings.attention != "native":
-            set_attention(network, self.settings.attention, self.device, self.dtype)
+            set_attention(network, self.settings.attention, self.device, self.dtype, self.masks_attention)
         return network
 
     @cached_property

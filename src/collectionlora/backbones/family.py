@@ -24,6 +24,9 @@ class ExportFacts:
         license: of the base, and so of what derives from it, as a model card spells it.
         arguments: of the diffusers pipeline for a student, which takes no guidance; `{guidance}` is the input
             of guidance-distilled bases. None if diffusers has no such pipeline.
+        size_arguments: those of the pipeline that give the image's `width` and `height`.
+        lora_loader: the call that loads the file `LORA` of `folder` into the pipeline `pipe`.
+        setup: lines before the pipeline is called.
         comfyui_prefix: under which ComfyUI finds every module by its name in diffusers, if it does.
         workflow: makes the ComfyUI workflow of a student, if the base has nodes there.
     """
@@ -31,6 +34,9 @@ class ExportFacts:
     architecture: str
     license: str
     arguments: str | None
+    size_arguments: str = "width=width, height=height"
+    lora_loader: str = "pipe.load_lora_weights(folder, weight_name=LORA)"
+    setup: str = ""
     comfyui_prefix: str | None = None
     workflow: Callable[[Student], Graph] | None = None
 

@@ -13,7 +13,15 @@ from torch import Tensor
 
 from collectionlora.backbones.base import Condition, Prompt, Shapes
 from collectionlora.backbones.diffusers_files import read_index
-from collectionlora.backbones.diffusers_model import LARGE, DiffusersBackbone, DiffusersFamily, KnownBase
+from collectionlora.backbones.diffusers_model import (
+    LARGE,
+    UNGUIDED,
+    DiffusersBackbone,
+    DiffusersFamily,
+    KnownBase,
+    from_tokens,
+    to_tokens,
+)
 from collectionlora.backbones.family import ExportFacts, SectionValues
 
 LORA_ROOTS = ("transformer_blocks.", "single_transformer_blocks.")
@@ -35,6 +43,14 @@ KLEIN_4B = {
     "joint_attention_dim": 7680,
     "guidance_embeds": False,
 }
+KLEIN_9B = {
+    **KLEIN_4B,
+    "num_layers": 8,
+    "num_single_layers": 24,
+    "num_attention_heads": 32,
+    "joint_attention_dim": 12288,
+}
+QWEN3_4B, QWEN3_8B = 4_022_468_096, 8_190_735_360  # parameters of Klein's text encoders
 
 
 @dataclass(frozen=True)
@@ -45,11 +61,6 @@ class Flux2Condition:
     token_positions: Tensor
     images: Tensor
     image_positions: Tensor
-
-
-def to_tokens(latents: Tensor) -> Tensor:
-    """Latents `[B, C, H, W]` to `[B, H * W, C]`."""
-    return latents.flatten(2).transpose(1, 2)
 
 
 class Flux2(DiffusersBackbone):
@@ -102,7 +113,7 @@ class Flux2(DiffusersBackbone):
             img_ids=torch.cat([own, prepared.image_positions], dim=1),
             return_dict=False,
         )[0]
-        return out[:, : noisy.shape[1]].transpose(1, 2).reshape(x_sigma.shape).to(x_sigma)
+        return from_tokens(out[:, : noisy.shape[1]], x_sigma)
 
     def _num_tokens(self, noise: Tensor) -> int:
         return noise.shape[-2] * noise.shape[-1]
@@ -117,8 +128,9 @@ class KleinFamily(DiffusersFamily):
     """FLUX.2 Klein: the base with guidance proper, or the step-distilled one without."""
 
     def recommended_settings(self, base: str) -> SectionValues:
-        distilled = not self.find_known(base) and read_index(base).get("is_distilled", False)
-        unguided = {"targets": {"steps": 4, "guidance_scale": 1}, "distill": {"guidance_scale": 1}}
+        known = self.find_known(base)
+        distilled = known.is_distilled if known else read_index(base).get("is_distilled", False)
+        unguided = {"targets": {"steps": 4, "guidance_scale": 1}, "distill": UNGUIDED}
         return {**LARGE, **unguided} if distilled else self.recommended
 
 
@@ -136,7 +148,7 @@ FLUX_2 = DiffusersFamily(
         **LARGE,
         "model": {**LARGE["model"], "embedded_guidance": 4.0},
         "targets": {"steps": 50, "guidance_scale": 1},
-        "distill": {"guidance_scale": 1},  # guidance is distilled into the base
+        "distill": UNGUIDED,
     },
     export=ExportFacts("flux-2-dev", "other", "guidance_scale={guidance:g}"),
 )
@@ -147,7 +159,12 @@ FLUX_2_KLEIN = KleinFamily(
     vae_class="AutoencoderKLFlux2",
     lora_roots=LORA_ROOTS,
     name_part="flux.2-klein",
-    known={"black-forest-labs/FLUX.2-klein-base-4B": KnownBase(KLEIN_4B, 4_022_468_096)},
+    known={
+        "black-forest-labs/FLUX.2-klein-base-4B": KnownBase(KLEIN_4B, QWEN3_4B),
+        "black-forest-labs/FLUX.2-klein-base-9B": KnownBase(KLEIN_9B, QWEN3_8B),
+        "black-forest-labs/FLUX.2-klein-4B": KnownBase(KLEIN_4B, QWEN3_4B, is_distilled=True),
+        "black-forest-labs/FLUX.2-klein-9B": KnownBase(KLEIN_9B, QWEN3_8B, is_distilled=True),
+    },
     reads_references=True,
     recommended={**LARGE, "targets": {"steps": 50, "guidance_scale": 4}},
     export=ExportFacts("flux-2-klein", "other", "guidance_scale=1.0"),

@@ -12,6 +12,7 @@ from collectionlora.backbones.comfyui import Graph, Student, escape_brackets, fr
 from collectionlora.backbones.diffusers_model import (
     LARGE,
     SIDE_MULTIPLE,
+    UNGUIDED,
     DiffusersBackbone,
     DiffusersFamily,
     KnownBase,
@@ -60,7 +61,19 @@ def positions(latents: Tensor, image: int) -> Tensor:
     return torch.cartesian_prod(torch.tensor([image]), torch.arange(rows), torch.arange(columns)).float()
 
 
-class FluxKontext(DiffusersBackbone):
+class FluxVae(DiffusersBackbone):
+    """A base with the VAE of FLUX.1."""
+
+    def _encode(self, image: Tensor) -> Tensor:
+        config = self.vae.config
+        return (self.vae.encode(image).latent_dist.mode() - config.shift_factor) * config.scaling_factor
+
+    def _decode(self, latent: Tensor) -> Tensor:
+        config = self.vae.config
+        return self.vae.decode(latent / config.scaling_factor + config.shift_factor).sample
+
+
+class FluxKontext(FluxVae):
     """FLUX.1 Kontext [dev]."""
 
     @torch.no_grad()
@@ -71,14 +84,6 @@ class FluxKontext(DiffusersBackbone):
         tokens, pooled, _ = self.text_pipeline.encode_prompt(text)
         # The network was trained with T5's padding in sight: every token counts.
         return Prompt(tokens.cpu(), torch.ones(tokens.shape[:2], dtype=torch.bool), pooled.cpu())
-
-    def _encode(self, image: Tensor) -> Tensor:
-        config = self.vae.config
-        return (self.vae.encode(image).latent_dist.mode() - config.shift_factor) * config.scaling_factor
-
-    def _decode(self, latent: Tensor) -> Tensor:
-        config = self.vae.config
-        return self.vae.decode(latent / config.scaling_factor + config.shift_factor).sample
 
     def shapes(self, size: tuple[int, int]) -> Shapes:
         config, (rows, columns) = self.network.config, (side // 8 for side in size)
@@ -146,7 +151,7 @@ FLUX_KONTEXT = DiffusersFamily(
         **LARGE,
         "model": {**LARGE["model"], "embedded_guidance": 2.5},
         "targets": {"steps": 28, "guidance_scale": 1},
-        "distill": {"guidance_scale": 1},  # guidance is distilled into the base
+        "distill": UNGUIDED,
     },
     export=ExportFacts(
         architecture="flux-1-kontext-dev",

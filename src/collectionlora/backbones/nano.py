@@ -169,6 +169,9 @@ class NanoBackbone:
         inputs = condition.prompt.tokens, condition.prompt.mask, condition.source
         return self.network.encode_condition(*(tensor.to(self.network.device) for tensor in inputs))
 
+    def begin_trajectory(self, prepared: EncodedCondition) -> EncodedCondition:
+        return prepared
+
     def velocity(self, x_sigma: Tensor, sigma: Tensor, prepared: EncodedCondition) -> Tensor:
         device = self.network.device
         return self.network(x_sigma.to(device), sigma.to(device), prepared).to(x_sigma.device)
@@ -215,7 +218,7 @@ def check_settings(settings: ModelSettings) -> None:
 
 NANO = NanoFamily(
     name="nano",
-    export=ExportFacts("collectionlora-nano", "apache-2.0", None, "diffusion_model."),
+    export=ExportFacts("collectionlora-nano", "apache-2.0", None, comfyui_prefix="diffusion_model."),
     recommended=RECOMMENDED,
     side_multiple=SIDE_MULTIPLE,
     note="embedded in this package, for 64 x 64 pixels; or a diffusers editing model",

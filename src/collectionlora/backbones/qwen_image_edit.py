@@ -4,8 +4,10 @@ The text encoder sees the photos beside the text, so an encoded prompt belongs t
 the length that each token of the conditional velocity has.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ from torch import Tensor
 
 from collectionlora.backbones.base import Condition, Prompt, Shapes
 from collectionlora.backbones.comfyui import Graph, Student, frame, node
+from collectionlora.backbones.diffusers_files import opening
 from collectionlora.backbones.diffusers_model import (
     LARGE,
     DiffusersBackbone,
@@ -41,7 +44,11 @@ TRANSFORMER = {
 # Pixels of two tokens, to which its pipeline rounds photos too: where a side has an odd number of tokens,
 # diffusers and ComfyUI centre the tokens' positions differently.
 SIDE_MULTIPLE = 32
-KNOWN = KnownBase(TRANSFORMER, 8_292_166_656)
+ENCODER_PARAMETERS = 8_292_166_656
+KNOWN = KnownBase(TRANSFORMER, ENCODER_PARAMETERS)
+# 2511 reads the photos as if at sigma 0, whatever the noisy image's.
+CLEAN_PHOTOS = "zero_cond_t"
+KNOWN_2511 = KnownBase({**TRANSFORMER, CLEAN_PHOTOS: True}, ENCODER_PARAMETERS)
 
 
 @dataclass(frozen=True)
@@ -59,10 +66,29 @@ def patch_grid(latents: Tensor) -> tuple[int, int, int]:
     return 1, latents.shape[-2] // 2, latents.shape[-1] // 2
 
 
-class QwenImageEditPlus(DiffusersBackbone):
-    """Qwen-Image-Edit-2509 and 2511."""
+class QwenBackbone(DiffusersBackbone):
+    """What all Qwen-Image models share: the text encoder sees the photos, and the VAE is one for videos."""
 
     prompts_see_photos = True
+
+    def _scale(self) -> tuple[Tensor, Tensor]:
+        """Mean and deviation of each latent channel, `[1, C, 1, 1, 1]`."""
+        config = self.vae.config
+        mean, std = (torch.tensor(values) for values in (config.latents_mean, config.latents_std))
+        return self._enter(mean).view(1, -1, 1, 1, 1), self._enter(std).view(1, -1, 1, 1, 1)
+
+    def _encode(self, image: Tensor) -> Tensor:
+        mean, std = self._scale()
+        latent = self.vae.encode(image[:, :, None]).latent_dist.mode()
+        return ((latent - mean) / std)[:, :, 0]
+
+    def _decode(self, latent: Tensor) -> Tensor:
+        mean, std = self._scale()
+        return self.vae.decode(latent[:, :, None] * std + mean).sample[:, :, 0]
+
+
+class QwenImageEditPlus(QwenBackbone):
+    """Qwen-Image-Edit-2509 and 2511."""
 
     @torch.no_grad()
     def encode_prompt(self, prompts: Sequence[str], photos: Sequence[Tensor] = ()) -> Prompt:
@@ -83,21 +109,6 @@ class QwenImageEditPlus(DiffusersBackbone):
         area = self.settings.condition_resolution**2
         width, height = calculate_dimensions(area, image.width / image.height)[:2]
         return self.text_pipeline.image_processor.resize(image, height, width)
-
-    def _scale(self) -> tuple[Tensor, Tensor]:
-        """Mean and deviation of each latent channel, `[1, C, 1, 1, 1]`."""
-        config = self.vae.config
-        mean, std = (torch.tensor(values) for values in (config.latents_mean, config.latents_std))
-        return self._enter(mean).view(1, -1, 1, 1, 1), self._enter(std).view(1, -1, 1, 1, 1)
-
-    def _encode(self, image: Tensor) -> Tensor:
-        mean, std = self._scale()
-        latent = self.vae.encode(image[:, :, None]).latent_dist.mode()
-        return ((latent - mean) / std)[:, :, 0]
-
-    def _decode(self, latent: Tensor) -> Tensor:
-        mean, std = self._scale()
-        return self.vae.decode(latent[:, :, None] * std + mean).sample[:, :, 0]
 
     def shapes(self, size: tuple[int, int]) -> Shapes:
         config, (rows, columns) = self.network.config, (side // 8 for side in size)
@@ -165,11 +176,32 @@ def make_workflow(student: Student) -> Graph:
     return make_graph(student, file, "TextEncodeQwenImageEdit", image=["scaled", 0])
 
 
+def reads_clean_photos(base: str) -> bool:
+    """Whether a base has the rule of 2511; the name tells where its configuration is not on this machine."""
+    config = Path(base) / "transformer" / "config.json"
+    if not config.is_file():
+        return "2511" in base
+    with opening(base):
+        return bool(json.loads(config.read_text(encoding="utf-8")).get(CLEAN_PHOTOS))
+
+
 def make_plus_workflow(student: Student) -> Graph:
-    """ComfyUI's nodes for Qwen-Image-Edit-2509 and 2511, each with its own file."""
-    version = "2511" if "2511" in student.base else "2509"
-    file = f"qwen_image_edit_{version}_bf16.safetensors"
-    return make_graph(student, file, "TextEncodeQwenImageEditPlus", image1=["scaled", 0])
+    """ComfyUI's nodes for Qwen-Image-Edit-2509 and 2511, each with its own file.
+
+    For 2511 ComfyUI has a mark in its own file of the base, but none in conversions by others: the node says
+    it for all of them.
+    """
+    clean = reads_clean_photos(student.base)
+    file = f"qwen_image_edit_{2511 if clean else 2509}_bf16.safetensors"
+    graph = make_graph(student, file, "TextEncodeQwenImageEditPlus", image1=["scaled", 0])
+    if not clean:
+        return graph
+    marked = node(
+        "FluxKontextMultiReferenceLatentMethod",
+        conditioning=["text", 0],
+        reference_latents_method="index_timestep_zero",
+    )
+    return {**graph, "text": graph["positive"], "positive": marked}
 
 
 CARD = {"targets": {"steps": 40, "guidance_scale": 4.0}}  # what the model's card samples with
@@ -181,7 +213,7 @@ QWEN_IMAGE_EDIT_PLUS = DiffusersFamily(
     lora_roots=("transformer_blocks.",),
     name_part="qwen-image-edit-25",
     side_multiple=SIDE_MULTIPLE,
-    known={"Qwen/Qwen-Image-Edit-2509": KNOWN},
+    known={"Qwen/Qwen-Image-Edit-2509": KNOWN, "Qwen/Qwen-Image-Edit-2511": KNOWN_2511},
     reads_references=True,
     recommended={**LARGE, **CARD},
     export=ExportFacts(

@@ -89,6 +89,9 @@ class ToyBackbone:
     def prepare(self, condition: Condition) -> Condition:
         return condition.to(self.device)
 
+    def begin_trajectory(self, prepared: Condition) -> Condition:
+        return prepared
+
     def velocity(self, x_sigma: Tensor, sigma: Tensor, prepared: Condition) -> Tensor:
         prompt = prepared.prompt.tokens[:, 0]
         points, sigma = x_sigma.flatten(1).to(self.device), sigma.to(self.device)

@@ -28,6 +28,7 @@ from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from diffusers.utils import load_image
 
 BASE, REVISION = $base, $revision
+LORA = "pytorch_lora_weights.safetensors"
 STEPS, RESOLUTION, MULTIPLE = $steps, $resolution, $multiple
 PROMPTS = $prompts
 REFERENCES = $references  # how many reference images an effect takes beside the photo
@@ -40,7 +41,7 @@ if len(references) != REFERENCES.get(effect, 0):
 device, dtype = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
 
 pipe = DiffusionPipeline.from_pretrained(BASE, revision=REVISION, torch_dtype=dtype).to(device)
-pipe.load_lora_weights(folder, weight_name="pytorch_lora_weights.safetensors")
+$lora_loader
 # The student puts fresh noise in after each step; the pipeline's own scheduler does not.
 pipe.scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(folder, subfolder="scheduler")
 
@@ -52,7 +53,7 @@ for image in map(load_image, (photo, *references)):
     size = [max(1, round(side / MULTIPLE)) * MULTIPLE for side in sides]
     images.append(image.resize(size, resample=1))  # Lanczos
 width, height = images[0].size
-torch.manual_seed(int(seed))
+${setup}torch.manual_seed(int(seed))
 result = pipe(
     image=images if references else images[0],
     prompt=PROMPTS[effect],
@@ -60,7 +61,7 @@ result = pipe(
     sigmas=[1 - i / STEPS for i in range(STEPS)],
     $arguments,
 )
-result.images[0].save(out)
+result.images[0].convert("RGB").save(out)
 ''')
 
 BODY = Template("""\
@@ -99,7 +100,7 @@ VERSIONS = {"collectionlora": __version__} | {
 USES = {
     "diffusers": """\
 `python example.py PHOTO EFFECT OUT [SEED [REFERENCE ...]]` edits one photo.
-`pytorch_lora_weights.safetensors` loads with `pipe.load_lora_weights`, the scheduler with
+The script says how the LoRA is loaded. The scheduler comes by
 `FlowMatchEulerDiscreteScheduler.from_pretrained(folder, subfolder="scheduler")`.""",
     "peft": """\
 `PeftModel.from_pretrained(pipe.transformer, folder)` loads the adapter, and
@@ -214,7 +215,9 @@ class Card:
             max_aspect=MAX_ASPECT,
             prompts=json.dumps(self.recipe.effects, indent=4, ensure_ascii=False),
             references=json.dumps(self.recipe.references, ensure_ascii=False),
-            arguments=", ".join(filter(None, ["width=width, height=height", own])),
+            arguments=", ".join(filter(None, [self.facts.size_arguments, own])),
+            lora_loader=self.facts.lora_loader,
+            setup=self.facts.setup and f"{self.facts.setup}\n",
         )
 
     def header(self) -> dict[str, str]:

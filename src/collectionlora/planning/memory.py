@@ -44,6 +44,8 @@ class MemoryTally(TorchDispatchMode):
     ) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
             return 0.0  # a loss that is logged; no number decides what is allocated
+        if func is torch.ops.aten.where.self and args[1].is_meta:
+            args = (args[0].to("meta"), *args[1:])  # a mask that a network looks at has values
         out = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(out):
             if isinstance(leaf, Tensor):

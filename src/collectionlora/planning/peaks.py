@@ -103,6 +103,13 @@ def most_at_once(workload: Workload, backbone: Backbone) -> Condition:
     return max(conditions, key=lambda condition: condition.source.numel())
 
 
+def begin(denoiser: Denoiser, noise: Tensor) -> None:
+    """The first steps of a trajectory: what the first one keeps is there in the second."""
+    denoiser.begin_trajectory()
+    for _ in range(2):
+        denoiser.velocity(noise, 1.0)
+
+
 def sampling_peaks(workload: Workload, depths: Mapping[str, int]) -> list[int]:
     """The same of the teacher's guided forwards and the student's, of as many images as they take at once."""
     settings = workload.settings
@@ -115,8 +122,8 @@ def sampling_peaks(workload: Workload, depths: Mapping[str, int]) -> list[int]:
         start, setup = tally.live, len(tally.peaks)
         backbone.network.register_forward_pre_hook(lambda *_: tally.begin_phase())
         noise, scale = torch.empty_like(condition.source), settings.targets.guidance_scale
-        Denoiser(backbone, condition, condition, scale, role=partial(roles.use, TEACHER)).velocity(noise, 1.0)
-        Denoiser(backbone, condition, role=partial(roles.use, STUDENT)).velocity(noise, 1.0)
+        begin(Denoiser(backbone, condition, condition, scale, role=partial(roles.use, TEACHER)), noise)
+        begin(Denoiser(backbone, condition, role=partial(roles.use, STUDENT)), noise)
     return [peak - start for peak in tally.peaks[setup:]]
 
 
