@@ -20,7 +20,7 @@ from collectionlora.collection import Collection
 from collectionlora.config import DataSettings, SettingsError, resolve
 from collectionlora.editing import Editor
 from collectionlora.pictures.buckets import (
-    draw_alike,
+    Buckets,
     find_buckets,
     find_images,
     gather_images,
@@ -169,14 +169,14 @@ def test_images_of_one_size_are_drawn_as_ever_and_all_of_a_batch_have_one_size()
     for seed in range(200):
         number, count = seed % 17 + 1, seed % 5 + 1
         first, second = (np.random.default_rng(seed) for _ in range(2))
-        listed = draw_alike(first, [torch.zeros(1, 2, 2)] * number, count)
+        listed = Buckets([torch.zeros(1, 2, 2)] * number).draw(first, count)
         assert torch.equal(listed, torch.from_numpy(second.integers(number, size=count)))
         assert first.integers(2**40) == second.integers(2**40)
     images = [torch.zeros(1, side, 4) for side in (2, 3, 2, 5, 3, 3)]
-    drawn = [draw_alike(np.random.default_rng([1, seed]), images, 3).tolist() for seed in range(600)]
+    drawn = [Buckets(images).draw(np.random.default_rng([1, seed]), 3).tolist() for seed in range(600)]
     assert all(len({images[i].shape for i in batch}) == 1 for batch in drawn)
     assert all(abs(sum(batch[0] == i for batch in drawn) / 600 - 1 / 6) < 0.05 for i in range(6))
-    asked = [draw_alike(np.random.default_rng(seed), images, 2, (1, 3, 4)) for seed in range(60)]
+    asked = [Buckets(images).draw(np.random.default_rng(seed), 2, (1, 3, 4)) for seed in range(60)]
     assert {i for batch in asked for i in batch.tolist()} == {1, 4, 5}
 
 
