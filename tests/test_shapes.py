@@ -20,7 +20,7 @@ from collectionlora.collection import Collection
 from collectionlora.config import DataSettings, SettingsError, resolve
 from collectionlora.editing import Editor
 from collectionlora.pictures.buckets import (
-    draw_alike,
+    Buckets,
     find_buckets,
     find_images,
     gather_images,
@@ -34,6 +34,7 @@ from collectionlora.planning.peaks import most_at_once, working_sizes
 from collectionlora.planning.workload import Workload
 from collectionlora.prompting.writing import find_pairs
 from collectionlora.runs.session import Session, resolve_settings
+from collectionlora.sampling import Denoiser, sample_many_steps
 from collectionlora.streams import EffectData, GeneralData, Streams
 from collectionlora.system.progress import ignore
 
@@ -178,14 +179,14 @@ def test_images_of_one_size_are_drawn_as_ever_and_all_of_a_batch_have_one_size()
     for seed in range(200):
         number, count = seed % 17 + 1, seed % 5 + 1
         first, second = (np.random.default_rng(seed) for _ in range(2))
-        listed = draw_alike(first, [torch.zeros(1, 2, 2)] * number, count)
+        listed = Buckets([torch.zeros(1, 2, 2)] * number).draw(first, count)
         assert torch.equal(listed, torch.from_numpy(second.integers(number, size=count)))
         assert first.integers(2**40) == second.integers(2**40)
     images = [torch.zeros(1, side, 4) for side in (2, 3, 2, 5, 3, 3)]
-    drawn = [draw_alike(np.random.default_rng([1, seed]), images, 3).tolist() for seed in range(600)]
+    drawn = [Buckets(images).draw(np.random.default_rng([1, seed]), 3).tolist() for seed in range(600)]
     assert all(len({images[i].shape for i in batch}) == 1 for batch in drawn)
     assert all(abs(sum(batch[0] == i for batch in drawn) / 600 - 1 / 6) < 0.05 for i in range(6))
-    asked = [draw_alike(np.random.default_rng(seed), images, 2, (1, 3, 4)) for seed in range(60)]
+    asked = [Buckets(images).draw(np.random.default_rng(seed), 2, (1, 3, 4)) for seed in range(60)]
     assert {i for batch in asked for i in batch.tolist()} == {1, 4, 5}
 
 
@@ -382,3 +383,19 @@ def test_a_contact_sheet_shows_whole_photos_in_their_shape():
     for level, size in ((0, (20, 40)), (1, (40, 40))):
         places = np.nonzero((sheet == level).all(axis=2))
         assert tuple(np.ptp(place) + 1 for place in places) == size
+
+
+@pytest.mark.parametrize("size", [(24, 24), (40, 24)])
+def test_a_batch_draws_the_noise_again_that_its_targets_came_from(size, tmp_path):
+    layer = {"targets": {"steps": 3, "general": 5, "samples": 2}, "match": {"updates": 1, "loss": "flow"}}
+    collection = Collection.load(small_collection.build(tmp_path, size=size, settings=layer))
+    session = Session(collection, resolve_settings(collection, {}), with_critics=True)
+    run = session.distillation(ignore)
+    batches = [run.streams.batch(step, size=3) for step in range(6)]
+    assert {batch.effect is None for batch in batches} == {True, False}
+    for batch in batches:
+        with run.teachers.use(batch.effect):
+            scale = run.settings.targets.guidance_scale
+            denoiser = Denoiser(run.backbone, batch.teacher, batch.uncond, scale)
+            again = sample_many_steps(denoiser, batch.noise_of_target(), 3)
+        torch.testing.assert_close(again, batch.target, atol=1e-2, rtol=0)  # bfloat16, in another batch

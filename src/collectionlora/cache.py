@@ -57,12 +57,6 @@ def effect_key(collection: Collection, effect: Effect, settings: Settings) -> st
     return cache_key(collection, settings, settings.targets, effect.teacher_prompt, teacher, *seen)
 
 
-def general_key(collection: Collection, settings: Settings) -> str:
-    """The fingerprint of the bare base's answers; their noise is drawn from it."""
-    instructions, photos = collection.general_prompts(), collection.general_photo_paths()
-    return cache_key(collection, settings, settings.targets, *instructions, *photos)
-
-
 def reference_parts(collection: Collection, effect: Effect) -> list[Any]:
     """What reference images add to a fingerprint; nothing where there are none."""
     paths = collection.reference_paths(effect)

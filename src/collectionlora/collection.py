@@ -5,6 +5,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,6 +20,7 @@ RESULT = "collection.safetensors"
 PROMPTS = "prompts.json"  # student prompts, see `prompting.writing`
 NAME = r"^[a-z0-9]+(-[a-z0-9]+)*$"  # of an effect; files are named after it
 MAX_PROMPT = 2000  # characters
+PAIR = '{"photo": "photos/me.jpg", "prompt": "make the sky red"}'  # a line of the general stream's pairs
 TRIGGER = re.compile(r"<[^<>\s]+>")
 
 
@@ -59,10 +61,22 @@ class Effect(Entry):
 
 
 class General(Entry):
-    """The general stream: unlabelled photos, and a file with one instruction a line."""
+    """The general stream.
 
-    photos: Place
-    prompts: Place
+    Either unlabelled photos and a file with one instruction a line, which are paired by chance, or `pairs`, a
+    file in which each line is a `Pair`.
+    """
+
+    photos: Place | None = None
+    prompts: Place | None = None
+    pairs: Place | None = None
+
+
+class Pair(Entry):
+    """A line of the general stream's pairs: a photo, relative to the collection's folder, and its prompt."""
+
+    photo: Place
+    prompt: PromptText
 
 
 class Manifest(Entry):
@@ -121,6 +135,7 @@ class Collection:
             raise _explain(path, error) from None
         collection = cls(folder, manifest)
         collection._check_names(path)
+        collection._check_general(path)
         return collection
 
     def _check_names(self, path: Path) -> None:
@@ -138,6 +153,15 @@ class Collection:
             if count > 1:
                 message = f"two effects share the trigger {trigger}"
                 raise UserError(path, "student_prompt", message, "give each effect its own trigger")
+
+    def _check_general(self, path: Path) -> None:
+        general = self.manifest.general
+        for field, place in (("photos", general.photos), ("prompts", general.prompts)):
+            if place is None and general.pairs is None:
+                raise UserError(path, f"general.{field}", "is missing", "add it")
+            if place is not None and general.pairs is not None:
+                hint = "leave out photos and prompts, or leave out pairs"
+                raise UserError(path, f"general.{field}", "stands beside pairs, which hold both", hint)
 
     @property
     def effects(self) -> tuple[Effect, ...]:
@@ -215,24 +239,43 @@ class Collection:
             raise UserError(folder, alone[0], "is in source/ or target/ alone", "give both files one name")
         return [(sources[stem], targets[stem]) for stem in sorted(sources)]
 
-    def general_folder(self) -> Path:
-        return self.path(self.manifest.general.photos, "general.photos")
+    @property
+    def has_pairs(self) -> bool:
+        """Whether each photo of the general stream has an instruction of its own."""
+        return self.manifest.general.pairs is not None
+
+    def general_folders(self) -> list[Path]:
+        """The folder of the general stream's photos; none if they come in pairs."""
+        photos = self.manifest.general.photos
+        return [] if photos is None else [self.path(photos, "general.photos")]
+
+    def general_file(self) -> Path:
+        """The text file of the general stream."""
+        general = self.manifest.general
+        field, place = ("prompts", general.prompts) if general.pairs is None else ("pairs", general.pairs)
+        assert place is not None
+        return self.path(place, f"general.{field}")
 
     def general_photo_paths(self) -> list[Path]:
-        return list_photos(self.general_folder())
+        """All photos of the general stream.
+
+        Raises:
+            UserError: there are none, or a line of the pairs is wrong.
+        """
+        if self.has_pairs:
+            return sorted({photo for photo, _ in self.general_pairs})
+        (folder,) = self.general_folders()
+        return list_photos(folder)
 
     def general_prompts(self) -> list[str]:
-        """The instructions of the general stream, blank lines left out.
+        """The instructions of the general stream that are paired with photos by chance, without blank lines.
 
         Raises:
             UserError: the file is missing or empty, or a line cannot be a prompt.
         """
-        path = self.path(self.manifest.general.prompts, "general.prompts")
-        try:
-            lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n")]
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(path, "general.prompts", str(error), "give a text file") from None
-        for number, line in enumerate(lines, 1):
+        path = self.general_file()
+        lines = _read_lines(path, "general.prompts")
+        for number, line in lines:
             if len(line) > MAX_PROMPT:
                 message, hint = f"has {len(line):,} characters", f"keep it under {MAX_PROMPT:,}"
                 raise UserError(path, f"line {number}", message, hint)
@@ -240,10 +283,55 @@ class Collection:
                 refuse_control(line)
             except ValueError as error:
                 raise UserError(path, f"line {number}", str(error), "remove it") from None
-        prompts = [line for line in lines if line]
-        if not prompts:
+        if not lines:
             raise UserError(path, "general.prompts", "is empty", "write one instruction a line")
-        return prompts
+        return [line for _, line in lines]
+
+    def count_pairs(self) -> int | None:
+        """The number of the general stream's pairs, whose photos are not looked for; None if there are none.
+
+        Raises:
+            UserError: the file is missing or empty.
+        """
+        return len(self.pair_lines()) if self.has_pairs else None
+
+    def pair_lines(self) -> list[tuple[int, str]]:
+        """The lines of the general stream's pairs, with their numbers, for `read_pair`.
+
+        Raises:
+            UserError: the file is missing or empty.
+        """
+        path = self.general_file()
+        lines = _read_lines(path, "general.pairs")
+        if not lines:
+            raise UserError(path, "general.pairs", "is empty", f"write lines like {PAIR}")
+        return lines
+
+    def read_pair(self, number: int, line: str) -> tuple[Path, str]:
+        """Photo and instruction of a line.
+
+        Raises:
+            UserError: it is no `Pair`, or its photo is not in the folder.
+        """
+        path = self.general_file()
+        pair = _parse_pair(path, number, line)
+        try:
+            photo = self.path(pair.photo, "photo")
+        except UserError as error:
+            raise UserError(path, f"line {number}: photo", error.message, error.hint) from None
+        if not photo.is_file():
+            message, hint = f"there is no file {quote(pair.photo)}", "put it there or fix the line"
+            raise UserError(path, f"line {number}: photo", message, hint)
+        return photo, pair.prompt
+
+    @cached_property
+    def general_pairs(self) -> list[tuple[Path, str]]:
+        """Photos with an instruction each, in the order of the file, which is read once.
+
+        Raises:
+            UserError: see `pair_lines` and `read_pair`.
+        """
+        return [self.read_pair(*line) for line in self.pair_lines()]
 
     def check_files(self) -> None:
         """Look that everything the manifest names is there; opens nothing but the instructions.
@@ -259,8 +347,9 @@ class Collection:
                     raise UserError(path, "", "there is no such file", "put it there or fix the path")
             self.photo_paths(effect)
         self.general_photo_paths()
-        self.general_prompts()
-        warn_of_left_out([self.general_folder(), *map(self.photos_folder, self.effects)])
+        if not self.has_pairs:
+            self.general_prompts()
+        warn_of_left_out([*self.general_folders(), *map(self.photos_folder, self.effects)])
 
     @property
     def result(self) -> Path:
@@ -271,6 +360,33 @@ class Collection:
 def open_collection(collection: Collection | Path | str) -> Collection:
     """A collection as it is, or the one of a folder; see `Collection.load`."""
     return collection if isinstance(collection, Collection) else Collection.load(collection)
+
+
+def _read_lines(path: Path, field: str) -> list[tuple[int, str]]:
+    """The lines of a text file with their numbers, blank ones left out.
+
+    Raises:
+        UserError: it is no text file.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(path, field, str(error), "give a text file") from None
+    lines = ((number, line.strip()) for number, line in enumerate(text.split("\n"), 1))
+    return [(number, line) for number, line in lines if line]
+
+
+def _parse_pair(path: Path, number: int, line: str) -> Pair:
+    try:
+        return Pair.model_validate_json(line)
+    except ValidationError as error:
+        first = error.errors()[0]
+    place = ": ".join([f"line {number}", *map(str, first["loc"])])
+    if first["type"] == "json_invalid":
+        message = f"is no JSON ({first['ctx']['error'].partition(' at line')[0]})"
+    else:
+        message = {"missing": "is missing", "extra_forbidden": "no such key"}.get(first["type"], first["msg"])
+    raise UserError(path, place, message.removeprefix("Value error, "), f"write it like {PAIR}")
 
 
 def _explain(path: Path, error: ValidationError) -> UserError:

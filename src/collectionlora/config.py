@@ -117,7 +117,9 @@ class TargetSettings(Section):
     steps: int = Field(40, ge=1, description="steps of the teacher's sampler")
     guidance_scale: float = Field(5.0, ge=0, description="w of the base's own rule; 1 is unguided")
     samples: int = Field(1, ge=1, description="teacher samples for each photo")
-    general: int = Field(256, ge=1, description="photos of the general stream paired with instructions")
+    general: int = Field(
+        256, ge=1, description="photos of the general stream that get an instruction by chance"
+    )
 
 
 class TeachSettings(Section):

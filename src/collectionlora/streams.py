@@ -10,13 +10,14 @@ them without any saved random state.
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from collectionlora.backbones.base import Condition, Prompt, repeat_references
-from collectionlora.pictures.buckets import Images, draw_alike, holds_size, take
+from collectionlora.pictures.buckets import Buckets, Images, take
 
 # Separate the uses of one (seed, step, rank), so that they are independent of each other.
 ROUTE, BATCH, NOISE, LENGTH, FAVOUR, STOP = range(6)
@@ -88,10 +89,27 @@ class EffectData:
     references: tuple[Tensor, ...] = ()
     seed: int = 0
 
+    @cached_property
+    def buckets(self) -> Buckets:
+        return Buckets(self.sources)
+
     def condition(self, prompt: Prompt, photo: Tensor) -> Condition:
         """What the network reads under one of the prompts, for the photos at `photo` `[B]`, of one size."""
         references = repeat_references(self.references, len(photo))
         return Condition(prompt.of_photos(photo), take(self.sources, photo), references)
+
+
+@dataclass(frozen=True)
+class ShardedPrompt:
+    """Encoded prompts in shards, mapped files of `size` photos each: only what is asked for is read."""
+
+    shards: Sequence[Prompt]
+    size: int
+
+    def of_photos(self, index: Tensor) -> Prompt:
+        """The prompts of the photos at `index` `[B]`, as long as the longest shard among theirs."""
+        places = (divmod(photo, self.size) for photo in index.tolist())
+        return Prompt.cat([self.shards[shard].of_photos(torch.tensor([row])) for shard, row in places])
 
 
 @dataclass(frozen=True)
@@ -103,10 +121,14 @@ class GeneralData:
     """
 
     sources: Images
-    prompt: Prompt
+    prompt: Prompt | ShardedPrompt
     targets: Images | None
-    uncond: Prompt
+    uncond: Prompt | ShardedPrompt
     seed: int = 0
+
+    @cached_property
+    def buckets(self) -> Buckets:
+        return Buckets(self.sources)
 
 
 @dataclass(frozen=True)
@@ -219,7 +241,7 @@ class Streams:
         shape = parts[0].student.source.shape[1:]
         for part in range(1, size):
             index = self._route(step, part)
-            alike = holds_size(self._sources(index), shape)
+            alike = self._buckets(index).holds(shape)
             parts.append(self._draw(index if alike else own, step, part, 1, shape))
         return Batch(
             effect=None,
@@ -230,15 +252,15 @@ class Streams:
             origins=tuple(origin for part in parts for origin in part.origins),
         )
 
-    def _sources(self, index: int | None) -> Images:
-        return self.general.sources if index is None else self.effects[index].sources
+    def _buckets(self, index: int | None) -> Buckets:
+        return self.general.buckets if index is None else self.effects[index].buckets
 
     def _draw(
         self, index: int | None, step: int, part: int, size: int, shape: torch.Size | None = None
     ) -> Batch:
         """`size` samples of an effect or of the general stream; `shape` is that of the photos' latents."""
         rng = generator_for(self.seed, step, self.rank, BATCH, part)
-        photo = draw_alike(rng, self._sources(index), size, shape)
+        photo = self._buckets(index).draw(rng, size, shape)
         return self._general(photo) if index is None else self._effect(self.effects[index], photo, rng)
 
     def _effect(self, data: EffectData, photo: Tensor, rng: np.random.Generator) -> Batch:

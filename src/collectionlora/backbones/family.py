@@ -89,6 +89,10 @@ class Family(ABC):
         """Numbers of like blocks, by their names in the network's config; none if the network is shallow."""
         return {}
 
+    def list_instructions(self) -> list[str]:
+        """The ordinary edits that its bases know; none if they know more than a list can hold."""
+        return []
+
     def encoder_parameters(self, base: str) -> int | None:
         """The number of parameters of the text encoders, if it is known without opening the base."""
         return None

@@ -19,6 +19,7 @@ from collectionlora.backbones.family import ExportFacts, Family, SectionValues
 from collectionlora.backbones.nano_network import EncodedCondition, NanoConfig, NanoTransformer
 from collectionlora.collection import MANIFEST
 from collectionlora.config import ModelSettings
+from collectionlora.effects.ordinary import general_instructions
 from collectionlora.flow import few_step_sigmas
 from collectionlora.objectives import guided
 from collectionlora.system.errors import UserError
@@ -203,6 +204,9 @@ class NanoFamily(Family):
 
     def list_files(self, base: str) -> tuple[Path, list[Path]]:
         return WEIGHTS.parent, [WEIGHTS]
+
+    def list_instructions(self) -> list[str]:
+        return general_instructions()
 
 
 def check_settings(settings: ModelSettings) -> None:

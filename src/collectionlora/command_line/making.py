@@ -80,7 +80,8 @@ def check(folder: Folder, as_json: Json = False) -> None:
     from collectionlora.pictures.folders import LeftOut, describe_left_out
     from collectionlora.planning.checking import check_collection
 
-    result = check_collection(folder)
+    with shown_progress() as progress:
+        result = check_collection(folder, progress)
     lines = [f"error: {UserError(**problem)}" for problem in result["problems"]]
     lines += [describe_lora(effect) for effect in result["effects"]]
     left_out = [LeftOut(Path(one["file"]), one["reason"]) for one in result["left_out"]]

@@ -9,6 +9,7 @@ from collectionlora.adapters.formats import read_header
 from collectionlora.backbones import guess_family
 from collectionlora.backbones.family import Family
 from collectionlora.collection import MANIFEST, Collection
+from collectionlora.manifest.instructions import INSTRUCTIONS
 from collectionlora.system.errors import UserError
 from collectionlora.system.files import copy_whole, refuse_other, write_text
 from collectionlora.system.yaml_reading import read_yaml
@@ -32,13 +33,13 @@ EFFECT = """\
 FOOTER = """\
 general:                        # keeps the base's ordinary abilities
   photos: photos/general        # unlabelled photos
-  prompts: general.txt          # one ordinary edit instruction a line
+  prompts: general.txt          # one ordinary edit instruction a line, each for any photo
+  # pairs: general.jsonl        # in place of both: lines {{"photo": "photos/a.jpg", "prompt": "add rain"}}
 recipe: {recipe}               # default, or paper: the paper's own settings
 # settings:                     # what differs from the recipe and the base's recommendations, for example
 #   distill:
 #     student_updates: 1000
 """
-GENERAL = "keep the photo unchanged\nbrighten the photo\nmake the photo black and white\n"
 
 
 def create(folder: Path, base: str, loras: Sequence[Path], recipe: str = "default") -> None:
@@ -89,7 +90,9 @@ def create(folder: Path, base: str, loras: Sequence[Path], recipe: str = "defaul
     for path, source in copies.items():
         copy_whole(source, path)
     if not (folder / "general.txt").exists():
-        write_text(folder / "general.txt", GENERAL)
+        family = guess_family(base)
+        instructions = (family and family.list_instructions()) or INSTRUCTIONS
+        write_text(folder / "general.txt", "\n".join(instructions) + "\n")
     write_text(folder / MANIFEST, manifest)
 
 

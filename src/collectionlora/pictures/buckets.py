@@ -21,10 +21,16 @@ def take(images: Images, index: Tensor) -> Tensor:
     return images[index] if isinstance(images, Tensor) else torch.stack([images[i] for i in index.tolist()])
 
 
-def holds_size(images: Images, size: Sequence[int]) -> bool:
-    """Whether there is an image of this shape."""
-    shapes = [images.shape[1:]] if isinstance(images, Tensor) else [image.shape for image in images]
-    return torch.Size(size) in shapes
+def chain_images(parts: Sequence[Images]) -> Images:
+    """Images of several parts, one part after the other; nothing is copied."""
+    return parts[0] if len(parts) == 1 else [image for part in parts for image in part]
+
+
+def list_shapes(images: Images) -> list[torch.Size]:
+    """The shape of every image, without a look at its values."""
+    if isinstance(images, Tensor):
+        return [images.shape[1:]] * len(images)
+    return [image.shape for image in images]
 
 
 def find_buckets(images: Sequence[Any] | Tensor) -> list[list[int]]:
@@ -35,23 +41,34 @@ def find_buckets(images: Sequence[Any] | Tensor) -> list[list[int]]:
     return list(buckets.values())
 
 
-def draw_alike(
-    rng: np.random.Generator, images: Images, count: int, size: Sequence[int] | None = None
-) -> Tensor:
-    """Positions `[count]` of images of one size: the first is drawn from all, the others from its bucket.
+class Buckets:
+    """Which of N images have one size: found once from their shapes, for there may be thousands of images."""
 
-    So every image is drawn equally often as a first one, whatever the number of its size.
+    def __init__(self, images: Images):
+        shapes = list_shapes(images)
+        self.numbers = {shape: number for number, shape in enumerate(dict.fromkeys(shapes))}
+        self.of_image = np.array([self.numbers[shape] for shape in shapes])  # `[N]`, numbers of shapes
 
-    Args:
-        size: the shape of the images that are drawn from, by default of all; there must be one.
-    """
-    if isinstance(images, Tensor):
-        return torch.from_numpy(rng.integers(len(images), size=count))
-    alike = [i for i, image in enumerate(images) if size is None or image.shape == torch.Size(size)]
-    first = alike[int(rng.integers(len(alike)))]
-    bucket = np.array([i for i in alike if images[i].shape == images[first].shape])
-    others = bucket[rng.integers(len(bucket), size=count - 1)]
-    return torch.from_numpy(np.array([first, *others]))
+    def holds(self, size: Sequence[int]) -> bool:
+        """Whether there is an image of this shape."""
+        return torch.Size(size) in self.numbers
+
+    def draw(self, rng: np.random.Generator, count: int, size: Sequence[int] | None = None) -> Tensor:
+        """Positions `[count]` of images of one size: the first is drawn from all, the others from its bucket.
+
+        So every image is drawn equally often as a first one, whatever the number of its size.
+
+        Args:
+            size: the shape of the images that are drawn from, by default of all; there must be one.
+        """
+        if len(self.numbers) == 1:
+            return torch.from_numpy(rng.integers(len(self.of_image), size=count))
+        asked = None if size is None else self.numbers[torch.Size(size)]
+        alike = np.arange(len(self.of_image)) if asked is None else np.flatnonzero(self.of_image == asked)
+        first = alike[rng.integers(len(alike))]
+        bucket = np.flatnonzero(self.of_image == self.of_image[first])
+        others = bucket[rng.integers(len(bucket), size=count - 1)]
+        return torch.from_numpy(np.array([first, *others]))
 
 
 def name_images(name: str, images: Images) -> dict[str, Tensor]:

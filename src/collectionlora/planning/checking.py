@@ -1,6 +1,8 @@
 """Everything that can fail later, looked at now; loads no base weights into a run and trains nothing."""
 
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -16,7 +18,9 @@ from collectionlora.pictures.photos import read_photo
 from collectionlora.prompting.writing import read_kept
 from collectionlora.runs.session import check_references, resolve_settings
 from collectionlora.system.errors import UserError
+from collectionlora.system.progress import Progress, ignore
 
+MAX_THREADS = 8  # that read photos: each holds a whole one
 T = TypeVar("T")
 P = ParamSpec("P")
 
@@ -25,19 +29,26 @@ class Findings:
     """All problems found, not only the first."""
 
     def __init__(self) -> None:
-        self.problems: list[UserError] = []
+        self._by_text: dict[str, UserError] = {}
+
+    @property
+    def problems(self) -> list[UserError]:
+        return list(self._by_text.values())
+
+    def add(self, problem: UserError) -> None:
+        """Effects may share photos: what is known already is not told again."""
+        self._by_text.setdefault(str(problem), problem)
 
     def attempt(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
         """What `work` returns; None, and a problem more, if it refuses."""
         try:
             return work(*args, **kwargs)
         except UserError as error:
-            if str(error) not in map(str, self.problems):  # effects may share photos
-                self.problems.append(error)
+            self.add(error)
             return None
 
 
-def check_collection(folder: Path) -> dict[str, Any]:
+def check_collection(folder: Path, progress: Progress = ignore) -> dict[str, Any]:
     """Everything that can be found in a collection before a run.
 
     Returns:
@@ -48,9 +59,8 @@ def check_collection(folder: Path) -> dict[str, Any]:
     collection = found.attempt(Collection.load, folder)
     if collection is not None:
         found.attempt(lambda: check_references(collection, resolve_settings(collection, {})))
-        found.attempt(collection.general_prompts)
         found.attempt(read_kept, collection.folder / PROMPTS)
-        left_out = check_photos(collection, found)
+        left_out = check_photos(collection, found, progress)
         name = collection.manifest.base
         base = found.attempt(base_weights, name)
         for effect in collection.effects:
@@ -63,10 +73,10 @@ def check_collection(folder: Path) -> dict[str, Any]:
     return {"ok": not problems, "problems": problems, "effects": effects, "left_out": left_out}
 
 
-def check_photos(collection: Collection, found: Findings) -> list[dict[str, str]]:
+def check_photos(collection: Collection, found: Findings, progress: Progress) -> list[dict[str, str]]:
     """Read every photo of a collection, and tell the files among them that are left out, with the reason."""
-    photos = set(found.attempt(collection.general_photo_paths) or [])
-    folders = {found.attempt(collection.general_folder)}
+    photos = set(check_general(collection, found))
+    folders: set[Path | None] = set(found.attempt(collection.general_folders) or [])
     for effect in collection.effects:
         photos |= set(found.attempt(collection.photo_paths, effect) or [])
         photos |= set(found.attempt(collection.reference_paths, effect) or [])
@@ -74,11 +84,33 @@ def check_photos(collection: Collection, found: Findings) -> list[dict[str, str]
         if collection.pair_folders([effect.name]):
             for pair in found.attempt(collection.pair_paths, effect) or []:
                 found.attempt(read_pair, *pair)
-    for photo in sorted(photos):
-        found.attempt(read_photo, photo)
+    with ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1)) as pool:
+        for done, problem in enumerate(pool.map(find_problem, sorted(photos)), 1):
+            if problem:
+                found.add(problem)
+            progress("photos", done, len(photos), {})
     present = sorted(folder for folder in folders if folder and folder.is_dir())
     left_out = {one for folder in present for one in find_photos(folder)[1]}
     return [{"file": str(one.path), "reason": one.reason} for one in sorted(left_out, key=lambda o: o.path)]
+
+
+def check_general(collection: Collection, found: Findings) -> list[Path]:
+    """Look at every line of the general stream; returns its photos."""
+    if not collection.has_pairs:
+        found.attempt(collection.general_prompts)
+        return found.attempt(collection.general_photo_paths) or []
+    lines = found.attempt(collection.pair_lines) or []
+    pairs = [found.attempt(collection.read_pair, *line) for line in lines]
+    return [pair[0] for pair in pairs if pair]
+
+
+def find_problem(photo: Path) -> UserError | None:
+    """What is wrong with a photo, if anything is; of its pixels nothing is kept."""
+    try:
+        read_photo(photo)
+    except UserError as error:
+        return error
+    return None
 
 
 def base_weights(base: str) -> dict[str, Tensor]:

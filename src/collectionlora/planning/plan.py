@@ -26,6 +26,7 @@ from collectionlora.planning.peaks import (
 )
 from collectionlora.planning.rows import Sizes, count_forwards, plan_verbs
 from collectionlora.planning.workload import Workload
+from collectionlora.runs.general_items import SHARD
 from collectionlora.system.errors import UserError
 
 GIB = 2**30
@@ -92,16 +93,21 @@ def check(workload: Workload, backbone: Backbone) -> None:
         raise UserError("--sharding", "fsdp", "packed weights are not sharded", "use ddp or no quantization")
 
 
-def cache_bytes(workload: Workload, backbone: Backbone) -> int:
-    """Disk for latents and encoded prompts in float32: three texts a photo of an effect, two in general."""
+def cache_bytes(workload: Workload, backbone: Backbone) -> tuple[int, int]:
+    """Latents and encoded prompts in float32: bytes on disk, and in the memory of a process.
+
+    A photo of an effect has three texts, one of the general stream has two. Of the general stream a process
+    holds the shard that it makes, twice while it is put together, and later what it draws.
+    """
     shapes, targets = backbone.shapes(working_sizes(workload, backbone)[0]), workload.settings.targets
     prompt = 4 * math.prod(shapes.tokens) + 4 * (shapes.pooled or 0) + shapes.tokens[0]
     latents, photos = 4 * math.prod(shapes.latents), workload.photos
     texts = 3 * (photos if backbone.prompts_see_photos else 1)
     effect = (2 + targets.samples) * photos * latents + texts * prompt
-    unconditional = targets.general if backbone.prompts_see_photos else 1
-    general = targets.general * (2 * latents + prompt) + unconditional * prompt
-    return workload.effects * effect + general
+    answered = bool(workload.settings.match.updates or workload.settings.add.match_updates)
+    item = (1 + answered) * latents + (2 if backbone.prompts_see_photos else 1) * prompt
+    effects = workload.effects * effect
+    return effects + targets.general * item, effects + 2 * min(targets.general, SHARD) * item
 
 
 def fits(size: int, device: str) -> bool:
@@ -131,6 +137,7 @@ def count_sizes(workload: Workload, backbone: Backbone, step: Workload) -> Sizes
     packed = settings.model.quantization != "none"
     unpacked = round(whole * max(w.numel() for w in weights)) if packed else 0
     vae, picture = vae_bytes(step)
+    cache, data = cache_bytes(workload, backbone)
     return Sizes(
         base=base_bytes(network, targets, settings),
         whole_base=round(whole * sum(p.numel() for p in network.parameters())),
@@ -145,7 +152,8 @@ def count_sizes(workload: Workload, backbone: Backbone, step: Workload) -> Sizes
         teaching=teaching_bytes(step) + unpacked,
         vae=vae,
         picture=picture,
-        cache=cache_bytes(workload, backbone),
+        cache=cache,
+        data=data,
         teachers=workload.effects * loras[TEACHER],
     )
 

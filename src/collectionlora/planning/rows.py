@@ -28,7 +28,7 @@ class Sizes:
         sampling: workspace of the samplers.
         teaching: as `activations`, of `teach`.
         vae: weights of the VAE; `picture` what it makes while it encodes or decodes one photo.
-        cache: on disk, of latents and encoded prompts.
+        cache: on disk, of latents and encoded prompts; `data` what a process holds of them.
         teachers: of all converted teachers.
     """
 
@@ -46,6 +46,7 @@ class Sizes:
     vae: int
     picture: int
     cache: int
+    data: int
     teachers: int
 
     @property
@@ -120,10 +121,10 @@ def device_bytes(workload: Workload, sizes: Sizes, step: int, held: int) -> dict
 def host_bytes(sizes: Sizes) -> dict[str, int]:
     """The most in one process: the base while it is read, or what a run keeps and a checkpoint copies."""
     checkpoint = sizes.trained + sizes.moments + sizes.average
-    kept = sizes.cache + (sizes.average if sizes.average_on_host else 0) + checkpoint
+    kept = sizes.data + (sizes.average if sizes.average_on_host else 0) + checkpoint
     loading = max(sizes.whole_base, sizes.encoders)
     most = dict.fromkeys(VERBS, loading)
-    most |= {"prompts": sizes.encoders, "targets": max(loading, sizes.cache)}
+    most |= {"prompts": sizes.encoders, "targets": max(loading, sizes.data)}
     most |= {verb: max(loading, kept) for verb in ("distill", "add")}
     return {verb: PROCESS_BYTES + size for verb, size in most.items()}
 

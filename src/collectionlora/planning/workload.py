@@ -74,6 +74,8 @@ def make_workload(
         settings = resolve_settings(collection, layer)
         rest["references"] = max(len(e.references) for e in collection.effects)
         base, effects = collection.manifest.base, effects or len(collection.effects)
+        if pairs := collection.count_pairs():
+            settings = replace_settings(settings, targets={"general": pairs})
     else:
         assert base is not None
         settings = resolve(family_of(base).recommended_settings(base), layer)

@@ -37,7 +37,7 @@ def distillation_inputs(collection: Collection) -> list[Path]:
     Raises:
         UserError: a folder or file of the manifest is missing.
     """
-    paths = [collection.folder / collection.manifest.general.prompts, *collection.general_photo_paths()]
+    paths = [collection.general_file(), *collection.general_photo_paths()]
     for effect in collection.effects:
         paths += [collection.teacher_path(effect), *collection.photo_paths(effect)]
         paths += collection.reference_paths(effect)

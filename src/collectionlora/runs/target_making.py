@@ -3,21 +3,21 @@
 First everything is encoded and the encoders are released, then the teachers are sampled. A cache file is
 named after everything it depends on (photos, teacher file, prompt, settings), so a change makes a new one and
 an interrupted run goes on with what is still missing. Several processes share the files, not the images of
-one: each file's noise is its own, so it is the same whoever makes it.
+one: each file's noise is its own, so it is the same whoever makes it. The general stream, which may have
+thousands of photos, lies in several files. All files are mapped into memory, and read where they are used.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
 from collectionlora.adapters.roles import TeacherLibrary
 from collectionlora.backbones.base import Backbone, Condition, Prompt
-from collectionlora.cache import cache_key, cache_path, effect_key, general_key, reference_parts
+from collectionlora.cache import cache_key, cache_path, effect_key, reference_parts
 from collectionlora.collection import MANIFEST, Collection, Effect
 from collectionlora.config import Settings
 from collectionlora.pictures.buckets import (
@@ -30,6 +30,7 @@ from collectionlora.pictures.buckets import (
 )
 from collectionlora.pictures.photos import chunks, read_photo, to_images
 from collectionlora.pictures.sizes import WorkingSizes
+from collectionlora.runs.general_items import Shard, gather_shards, list_shards
 from collectionlora.sampling import Denoiser, sample_many_steps
 from collectionlora.streams import EffectData, GeneralData, sample_noise
 from collectionlora.system.errors import UserError
@@ -91,25 +92,26 @@ class TargetMaker:
         self.collection, self.backbone, self.teachers = collection, backbone, teachers
         self.settings, self.progress = settings, progress
         self.used: dict[str, str] = {}  # fingerprints by name of all that was made or found
+        # Not of the items: a line more leaves the answers to the others as they are.
+        self.general_seed = int(cache_key(collection, settings, settings.targets), 16)
 
     def make(self, student_prompts: Mapping[str, str]) -> tuple[list[EffectData], GeneralData]:
         """All effects, and the general stream; `student_prompts` by effect."""
         effects = self.collection.effects
+        shards = list_shards(self.collection, self.settings)
         encodings = [self._encode_effect(e, student_prompts[e.name]) for e in effects]
-        *encoded, general = make_together([*encodings, self._encode_general()])
+        encoded = make_together([*encodings, *map(self._encode_general, shards)])
+        encoded, general = encoded[: len(effects)], encoded[len(effects) :]
         self.backbone.release_encoders()
         samples = [self._sample_effect(*both) for both in zip(effects, encoded, strict=True)]
         # The bare base's answers if there is a warm start: nothing else reads them.
-        answers = [self._sample_general(general)] if self.settings.match.updates else []
+        answers = map(self._sample_general, shards, general) if self.settings.match.updates else ()
         sampled = make_together([*samples, *answers])
         effect_data = [
             self._effect(effect, tensors, find_images("targets", made))
             for effect, tensors, made in zip(effects, encoded, sampled, strict=False)
         ]
-        prompt, uncond = (Prompt.from_tensors(n, general) for n in ("prompt", "uncond"))
-        answered = find_images("targets", sampled[-1]) if answers else None
-        sources, seed = find_images("sources", general), int(general_key(self.collection, self.settings), 16)
-        return effect_data, GeneralData(sources, prompt, answered, uncond, seed)
+        return effect_data, gather_shards(general, sampled[len(effects) :], self.general_seed)
 
     def _encode_effect(self, effect: Effect, student_prompt: str) -> Kept[dict[str, Tensor]]:
         photos = self.collection.photo_paths(effect)
@@ -117,14 +119,9 @@ class TargetMaker:
         for_each = {name: [text] * len(photos) for name, text in texts.items()}
         return self._encode(effect.name, photos, for_each, effect)
 
-    def _encode_general(self) -> Kept[dict[str, Tensor]]:
-        """Photos paired with instructions, both drawn."""
-        paths, instructions = self.collection.general_photo_paths(), self.collection.general_prompts()
-        rng = np.random.default_rng(int(fingerprint(*instructions, *paths), 16))
-        count = self.settings.targets.general
-        photos = [paths[i] for i in rng.integers(len(paths), size=count)]
-        texts = [instructions[i] for i in rng.integers(len(instructions), size=count)]
-        return self._encode("general", photos, {"prompt": texts, "uncond": [""] * count})
+    def _encode_general(self, shard: Shard) -> Kept[dict[str, Tensor]]:
+        texts = {"prompt": shard.prompts, "uncond": [""] * len(shard.prompts)}
+        return self._encode("general", shard.photos, texts, shard=shard)
 
     def _encode(
         self,
@@ -132,28 +129,33 @@ class TargetMaker:
         photos: Sequence[Path],
         texts: Mapping[str, Sequence[str]],
         effect: Effect | None = None,
+        shard: Shard | None = None,
     ) -> Kept[dict[str, Tensor]]:
         """Latents `sources` of photos, and prompts by name, with one text for each photo.
 
         Of an effect also the latents `references.0`, `references.1` and so on.
         """
         collection, backbone = self.collection, self.backbone
+        first, total = (shard.first, shard.total) if shard else (0, len(photos))
+
+        def read_images() -> Iterator[Tensor]:
+            sizes = WorkingSizes.of(self.settings.data, backbone.side_multiple)
+            for done, path in enumerate(photos, 1):
+                yield to_images([sizes.read(path)])
+                self.progress(f"encode {what}", first + done, total, {})
 
         def make() -> dict[str, Tensor]:
-            sizes = WorkingSizes.of(self.settings.data, backbone.side_multiple)
             shown = read_references(collection, effect, backbone, self.settings) if effect else []
-            images = (to_images([sizes.read(path)]) for path in photos)
-            sources, prompts = encode_photos(backbone, images, texts, shown)
+            sources, prompts = encode_photos(backbone, read_images(), texts, shown)
             tensors = name_images("sources", sources)
             tensors |= {f"references.{i}": backbone.encode_image(image) for i, image in enumerate(shown)}
             for name, prompt in prompts.items():
                 tensors |= prompt.tensors(name)
-            self.progress(f"encode {what}", len(photos), len(photos), {})
             return tensors
 
         seen = [*photos, *(reference_parts(collection, effect) if effect else [])]
         key = cache_key(collection, self.settings, texts, *seen)
-        return self._keep(f"{what}-encoded", key, make)
+        return self._keep(f"{what}-encoded", key, make, shard.number if shard else 0)
 
     def _effect(self, effect: Effect, encoded: Mapping[str, Tensor], targets: Images) -> EffectData:
         teacher, student, uncond = (Prompt.from_tensors(n, encoded) for n in ("teacher", "student", "uncond"))
@@ -173,31 +175,37 @@ class TargetMaker:
 
             with self.teachers().use(effect.name):
                 samples = self.settings.targets.samples
-                targets = self._sample(effect.name, sources, read, samples, data.seed)
+                total = samples * len(sources)
+                targets = self._sample(effect.name, sources, read, samples, data.seed, 0, total)
             # With the sources, so that this file alone holds image pairs.
             return name_images("sources", sources) | name_images("targets", targets)
 
         return self._keep(effect.name, key, make)
 
-    def _sample_general(self, encoded: Mapping[str, Tensor]) -> Kept[dict[str, Tensor]]:
+    def _sample_general(self, shard: Shard, encoded: Mapping[str, Tensor]) -> Kept[dict[str, Tensor]]:
         """The bare base's answers."""
         sources = find_images("sources", encoded)
         prompt, uncond = (Prompt.from_tensors(n, encoded) for n in ("prompt", "uncond"))
-        key = general_key(self.collection, self.settings)
+        seen = [shard.first, *shard.prompts, *shard.photos]
+        key = cache_key(self.collection, self.settings, self.settings.targets, *seen)
 
         def make() -> dict[str, Tensor]:
             def read(photo: Tensor) -> tuple[Condition, Prompt]:
                 return Condition(prompt.of_photos(photo), take(sources, photo)), uncond.of_photos(photo)
 
             with self.teachers().use(None):
-                answers = self._sample("general", sources, read, 1, int(key, 16))
+                seed, first, total = self.general_seed, shard.first, shard.total
+                answers = self._sample("general", sources, read, 1, seed, first, total)
             return name_images("targets", gather_images([answer[0] for answer in answers]))
 
-        return self._keep("general", key, make)
+        return self._keep("general", key, make, shard.number)
 
-    def _keep(self, name: str, key: str, make: Callable[[], dict[str, Tensor]]) -> Kept[dict[str, Tensor]]:
-        self.used[name] = key
-        path = cache_path(self.collection, name, key)
+    def _keep(
+        self, name: str, key: str, make: Callable[[], dict[str, Tensor]], number: int = 0
+    ) -> Kept[dict[str, Tensor]]:
+        """A file of the cache, or the one of a number, beginning with 0, among several of a name."""
+        self.used[name] = fingerprint(self.used[name], key) if number else key
+        path = cache_path(self.collection, f"{name}-{number}" if number else name, key)
 
         def get() -> dict[str, Tensor]:
             found = read_tensors(path)
@@ -216,27 +224,29 @@ class TargetMaker:
         read: Callable[[Tensor], tuple[Condition, Prompt]],
         samples: int,
         seed: int,
+        first: int,
+        total: int,
     ) -> Images:
         """For each source `samples` images `[samples, C, H, W]` of its size, by the teacher in use.
 
         Args:
             read: the condition and the empty prompts of the photos at `[B]`, which have one size.
-            seed: with an image's position and the sample's number it gives the noise.
+            seed: with an image's position among all and the sample's number it gives the noise.
+            first: the position of the first source among all; `total` images are made in the end.
         """
         made: dict[int, Tensor] = {}
-        total = samples * len(sources)
         for bucket in find_buckets(sources):
             done, photo = [], torch.tensor(bucket).repeat_interleave(samples)
             condition, uncond = read(photo)
-            shape, origins = condition.source.shape[1:], product([seed], bucket, range(samples))
-            noise = torch.stack([sample_noise(origin, shape) for origin in origins])
+            origins = product([seed], [first + position for position in bucket], range(samples))
+            noise = torch.stack([sample_noise(origin, condition.source.shape[1:]) for origin in origins])
             for part in chunks(len(photo), self.backbone.max_batch(condition)):
                 some, targets = condition[part], self.settings.targets
                 denoiser = Denoiser(
                     self.backbone, some, some.with_prompt(uncond[part]), targets.guidance_scale
                 )
                 done.append(sample_many_steps(denoiser, noise[part], targets.steps))
-                self.progress(what, samples * len(made) + min(part.stop, len(photo)), total, {})
+                self.progress(what, first + samples * len(made) + part.stop, total, {})
             made |= zip(bucket, torch.cat(done).split(samples), strict=True)
         if not all(torch.isfinite(image).all() for image in made.values()):
             message, hint = "samples that are not finite", "lower targets.guidance_scale or fix the teacher"

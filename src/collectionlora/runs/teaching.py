@@ -13,7 +13,7 @@ from collectionlora.backbones.base import Backbone, Condition, Prompt, repeat_re
 from collectionlora.config import Settings
 from collectionlora.flow import add_noise, shift_sigma
 from collectionlora.objectives import flow_matching_loss
-from collectionlora.pictures.buckets import Images, draw_alike, take
+from collectionlora.pictures.buckets import Buckets, Images, take
 from collectionlora.sampling import Denoiser, noise_like
 from collectionlora.streams import BATCH, generator_for, torch_generator_for
 
@@ -49,7 +49,7 @@ class Teaching:
         settings: Settings,
     ):
         self.effect, self.backbone, self.roles, self.settings = effect, backbone, roles, settings
-        self.pairs = pairs
+        self.pairs, self.buckets = pairs, Buckets(pairs.sources)
         self.parameters = roles.parameters(STUDENT)
         self.optimizer = make_adamw(self.parameters, settings.teach.learning_rate, weight_decay=0.0)
 
@@ -76,7 +76,7 @@ class Teaching:
         teach, device = self.settings.teach, self.backbone.device
         rng = generator_for(teach.seed, step, 0, BATCH)
         generator = torch_generator_for(teach.seed, step, 0, device)
-        pair = draw_alike(rng, self.pairs.sources, teach.batch_size)
+        pair = self.buckets.draw(rng, teach.batch_size)
         x0 = take(self.pairs.targets, pair).to(device)
         condition = self._condition(pair)
         noise = noise_like(x0, generator)
