@@ -25,6 +25,8 @@ from collectionlora.sampling import Denoiser, sample_many_steps, sample_student
 from collectionlora.streams import EffectData, GeneralData, Streams
 from collectionlora.toy.world import ToyWorld, toy_settings
 
+pytestmark = pytest.mark.thorough
+
 CPU, META = torch.device("cpu"), torch.device("meta")
 HERE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 ON_GPU = HERE.type == "cuda"

@@ -17,6 +17,8 @@ from collectionlora.runs.checkpoint import latest_checkpoint
 from collectionlora.system import heartbeat, processes
 from collectionlora.system.errors import UserError
 
+pytestmark = pytest.mark.thorough
+
 PROMPTS = {"sepia": "<sepia_x> brown it", "thermal": "<thermal_y> see heat"}
 STOPPED = "error: processes: another process of this launch stopped"
 

@@ -143,6 +143,7 @@ def test_from_pairs_to_one_file(folder, capsys, tmp_path):
     assert Image.open(result["images"][0]).size == (64, 64)
 
 
+@pytest.mark.thorough
 def test_the_same_seed_gives_the_same_file_and_another_does_not(taught, capsys):
     made = []
     for seed in (1, 1, 2):

@@ -132,6 +132,7 @@ def files_of(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+@pytest.mark.thorough
 def test_targets_that_were_killed_or_damaged_are_made_the_same(copy):
     whole, killed = copy(), copy()
     rng, told, command = np.random.default_rng(3), killed.parent / "told", ["targets", killed]
@@ -148,6 +149,7 @@ def test_targets_that_were_killed_or_damaged_are_made_the_same(copy):
     assert files_of(killed / "cache") == files_of(whole / "cache")
 
 
+@pytest.mark.thorough
 def test_a_bench_that_was_killed_or_damaged_measures_the_same(undisturbed, tmp_path):
     folder, told, rng = tmp_path / "mine", tmp_path / "told", np.random.default_rng(4)
     shutil.copytree(undisturbed.folder, folder)

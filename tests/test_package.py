@@ -115,6 +115,7 @@ def test_what_is_shipped(built):
     assert {"README.md", "LICENSE", "pyproject.toml", "mkdocs.yml", "tests/test_package.py"} <= shipped
 
 
+@pytest.mark.thorough
 def test_it_runs_without_the_repository(built, tmp_path):
     """Installed alone into an environment of its own, which borrows this one's libraries by their paths."""
     venv.create(tmp_path / "venv", with_pip=False)

@@ -43,7 +43,7 @@ def make_workload(base, assignments, **rest):
     ("base", "assignments", "device"),
     [
         (QWEN, PAPER, LARGE_DEVICE),
-        (KONTEXT, FOUR_BITS, SMALL_DEVICE),
+        pytest.param(KONTEXT, FOUR_BITS, SMALL_DEVICE, marks=pytest.mark.thorough),
         pytest.param(KONTEXT, PAPER, LARGE_DEVICE, marks=pytest.mark.thorough),
         pytest.param(QWEN, FOUR_BITS, SMALL_DEVICE, marks=pytest.mark.thorough),
     ],
@@ -58,6 +58,7 @@ def test_every_verb_fits_the_device_that_its_recipe_names(base, assignments, dev
         assert row["seconds"] is None
 
 
+@pytest.mark.thorough
 def test_target_making_and_teaching_take_one_large_photo_at_a_time():
     workload = peaks.step_of(make_workload(QWEN, []))
     # Sixteen photos, doubled by guidance, took 43.9 GiB; eight pairs of a teaching step 41.5 GiB.

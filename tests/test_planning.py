@@ -101,6 +101,7 @@ def test_forwards_and_backwards_as_in_a_run(layer, counts):
     assert count_forwards(resolve(layer)) == counts
 
 
+@pytest.mark.thorough
 def test_deeper_networks_are_told_from_shallow_ones(folder, monkeypatch):
     request = Workload(folder, 1, resolve(SMALL))
     told = planning.activation_bytes(request)  # which an earlier test may have asked for

@@ -111,12 +111,14 @@ def test_four_teachers_end_in_one_student_at_every_number_of_steps(world, warm):
     assert sum(results[num_steps]["effects_mean"] for num_steps in (2, 1)) < 0.9 * start
 
 
+@pytest.mark.thorough
 def test_distillation_ends_ahead_of_its_warm_start(world, warm):
     start, end = world.judge(warm, 8), world.judge(distil_from(warm, world), 8)
     assert end["effects_mean"] < start["effects_mean"]
     assert end["rarest_mode"] > 0.25
 
 
+@pytest.mark.thorough
 def test_the_papers_order_works_from_the_base(cold):
     assert cold["effects_mean"] < 0.5
     assert cold["general"] < 0.1

@@ -204,6 +204,7 @@ def loads(monkeypatch):
     return seen
 
 
+@pytest.mark.thorough
 def test_a_bench_holds_one_base_and_encodes_before_it_loads_it(folder, tmp_path, loads):
     collection, _ = make_collection(tmp_path / "mine", folder)
     collectionlora.distill(collection)
