@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 import collectionlora
 from collectionlora.backbones import PIPELINES, family_of, load_backbone
 from collectionlora.backbones.base import Prompt
+from collectionlora.cache import effect_key
 from collectionlora.collection import Collection
 from collectionlora.config import DataSettings, SettingsError, resolve
 from collectionlora.editing import Editor
@@ -399,3 +400,10 @@ def test_a_batch_draws_the_noise_again_that_its_targets_came_from(size, tmp_path
             denoiser = Denoiser(run.backbone, batch.teacher, batch.uncond, scale)
             again = sample_many_steps(denoiser, batch.noise_of_target(), 3)
         torch.testing.assert_close(again, batch.target, atol=1e-2, rtol=0)  # bfloat16, in another batch
+
+
+def test_more_general_photos_leave_the_targets_of_the_effects(tmp_path):
+    collection = Collection.load(small_collection.build(tmp_path))
+    effect, layers = collection.effects[0], ({"general": 5}, {"general": 6}, {"steps": 3})
+    keys = [effect_key(collection, effect, resolve_settings(collection, {"targets": x})) for x in layers]
+    assert keys[0] == keys[1] != keys[2]

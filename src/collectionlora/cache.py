@@ -25,6 +25,12 @@ def cache_key(collection: Collection, settings: Settings, *parts: Any) -> str:
     return fingerprint(base, base_identity(base), sizes, held, *parts)
 
 
+def samples_key(collection: Collection, settings: Settings, *parts: Any) -> str:
+    """The same of samples of a teacher or the base; the number of general photos is not in it."""
+    targets = settings.targets
+    return cache_key(collection, settings, targets.steps, targets.guidance_scale, targets.samples, *parts)
+
+
 def base_identity(base: str) -> str:
     """What tells a base from another one under the same name, without reading its gigabytes.
 
@@ -54,7 +60,7 @@ def effect_key(collection: Collection, effect: Effect, settings: Settings) -> st
     """The fingerprint of an effect's targets; their noise is drawn from it."""
     teacher, photos = collection.teacher_path(effect), collection.photo_paths(effect)
     seen = photos + reference_parts(collection, effect)
-    return cache_key(collection, settings, settings.targets, effect.teacher_prompt, teacher, *seen)
+    return samples_key(collection, settings, effect.teacher_prompt, teacher, *seen)
 
 
 def reference_parts(collection: Collection, effect: Effect) -> list[Any]:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from collectionlora.adapters.roles import TeacherLibrary
 from collectionlora.backbones.base import Backbone, Condition, Prompt
-from collectionlora.cache import cache_key, cache_path, effect_key, reference_parts
+from collectionlora.cache import cache_key, cache_path, effect_key, reference_parts, samples_key
 from collectionlora.collection import MANIFEST, Collection, Effect
 from collectionlora.config import Settings
 from collectionlora.pictures.buckets import (
@@ -93,7 +93,7 @@ class TargetMaker:
         self.settings, self.progress = settings, progress
         self.used: dict[str, str] = {}  # fingerprints by name of all that was made or found
         # Not of the items: a line more leaves the answers to the others as they are.
-        self.general_seed = int(cache_key(collection, settings, settings.targets), 16)
+        self.general_seed = int(samples_key(collection, settings), 16)
 
     def make(self, student_prompts: Mapping[str, str]) -> tuple[list[EffectData], GeneralData]:
         """All effects, and the general stream; `student_prompts` by effect."""
@@ -187,7 +187,7 @@ class TargetMaker:
         sources = find_images("sources", encoded)
         prompt, uncond = (Prompt.from_tensors(n, encoded) for n in ("prompt", "uncond"))
         seen = [shard.first, *shard.prompts, *shard.photos]
-        key = cache_key(self.collection, self.settings, self.settings.targets, *seen)
+        key = samples_key(self.collection, self.settings, *seen)
 
         def make() -> dict[str, Tensor]:
             def read(photo: Tensor) -> tuple[Condition, Prompt]:
