@@ -16,7 +16,7 @@ from collectionlora.runs.checkpoint import latest_checkpoint, save_checkpoint
 from collectionlora.runs.folder import begin, hold
 from collectionlora.runs.trainer import train
 from collectionlora.system.errors import Interrupted, UserError
-from collectionlora.system.files import sha256, write_tensors
+from collectionlora.system.files import sha256, write_tensors, write_text
 from collectionlora.toy.world import ToyWorld, toy_settings
 
 SETTINGS = ({"match": {"updates": 3}}, {"distill": {"student_updates": 4, "batch_size": 16}})
@@ -300,6 +300,22 @@ def test_what_a_killed_process_left_half_written_is_removed_and_no_other(tmp_pat
     alive = tmp_path / f".other.json.{host}.{os.getpid()}.partial"
     elsewhere = tmp_path / f".other.json.elsewhere.{gone.pid}.partial"
     for path in (abandoned, alive, elsewhere):
-        path.write_text("half")
+        path.mkdir()
+        (path / ".tmpOfALibrary").write_text("half")
     save_checkpoint(tmp_path, 5, 9, {"a": torch.ones(1)}, keep=3)
     assert [path.exists() for path in (abandoned, alive, elsewhere)] == [False, True, True]
+
+
+def test_a_library_that_is_killed_while_it_writes_leaves_nothing_beside_the_file(tmp_path):
+    code = """
+import os, signal, sys
+from pathlib import Path
+from collectionlora.system.files import write_whole
+with write_whole(Path(sys.argv[1]) / "step.safetensors") as partial:
+    partial.with_name(".tmpOfALibrary").write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)])
+    assert done.returncode == -9
+    write_text(tmp_path / "other.txt", "whole")
+    assert [path.name for path in tmp_path.iterdir()] == ["other.txt"]

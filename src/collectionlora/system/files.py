@@ -37,17 +37,22 @@ NUMBERS = re.compile(r'\[\n([^][{}"]+)\]')  # a list over several lines; line br
 
 @contextmanager
 def write_whole(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it becomes `path`, on failure it is removed.
+    """Yield a temporary path near `path`; on success it becomes `path`, on failure it is removed.
+
+    It lies in a folder of its own beside `path`: libraries have temporary files of their own beside what they
+    write, and a kill would leave those there.
 
     Raises:
         UserError: the disk is full, the folder is read-only, or the like.
     """
     # A name that a file system takes as it is may be too long for it with more around it.
     short = path.name if len(os.fsencode(path.name)) <= MAX_NAME else fingerprint(path.name)
-    partial = path.with_name(f".{short}.{socket.gethostname()}.{os.getpid()}.partial")
+    folder = path.with_name(f".{short}.{socket.gethostname()}.{os.getpid()}.partial")
+    partial = folder / "whole"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(path.parent)
+        folder.mkdir(exist_ok=True)
         try:
             yield partial
             # Otherwise a loss of power can leave the new name with nothing behind it.
@@ -61,7 +66,7 @@ def write_whole(path: Path) -> Iterator[Path]:
             with suppress(OSError):  # some network file systems cannot, nor can Windows
                 put_on_disk(path.parent)
         finally:
-            partial.unlink(missing_ok=True)
+            shutil.rmtree(folder, ignore_errors=True)
     except OSError as error:
         raise cannot_write(path, error) from None
 
@@ -81,7 +86,7 @@ def _remove_abandoned(folder: Path) -> None:
     for partial in folder.glob(".*.partial"):
         name, _, process = partial.name.removesuffix(".partial").rpartition(".")
         if name.endswith(f".{socket.gethostname()}") and process.isdecimal() and not _lives(int(process)):
-            partial.unlink(missing_ok=True)
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def _lives(process: int) -> bool:
