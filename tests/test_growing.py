@@ -168,6 +168,7 @@ def test_an_addition_trains_few_updates_and_keeps_the_adapter_from_before(folder
     ) == (2, True)
 
 
+@pytest.mark.thorough
 def test_an_interrupted_addition_goes_on_to_the_same_file(folder, tmp_path):
     twin = shutil.copytree(folder, tmp_path / "twin")
     overrides = {"add": {"match_updates": 2, "student_updates": 2}}

@@ -35,6 +35,7 @@ def test_one_student_is_measured_against_all_teachers_of_a_world(world):
     assert result.keys() == {"effects_mean", "effects_worst", "general", "rarest_mode", "undistilled"}
 
 
+@pytest.mark.thorough
 def test_a_training_is_followed_from_its_start(world):
     rows = dict(follow(world, "plain", 25, 0))
     assert list(rows) == [0, 25]
