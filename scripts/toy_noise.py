@@ -6,12 +6,10 @@ A row of FILE is one student, judged by one sampler in one number of steps, with
 training; what is there is not made again.
 """
 
-import argparse
 import time
-from pathlib import Path
 
 import torch
-from toy_table import Table
+from toy_table import Table, study_parser
 
 from collectionlora.config import Overrides, Sampler
 from collectionlora.toy.world import ToyWorld, run_to_end, toy_settings
@@ -53,20 +51,19 @@ STUDENTS: dict[str, list[Overrides]] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, default=Path("docs/results/toy_noise.json"))
-    parser.add_argument("--only", nargs="*", choices=list(STUDENTS), help="students to train; default all")
-    parser.add_argument("--seeds", type=int, default=5)
-    args = parser.parse_args()
+    args = study_parser(__doc__, "docs/results/toy_noise.json", STUDENTS).parse_args()
     torch.set_num_threads(1)
     table = Table(args.out)
     for seed in range(args.seeds):
+        missing = [
+            name
+            for name in args.only
+            if not all(table.has(student=name, sampler=s, steps=n, seed=seed) for s, n in JUDGED)
+        ]
+        if not missing:
+            continue
         world = ToyWorld(seed=seed)
-        for name in args.only or STUDENTS:
-            if all(table.has(student=name, sampler=s, steps=n, seed=seed) for s, n in JUDGED):
-                continue
+        for name in missing:
             run = world.distillation(toy_settings(*STUDENTS[name], {"distill": {"seed": seed}}))
             began = time.process_time()
             run_to_end(run)

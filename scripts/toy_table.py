@@ -3,9 +3,10 @@
 `python scripts/toy_table.py docs/results/toy_world.json` prints the table of docs/toy.md.
 """
 
+import argparse
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -32,6 +33,17 @@ class Table:
         self.rows.append({**asked, **{key: round(value, 4) for key, value in result.items()}})
         write_json(self.path, {"torch": torch.__version__, "rows": self.rows})
         print(self.rows[-1], flush=True)
+
+
+def study_parser(description: str | None, out: str, names: Collection[str]) -> argparse.ArgumentParser:
+    """The options of a study: its file, some of its rows by name, and how many seeds."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, default=Path(out))
+    parser.add_argument("--only", nargs="*", choices=list(names), default=list(names))
+    parser.add_argument("--seeds", type=int, default=5)
+    return parser
 
 
 HEAD = "| variant | steps | effects, mean | worst effect | general |"

@@ -6,13 +6,11 @@ A row of FILE is a variant at one number of steps, with the CPU seconds of its t
 made again. Draw them with toy_plots.py.
 """
 
-import argparse
 import time
 from functools import cached_property
-from pathlib import Path
 
 import torch
-from toy_table import Table
+from toy_table import Table, study_parser
 
 from collectionlora.toy.world import VARIANTS, ToyWorld, run_to_end, toy_settings
 
@@ -54,23 +52,18 @@ class Study:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, default=Path("docs/results/toy_world.json"))
-    parser.add_argument("--only", nargs="*", choices=list(VARIANTS), help="variants to run; default all")
+    parser = study_parser(__doc__, "docs/results/toy_world.json", VARIANTS)
     parser.add_argument("--effects", type=int, default=4)
     parser.add_argument(
         "--displacement", type=float, default=4.0, help="distance of the effects from the base"
     )
-    parser.add_argument("--seeds", type=int, default=5)
     args = parser.parse_args()
     torch.set_num_threads(1)
     table = Table(args.out)
     for seed in range(args.seeds):
         study = Study(table, args.effects, args.displacement, seed)
         study.undistilled()
-        for name in args.only or VARIANTS:
+        for name in args.only:
             study.variant(name)
 
 

@@ -122,3 +122,5 @@ def test_an_exported_folder_is_told_from_a_collection_that_is_not_distilled(tmp_
     failed = run("effects", tmp_path).exception
     assert "is no collection's folder; give the file: " in str(failed)
     assert str(failed).endswith("pytorch_lora_weights.safetensors")
+    (tmp_path / "collection.yaml").write_text("")  # a collection, whose teachers lie beside the manifest
+    assert "is not distilled yet" in str(run("effects", tmp_path).exception)

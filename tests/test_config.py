@@ -144,3 +144,9 @@ def test_words_and_numbers_that_people_read_otherwise_are_refused(assignment):
 def test_numbers_and_words_are_taken_as_they_are_written(assignment, value):
     section, name = assignment.partition("=")[0].split(".")
     assert getattr(getattr(resolve(parse_overrides([assignment])), section), name) == value
+
+
+def test_the_teachers_noise_is_reused_where_there_are_teacher_samples():
+    assert resolve({"match": {"loss": "flow", "coupled_above": 0.75}}).match.coupled_above == 0.75
+    with pytest.raises(SettingsError, match=r"match\.coupled_above needs match\.loss=flow"):
+        resolve({"match": {"coupled_above": 0.75}})

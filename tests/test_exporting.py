@@ -204,13 +204,23 @@ def check_workflow(graph, shift_node):
     assert by_class[shift_node]["model"] == ["lora", 0]
 
 
+def export_workflow(collection, base, out, shift_node):
+    """The nodes for ComfyUI of the adapter over another base, which hold together."""
+    in_base_model(collection, RECIPE.model_copy(update={"base": base}))
+    export(collection, "comfyui", out)
+    graph = json.loads((out / "workflow.json").read_text())
+    check_workflow(graph, shift_node)
+    return graph
+
+
+def names_in(out):
+    return list(load_file(out / "my-effects.safetensors"))
+
+
 def test_flux_kontext_has_its_own_keys_and_nodes(tmp_path, collection):
-    in_base_model(collection, RECIPE.model_copy(update={"base": "black-forest-labs/FLUX.1-Kontext-dev"}))
-    export(collection, "comfyui", tmp_path / "out")
-    tensors = load_file(tmp_path / "out" / "my-effects.safetensors")
-    assert all(name.startswith("transformer.") for name in tensors)
-    graph = json.loads((tmp_path / "out" / "workflow.json").read_text())
-    check_workflow(graph, "ModelSamplingFlux")
+    base = "black-forest-labs/FLUX.1-Kontext-dev"
+    graph = export_workflow(collection, base, tmp_path / "out", "ModelSamplingFlux")
+    assert all(name.startswith("transformer.") for name in names_in(tmp_path / "out"))
     shifted = graph["shifted"]["inputs"]
     assert torch.tensor(shifted["base_shift"]).exp() == pytest.approx(3.0)
     assert shifted["base_shift"] == shifted["max_shift"]
@@ -227,10 +237,7 @@ def test_2511_tells_comfyui_that_the_photo_is_at_sigma_0(tmp_path, collection):
         (str(tmp_path / "one"), True, True),
     ):
         config.write_text(json.dumps({"zero_cond_t": clean}))
-        in_base_model(collection, RECIPE.model_copy(update={"base": base}))
-        export(collection, "comfyui", tmp_path / "out")
-        graph = json.loads((tmp_path / "out" / "workflow.json").read_text())
-        check_workflow(graph, "ModelSamplingAuraFlow")
+        graph = export_workflow(collection, base, tmp_path / "out", "ModelSamplingAuraFlow")
         methods = [node["inputs"].get("reference_latents_method") for node in graph.values()]
         assert ("index_timestep_zero" in methods) == told
         assert (
@@ -240,12 +247,8 @@ def test_2511_tells_comfyui_that_the_photo_is_at_sigma_0(tmp_path, collection):
 
 
 def test_qwen_image_21_has_its_own_keys_and_nodes(tmp_path, collection):
-    in_base_model(collection, RECIPE.model_copy(update={"base": "Qwen/Qwen-Image-2.1"}))
-    export(collection, "comfyui", tmp_path / "out")
-    tensors = load_file(tmp_path / "out" / "my-effects.safetensors")
-    assert all(name.startswith("transformer.") for name in tensors)
-    graph = json.loads((tmp_path / "out" / "workflow.json").read_text())
-    check_workflow(graph, "ModelSamplingAuraFlow")
+    graph = export_workflow(collection, "Qwen/Qwen-Image-2.1", tmp_path / "out", "ModelSamplingAuraFlow")
+    assert all(name.startswith("transformer.") for name in names_in(tmp_path / "out"))
     # The photo is not scaled again, and the image has its size.
     assert graph["positive"]["inputs"]["images.image_1"] == ["scaled", 0]
     assert graph["positive"]["inputs"]["resolution"] == 0

@@ -38,7 +38,7 @@ def run(tmp_path):
         paths = {
             "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
             "SAID": str(tmp_path),
-            "HOME": "/home/me",
+            "HOME": str(tmp_path),
         }
         subprocess.run(["bash", *map(str, arguments)], check=True, env={**paths, **environment})
         said = {path.name: path.read_text().split("\0")[:-1] for path in tmp_path.glob("[0-9]")}
@@ -72,7 +72,7 @@ def test_the_slurm_script_asks_for_the_hosts_and_gpus_that_it_uses():
     assert "requeue" in options
 
 
-def test_the_task_for_a_cloud_starts_one_launch_on_both_hosts(run):
+def test_the_task_for_a_cloud_starts_one_launch_on_both_hosts(run, tmp_path):
     task = yaml.safe_load(SKY.read_text())
     assert set(task) <= FIELDS
     assert task["num_nodes"] == 2
@@ -81,7 +81,7 @@ def test_the_task_for_a_cloud_starts_one_launch_on_both_hosts(run):
     for rank in ("0", "1"):
         own = {"SKYPILOT_NODE_RANK": rank, "SKYPILOT_NUM_GPUS_PER_NODE": "8"}
         launches = run("-c", task["run"], **hosts, **own)
-    check_launch(launches, "10.0.0.7", "/home/me/collection")
+    check_launch(launches, "10.0.0.7", str(tmp_path / "collection"))
     assert task["file_mounts"] == {"~/collection": "my-collection"}
 
 

@@ -280,6 +280,12 @@ class Settings(Section):
         return self
 
     @model_validator(mode="after")
+    def _samples_are_coupled(self) -> "Settings":
+        if self.match.coupled_above < 1 and self.match.loss != "flow":
+            raise ValueError("match.coupled_above needs match.loss=flow, which learns from teacher samples")
+        return self
+
+    @model_validator(mode="after")
     def _critic_holds_student(self) -> "Settings":
         if self.critic.rank < self.student.rank:
             raise ValueError(

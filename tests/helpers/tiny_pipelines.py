@@ -108,34 +108,39 @@ def qwen_text_encoder(tokenizer):
     return Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=vision, **ids))
 
 
+BLOCKS = {
+    "num_layers": 2,
+    "num_attention_heads": 2,
+    "attention_head_dim": 32,
+    "axes_dims_rope": (8, 12, 12),
+}
+FLUX = {**BLOCKS, "num_single_layers": 2, "joint_attention_dim": 32, "pooled_projection_dim": 32}
+
+
+def qwen_processor(tokenizer):
+    pixels = {"min_pixels": 28 * 28, "max_pixels": 28 * 28 * 64}
+    images = Qwen2VLImageProcessor(**pixels)
+    return Qwen2VLProcessor(images, tokenizer, Qwen2VLVideoProcessor(), chat_template=CHAT)
+
+
+def qwen_latents():
+    """What the VAEs of Qwen have in common, with statistics of their latents."""
+    statistics = {"latents_mean": torch.randn(16).tolist(), "latents_std": (0.5 + torch.rand(16)).tolist()}
+    return {"base_dim": 8, "num_res_blocks": 1, **statistics}
+
+
 def qwen_image_edit(pipeline_class=QwenImageEditPlusPipeline, **transformer):
     tokenizer = qwen_tokenizer(
         pipeline_class(None, None, None, None, None, None).prompt_template_encode + WORDS
     )
-    pixels = {"min_pixels": 28 * 28, "max_pixels": 28 * 28 * 64}
-    processor = Qwen2VLProcessor(
-        Qwen2VLImageProcessor(**pixels), tokenizer, Qwen2VLVideoProcessor(), chat_template=CHAT
-    )
+    processor = qwen_processor(tokenizer)
     return pipeline_class(
         scheduler=FlowMatchEulerDiscreteScheduler(**SHIFTING, shift_terminal=0.02),
-        vae=AutoencoderKLQwenImage(
-            base_dim=8,
-            dim_mult=[1, 1, 1, 1],
-            num_res_blocks=1,
-            latents_mean=torch.randn(16).tolist(),
-            latents_std=(0.5 + torch.rand(16)).tolist(),
-        ),
+        vae=AutoencoderKLQwenImage(dim_mult=[1, 1, 1, 1], **qwen_latents()),
         text_encoder=qwen_text_encoder(tokenizer),
         tokenizer=tokenizer,
         processor=processor,
-        transformer=QwenImageTransformer2DModel(
-            num_layers=2,
-            num_attention_heads=2,
-            attention_head_dim=32,
-            joint_attention_dim=32,
-            axes_dims_rope=(8, 12, 12),
-            **transformer,
-        ),
+        transformer=QwenImageTransformer2DModel(joint_attention_dim=32, **BLOCKS, **transformer),
     )
 
 
@@ -177,49 +182,26 @@ def qwen_image_21():
     return QwenImage21Pipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(**SHIFTING, shift_terminal=0.02),
         vae=AutoencoderKLQwenImage21(
-            base_dim=8,
-            decoder_base_dim=8,
-            z_dim=16,
-            dim_mult=[1, 1, 1, 1, 1],
-            num_res_blocks=1,
-            latents_mean=torch.randn(16).tolist(),
-            latents_std=(0.5 + torch.rand(16)).tolist(),
+            decoder_base_dim=8, z_dim=16, dim_mult=[1, 1, 1, 1, 1], **qwen_latents()
         ),
         text_encoder=qwen3_vl(tokenizer),
         processor=Qwen3VLProcessor(images, tokenizer, Qwen3VLVideoProcessor(), chat_template=TURNS),
         transformer=QwenImage21Transformer2DModel(
-            in_channels=16,
-            out_channels=16,
-            num_layers=2,
-            num_attention_heads=2,
-            attention_head_dim=32,
-            context_in_dim=32,
-            axes_dims_rope=(8, 12, 12),
+            in_channels=16, out_channels=16, context_in_dim=32, **BLOCKS
         ),
     )
 
 
 def longcat_image():
     tokenizer = qwen_tokenizer(WORDS)
-    pixels = {"min_pixels": 28 * 28, "max_pixels": 28 * 28 * 64}
-    processor = Qwen2VLProcessor(
-        Qwen2VLImageProcessor(**pixels), tokenizer, Qwen2VLVideoProcessor(), chat_template=CHAT
-    )
+    processor = qwen_processor(tokenizer)
     return LongCatImageEditPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(**SHIFTING),
         vae=flux_vae(),
         text_encoder=qwen_text_encoder(tokenizer),
         tokenizer=tokenizer,
         text_processor=processor,
-        transformer=LongCatImageTransformer2DModel(
-            num_layers=2,
-            num_single_layers=2,
-            num_attention_heads=2,
-            attention_head_dim=32,
-            joint_attention_dim=32,
-            pooled_projection_dim=32,
-            axes_dims_rope=[8, 12, 12],
-        ),
+        transformer=LongCatImageTransformer2DModel(**{**FLUX, "axes_dims_rope": [8, 12, 12]}),
     )
 
 
@@ -255,16 +237,7 @@ def flux_kontext():
         tokenizer=CLIPTokenizer(vocab=clip_vocab, merges=[], model_max_length=77),
         text_encoder_2=T5EncoderModel(T5Config(**t5)),
         tokenizer_2=t5_tokenizer,
-        transformer=FluxTransformer2DModel(
-            num_layers=2,
-            num_single_layers=2,
-            num_attention_heads=2,
-            attention_head_dim=32,
-            joint_attention_dim=32,
-            pooled_projection_dim=32,
-            guidance_embeds=True,
-            axes_dims_rope=(8, 12, 12),
-        ),
+        transformer=FluxTransformer2DModel(guidance_embeds=True, **FLUX),
     )
 
 

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationErr
 
 from collectionlora.adapters.formats import LoraFile, read_header, read_lora, write_lora
 from collectionlora.adapters.roles import LoraWeights
-from collectionlora.collection import NAME, RESULT
+from collectionlora.collection import MANIFEST, NAME, RESULT
 from collectionlora.config import ModelSettings, Sampler
 from collectionlora.system.errors import UserError
 
@@ -47,7 +47,8 @@ def adapter_path(collection: Path) -> Path:
         return SHIPPED if collection == Path("nano") and not collection.exists() else collection
     path = collection / RESULT
     if not path.exists():
-        if others := sorted(collection.glob("*.safetensors")):
+        others = sorted(collection.glob("*.safetensors"))
+        if others and not (collection / MANIFEST).exists():
             raise UserError(collection, "", "is no collection's folder", f"give the file: {others[0]}")
         hint = f"run: collectionlora distill {collection}"
         raise UserError(path, "", "this collection is not distilled yet", hint)

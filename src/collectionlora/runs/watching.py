@@ -145,7 +145,11 @@ class Watch:
             processes.add_up([cells, distances])
         self.run.backbone.release_encoders()
         if processes.is_main():
-            rows = [(data.name, list(row.numpy())) for data, row in zip(shown, cells, strict=True)]
+            rows = [
+                # Of an effect with fewer photos the rest of the row stays paper.
+                (data.name, list(row.numpy())[: 3 * len(data.sources[:PHOTOS_SHOWN])])
+                for data, row in zip(shown, cells, strict=True)
+            ]
             path = self.folder / PREVIEWS / f"step-{done:08d}.png"
             write_photo(path, contact_sheet(rows, COLUMNS, self.side))
         return {f"distance/{d.name}": float(x) for d, x in zip(shown, distances, strict=True)}
