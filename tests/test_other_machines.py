@@ -160,6 +160,10 @@ def test_a_model_that_is_put_into_a_base_in_place_is_another_base(tmp_path):
         assert effect_key(collection, collection.effects[0], Settings()) == keys[-1]
         facts.append(distillation_facts(collection, Settings())["base files"])
     assert len(set(keys)) == len(set(facts)) == 4
+    base.rename(tmp_path / "elsewhere")
+    manifest.write_text(manifest.read_text().replace(f"base: {base}", f"base: {tmp_path / 'elsewhere'}"))
+    moved = Collection.load(folder)
+    assert effect_key(moved, moved.effects[0], Settings()) == keys[-1]
 
 
 def test_nano_is_known_by_its_contents_and_a_base_that_is_not_here_by_nothing(monkeypatch):

@@ -18,11 +18,14 @@ MAX_READ = 100_000_000  # bytes of a base whose contents are read at every start
 
 
 def cache_key(collection: Collection, settings: Settings, *parts: Any) -> str:
-    """The fingerprint of `parts` and of all that anything cached depends on."""
+    """The fingerprint of `parts` and of all that anything cached depends on.
+
+    A base is known by what it is, and not by where it lies: moved, or on another machine, it is the same.
+    """
     base = collection.manifest.base
     sizes = family_of(base).side_multiple
     held = result_settings(settings, ["model", "data"])
-    return fingerprint(base, base_identity(base), sizes, held, *parts)
+    return fingerprint(base_identity(base) or base, sizes, held, *parts)
 
 
 def samples_key(collection: Collection, settings: Settings, *parts: Any) -> str:

@@ -57,7 +57,7 @@ def open_teachers(collection: Collection, dtype: torch.dtype, settings: Settings
         UserError: a teacher cannot be read, or is none of this base.
     """
     base = collection.manifest.base
-    identity = base_identity(base)
+    identity = base_identity(base) or base
     shapes = target_weights(*family_of(base).empty_network(base))
 
     @cache
@@ -67,7 +67,7 @@ def open_teachers(collection: Collection, dtype: torch.dtype, settings: Settings
 
     def keep(effect: Effect) -> Kept[TeacherFile]:
         model = settings.model
-        key = fingerprint(base, identity, model.dtype, model.quantization, collection.teacher_path(effect))
+        key = fingerprint(identity, model.dtype, model.quantization, collection.teacher_path(effect))
         path = cache_path(collection, f"teacher-{effect.name}", key)
         return Kept(path, lambda: open_teacher(collection.teacher_path(effect), path))
 
