@@ -16,6 +16,7 @@ from diffusers.pipelines.longcat_image import pipeline_longcat_image_edit
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit, pipeline_qwenimage_edit_plus
 from helpers import tiny_pipelines
 from PIL import Image
+from torch._inductor import config as inductor
 
 import collectionlora
 from collectionlora.adapters.formats import read_lora, write_lora
@@ -23,6 +24,7 @@ from collectionlora.adapters.recipe import Recipe, write_adapter
 from collectionlora.adapters.roles import STUDENT, TEACHER, Roles, critic_role
 from collectionlora.backbones import PIPELINES, family_of, load_backbone
 from collectionlora.backbones.base import Condition
+from collectionlora.backbones.compilation import compile_blocks
 from collectionlora.backbones.diffusers_model import from_tokens, pack, to_tokens, unpack
 from collectionlora.backbones.flux2 import FLUX_2
 from collectionlora.backbones.flux_kontext import FLUX_KONTEXT
@@ -599,3 +601,46 @@ def test_references_that_cannot_be_read_are_found_by_check(name, match, field, m
     (tmp_path / "collection.yaml").write_text(yaml.safe_dump(manifest))
     problems = {problem["field"]: problem["message"] for problem in check_collection(tmp_path)["problems"]}
     assert message in problems[field]
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_compiled_blocks_give_the_gradients_of_each_role(checkpointing, folders):
+    settings = resolve({"model": {"condition_resolution": 64, "gradient_checkpointing": checkpointing}})
+    found = []
+    for compiled in (False, True):
+        own = settings.model_copy(update={"model": settings.model.model_copy(update={"compile": compiled})})
+        backbone = load("qwen_image_edit", folders, own.model)
+        cond = condition(load("qwen_image_edit", folders), ["blur"])
+        roles = build_roles(backbone, {STUDENT: 4, CRITIC: 4, TEACHER: 4}, 0, own)
+        generator = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for role in (STUDENT, CRITIC, TEACHER):
+                for factor in roles.parameters(role):
+                    factor.copy_(0.1 * torch.randn(factor.shape, generator=generator))
+        noise = torch.randn(cond.source.shape, generator=generator)
+        for role in (STUDENT, CRITIC):
+            with roles.use(role):
+                out = Denoiser(backbone, cond).velocity(noise, 0.5)
+            with roles.use(TEACHER):  # as in a step, where backward may run in another role's block
+                out.square().sum().backward()
+            # What takes no part has no gradient, or one of zeros where it is compiled.
+            found += [
+                out.detach(),
+                *(p.new_zeros(p.shape) if p.grad is None else p.grad for p in roles.parameters(role)),
+            ]
+        with torch.no_grad(), roles.use(TEACHER):
+            found.append(Denoiser(backbone, cond).velocity(noise, 0.5))
+    middle = len(found) // 2
+    assert middle > 40
+    for eager, compiled in zip(found[:middle], found[middle:], strict=True):
+        torch.testing.assert_close(compiled, eager, rtol=1e-4, atol=1e-5)
+
+
+def test_blocks_are_not_compiled_where_the_machine_cannot(folders, monkeypatch):
+    monkeypatch.setattr(inductor.cpp, "cxx", ("a-compiler-that-is-not-here",))
+    torch._dynamo.reset()
+    network = load("qwen_image_edit", folders).network
+    with pytest.raises(UserError, match=r"settings\.model\.compile: torch cannot compile here"):
+        compile_blocks(network, torch.device("cpu"))
+    assert all(block._compiled_call_impl is None for block in network.transformer_blocks)

@@ -29,7 +29,7 @@ def test_defaults_are_the_papers_recipe():
 def test_settings_that_change_no_result_are_marked():
     held = set(result_settings(Settings()))
     assert set(setting_names()) - held == {
-        *("model.sharding", "model.gradient_checkpointing"),
+        *("model.sharding", "model.gradient_checkpointing", "model.compile"),
         *("distill.checkpoint_minutes", "distill.keep_checkpoints", "distill.ema_on_host"),
         *(name for name in setting_names() if name.split(".")[0] in ("log", "vlm", "bench")),
     }

@@ -131,12 +131,11 @@ def ratios_of_use(found: dict[str, Any]) -> list[tuple[str, float, str]]:
     if part := found.get("using.cold"):
         rows.append(("cold edit / importing torch: CPU seconds", part["edit"] / part["import_torch"], ""))
         rows.append(("--help / importing torch: CPU seconds", part["help"] / part["import_torch"], ""))
-    for name, part in found.get("using.compiled", {}).items():
-        for what in ("forward", "learn"):
-            gain = part["plain"][what] / part["compiled"][what]
-            rows.append((f"torch.compile: {what} speed, {name}", gain, ""))
-        repaid = part["compile_seconds"] / part["plain"]["learn"]
-        rows.append((f"torch.compile: its time / a plain update, {name}", repaid, ""))
+    if part := found.get("using.compiled"):
+        plain, fast = part["plain"], part["compiled"]
+        rows.append(("model.compile: forward speed", plain["forward"] / fast["forward"], ""))
+        rows.append(("model.compile: critic update speed", plain["learn"] / fast["learn"], ""))
+        rows.append(("model.compile: its time / a plain critic update", fast["first"] / plain["learn"], ""))
     return [(what, round(value, 4), aim) for what, value, aim in rows]
 
 

@@ -19,8 +19,6 @@ from collectionlora.system.yaml_reading import read_yaml
 
 EXPONENT = re.compile(r"[-+]?(?:0|[1-9][0-9]*)(?:\.[0-9]*)?[eE][-+]?[0-9]{1,3}")
 Overrides = Mapping[str, Mapping[str, Any]]  # values of settings by section and name
-
-
 # Marks a setting, or a whole section, that changes no result: neither a picture nor a weight.
 NO_RESULT: JsonDict = {"changes_result": False}
 
@@ -81,6 +79,9 @@ class ModelSettings(Section):
     attention: Literal[
         "native", "_native_cudnn", "_native_efficient", "_native_flash", "flash", "_flash_3", "xformers"
     ] = Field("native", description="kernel of attention, by its name in diffusers; native is torch's choice")
+    compile: Switch = Field(
+        False, description="torch.compile of the blocks in training", json_schema_extra=NO_RESULT
+    )
     embedded_guidance: float = Field(
         2.5, ge=0, description="the guidance input of guidance-distilled bases; not the w of guidance_scale"
     )
@@ -273,8 +274,8 @@ class Settings(Section):
     @model_validator(mode="after")
     def _shards_run_together(self) -> "Settings":
         if self.model.sharding != "none":
-            if self.model.quantization != "none":
-                raise ValueError("model.sharding does not go with model.quantization")
+            if self.model.quantization != "none" or self.model.compile:
+                raise ValueError("model.sharding does not go with model.quantization or model.compile")
             if self.distill.moments != "float32":
                 raise ValueError("model.sharding needs distill.moments=float32: they are sharded instead")
         return self

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import statistics
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from itertools import islice, pairwise
@@ -32,6 +33,7 @@ OPTIONS = "options.json"
 COUNTS = range(1, len(ALL_EFFECTS) + 1)  # of effects in one LoRA
 FREE = {"judged", "classifier_steps", "out"}  # options that change no training: they may be others next time
 NO_DISTILLATION = {"distill": {"student_updates": 0}}
+PROBE, WARM_UP = 24, 2  # updates that tell a pace, and the first of them, which do not
 
 
 def over(layer: Overrides, changes: Overrides) -> dict[str, dict[str, Any]]:
@@ -161,6 +163,18 @@ class Study:
                 partial.rename(place)
         collection = self.collection.only(names or self.names)
         distill(collection, run, over(self.overrides, changes or {}), resume=True, progress=self.progress)
+
+    def match_as_long(self, run: str, reference: str, changes: Overrides) -> None:
+        """A warm start that takes the time of another: a short run tells how many updates that is."""
+        probe = f"{run}-pace"
+        self.train(probe, over(changes, {"match": {"updates": PROBE}}))
+        ratio = self.update_seconds(reference) / self.update_seconds(probe)
+        updates = round(self.settings.match.updates * ratio)
+        self.train(run, over(changes, {"match": {"updates": updates}}))
+
+    def update_seconds(self, run: str) -> float:
+        """Median seconds of an update."""
+        return statistics.median(step_seconds(self.run_folder(run) / LOG)[WARM_UP:])
 
     def judge(self, methods: Sequence[str], names: Sequence[str] = ()) -> Result:
         """EffectBench on unseen photographs, and the seconds that each run trained; `names` as in `train`."""

@@ -20,6 +20,7 @@ from collectionlora.adapters.roles import (
 from collectionlora.adapters.sharding import shard
 from collectionlora.backbones import family_of, load_backbone
 from collectionlora.backbones.base import Backbone
+from collectionlora.backbones.compilation import compile_blocks
 from collectionlora.cache import base_facts
 from collectionlora.collection import MANIFEST, Collection
 from collectionlora.config import RECIPES, Settings, SettingsError, resolve, result_settings
@@ -99,6 +100,8 @@ def build_roles(backbone: Backbone, ranks: Mapping[str, int], seed: int, setting
     roles = Roles(backbone.network, backbone.lora_targets, ranks, seed, fuse, backbone.dtype)
     if settings.model.gradient_checkpointing:
         backbone.network.enable_gradient_checkpointing(roles.checkpoint)
+    if settings.model.compile:
+        compile_blocks(backbone.network, backbone.device)
     return roles
 
 
