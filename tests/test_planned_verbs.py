@@ -162,6 +162,7 @@ def test_a_function_is_compared_once_from_python_and_from_the_command_line(verb,
     assert planned == [4, 5]
 
 
+@pytest.mark.thorough
 def test_an_edit_over_a_large_base_is_refused_before_it_is_loaded(tmp_path, monkeypatch):
     monkeypatch.setattr(guard, "free_bytes", lambda: 12 * GIB)
     model = ModelSettings(dtype="bfloat16")

@@ -109,6 +109,7 @@ def test_deeper_networks_are_told_from_shallow_ones(folder, monkeypatch):
     assert planning.activation_bytes.__wrapped__(request) == told
 
 
+@pytest.mark.thorough
 def test_accumulated_batches_hold_their_gradients_twice_and_are_counted(folder, step_alone):
     once, often = (
         plan(Workload(folder, 1, resolve(SMALL, {"distill": {"accumulate": number}}))) for number in (1, 4)
@@ -144,6 +145,7 @@ def test_devices_share_and_advice_leads_to_a_device_that_fits(without_peaks):
     assert "RTX 4090 24 GB" in changes[-1]["fits"]
 
 
+@pytest.mark.thorough
 def test_the_sharding_of_a_plan_is_that_of_the_settings(without_peaks):
     layer = {"model": {"sharding": "fsdp"}}
     request = make_workload(None, QWEN, 50, 128, layer, devices=2)

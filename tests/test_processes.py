@@ -253,6 +253,7 @@ def test_each_process_holds_its_share_and_a_teacher_of_its_own(collections):
             assert max(own, other) < 0.55 * whole, part
 
 
+@pytest.mark.thorough
 def test_a_sharded_run_goes_on_from_its_checkpoint_in_shards_and_without(collections, monkeypatch):
     first, second = collections
     checkpoints = [first / "runs" / name / "checkpoints" for name in ("sharded", "resumed")]

@@ -153,7 +153,7 @@ def test_a_session_over_a_quantised_base_reads_teachers_of_every_kind(kind, fold
     assert {p.dtype for p in session.roles.parameters(TEACHER)} == {torch.bfloat16}
 
 
-@pytest.mark.parametrize("updates", [0, 1])
+@pytest.mark.parametrize("updates", [0, pytest.param(1, marks=pytest.mark.thorough)])
 def test_the_base_answers_ordinary_instructions_only_for_a_warm_start(updates, folder, tmp_path):
     collection, _ = make_collection(tmp_path / "mine", folder, match={"updates": updates})
     counts = collectionlora.targets(collection)

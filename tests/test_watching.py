@@ -104,6 +104,7 @@ def test_a_mixed_warm_start_has_a_stream_of_its_own(collection):
     assert not any(name.startswith("effect/") and name.endswith("/match") for name in shown)
 
 
+@pytest.mark.thorough
 def test_a_run_that_was_killed_shows_each_step_once(collection):
     def die(what, done, _total, _metrics):
         if what == "distill" and done == 3:
