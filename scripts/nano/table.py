@@ -9,7 +9,7 @@ Two processes of one thread are faster than one of two; `python scripts/nano/tab
 
 import argparse
 
-from tables import ablation, composition, deployment, incremental, main_table, scaling, starts
+from tables import ablation, composition, deployment, incremental, main_table, quantised, scaling, starts
 
 from collectionlora.command_line.progress import joined_processes
 from collectionlora.command_line.terminal import faults_in_a_line
@@ -19,6 +19,7 @@ TABLES = {
     "ablation": ablation,
     "scaling": scaling,
     "starts": starts,
+    "quantised": quantised,
     "incremental": incremental,
     "composition": composition,
     "deployment": deployment,

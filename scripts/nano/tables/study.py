@@ -162,12 +162,15 @@ class Study:
         collection = self.collection.only(names or self.names)
         distill(collection, run, over(self.overrides, changes or {}), resume=True, progress=self.progress)
 
-    def judge(self, methods: Sequence[str], names: Sequence[str] = ()) -> Result:
-        """EffectBench on unseen photographs, and the seconds that each run trained; `names` as in `train`."""
+    def judge(
+        self, methods: Sequence[str], names: Sequence[str] = (), changes: Overrides | None = None
+    ) -> Result:
+        """EffectBench on unseen photographs, and the seconds that each run trained; the rest as in `train`."""
         args, collection = self.args, self.collection.only(names or self.names)
         photographs = unseen_photographs(args.data)
         heldout = Heldout(photographs, self.pool, args.judged, [args.seed], args.classifier_steps)
-        result = run_bench(collection, self.settings, methods, heldout, self.progress)
+        settings = resolve_settings(collection, over(self.overrides, changes or {}))
+        result = run_bench(collection, settings, methods, heldout, self.progress)
         logs = {**self.logs("runs"), **self.logs("bench")}
         result.metrics["training_seconds"] = {run: last_seconds(log) for run, log in logs.items()}
         return result

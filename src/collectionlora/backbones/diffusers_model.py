@@ -204,9 +204,7 @@ class DiffusersBackbone(Backbone):
     def network(self) -> Any:
         network = self._load(self.family.network_class, "transformer")
         if self.settings.quantization != "none":
-            targets = self.family.find_lora_targets(network)
-            blocks = [name for name in targets if "transformer_blocks." in name]
-            quantize(network, blocks, self.settings.quantization, self.dtype)
+            quantize(network, self.settings.quantization, self.dtype)
         network.to(self.device)
         if self.settings.attention != "native":
             set_attention(network, self.settings.attention, self.device, self.dtype, self.masks_attention)
