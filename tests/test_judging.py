@@ -81,7 +81,8 @@ def test_one_answer_gives_both_figures_and_nothing_is_asked_twice(run, server, f
     asked = 2 * 2 * 2 + 1 + 3  # methods, effects, photos; one answer asked for anew; three judged twice
     assert len(server.requests) == asked
     assert metrics["judge"] | {"judged_twice": None} == {
-        "model": MODEL, "host": server.host, "calls": asked, "tokens": 100 * asked, "judged_twice": None
+        "model": MODEL, "host": server.host, "independent": True, "calls": asked, "tokens": 100 * asked,
+        "judged_twice": None,
     }  # fmt: skip
     assert metrics["judge"]["judged_twice"]["pictures"] == 3
 

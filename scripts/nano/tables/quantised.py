@@ -1,7 +1,7 @@
 """A LoRA distilled over the whole base, over int8 and over nf4, each judged on all three bases.
 
 Everything of a row belongs to its base: targets are sampled on it, the student learns over it, at equal
-updates by flow matching. `shipped` is the LoRA that ships, which was distilled over the whole base for longer.
+updates by flow matching. `shipped` is the LoRA that ships, of a longer run over the whole base.
 """
 
 import shutil

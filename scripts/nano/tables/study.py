@@ -165,7 +165,7 @@ class Study:
     def judge(
         self, methods: Sequence[str], names: Sequence[str] = (), changes: Overrides | None = None
     ) -> Result:
-        """EffectBench on unseen photographs, and the seconds that each run trained; the rest as in `train`."""
+        """EffectBench on unseen photographs, and the seconds of each training; the rest as in `train`."""
         args, collection = self.args, self.collection.only(names or self.names)
         photographs = unseen_photographs(args.data)
         heldout = Heldout(photographs, self.pool, args.judged, [args.seed], args.classifier_steps)

@@ -204,6 +204,10 @@ class Backbone(Protocol):
         """Free what only `encode_prompt`, `encode_image` and `decode` need; they load it again."""
         ...
 
+    def release_network(self) -> None:
+        """Free the network, after the last picture that is drawn with it."""
+        ...
+
     def shapes(self, size: tuple[int, int]) -> Shapes:
         """Shapes of what the network reads for a photo of a height and width and a text of common length."""
         ...

@@ -159,6 +159,9 @@ class NanoBackbone:
     def release_encoders(self) -> None:
         """Nothing is large."""
 
+    def release_network(self) -> None:
+        """Nothing is large."""
+
     def shapes(self, size: tuple[int, int]) -> Shapes:
         return Shapes((3, *size), (MAX_WORDS, self.network.config.text_width))
 

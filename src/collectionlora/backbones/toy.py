@@ -80,6 +80,9 @@ class ToyBackbone:
     def release_encoders(self) -> None:
         """Nothing is large."""
 
+    def release_network(self) -> None:
+        """Nothing is large."""
+
     def shapes(self, size: tuple[int, int]) -> Shapes:
         return Shapes((2, 1, 1), (1, PROMPT_SIZE))
 

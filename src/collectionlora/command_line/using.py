@@ -122,7 +122,9 @@ def bench(
     methods: Annotated[str, typer.Option(help="names with commas between")] = "source,teacher,student",
     crops: Annotated[int, typer.Option(min=1, help="photos of each effect and seed")] = 24,
     seeds: Annotated[int, typer.Option(min=1)] = 1,
-    judge: Annotated[str | None, typer.Option(help="an OpenAI-compatible endpoint that judges")] = None,
+    judge: Annotated[
+        str | None, typer.Option(help="an OpenAI-compatible endpoint that judges, or base")
+    ] = None,
     judge_model: Annotated[str | None, typer.Option(help="the endpoint's model")] = None,
     api_key_env: VlmKey = None,
     max_tokens_total: VlmTokens = None,
@@ -142,10 +144,10 @@ def bench(
     Example: collectionlora bench my-collection --methods teacher,student,student-4,stack
     Example: collectionlora bench my-collection --baseline before.json --margin 0.5
     """
-    from collectionlora.prompting.endpoint import Endpoint
+    from collectionlora.prompting.own_encoder import choose
 
     layer = with_token_cap(parse_overrides(overrides or []), max_tokens_total)
-    endpoint = Endpoint.of(judge, judge_model, api_key_env, "--judge")
+    model = choose(judge, judge_model, api_key_env, "--judge")
     with joined_processes() as progress:
         metrics = collectionlora.bench(
             folder,
@@ -154,7 +156,7 @@ def bench(
             crops,
             seeds,
             layer,
-            judge=endpoint,
+            judge=model,
             baseline=baseline,
             margin=margin,
             progress=progress,
