@@ -201,6 +201,10 @@ class DiffusersBackbone(Backbone):
             loaded = part.from_pretrained(**where, dtype=self.dtype, use_safetensors=True)
         return loaded.requires_grad_(False).eval()
 
+    @property
+    def computes_in(self) -> torch.dtype:
+        return self.dtype
+
     @cached_property
     def network(self) -> Any:
         network = self._load(self.family.network_class, "transformer")

@@ -136,6 +136,10 @@ class NanoBackbone:
         return self.network.device
 
     @property
+    def computes_in(self) -> torch.dtype:
+        return self.network.dtype
+
+    @property
     def modules(self) -> nn.ModuleDict:
         """All weights of the base under one roof."""
         return nn.ModuleDict({"network": self.network, "text_encoder": self.text_encoder})

@@ -18,6 +18,11 @@ def whole_weight(layer: nn.Module) -> Tensor:
     return weight.detach().float().cpu()
 
 
+def describe(quantization: str) -> str:
+    """A base of a quantisation in words: "the whole base", "the base in nf4"."""
+    return "the whole base" if quantization == "none" else f"the base in {quantization}"
+
+
 def block_layers(network: nn.Module) -> dict[str, nn.Linear]:
     """The linear layers of the network's blocks, by name: what is quantised."""
     layers = {name: module for name, module in network.named_modules() if isinstance(module, nn.Linear)}

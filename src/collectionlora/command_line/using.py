@@ -45,6 +45,9 @@ def edit(
     reference: Annotated[
         list[Path] | None, typer.Option(help="a reference image, for each that the effect was taught with")
     ] = None,
+    quantization: Annotated[
+        str | None, typer.Option(help="of the base: none, nf4 or int8; default: as it was distilled")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Edit one photo, or all photos of a folder. Photos and existing files are never replaced unasked.
@@ -58,7 +61,7 @@ def edit(
     if source is None or (photo and photo_argument):
         message = "is given twice" if source else "is missing"
         raise UserError("", "PHOTO", message, "give one photo, or one folder of photos")
-    refuse_too_large_adapter("edit", collection)
+    refuse_too_large_adapter("edit", collection, quantization)
     with shown_progress() as progress:
         edited = edit_files(
             collection,
@@ -71,6 +74,7 @@ def edit(
             steps,
             strength,
             reference or [],
+            quantization,
             progress,
         )
     lines = [f"error: {fault}" for fault in edited.failed] + [f"wrote {path}" for path in edited.written]

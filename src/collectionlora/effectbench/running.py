@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from collectionlora.adapters.recipe import adapter_path
+from collectionlora.adapters.recipe import adapter_path, read_recipe
 from collectionlora.adapters.roles import STUDENT, TEACHER
 from collectionlora.backbones import family_of
 from collectionlora.backbones.base import Backbone
@@ -273,6 +273,7 @@ def run_bench(
         row["seconds_per_image"] = seconds[name]
     metrics = {
         **facts,
+        "base": base_facts(maker, trained),
         "photos": len(cases.photos),
         "effects": [e.name for e in collection.effects],
         "seeds": list(heldout.seeds),
@@ -282,6 +283,17 @@ def run_bench(
         "settings": settings.model_dump(mode="json"),
     }
     return Result(metrics, show(cases, truths, pictures), strips)
+
+
+def base_facts(maker: MethodMaker, trained: Sequence[str]) -> dict[str, Any]:
+    """On which base the pictures were made, and on which each adapter was distilled."""
+    recipes = {name: read_recipe(find_adapter(maker.collection, name)) for name in trained}
+    return {
+        "name": maker.collection.manifest.base,
+        "dtype": str(maker.session.backbone.computes_in).removeprefix("torch."),
+        "quantization": maker.settings.model.quantization,
+        "distilled_on": {name: recipe.model.quantization for name, recipe in recipes.items()},
+    }
 
 
 def measure(
