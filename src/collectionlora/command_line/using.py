@@ -57,10 +57,7 @@ def edit(
     from collectionlora.editing import edit_files
     from collectionlora.planning.guard import refuse_too_large_adapter
 
-    source = photo or photo_argument
-    if source is None or (photo and photo_argument):
-        message = "is given twice" if source else "is missing"
-        raise UserError("", "PHOTO", message, "give one photo, or one folder of photos")
+    source = choose_photo(photo_argument, photo)
     refuse_too_large_adapter("edit", collection, quantization)
     with shown_progress() as progress:
         edited = edit_files(
@@ -88,6 +85,19 @@ def edit(
     say(as_json, result, "\n".join(lines))
     if edited.failed:
         raise typer.Exit(2)
+
+
+def choose_photo(argument: Path | None, option: Path | None) -> Path:
+    """The photo that is named once, as an argument or as an option.
+
+    Raises:
+        UserError: it is missing, or given twice.
+    """
+    if argument and option:
+        raise UserError("", "PHOTO", "is given twice", "give one photo, or one folder of photos")
+    if found := argument or option:
+        return found
+    raise UserError("", "PHOTO", "is missing", "give one photo, or one folder of photos")
 
 
 def export(
