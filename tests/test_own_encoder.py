@@ -21,6 +21,7 @@ from collectionlora.backbones.speaking import Speaker, Spoken, find_silence
 from collectionlora.command_line import verbs as cli
 from collectionlora.config import ModelSettings
 from collectionlora.pictures.photos import write_photo
+from collectionlora.system.errors import UserError
 from collectionlora.system.files import read_json
 
 SPEAKING = [family for family in PIPELINES if family.speech]
@@ -113,6 +114,12 @@ def test_an_encoder_without_its_last_layer_cannot_write(folders, tmp_path):
     assert weights.pop("lm_head.weight") is not None
     save_file(weights, path, {"format": "pt"})
     assert "without its last layer" in find_silence(family_of(str(base)), str(base))
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=r"cannot be opened \(model\.safetensors"):
+        find_silence(family_of(str(base)), str(base))
+    path.unlink()  # not fetched yet: nothing is known
+    assert find_silence(family_of(str(base)), str(base)) == ""
     index = read_json(base / "model_index.json")
     index["text_encoder"][1] = "Qwen2_5_VLModel"
     (base / "model_index.json").write_text(json.dumps(index))

@@ -118,11 +118,18 @@ def list_files(base: str) -> tuple[Path, list[Path]]:
 
 
 def stored_names(folder: Path) -> set[str]:
-    """The names of all tensors in a part's files, from their headers."""
+    """The names of all tensors in a part's files, from their headers.
+
+    Raises:
+        ValueError: a file is damaged.
+    """
     names: set[str] = set()
     for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, framework="pt") as file:
-            names |= set(file.keys())
+        try:
+            with safe_open(path, framework="pt") as file:
+                names |= set(file.keys())
+        except SafetensorError as error:
+            raise ValueError(f"{path.name}: {error}") from None
     return names
 
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from PIL import Image
 
-from collectionlora.backbones.diffusers_files import list_files, read_index, stored_names
+from collectionlora.backbones.diffusers_files import list_files, opening, read_index, stored_names
 from collectionlora.backbones.family import Family, Speech
 from collectionlora.system.errors import UserError
 
@@ -31,23 +31,26 @@ def find_silence(family: Family, base: str) -> str:
     """
     if family.speech is None:
         return "has a text encoder that cannot see pictures and write about them"
-    name = str(read_index(base).get(PART, ["", "nothing"])[1])
+    entry = read_index(base).get(PART)
+    name = entry[1] if isinstance(entry, list) and len(entry) == 2 else "text encoder of no class"
     if name != family.speech.encoder:
         return f"has a {name} as its text encoder, not a {family.speech.encoder}: it cannot be asked"
     try:
         folder, _ = list_files(base)
     except UserError:  # it is fetched when it is first needed
         return ""
-    names = stored_names(folder / PART)
-    if any(stored.endswith(HEAD) for stored in names) or ties_words(folder):
-        return ""
+    with opening(base):
+        names = stored_names(folder / PART)
+        if not names or any(stored.endswith(HEAD) for stored in names) or ties_words(folder):
+            return ""
     return f"has a text encoder without its last layer, {HEAD}: it cannot write"
 
 
 def ties_words(folder: Path) -> bool:
     """Whether the encoder writes by the weights that it reads with."""
     config = json.loads((folder / PART / "config.json").read_text(encoding="utf-8"))
-    return bool(config.get("tie_word_embeddings", config.get("text_config", {}).get("tie_word_embeddings")))
+    parts = [config, config.get("text_config", {})]
+    return any(bool(part.get("tie_word_embeddings")) for part in parts)
 
 
 class Speaker:
