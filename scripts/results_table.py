@@ -127,6 +127,18 @@ def deployment_table(metrics: Metrics) -> str:
     return markdown(head, rows)
 
 
+def quantised_table(metrics: Metrics) -> str:
+    """Every LoRA on every base: PSNR with its interval, and ordinary edits on the base in the column."""
+    bases = metrics["bases"]
+    head = ["", *(f"PSNR on {base}" for base in bases), *(f"ordinary edits on {base}" for base in bases)]
+    rows = []
+    for name in next(iter(bases.values()))["methods"]:
+        scores = [base["methods"][name] for base in bases.values()]
+        ordinary = [f"{one['general_psnr']:.1f}" for one in scores]
+        rows.append([name, *(with_interval(one, "psnr", 2) for one in scores), *ordinary])
+    return markdown(head, rows)
+
+
 def strength_table(metrics: Metrics) -> str:
     """Every dial: decibels to what it should show, then how even and how sharp it is."""
     digits = {"photo": 1, "truth": 1, "between": 1, "uneven": 2, "sharp": 2}
@@ -140,6 +152,7 @@ TABLES = {
     "composition": composition_table,
     "deployment": deployment_table,
     "strength": strength_table,
+    "quantised": quantised_table,
 }
 
 

@@ -535,9 +535,9 @@ ARGUMENTS = {
         ["init", "{}/new", "--from-loras", "{}/" + LORA],
         "effects.0.teacher_prompt: .* at most 2000 characters",
     ),
-    "a quantized nano": (
-        settings(model={"quantization": "nf4"}), ["targets", "{}"],
-        "collection.yaml: settings.model: are for large bases; .*; leave them out",
+    "a nano of another dtype": (
+        settings(model={"dtype": "bfloat16", "quantization": "nf4"}), ["targets", "{}"],
+        "collection.yaml: settings.model: are for large bases; .*; leave out all but quantization",
     ),
     "a judge without a model": (nothing, ["bench", "{}", "--judge", "http://h/v1"], "--judge"),
     "damaged prompts": (raw("prompts.json", "{"), ["prompts", "{}"], "prompts.json: .*remove the file"),

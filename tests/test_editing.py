@@ -344,3 +344,32 @@ def test_a_photo_with_a_name_of_nearly_255_bytes_is_edited(adapter, tmp_path):
     picture((16, 16)).save(photo)
     assert run(["edit", adapter, photo, "--effect", "alpha"]) == 0
     assert {path.name for path in tmp_path.iterdir()} == {photo.name, f"{'é' * 100}-alpha.png"}
+
+
+def test_another_quantisation_than_that_of_the_adapter_is_said_in_one_line(adapter, tmp_path, capsys, caplog):
+    pytest.importorskip("bitsandbytes")
+    weights, recipe = read_lora(adapter).weights, read_adapter(adapter)[1]
+    packed = tmp_path / "packed.safetensors"
+    model = recipe.model.model_copy(update={"quantization": "nf4"})
+    write_adapter(packed, weights, recipe.model_copy(update={"model": model}))
+    photo = tmp_path / "me.png"
+    picture().save(photo)
+    said = {"nf4": "the base in nf4", "none": "the whole base"}
+    made = {}
+    for path, own, other in ((adapter, "none", "nf4"), (packed, "nf4", "none")):
+        for kind in (own, other):
+            caplog.clear()
+            out = tmp_path / f"{path.stem}-{kind}.png"
+            chosen = [] if kind == own else ["--quantization", kind]
+            assert run(["edit", path, photo, "--effect", "alpha", "--out", out, *chosen]) == 0
+            made[path, kind] = read_photo(out)
+            expected = f"{path}: was distilled on {said[own]} and is used on {said[kind]}"
+            lines = [message for message in caplog.messages if "distilled on" in message]
+            assert [line.startswith(expected) for line in lines] == ([] if kind == own else [True])
+    for kind in said:  # the file does not matter, how the base is held does
+        assert np.abs(made[adapter, kind] - made[packed, kind].astype(float)).max() <= 2
+    assert not np.array_equal(made[adapter, "none"], made[adapter, "nf4"])
+    with pytest.raises(
+        UserError, match="--quantization: 'nf5' is no quantisation; choose from none, nf4, int8"
+    ):
+        Editor.load(adapter, "nf5")

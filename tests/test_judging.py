@@ -10,6 +10,7 @@ from helpers.bench_collection import build
 from helpers.chat_server import SOON, ChatServer
 from helpers.tiny_encoders import save_clip, save_dino
 
+from collectionlora.backbones.nano import fastest
 from collectionlora.command_line import verbs as cli
 from collectionlora.effectbench import bench, benching
 from collectionlora.effectbench.judging import read_verdict
@@ -81,7 +82,8 @@ def test_one_answer_gives_both_figures_and_nothing_is_asked_twice(run, server, f
     asked = 2 * 2 * 2 + 1 + 3  # methods, effects, photos; one answer asked for anew; three judged twice
     assert len(server.requests) == asked
     assert metrics["judge"] | {"judged_twice": None} == {
-        "model": MODEL, "host": server.host, "calls": asked, "tokens": 100 * asked, "judged_twice": None
+        "model": MODEL, "host": server.host, "independent": True, "calls": asked, "tokens": 100 * asked,
+        "judged_twice": None,
     }  # fmt: skip
     assert metrics["judge"]["judged_twice"]["pictures"] == 3
 
@@ -203,3 +205,12 @@ def test_models_that_are_given_measure_every_effect(run, folder, tmp_path_factor
     page = (folder / "bench" / "report.html").read_text()
     assert "DINO source" in page
     assert "not known of mine" in page
+
+
+def test_a_bench_names_the_base_and_what_each_adapter_was_distilled_on(run):
+    pytest.importorskip("bitsandbytes")
+    code, metrics, err = run("--methods", "source,student", "--set", "model.quantization=nf4")
+    assert code == 0, err
+    dtype = str(fastest()[1]).removeprefix("torch.")
+    expected = {"name": "nano", "dtype": dtype, "quantization": "nf4", "distilled_on": {"student": "none"}}
+    assert metrics["base"] == expected

@@ -5,8 +5,11 @@ import torch
 
 from collectionlora import flow
 from collectionlora.adapters.roles import STUDENT, TEACHER, Roles, critic_role
+from collectionlora.backbones import load_backbone
 from collectionlora.backbones.base import Condition
 from collectionlora.backbones.nano import NanoBackbone
+from collectionlora.backbones.quantization import block_layers
+from collectionlora.config import ModelSettings
 from collectionlora.prompting.triggers import mean_embedding
 
 
@@ -134,3 +137,21 @@ def test_weights_survive_the_file_in_half_precision(backbone, tmp_path):
     loaded = NanoBackbone.load(tmp_path / "nano.safetensors")
     for name, tensor in backbone.modules.state_dict().items():
         assert torch.equal(loaded.modules.state_dict()[name], tensor.half().float())
+
+
+@pytest.mark.parametrize(("kind", "dtype", "error"), [("int8", torch.int8, 0.01), ("nf4", torch.uint8, 0.05)])
+def test_a_quantised_nano_is_near_the_whole_one_and_loras_learn_over_it(kind, dtype, error):
+    pytest.importorskip("bitsandbytes")
+    whole = load_backbone("nano", ModelSettings())
+    packed = load_backbone("nano", ModelSettings(quantization=kind))
+    cond = condition(whole, ["blur"])
+    x, sigma = torch.randn_like(cond.source), torch.tensor([0.5])
+    with torch.no_grad():
+        expected, found = (b.velocity(x, sigma, b.prepare(cond)) for b in (whole, packed))
+    assert 0 < (found - expected).norm() < error * expected.norm()
+    assert {layer.weight.dtype for layer in block_layers(packed.network).values()} == {dtype}
+    assert block_layers(packed.network).keys() == block_layers(whole.network).keys()
+    roles = Roles(packed.network, packed.lora_targets, {STUDENT: 2, TEACHER: 2}, fuse=packed.fuses_lora)
+    roles.verify(lambda: packed.velocity(cond.source, sigma, packed.prepare(cond)))
+    with roles.frozen(STUDENT):  # B is zero: the role is the base
+        assert torch.equal(packed.velocity(x, sigma, packed.prepare(cond)), found)

@@ -46,10 +46,17 @@ def result():
         "classifier": {"classes": ["sepia", "none"], "accuracy": 0.9},
         "effects": effects,
         "photos": 4,
+        "base": {
+            "name": "owner/name",
+            "dtype": "bfloat16",
+            "quantization": "nf4",
+            "distilled_on": {"student": "none", "other": "nf4"},
+        },
         "seeds": [0, 1],
         "seconds": 12.3,
         "judge": {
             "model": "some-judge",
+            "independent": True,
             "judged_twice": {"pictures": 9, "bad_case_agreement": 0.75, "identity_difference": 0.5},
         },
         "gate": {
@@ -150,3 +157,13 @@ def test_the_log_is_that_of_the_run_that_made_the_adapter(tmp_path):
     assert list(find_logs(collection)) == ["acceleration"]
     collection.result.write_text("b")
     assert list(find_logs(collection)) == ["second", "acceleration"]
+
+
+def test_a_page_says_on_which_base_it_judges_and_on_which_an_adapter_was_distilled(result):
+    page = " ".join(build_report(result, {}).split())
+    assert "They were judged on the base in nf4, owner/name, in bfloat16." in page
+    assert "<b>student was distilled on the whole base</b>." in page
+    assert "other was distilled" not in page
+    assert "not independent" not in page
+    result.metrics["judge"]["independent"] = False
+    assert "<b>it is not independent</b>" in build_report(result, {})

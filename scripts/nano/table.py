@@ -9,7 +9,17 @@ Two processes of one thread are faster than one of two; `python scripts/nano/tab
 
 import argparse
 
-from tables import ablation, composition, deployment, incremental, main_table, noise, scaling, starts
+from tables import (
+    ablation,
+    composition,
+    deployment,
+    incremental,
+    main_table,
+    noise,
+    quantised,
+    scaling,
+    starts,
+)
 
 from collectionlora.command_line.progress import joined_processes
 from collectionlora.command_line.terminal import faults_in_a_line
@@ -20,6 +30,7 @@ TABLES = {
     "scaling": scaling,
     "starts": starts,
     "noise": noise,
+    "quantised": quantised,
     "incremental": incremental,
     "composition": composition,
     "deployment": deployment,

@@ -52,6 +52,7 @@ class Schedule(Section):
 
 
 Sampler = Literal["stochastic", "euler"]
+Quantization = Literal["none", "nf4", "int8"]
 Weight = Annotated[Schedule, Field(strict=False)]  # may be given as a mapping, or as one number
 Switch = Annotated[bool, Field(strict=False)]  # may be given as a word: yes, no, on, off
 
@@ -63,9 +64,7 @@ class ModelSettings(Section):
         "float32",
         description="of the frozen base, in which LoRAs compute; what is trained is kept in float32",
     )
-    quantization: Literal["none", "nf4", "int8"] = Field(
-        "none", description="of the frozen base's blocks, by bitsandbytes"
-    )
+    quantization: Quantization = Field("none", description="of the frozen base's blocks, by bitsandbytes")
     sharding: Literal["none", "fsdp"] = Field(
         "none",
         description="of the frozen base over the processes of a distillation",

@@ -1,5 +1,6 @@
 """Use a finished adapter: one effect or several, on photos of any size."""
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -14,6 +15,7 @@ from collectionlora.adapters.recipe import Recipe, adapter_path, read_adapter, r
 from collectionlora.adapters.roles import STUDENT, Roles
 from collectionlora.backbones import load_backbone
 from collectionlora.backbones.base import Backbone, Condition, encode_condition
+from collectionlora.backbones.quantization import describe
 from collectionlora.pictures.destinations import Job, plan_jobs, select_jobs
 from collectionlora.pictures.photos import (
     Photo,
@@ -31,6 +33,7 @@ from collectionlora.sampling import Denoiser, sample_student
 from collectionlora.system.errors import UserError, quote
 from collectionlora.system.progress import Progress, ignore
 
+log = logging.getLogger(__name__)
 ALL = "all"  # in place of an effect's name: every effect of the collection
 MAX_SEED = 2**64 - 1
 T = TypeVar("T")
@@ -117,15 +120,23 @@ class Editor:
         return self.load_roles()
 
     @classmethod
-    def load(cls, collection: Path | str) -> "Editor":
+    def load(cls, collection: Path | str, quantization: str | None = None) -> "Editor":
         """From a collection folder or from the one file.
 
+        Args:
+            quantization: of the base, "none", "nf4" or "int8"; by default that which the adapter was
+                distilled on. Another one is logged.
+
         Raises:
-            UserError: no finished adapter there.
+            UserError: no finished adapter there, or no such quantisation.
         """
         path = adapter_path(Path(collection))
         lora, recipe = read_adapter(path)
-        backbone = load_backbone(recipe.base, recipe.model)
+        model = recipe.held_as(quantization)
+        if model != recipe.model:
+            places = describe(recipe.model.quantization), describe(model.quantization)
+            log.warning("%s: was distilled on %s and is used on %s: pictures may differ", path, *places)
+        backbone = load_backbone(recipe.base, model)
 
         def load_roles() -> Roles:
             roles = Roles(backbone.network, backbone.lora_targets, {STUDENT: lora.rank})
@@ -133,7 +144,7 @@ class Editor:
                 roles.load(STUDENT, lora.weights)
             except ValueError as error:
                 raise UserError(path, "", str(error), f"use an adapter of the base {recipe.base}") from None
-            if recipe.model.quantization == "none":
+            if model.quantization == "none":
                 roles.merge_for_good(STUDENT)
             return roles
 
@@ -268,9 +279,10 @@ def edit(
     steps: int | None = None,
     strength: float = 1.0,
     references: Sequence[Picture] = (),
+    quantization: str | None = None,
 ) -> Image.Image:
     """Edit one photo with a collection's adapter, as `Editor.edit`; for many photos make one `Editor`."""
-    return Editor.load(collection).edit(photo, effects, seed, steps, strength, references)
+    return Editor.load(collection, quantization).edit(photo, effects, seed, steps, strength, references)
 
 
 @dataclass(frozen=True)
@@ -303,6 +315,7 @@ def edit_files(
     steps: int | None = None,
     strength: float = 1.0,
     references: Sequence[Path] = (),
+    quantization: str | None = None,
     progress: Progress = ignore,
 ) -> EditedFiles:
     """Edit a photo, or all photos of a folder; everything is checked before the model is loaded.
@@ -313,6 +326,7 @@ def edit_files(
         out: a file or a folder; by default the result lies beside the photo. In a folder it is named after
             the photo and the effects.
         overwrite: replace results that exist. A file that this edit reads is never replaced.
+        quantization: as in `Editor.load`.
 
     Raises:
         UserError: an effect that the adapter does not hold, no place for the results, or the only photo
@@ -331,7 +345,7 @@ def edit_files(
     if not chosen:
         return edited
     check_strengths([strength])
-    editor, alone = Editor.load(collection), len(jobs) == 1
+    editor, alone = Editor.load(collection, quantization), len(jobs) == 1
 
     def encode(job: Job) -> EncodedEdit:
         return editor.encode(read_photo(job.photo), job.effects, shown)

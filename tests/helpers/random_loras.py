@@ -1,13 +1,14 @@
-"""Effect LoRAs over the nano base that were never trained."""
+"""Effect LoRAs that were never trained."""
 
 from collectionlora.adapters.formats import write_lora
 from collectionlora.adapters.roles import STUDENT, Roles
-from collectionlora.backbones.nano import NanoBackbone
+from collectionlora.backbones import load_backbone
+from collectionlora.config import ModelSettings
 
 
-def write_random_loras(folder, names):
+def write_random_loras(folder, names, base="nano"):
     """One file of rank 2 for each name; paths by name."""
-    backbone = NanoBackbone.load()
+    backbone = load_backbone(base, ModelSettings())
     roles = Roles(backbone.network, backbone.lora_targets, {STUDENT: 2})
     paths = {}
     for name in names:

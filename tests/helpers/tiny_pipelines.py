@@ -272,8 +272,10 @@ def flux2_klein():
 
 def flux2():
     tokenizer = qwen_tokenizer(WORDS)
-    tokenizer.add_special_tokens({"additional_special_tokens": ["[IMG]", "[IMG_BREAK]", "[IMG_END]"]})
-    processor = PixtralProcessor(PixtralImageProcessor(), tokenizer, chat_template=PARTS)
+    marks = ["[IMG]", "[IMG_BREAK]", "[IMG_END]", "<s>", "</s>", "[INST]", "[/INST]"]
+    tokenizer.add_special_tokens({"additional_special_tokens": marks})
+    images = PixtralImageProcessor()
+    processor = PixtralProcessor(images, tokenizer, patch_size=16, spatial_merge_size=2, chat_template=PARTS)
     heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 8}
     text = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 31, "vocab_size": len(tokenizer)}
     vision = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}

@@ -2,15 +2,15 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
 
 from collectionlora.adapters.formats import LoraFile, read_header, read_lora, write_lora
 from collectionlora.adapters.roles import LoraWeights
 from collectionlora.collection import MANIFEST, NAME, RESULT
-from collectionlora.config import ModelSettings, Sampler
-from collectionlora.system.errors import UserError
+from collectionlora.config import ModelSettings, Quantization, Sampler
+from collectionlora.system.errors import UserError, quote
 
 KEY = "collectionlora"
 SHIPPED = Path(__file__).parents[1] / "weights" / RESULT
@@ -35,6 +35,19 @@ class Recipe(BaseModel):
     effects: dict[EffectName, str] = Field(min_length=1)
     references: dict[EffectName, NonNegativeInt] = {}
     version: str
+
+    def held_as(self, quantization: str | None) -> ModelSettings:
+        """How the base is held: as the adapter was distilled on it, or in another quantisation.
+
+        Raises:
+            UserError: there is no such quantisation.
+        """
+        if quantization is None:
+            return self.model
+        if quantization not in get_args(Quantization):
+            hint = f"choose from {', '.join(get_args(Quantization))}"
+            raise UserError("", "--quantization", f"{quote(quantization)} is no quantisation", hint)
+        return self.model.model_copy(update={"quantization": quantization})
 
 
 def adapter_path(collection: Path) -> Path:

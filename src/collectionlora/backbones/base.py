@@ -164,6 +164,7 @@ class Backbone(Protocol):
             belongs to one photo.
         fuses_lora: the weights that carry LoRA are small enough to be held twice (`Roles.use`).
         dtype: of the network's weights, and of the teachers over it.
+        computes_in: the dtype of the network's products.
         guides_in_one_batch: both branches of guidance run as one forward. Apart they need half the memory
             and no mask, for each has prompts of one length: right where one image fills a device.
     """
@@ -177,6 +178,9 @@ class Backbone(Protocol):
 
     @property
     def device(self) -> torch.device: ...
+
+    @property
+    def computes_in(self) -> torch.dtype: ...
 
     @property
     def lora_targets(self) -> tuple[str, ...]:
@@ -202,6 +206,10 @@ class Backbone(Protocol):
 
     def release_encoders(self) -> None:
         """Free what only `encode_prompt`, `encode_image` and `decode` need; they load it again."""
+        ...
+
+    def release_network(self) -> None:
+        """Free the network, after the last picture that is drawn with it."""
         ...
 
     def shapes(self, size: tuple[int, int]) -> Shapes:

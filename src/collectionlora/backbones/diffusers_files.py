@@ -117,6 +117,22 @@ def list_files(base: str) -> tuple[Path, list[Path]]:
     return folder, [path for path in files if not any(p[0] == "." for p in path.relative_to(folder).parts)]
 
 
+def stored_names(folder: Path) -> set[str]:
+    """The names of all tensors in a part's files, from their headers.
+
+    Raises:
+        ValueError: a file is damaged.
+    """
+    names: set[str] = set()
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, framework="pt") as file:
+                names |= set(file.keys())
+        except SafetensorError as error:
+            raise ValueError(f"{path.name}: {error}") from None
+    return names
+
+
 def read_weight(base: str, part: str, module: str) -> Tensor:
     """The weight of one module of a model's part, in float32; nothing else is read.
 

@@ -27,6 +27,7 @@ from collectionlora.backbones.base import Backbone, Condition, free_memory
 from collectionlora.backbones.diffusers_files import find_class, list_files, locate, opening, read_weight
 from collectionlora.backbones.family import Family, SectionValues
 from collectionlora.backbones.quantization import quantize
+from collectionlora.backbones.speaking import Speaker
 from collectionlora.config import ModelSettings
 from collectionlora.objectives import guided
 
@@ -200,13 +201,15 @@ class DiffusersBackbone(Backbone):
             loaded = part.from_pretrained(**where, dtype=self.dtype, use_safetensors=True)
         return loaded.requires_grad_(False).eval()
 
+    @property
+    def computes_in(self) -> torch.dtype:
+        return self.dtype
+
     @cached_property
     def network(self) -> Any:
         network = self._load(self.family.network_class, "transformer")
         if self.settings.quantization != "none":
-            targets = self.family.find_lora_targets(network)
-            blocks = [name for name in targets if "transformer_blocks." in name]
-            quantize(network, blocks, self.settings.quantization, self.dtype)
+            quantize(network, self.settings.quantization, self.dtype)
         network.to(self.device)
         if self.settings.attention != "native":
             set_attention(network, self.settings.attention, self.device, self.dtype, self.masks_attention)
@@ -238,9 +241,19 @@ class DiffusersBackbone(Backbone):
         with opening(self.base):
             return scheduler_class.from_pretrained(**locate(self.base), subfolder="scheduler")
 
+    @cached_property
+    def speaker(self) -> Speaker:
+        """Its text encoder to be asked about pictures; `find_silence` says where there is none."""
+        assert self.family.speech is not None
+        return Speaker(self.text_pipeline, self.family.speech)
+
     def release_encoders(self) -> None:
-        for name in ("vae", "text_pipeline"):
+        for name in ("vae", "text_pipeline", "speaker"):
             self.__dict__.pop(name, None)
+        free_memory()
+
+    def release_network(self) -> None:
+        self.__dict__.pop("network", None)
         free_memory()
 
     @torch.no_grad()

@@ -41,6 +41,25 @@ class ExportFacts:
     workflow: Callable[[Student], Graph] | None = None
 
 
+@dataclass(frozen=True)
+class Speech:
+    """How a text encoder that is a whole vision-language model is asked about pictures.
+
+    Attributes:
+        encoder: its class in transformers, as `model_index.json` spells it.
+        processor: the pipeline's component that turns pictures and text into tokens.
+        picture: what stands in the text for a picture.
+        turn: the whole request; the places `{pictures}` and `{text}` are filled.
+        ends: tokens that end an answer.
+    """
+
+    encoder: str
+    processor: str
+    picture: str
+    turn: str
+    ends: tuple[str, ...]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Family(ABC):
     """One kind of base. `base` is a base's name as the manifest gives it; every method may raise `UserError`.
@@ -51,6 +70,7 @@ class Family(ABC):
         recommended: settings in which its bases differ from the paper's recipe.
         side_multiple: heights and widths of images are multiples of it.
         reads_references: it reads several images, not the photo alone.
+        speech: how its text encoder is asked about pictures, if that can see and write.
         note: what a new manifest says beside the base's name.
     """
 
@@ -59,6 +79,7 @@ class Family(ABC):
     recommended: SectionValues
     side_multiple: int
     reads_references: bool = False
+    speech: Speech | None = None
     note: str = "a folder, or owner/name of the hub; @revision behind the name pins it"
 
     @abstractmethod

@@ -22,7 +22,7 @@ from collectionlora.backbones.diffusers_model import (
     from_tokens,
     to_tokens,
 )
-from collectionlora.backbones.family import ExportFacts, SectionValues
+from collectionlora.backbones.family import ExportFacts, SectionValues, Speech
 
 LORA_ROOTS = ("transformer_blocks.", "single_transformer_blocks.")
 DEV = {
@@ -144,6 +144,14 @@ FLUX_2 = DiffusersFamily(
     name_part="flux.2",
     known={"black-forest-labs/FLUX.2-dev": KnownBase(DEV, 24_011_361_280)},
     reads_references=True,
+    # Its tokenizer is a PixtralProcessor; [klein]'s encoder is a Qwen3, which does not see.
+    speech=Speech(
+        encoder="Mistral3ForConditionalGeneration",
+        processor="tokenizer",
+        picture="[IMG]",
+        turn="<s>[INST]{pictures}{text}[/INST]",
+        ends=("</s>",),
+    ),
     recommended={
         **LARGE,
         "model": {**LARGE["model"], "embedded_guidance": 4.0},

@@ -1,7 +1,7 @@
 """LongCat-Image-Edit: one photo, seen by the text encoder at half its size; the VAE of FLUX.1."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from PIL import Image
@@ -11,6 +11,7 @@ from collectionlora.backbones.base import Condition, Prompt, Shapes
 from collectionlora.backbones.diffusers_model import LARGE, DiffusersFamily, KnownBase, pack, unpack
 from collectionlora.backbones.family import ExportFacts
 from collectionlora.backbones.flux_kontext import DEV_VAE, FluxVae, positions
+from collectionlora.backbones.qwen_image_edit import QWEN_25_VL
 from collectionlora.pictures.photos import to_photos
 
 TEXT_TOKENS = 512 + 2  # padding counts, and so do the marks around the photo
@@ -110,6 +111,7 @@ LONGCAT_IMAGE_EDIT = DiffusersFamily(
     lora_roots=("transformer_blocks.", "single_transformer_blocks."),
     name_part="longcat-image-edit",
     known={"meituan-longcat/LongCat-Image-Edit": KnownBase(TRANSFORMER, 8_292_166_656, DEV_VAE)},
+    speech=replace(QWEN_25_VL, processor="text_processor"),
     recommended={**LARGE, "targets": {"steps": 50, "guidance_scale": 4.5}},
     export=ExportFacts(
         architecture="longcat-image-edit",

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from collectionlora.backbones.base import Condition, Prompt, Shapes
 from collectionlora.backbones.family import ExportFacts, Family, SectionValues
 from collectionlora.backbones.nano_network import EncodedCondition, NanoConfig, NanoTransformer
+from collectionlora.backbones.quantization import quantize
 from collectionlora.collection import MANIFEST
 from collectionlora.config import ModelSettings
 from collectionlora.effects.ordinary import general_instructions
@@ -135,6 +136,10 @@ class NanoBackbone:
         return self.network.device
 
     @property
+    def computes_in(self) -> torch.dtype:
+        return self.network.dtype
+
+    @property
     def modules(self) -> nn.ModuleDict:
         """All weights of the base under one roof."""
         return nn.ModuleDict({"network": self.network, "text_encoder": self.text_encoder})
@@ -156,6 +161,9 @@ class NanoBackbone:
         return (latents / 2 + 0.5).clamp(0, 1)
 
     def release_encoders(self) -> None:
+        """Nothing is large."""
+
+    def release_network(self) -> None:
         """Nothing is large."""
 
     def shapes(self, size: tuple[int, int]) -> Shapes:
@@ -190,7 +198,12 @@ class NanoFamily(Family):
     def load(self, base: str, settings: ModelSettings) -> NanoBackbone:
         check_settings(settings)
         nano = NanoBackbone.load()
-        nano.network.to(*fastest())
+        device, dtype = fastest()
+        nano.network.to(dtype=dtype)
+        if settings.quantization != "none":
+            quantize(nano.network, settings.quantization, dtype)
+            nano.fuses_lora = False
+        nano.network.to(device)
         return nano
 
     def without_weights(self, base: str, settings: ModelSettings, depths: Mapping[str, int]) -> NanoBackbone:
@@ -210,14 +223,14 @@ class NanoFamily(Family):
 
 
 def check_settings(settings: ModelSettings) -> None:
-    """Refuse what the nano base does not have.
+    """Refuse what the nano base does not have: it can be quantised, to study what that changes.
 
     Raises:
-        UserError: any setting that is not its default.
+        UserError: any other setting that is not its default.
     """
-    if settings != ModelSettings():
+    if settings != ModelSettings(quantization=settings.quantization):
         message = "are for large bases; the nano base is small, in the dtype that is fastest here"
-        raise UserError(MANIFEST, "settings.model", message, "leave them out")
+        raise UserError(MANIFEST, "settings.model", message, "leave out all but quantization")
 
 
 NANO = NanoFamily(

@@ -1,7 +1,5 @@
 """The frozen base in 4 or 8 bits by bitsandbytes; LoRAs over it stay whole (QLoRA, arXiv 2305.14314)."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 
@@ -20,8 +18,19 @@ def whole_weight(layer: nn.Module) -> Tensor:
     return weight.detach().float().cpu()
 
 
-def quantize(network: nn.Module, names: Sequence[str], kind: str, dtype: torch.dtype) -> None:
-    """Put quantised layers in the place of the linear layers `names`; moving them to a device packs them.
+def describe(quantization: str) -> str:
+    """A base of a quantisation in words: "the whole base", "the base in nf4"."""
+    return "the whole base" if quantization == "none" else f"the base in {quantization}"
+
+
+def block_layers(network: nn.Module) -> dict[str, nn.Linear]:
+    """The linear layers of the network's blocks, by name: what is quantised."""
+    layers = {name: module for name, module in network.named_modules() if isinstance(module, nn.Linear)}
+    return {name: layer for name, layer in layers.items() if "transformer_blocks." in name}
+
+
+def quantize(network: nn.Module, kind: str, dtype: torch.dtype) -> None:
+    """Put quantised layers in the place of the blocks' linear ones; moving them to a device packs them.
 
     Args:
         kind: "nf4" (4 bits, normal float) or "int8".
@@ -36,9 +45,7 @@ def quantize(network: nn.Module, names: Sequence[str], kind: str, dtype: torch.d
         hint = "install it: pip install 'collectionlora[quantization]'"
         raise UserError(MANIFEST, "settings.model.quantization", f"{kind} needs bitsandbytes", hint) from None
 
-    for name in names:
-        layer = network.get_submodule(name)
-        assert isinstance(layer, nn.Linear)
+    for name, layer in block_layers(network).items():
         sizes = {"input_features": layer.in_features, "output_features": layer.out_features}
         with torch.device("meta"):
             if kind == "nf4":

@@ -25,7 +25,7 @@ from collectionlora.backbones.diffusers_model import (
     from_tokens,
     to_tokens,
 )
-from collectionlora.backbones.family import ExportFacts
+from collectionlora.backbones.family import ExportFacts, Speech
 from collectionlora.backbones.qwen_image_edit import TEXT_TOKENS, QwenBackbone
 from collectionlora.pictures.photos import to_photos
 
@@ -195,6 +195,14 @@ QWEN_IMAGE_21 = DiffusersFamily(
     side_multiple=SIDE_MULTIPLE,
     known={"Qwen/Qwen-Image-2.1": KnownBase(TRANSFORMER, 8_767_123_696)},
     reads_references=True,
+    # Its processor is a Qwen3VLProcessor, whose chat template sets no system before the turn.
+    speech=Speech(
+        encoder="Qwen3VLForConditionalGeneration",
+        processor="processor",
+        picture="<|vision_start|><|image_pad|><|vision_end|>",
+        turn="<|im_start|>user\n{pictures}{text}<|im_end|>\n<|im_start|>assistant\n",
+        ends=("<|im_end|>", "<|endoftext|>"),
+    ),
     recommended={
         **LARGE,
         "targets": {"steps": 40, "guidance_scale": 1},

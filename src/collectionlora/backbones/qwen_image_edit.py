@@ -26,7 +26,7 @@ from collectionlora.backbones.diffusers_model import (
     pack,
     unpack,
 )
-from collectionlora.backbones.family import ExportFacts
+from collectionlora.backbones.family import ExportFacts, Speech
 from collectionlora.objectives import guided
 from collectionlora.pictures.photos import to_photos
 
@@ -49,6 +49,18 @@ KNOWN = KnownBase(TRANSFORMER, ENCODER_PARAMETERS)
 # 2511 reads the photos as if at sigma 0, whatever the noisy image's.
 CLEAN_PHOTOS = "zero_cond_t"
 KNOWN_2511 = KnownBase({**TRANSFORMER, CLEAN_PHOTOS: True}, ENCODER_PARAMETERS)
+
+# Its processor is a Qwen2VLProcessor; the turn is that of its chat template.
+QWEN_25_VL = Speech(
+    encoder="Qwen2_5_VLForConditionalGeneration",
+    processor="processor",
+    picture="<|vision_start|><|image_pad|><|vision_end|>",
+    turn=(
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+        "<|im_start|>user\n{pictures}{text}<|im_end|>\n<|im_start|>assistant\n"
+    ),
+    ends=("<|im_end|>", "<|endoftext|>"),
+)
 
 
 @dataclass(frozen=True)
@@ -215,6 +227,7 @@ QWEN_IMAGE_EDIT_PLUS = DiffusersFamily(
     side_multiple=SIDE_MULTIPLE,
     known={"Qwen/Qwen-Image-Edit-2509": KNOWN, "Qwen/Qwen-Image-Edit-2511": KNOWN_2511},
     reads_references=True,
+    speech=QWEN_25_VL,
     recommended={**LARGE, **CARD},
     export=ExportFacts(
         architecture="qwen-image-edit-plus",
@@ -233,6 +246,7 @@ QWEN_IMAGE_EDIT = DiffusersFamily(
     name_part="qwen-image-edit",
     side_multiple=SIDE_MULTIPLE,
     known={"Qwen/Qwen-Image-Edit": KNOWN},
+    speech=QWEN_25_VL,
     recommended={**LARGE, **CARD, "model": {**LARGE["model"], "condition_resolution": 1024}},
     export=ExportFacts(
         architecture="qwen-image-edit",

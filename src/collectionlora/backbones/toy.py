@@ -57,7 +57,7 @@ class ToyBackbone:
 
     lora_targets: tuple[str, ...] = ("stem", "blocks.0", "blocks.1", "blocks.2", "blocks.3", "head")
     side_multiple, prompts_see_photos, fuses_lora, guides_in_one_batch = 1, False, False, True
-    dtype = torch.float32
+    dtype = computes_in = torch.float32
 
     def __init__(self, seed: int = 0):
         with torch.random.fork_rng(devices=[]):
@@ -78,6 +78,9 @@ class ToyBackbone:
         return latents
 
     def release_encoders(self) -> None:
+        """Nothing is large."""
+
+    def release_network(self) -> None:
         """Nothing is large."""
 
     def shapes(self, size: tuple[int, int]) -> Shapes:

@@ -34,7 +34,9 @@ from collectionlora.command_line.terminal import (
 from collectionlora.config import parse_overrides
 from collectionlora.system.errors import Interrupted, UserError
 
-VlmUrl = Annotated[str | None, typer.Option("--vlm", help="an OpenAI-compatible endpoint: http://HOST/v1")]
+VlmUrl = Annotated[
+    str | None, typer.Option("--vlm", help="an OpenAI-compatible endpoint, http://HOST/v1, or base")
+]
 VlmModel = Annotated[str | None, typer.Option("--model", help="the endpoint's model")]
 
 
@@ -114,15 +116,16 @@ def prompts(
     overrides: Set = None,
     as_json: Json = False,
 ) -> None:
-    """Triggers and student prompts, and how orthogonal they are; a model behind --vlm rewrites them.
+    """Triggers and student prompts, and how orthogonal they are; a model named by --vlm rewrites them.
 
     Example: collectionlora prompts my-collection --vlm http://localhost:11434/v1 --model qwen2.5vl
+    Example: collectionlora prompts my-collection --vlm base
     """
-    from collectionlora.prompting.endpoint import Endpoint
+    from collectionlora.prompting.own_encoder import choose
 
     layer = with_token_cap(parse_overrides(overrides or []), max_tokens_total)
     with shown_progress() as progress:
-        result = collectionlora.prompts(folder, Endpoint.of(vlm, model, api_key_env), layer, progress)
+        result = collectionlora.prompts(folder, choose(vlm, model, api_key_env), layer, progress)
     say(as_json, result, prompt_table(result), f"next: {program()} targets {folder}")
 
 

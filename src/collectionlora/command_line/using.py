@@ -45,6 +45,9 @@ def edit(
     reference: Annotated[
         list[Path] | None, typer.Option(help="a reference image, for each that the effect was taught with")
     ] = None,
+    quantization: Annotated[
+        str | None, typer.Option(help="of the base: none, nf4 or int8; default: as it was distilled")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Edit one photo, or all photos of a folder. Photos and existing files are never replaced unasked.
@@ -54,11 +57,8 @@ def edit(
     from collectionlora.editing import edit_files
     from collectionlora.planning.guard import refuse_too_large_adapter
 
-    source = photo or photo_argument
-    if source is None or (photo and photo_argument):
-        message = "is given twice" if source else "is missing"
-        raise UserError("", "PHOTO", message, "give one photo, or one folder of photos")
-    refuse_too_large_adapter("edit", collection)
+    source = choose_photo(photo_argument, photo)
+    refuse_too_large_adapter("edit", collection, quantization)
     with shown_progress() as progress:
         edited = edit_files(
             collection,
@@ -71,6 +71,7 @@ def edit(
             steps,
             strength,
             reference or [],
+            quantization,
             progress,
         )
     lines = [f"error: {fault}" for fault in edited.failed] + [f"wrote {path}" for path in edited.written]
@@ -84,6 +85,19 @@ def edit(
     say(as_json, result, "\n".join(lines))
     if edited.failed:
         raise typer.Exit(2)
+
+
+def choose_photo(argument: Path | None, option: Path | None) -> Path:
+    """The photo that is named once, as an argument or as an option.
+
+    Raises:
+        UserError: it is missing, or given twice.
+    """
+    if argument and option:
+        raise UserError("", "PHOTO", "is given twice", "give one photo, or one folder of photos")
+    if found := argument or option:
+        return found
+    raise UserError("", "PHOTO", "is missing", "give one photo, or one folder of photos")
 
 
 def export(
@@ -122,7 +136,9 @@ def bench(
     methods: Annotated[str, typer.Option(help="names with commas between")] = "source,teacher,student",
     crops: Annotated[int, typer.Option(min=1, help="photos of each effect and seed")] = 24,
     seeds: Annotated[int, typer.Option(min=1)] = 1,
-    judge: Annotated[str | None, typer.Option(help="an OpenAI-compatible endpoint that judges")] = None,
+    judge: Annotated[
+        str | None, typer.Option(help="an OpenAI-compatible endpoint that judges, or base")
+    ] = None,
     judge_model: Annotated[str | None, typer.Option(help="the endpoint's model")] = None,
     api_key_env: VlmKey = None,
     max_tokens_total: VlmTokens = None,
@@ -142,10 +158,10 @@ def bench(
     Example: collectionlora bench my-collection --methods teacher,student,student-4,stack
     Example: collectionlora bench my-collection --baseline before.json --margin 0.5
     """
-    from collectionlora.prompting.endpoint import Endpoint
+    from collectionlora.prompting.own_encoder import choose
 
     layer = with_token_cap(parse_overrides(overrides or []), max_tokens_total)
-    endpoint = Endpoint.of(judge, judge_model, api_key_env, "--judge")
+    model = choose(judge, judge_model, api_key_env, "--judge")
     with joined_processes() as progress:
         metrics = collectionlora.bench(
             folder,
@@ -154,7 +170,7 @@ def bench(
             crops,
             seeds,
             layer,
-            judge=endpoint,
+            judge=model,
             baseline=baseline,
             margin=margin,
             progress=progress,

@@ -11,7 +11,8 @@ from collectionlora.effectbench.report.curves import find_logs
 from collectionlora.effectbench.report.page import write_results
 from collectionlora.effectbench.running import DEFAULT_METHODS, run_bench
 from collectionlora.pictures.photographs import TRAIN, pool
-from collectionlora.prompting.endpoint import Endpoint, Vlm
+from collectionlora.prompting.endpoint import Endpoint
+from collectionlora.prompting.own_encoder import OwnEncoder, vlm_opener
 from collectionlora.runs import growing
 from collectionlora.runs.session import resolve_settings
 from collectionlora.system import processes
@@ -27,7 +28,7 @@ def bench(
     crops: int = 24,
     seeds: int = 1,
     overrides: Mapping[str, Any] | None = None,
-    judge: Endpoint | None = None,
+    judge: Endpoint | OwnEncoder | None = None,
     baseline: Path | None = None,
     margin: float = 1.0,
     progress: Progress = ignore,
@@ -55,9 +56,8 @@ def bench(
     gate = Gate.load(baseline, margin, out / "metrics.json") if baseline else None
     photographs, numbers = heldout_photographs(photos), list(range(seeds))
     heldout = Heldout(photographs, pool(TRAIN), crops, numbers, CLASSIFIER_STEPS)
-    result = run_bench(
-        collection, settings, methods, heldout, progress, Vlm(judge, settings.vlm) if judge else None
-    )
+    open_judge = vlm_opener(judge, collection.manifest.base, settings.vlm)
+    result = run_bench(collection, settings, methods, heldout, progress, open_judge)
     if gate:
         result.metrics["gate"] = gate.check(result.metrics)
     if processes.is_main():

@@ -18,7 +18,7 @@ from collectionlora.effectbench.bench import GENERAL, Cases, Pictures
 from collectionlora.effectbench.scoring import Measured, Meter
 from collectionlora.pictures.photos import Photo
 from collectionlora.prompting.answers import plain
-from collectionlora.prompting.endpoint import Vlm
+from collectionlora.prompting.vlm import Vlm
 from collectionlora.system.files import fingerprint, read_models, write_json
 from collectionlora.system.progress import Progress
 
@@ -102,14 +102,12 @@ class Judge:
             turn: 2 asks once more about a picture that was judged.
 
         Raises:
-            UserError: the endpoint fails or the token cap is reached; what is answered is kept.
+            UserError: the model fails or the token cap is reached; what is answered is kept.
         """
         images = [*self.references.get(effect, [()])[0], self.cases.photos[index], made]
         text = write_question(self.collection.effect(effect), len(images) == 4)
-        model, side = self.vlm.endpoint.model, self.vlm.settings.image_side
-        request = fingerprint(
-            model, text, side, turn, *(p.shape for p in images), *(p.tobytes() for p in images)
-        )
+        seen = (*(p.shape for p in images), *(p.tobytes() for p in images))
+        request = fingerprint(self.vlm.key, text, self.vlm.settings.image_side, turn, *seen)
         path = self.collection.folder / "bench" / "pictures" / method / f"{effect}.answers.json"
         kept = read_models(path, Answered, "remove the file: its pictures are judged anew")
         if request not in kept:
@@ -124,8 +122,7 @@ class Judge:
             answers, tokens, hint = [*answers, answer.text], tokens + answer.tokens, REFUSAL
             if read_verdict(answer.text):
                 break
-        endpoint = self.vlm.endpoint
-        return Answered(model=endpoint.model, host=endpoint.host, tokens=tokens, answers=answers)
+        return Answered(model=self.vlm.name, host=self.vlm.host, tokens=tokens, answers=answers)
 
     def meter(self, progress: Progress) -> Meter:
         """`vsa` and `bcr` of every picture, NaN where no answer could be used."""
@@ -179,10 +176,10 @@ class Judge:
 
     def facts(self) -> dict[str, Any]:
         """Who judged, and what this run asked for."""
-        endpoint = self.vlm.endpoint
         return {
-            "model": endpoint.model,
-            "host": endpoint.host,
+            "model": self.vlm.name,
+            "host": self.vlm.host,
+            "independent": not self.vlm.is_base,
             "calls": self.vlm.calls,
             "tokens": self.vlm.tokens,
         }

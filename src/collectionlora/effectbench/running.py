@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from collectionlora.adapters.recipe import adapter_path
+from collectionlora.adapters.recipe import adapter_path, read_recipe
 from collectionlora.adapters.roles import STUDENT, TEACHER
 from collectionlora.backbones import family_of
+from collectionlora.backbones.base import Backbone
 from collectionlora.cache import base_identity
 from collectionlora.collection import Collection
 from collectionlora.config import BenchSettings, Settings, result_settings
@@ -44,7 +45,7 @@ from collectionlora.effectbench.truths import Truths
 from collectionlora.pictures.buckets import find_images, gather_images, name_images
 from collectionlora.pictures.photos import Photo, to_images
 from collectionlora.pictures.sizes import WorkingSizes
-from collectionlora.prompting.endpoint import Vlm
+from collectionlora.prompting.vlm import Vlm
 from collectionlora.prompting.writing import find_pairs
 from collectionlora.runs.session import Session
 from collectionlora.system import processes
@@ -240,12 +241,12 @@ def run_bench(
     names: Sequence[str],
     heldout: Heldout,
     progress: Progress,
-    vlm: Vlm | None = None,
+    open_judge: Callable[[Backbone], Vlm] | None = None,
 ) -> Result:
     """Make all pictures and measure them.
 
     Args:
-        vlm: the judge, if there is one.
+        open_judge: makes the judge, if there is one, of the backbone.
 
     Raises:
         UserError: an unknown method, no finished adapter, a true image that is missing, a model that cannot
@@ -263,6 +264,8 @@ def run_bench(
     maker = MethodMaker(collection, settings, truths, progress, bool({*names} & {*BASELINES}))
     methods, pictures, seconds = make_pictures(maker, names, cases, progress)
     strips = make_strips(maker, methods, cases)
+    maker.session.release_network()  # a judge may need its room
+    vlm = open_judge(maker.session.backbone) if open_judge else None
     # The judge is asked once, and a classifier trained once.
     measured = measure(maker, methods, pictures, heldout, vlm, progress) if processes.is_main() else {}
     facts = processes.from_main(measured)
@@ -270,6 +273,7 @@ def run_bench(
         row["seconds_per_image"] = seconds[name]
     metrics = {
         **facts,
+        "base": base_facts(maker, trained),
         "photos": len(cases.photos),
         "effects": [e.name for e in collection.effects],
         "seeds": list(heldout.seeds),
@@ -279,6 +283,17 @@ def run_bench(
         "settings": settings.model_dump(mode="json"),
     }
     return Result(metrics, show(cases, truths, pictures), strips)
+
+
+def base_facts(maker: MethodMaker, trained: Sequence[str]) -> dict[str, Any]:
+    """On which base the pictures were made, and on which each adapter was distilled."""
+    recipes = {name: read_recipe(find_adapter(maker.collection, name)) for name in trained}
+    return {
+        "name": maker.collection.manifest.base,
+        "dtype": str(maker.session.backbone.computes_in).removeprefix("torch."),
+        "quantization": maker.settings.model.quantization,
+        "distilled_on": {name: recipe.model.quantization for name, recipe in recipes.items()},
+    }
 
 
 def measure(
@@ -297,11 +312,12 @@ def measure(
     if judge:
         meters.append(judge.meter(progress))
     else:
-        facts["skipped"]["judge"] = "no endpoint is given: --judge URL --judge-model M"
+        facts["skipped"]["judge"] = "no model is named: --judge URL --judge-model M, or --judge base"
     table = score(methods, pictures, cases, meters, TEACHER)
     if judge:
         repeated = judge.repeat(pictures, settings.bench.judged_twice, heldout.seeds[0])
         facts["judge"] = {**judge.facts(), "judged_twice": repeated}
+        maker.session.backbone.release_encoders()
     return {"methods": table, **facts}
 
 

@@ -14,6 +14,7 @@ from huggingface_hub import ModelCardData
 from collectionlora.adapters.recipe import KEY, Recipe
 from collectionlora.backbones.comfyui import COMFYUI_SAMPLERS
 from collectionlora.backbones.family import ExportFacts
+from collectionlora.backbones.quantization import describe
 from collectionlora.pictures.sizes import MAX_ASPECT
 from collectionlora.system.version import __version__
 
@@ -68,7 +69,7 @@ BODY = Template("""\
 # $title
 
 One LoRA over $base that holds $count effects and samples each in $steps steps without guidance.
-Made with collectionlora, after CollectionLoRA (arXiv 2605.25378).
+Made with collectionlora, after CollectionLoRA (arXiv 2605.25378). It was distilled on $held.
 
 ## Effects
 
@@ -184,6 +185,7 @@ class Card:
         return BODY.substitute(
             title=self.title,
             base=self.base,
+            held=describe(self.recipe.model.quantization),
             count=len(self.recipe.effects),
             steps=self.recipe.steps,
             shift=f"{self.recipe.shift:g}",

@@ -40,7 +40,7 @@ def guarded(verb: str, function: Callable[P, T]) -> Callable[P, T]:
         given = signature.bind(*args, **kwargs).arguments
         with processes.joined() if verb in SHARED else nullcontext():
             if verb == "edit":
-                refuse_too_large_adapter(verb, given["collection"])
+                refuse_too_large_adapter(verb, given["collection"], given.get("quantization"))
             else:
                 refuse_too_large(verb, given["collection"], given.get("overrides") or {})
             return function(*args, **kwargs)
@@ -74,8 +74,8 @@ def refuse_too_large(
     _compare(verb, workload, free, f"collectionlora plan {collection.folder} says what to lower by --set")
 
 
-def refuse_too_large_adapter(verb: str, place: Path | str) -> None:
-    """The same of a finished adapter, which says itself how its base is held.
+def refuse_too_large_adapter(verb: str, place: Path | str, quantization: str | None = None) -> None:
+    """The same of a finished adapter, which says itself how its base is held, if nobody else does.
 
     Raises:
         UserError: no adapter there, or it needs more than is free.
@@ -88,10 +88,10 @@ def refuse_too_large_adapter(verb: str, place: Path | str) -> None:
         return
     from collectionlora.planning.workload import Workload
 
-    rank, model = {"rank": lora.rank}, recipe.model.model_dump()
+    rank, model = {"rank": lora.rank}, recipe.held_as(quantization).model_dump()
     sizes = {"model": model, "data": {"resolution": recipe.resolution}, "student": rank, "critic": rank}
     workload = Workload(recipe.base, len(recipe.effects), replace_settings(resolve(), **sizes))
-    _compare(verb, workload, free, "use a larger GPU, or an adapter that was made over a quantised base")
+    _compare(verb, workload, free, "use a larger GPU, or hold the base in 4 bits: --quantization nf4")
 
 
 def _compare(verb: str, workload: "Workload", free: int, hint: str) -> None:

@@ -15,6 +15,7 @@ from torch import nn
 from collectionlora.adapters.roles import STUDENT, TEACHER, target_weights
 from collectionlora.backbones import family_of
 from collectionlora.backbones.base import Backbone
+from collectionlora.backbones.quantization import block_layers
 from collectionlora.config import Settings
 from collectionlora.planning.peaks import (
     activation_bytes,
@@ -46,16 +47,15 @@ PACKED_BYTES = {"nf4": 0.5 + 1 / 64 + 4 / (64 * 256), "int8": 1.0}
 MOMENT_BYTES = {"float32": 8.0, "8bit": 2 * (1 + 4 / 256)}
 
 
-def base_bytes(network: nn.Module, targets: tuple[str, ...], settings: Settings) -> int:
-    """Bytes of the frozen base; quantised are the blocks' linear layers that carry LoRA."""
+def base_bytes(network: nn.Module, settings: Settings) -> int:
+    """Bytes of the frozen base; quantised are the blocks' linear layers."""
     whole = WHOLE_BYTES[settings.model.dtype]
     total = whole * sum(p.numel() for p in network.parameters())
     kind = settings.model.quantization
     if kind != "none":
-        for name, weight in target_weights(network, targets).items():
-            if "transformer_blocks." in name:
-                scales = 4 * len(weight) if kind == "int8" else 0
-                total += weight.numel() * (PACKED_BYTES[kind] - whole) + scales
+        for layer in block_layers(network).values():
+            scales = 4 * layer.out_features if kind == "int8" else 0
+            total += layer.weight.numel() * (PACKED_BYTES[kind] - whole) + scales
     return round(total)
 
 
@@ -139,7 +139,7 @@ def count_sizes(workload: Workload, backbone: Backbone, step: Workload) -> Sizes
     vae, picture = vae_bytes(step)
     cache, data = cache_bytes(workload, backbone)
     return Sizes(
-        base=base_bytes(network, targets, settings),
+        base=base_bytes(network, settings),
         whole_base=round(whole * sum(p.numel() for p in network.parameters())),
         encoders=encoder_bytes(workload.base, whole),
         loras=loras,

@@ -1,7 +1,6 @@
 """A vision-language model behind an OpenAI-compatible chat API, as vLLM, SGLang and Ollama serve it.
 
-Images and a text go in, the model's text comes out: `Vlm.ask`. It knows nothing of what is asked, keeps count
-of the tokens, and turns every fault of the endpoint into a `UserError`.
+Every fault of the endpoint becomes a `UserError`.
 """
 
 import base64
@@ -17,7 +16,7 @@ from PIL import Image
 from pydantic import BaseModel, Field, ValidationError
 
 from collectionlora.config import VlmSettings
-from collectionlora.pictures.photos import Photo
+from collectionlora.prompting.vlm import CUT_OFF, Answer, Vlm
 from collectionlora.system.environment import spare_this_machine_the_proxy
 from collectionlora.system.errors import UserError
 
@@ -135,18 +134,6 @@ def model_option(option: str) -> str:
     return "--model" if option == "--vlm" else f"{option}-model"
 
 
-@dataclass(frozen=True)
-class Answer:
-    """What the model wrote, untouched, and the tokens of the call.
-
-    `fault` is why the text is none or not all of it, as the end of "it ..."; empty if the answer is whole.
-    """
-
-    text: str
-    tokens: int
-    fault: str = ""
-
-
 class Part(BaseModel):
     type: str = "text"
     text: str | None = None
@@ -183,22 +170,28 @@ class Reply(BaseModel):
     usage: Usage | None = None
 
 
-class Vlm:
-    """An endpoint with its client and its account; `calls` and `tokens` are those of this object's life."""
+class EndpointVlm(Vlm):
+    """An endpoint with its client."""
+
+    is_base = False
 
     def __init__(self, endpoint: Endpoint, settings: VlmSettings):
         import openai  # takes a second: only who asks pays for it
 
-        self.endpoint, self.settings = endpoint, settings
-        self.calls = self.tokens = 0
-        self._most_tokens = 0  # of one call so far
-        self._key = endpoint.key()
+        super().__init__(settings)
+        self.endpoint, self.name, self.key, self.host = (
+            endpoint,
+            endpoint.model,
+            endpoint.model,
+            endpoint.host,
+        )
+        self._secret = endpoint.key()
         self._options: dict[str, Any] = {"temperature": 0, "max_tokens": settings.max_answer_tokens}
         spare_this_machine_the_proxy()
         try:
             self._client = openai.OpenAI(
                 base_url=endpoint.url,
-                api_key=self._key or "none",  # the client insists on one
+                api_key=self._secret or "none",  # the client insists on one
                 timeout=settings.timeout,
                 max_retries=settings.max_retries,
             )
@@ -208,20 +201,15 @@ class Vlm:
             )
             raise UserError("environment", "proxy", str(error), hint) from None
 
-    def ask(self, images: Sequence[Photo], text: str) -> Answer:
-        """The model's answer to a text about images, which are sent in order before it.
+    def _ask(self, images: Sequence[Image.Image], text: str, expected: int) -> Answer:
+        """Ask the endpoint.
 
         429, 5xx, timeouts and lost connections are tried again, with growing pauses or the server's own. A
         model that takes no `max_tokens` or no temperature is asked in its own way.
-
-        Raises:
-            UserError: the endpoint fails, or the call might exceed `vlm.max_tokens_total`.
         """
         import openai
 
-        small = [shrink(image, self.settings.image_side) for image in images]
-        expected = self._reserve(small, text)
-        images_sent = [{"type": "image_url", "image_url": {"url": data_url(image)}} for image in small]
+        images_sent = [{"type": "image_url", "image_url": {"url": data_url(image)}} for image in images]
         message: Any = {"role": "user", "content": [*images_sent, {"type": "text", "text": text}]}
         try:
             body = self._send(message)
@@ -240,8 +228,7 @@ class Vlm:
             raise self._fault(fault, self._hint(body) or hint) from None
         used = reply.usage.total_tokens if reply.usage else None
         tokens = expected if used is None else used
-        self.calls, self.tokens = self.calls + 1, self.tokens + tokens
-        self._most_tokens = max(self._most_tokens, tokens)
+        self._spend(tokens)
         choice = reply.choices[0]
         return Answer(choice.message.text(), tokens, find_stop(choice))
 
@@ -264,18 +251,6 @@ class Vlm:
             self._options["max_completion_tokens"] = self._options.pop("max_tokens")
             return True
         return "temperature" in words and self._options.pop("temperature", None) is not None
-
-    def _reserve(self, images: Sequence[Image.Image], text: str) -> int:
-        """The tokens that a call may take; raises UserError if the account does not hold them."""
-        # Common models spend a token on 28 x 28 pixels or on 3 letters and more; one that spends
-        # otherwise is known after its first call.
-        pixels = sum(image.width * image.height for image in images)
-        estimate = pixels // 28**2 + len(text) // 3 + self.settings.max_answer_tokens
-        expected, cap = max(estimate, self._most_tokens), self.settings.max_tokens_total
-        if self.tokens + expected > cap:
-            message = f"{self.tokens} tokens are spent, the next call may take {expected}, the cap is {cap}"
-            raise self._fault(message, "raise it: --max-tokens-total N; what is answered is kept")
-        return expected
 
     def _explain(self, error: Any) -> UserError:
         import openai
@@ -300,21 +275,18 @@ class Vlm:
 
     def _quote(self, text: str) -> str:
         """The start of a server's words on one line, without HTML and the key that it may repeat."""
-        if self._key:
-            text = text.replace(self._key, "***")
+        if self._secret:
+            text = text.replace(self._secret, "***")
         text = re.sub(r"<(style|script).*?</\1>|<[^<>]*>", " ", text, flags=re.DOTALL | re.IGNORECASE)
         line = " ".join(text.split())
         return "".join(letter for letter in line if letter.isprintable())[:200]
-
-    def _fault(self, message: str, hint: str) -> UserError:
-        return UserError(self.endpoint.host, self.endpoint.model, message, hint)
 
 
 def find_stop(choice: Choice) -> str:
     """Why an answer is none or not whole, as the end of "it ..."; empty if it is."""
     message, reason = choice.message, (choice.finish_reason or "").lower()
     if reason in CUT:
-        return "was cut off"
+        return CUT_OFF
     if reason in DECLINED:
         return "was stopped by the server's filter"
     if message.refusal:
@@ -324,13 +296,6 @@ def find_stop(choice: Choice) -> str:
     if message.tool_calls:
         return "is a call of a tool, without text"
     return "is thoughts alone" if message.reasoning_content or message.reasoning else ""
-
-
-def shrink(photo: Photo, side: int) -> Image.Image:
-    """A photo whose longest side is at most `side`."""
-    image = Image.fromarray(photo)
-    image.thumbnail((side, side), Image.Resampling.LANCZOS)
-    return image
 
 
 def data_url(image: Image.Image) -> str:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from collectionlora.pictures.photos import Photo
 from collectionlora.prompting.answers import offers_several, plain, read_description
-from collectionlora.prompting.endpoint import Answer, Vlm
 from collectionlora.prompting.refusals import is_refusal
+from collectionlora.prompting.vlm import Answer, Vlm
 
 INSTRUCTION = """\
 These images are {pairs} of photos, each a photo and then its edited version. All pairs show one and the same
@@ -72,7 +72,7 @@ def rewrite(vlm: Vlm, photos: Sequence[Photo], teacher_prompt: str) -> Rewritten
         photos: source and target of each pair, alternating.
 
     Raises:
-        UserError: the endpoint fails or the token cap is reached.
+        UserError: the model fails or the token cap is reached.
     """
     text, tokens, hint = request(teacher_prompt, len(photos) // 2), 0, ""
     for _ in range(TRIES):

@@ -18,9 +18,9 @@ from collectionlora.config import Settings
 from collectionlora.pictures.buckets import find_images
 from collectionlora.pictures.pairs import read_pair
 from collectionlora.pictures.photos import Photo, to_photos
-from collectionlora.prompting.endpoint import Vlm
 from collectionlora.prompting.rewriting import request, rewrite
 from collectionlora.prompting.triggers import add_trigger
+from collectionlora.prompting.vlm import Vlm
 from collectionlora.system.files import fingerprint, read_models, read_tensors, write_json
 
 MANIFEST_WRITER, PLAIN_WRITER = "manifest", "teacher prompt"
@@ -88,7 +88,7 @@ class PromptWriter:
         """The student prompt of an effect, kept for the prompts after it and for `save`.
 
         Raises:
-            UserError: the model's endpoint fails, or image pairs cannot be read.
+            UserError: the model fails, or image pairs cannot be read.
         """
         if effect.student_prompt:
             return StudentPrompt(
@@ -109,18 +109,18 @@ class PromptWriter:
         if pairs is None:
             note = f"no image pairs: fill {self.collection.pairs_folder(effect)}, or make targets first"
             return (kept or self._plain(effect)).model_copy(update={"note": note})
-        model, text = vlm.endpoint.model, request(effect.teacher_prompt, pairs.count)
-        key = fingerprint(model, text, vlm.settings.image_side, pairs.key)
+        text = request(effect.teacher_prompt, pairs.count)
+        key = fingerprint(vlm.key, text, vlm.settings.image_side, pairs.key)
         if kept and kept.asked and kept.asked.request == key:
             return kept
         rewritten = rewrite(vlm, pairs.read(), effect.teacher_prompt)
         if rewritten.fault:
-            note = f"{model}'s answer {rewritten.fault}: {rewritten.answer[:80]!r}"
+            note = f"{vlm.name}'s answer {rewritten.fault}: {rewritten.answer[:80]!r}"
             return (kept or self._plain(effect)).model_copy(update={"note": note})
-        asked = Asked(request=key, host=vlm.endpoint.host, tokens=rewritten.tokens, answer=rewritten.answer)
+        asked = Asked(request=key, host=vlm.host, tokens=rewritten.tokens, answer=rewritten.answer)
         prompt = self._with_trigger(effect, rewritten.description)
         return StudentPrompt(
-            student_prompt=prompt, written_by=model, teacher_prompt=effect.teacher_prompt, asked=asked
+            student_prompt=prompt, written_by=vlm.name, teacher_prompt=effect.teacher_prompt, asked=asked
         )
 
     def _plain(self, effect: Effect) -> StudentPrompt:

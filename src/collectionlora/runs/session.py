@@ -144,6 +144,12 @@ class Session:
     def teachers(self) -> TeacherLibrary:
         return TeacherLibrary(self.roles, self.teacher_files)
 
+    def release_network(self) -> None:
+        """Free the network and all roles over it, after the last picture that is drawn with them."""
+        for name in ("roles", "teachers"):
+            self.__dict__.pop(name, None)
+        self.backbone.release_network()
+
     def merge_teachers(self) -> LoraWeights:
         """The mean of the teachers, as near as the student's rank comes."""
         return merge(list(self.teacher_files.values()), "svd", self.settings.student.rank)

@@ -21,7 +21,8 @@ from collectionlora.pictures.folders import warn_of_left_out
 from collectionlora.pictures.pairs import check_pairs, read_pair
 from collectionlora.pictures.photos import to_images
 from collectionlora.pictures.sizes import WorkingSizes
-from collectionlora.prompting.endpoint import Endpoint, Vlm
+from collectionlora.prompting.endpoint import Endpoint
+from collectionlora.prompting.own_encoder import OwnEncoder, vlm_opener
 from collectionlora.prompting.triggers import cosine_table
 from collectionlora.prompting.writing import PromptWriter
 from collectionlora.runs import growing
@@ -144,22 +145,24 @@ def read_pairs(
 
 def prompts(
     collection: Collection | Path | str,
-    endpoint: Endpoint | None = None,
+    model: Endpoint | OwnEncoder | None = None,
     overrides: Mapping[str, Any] | None = None,
     progress: Progress = ignore,
 ) -> dict[str, Any]:
     """Student prompts of all effects, and their pairwise cosine with and without asymmetric prompting.
 
-    With an endpoint, its model rewrites what is missing or changed from two image pairs. Each answer is kept
-    as it comes, so a call after an error or an interruption asks only for the rest.
+    A model, behind an endpoint or the base's own text encoder, rewrites what is missing or changed from two
+    image pairs. Each answer is kept as it comes, so a call after an error or an interruption asks only for
+    the rest.
 
     Raises:
-        UserError: bad input, or the endpoint fails.
+        UserError: bad input, a base whose encoder cannot be asked, or the endpoint fails.
     """
     collection = open_collection(collection)
     settings = resolve_settings(collection, overrides or {})
-    vlm = Vlm(endpoint, settings.vlm) if endpoint else None
+    open_vlm = vlm_opener(model, collection.manifest.base, settings.vlm)
     backbone = load_backbone(collection.manifest.base, settings.model)
+    vlm = open_vlm(backbone) if open_vlm else None
     writer = PromptWriter(collection, backbone, settings, vlm)
     written = {}
     for effect in collection.effects:

@@ -7,6 +7,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from collectionlora.backbones.quantization import describe
 from collectionlora.effectbench.gallery import Result, draw_sheet
 from collectionlora.effectbench.report.charts import sparkline
 from collectionlora.effectbench.report.columns import COSTS, Column, find_measured, write_value
@@ -135,6 +136,7 @@ def build_report(result: Result, logs: Mapping[str, Path]) -> str:
         strips={effect: embed_strip(photos) for effect, photos in result.strips.items()},
         confusion=confusion(metrics),
         curves=draw_curves(logs),
+        describe=describe,
         settings=json.dumps(metrics["settings"], indent=1),
         versions=metrics["versions"],
         style=(HERE / "style.css").read_text(encoding="utf-8"),
