@@ -1,8 +1,8 @@
 """Which noise the warm start pairs with a teacher's sample: fresh noise, or the noise that it came from.
 
 `fresh` and `coarse` are flow matching on the same samples, in as many updates, and both sample by Euler.
-`coarse` takes the teacher's noise where the outcome is decided. Nothing is distilled. Every seed has photos of
-its own.
+`coarse` takes the teacher's noise where the outcome is decided. Nothing is distilled. Every seed has photos
+of its own.
 """
 
 from argparse import ArgumentParser, Namespace
