@@ -3,16 +3,19 @@
 import json
 import re
 import runpy
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+import typer
 import yaml
 from helpers.every import every
 from helpers.studio_server import write_collection
 from PIL import Image
 from skimage import data
 
+from collectionlora.command_line.verbs import app
 from collectionlora.config import Settings, setting_names
 
 ROOT = Path(__file__).parents[1]
@@ -64,6 +67,7 @@ def test_every_heading_that_the_code_cites_is_there():
 
 
 PAGES = sorted(path.name for path in (ROOT / "docs").glob("*.md"))
+MADE = runpy.run_path(str(ROOT / "scripts" / "reference.py"))["PAGES"]
 OF_THE_REPOSITORY = ["CONTRIBUTING.md", "README.md", "scripts/README.md"]
 NAMED = r"`((?:src|scripts|tests|examples|docs|recipes)/[\w/-]+\.\w+)"
 
@@ -94,6 +98,37 @@ UNPLAIN = [
 def test_pages_are_in_plain_words(page):
     text = (ROOT / page).read_text().lower()
     assert [word for word in UNPLAIN if re.search(rf"\b{word}\b", text)] == []
+
+
+@every(MADE)
+def test_the_references_are_those_of_the_program(page):
+    assert (ROOT / "docs" / page).read_text() == MADE[page](), "run: python scripts/reference.py --write"
+
+
+def test_every_setting_says_what_it_is():
+    rows = quoted("settings.md", r"^\| `([a-z_.]+)` \|.*\|  \|$")
+    assert rows == []
+
+
+def documented_commands(page):
+    """The arguments of each command that a page shows in a block of code."""
+    text = (ROOT / page).read_text().replace("\\\n", " ")
+    lines = re.findall(r"^    (?:\.venv/bin/)?collectionlora ((?!-)[^#\n]*)", text, re.MULTILINE)
+    return [shlex.split(line) for line in lines]
+
+
+@every([*(f"docs/{page}" for page in PAGES), *OF_THE_REPOSITORY, "recipes/README.md"])
+def test_every_command_that_a_page_shows_is_one_that_the_program_takes(page):
+    group = typer.main.get_command(app)
+    for verb, *arguments in documented_commands(page):
+        given = [argument for argument in arguments if argument not in ("[...]", "...")]
+        group.commands[verb].make_context(verb, given)
+
+
+def test_the_findings_charts_are_those_of_the_results():
+    charts = runpy.run_path(str(ROOT / "scripts" / "findings_plots.py"))["draw_charts"]()
+    for name, chart in charts.items():
+        assert (ROOT / "docs" / "results" / name).read_text() == chart, name
 
 
 def test_every_script_and_every_result_is_in_the_scripts_page():

@@ -223,7 +223,7 @@ def settings(folder: Folder, overrides: Set = None, recipe: RecipeName = None, a
     Example: collectionlora settings my-collection --set distill.batch_size=2
     """
     from collectionlora.collection import Collection
-    from collectionlora.config import trace_settings
+    from collectionlora.command_line.tracing import trace_settings
     from collectionlora.runs.session import resolve_settings, setting_layers
 
     collection, layer = Collection.load(folder), read_layer(overrides, recipe)
