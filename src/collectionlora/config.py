@@ -32,7 +32,7 @@ class Section(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _read_exponent(cls, value: Any) -> Any:
-        """YAML takes 1e-4 for text; all other text is no number, however much it looks like one."""
+        """YAML takes 1e-4 for text; all other text is not a number, however much it looks like one."""
         return float(value) if isinstance(value, str) and EXPONENT.fullmatch(value) else value
 
 

@@ -142,7 +142,7 @@ def find_adapter(collection: Collection, name: str) -> Path:
     if not path.exists():
         known = ", ".join((SOURCE.name, TRUTH, TEACHER, "teacher-8", STUDENT, "student-4", *BASELINES))
         hint = f"choose from {known}, or name a finished run"
-        raise UserError("", "--methods", f"{name!r} is no method", hint)
+        raise UserError("", "--methods", f"{name!r} is not a method", hint)
     return path
 
 

@@ -36,7 +36,7 @@ def true_folder(collection: Collection, effect: Effect) -> Path | None:
 
 
 def relative_names(folder: Path) -> dict[str, Path]:
-    """The photos of a folder by their path in it without the suffix; it is said what is left out.
+    """The photos of a folder by their path in it without the suffix, with a warning about what is left out.
 
     Raises:
         UserError: two have one name.
