@@ -137,10 +137,10 @@ MANIFESTS = {
     "a link that leads outside": (link(LORA, "/etc/hosts"), "effects.sepia.teacher", "outside", "copy it"),
     "a loop of links": (
         lambda folder: [link("loop", "loop")(folder), effect(photos="loop")(folder)],
-        *("effects.sepia.photos", "is no path", "fix the path or the link"),
+        *("effects.sepia.photos", "is not a path", "fix the path or the link"),
     ),
     "a NUL in a path": (effect(photos="a\0b"), "effects.0.photos", "control character U+0000", "now"),
-    "a path too long": (effect(photos="a" * 500), "effects.sepia.photos", "is no path", "fix the path"),
+    "a path too long": (effect(photos="a" * 500), "effects.sepia.photos", "is not a path", "fix the path"),
     "an unknown section": (settings(distil={"seed": 1}), "distil", "no such setting", "did you mean distill"),
     "an unknown setting": (
         settings(distill={"student_update": 1}),
@@ -160,7 +160,7 @@ MANIFESTS = {
         "greater than",
         "it is 0 now",
     ),
-    "a setting that is no number": (
+    "a setting that is not a number": (
         settings(student={"learning_rate": float("nan")}),
         "student.learning_rate",
         "finite",
@@ -219,7 +219,7 @@ LORAS = {
     "a header of 100 GB": (claim(100 * 10**9), "", "not a safetensors file", CONVERT),
     "a header of 2^63 bytes": (claim(2**63), "", "not a safetensors file", CONVERT),
     "a header of 90 MB": (claim(90 * 10**6), "", "not a safetensors file", CONVERT),
-    "a header that is no JSON": (
+    "a header that is not JSON": (
         raw(LORA, b"\x08" + b"\0" * 7 + b"{]}not {"),
         "",
         "not a safetensors",
@@ -249,12 +249,12 @@ LORAS = {
     "no tensors": (lora(lambda *_: {}), "", "holds no LoRA weights", "give the file of a trained LoRA"),
     "another base": (
         lora(lambda tensors, _: {name.replace("blocks", "double_blocks"): t for name, t in tensors.items()}),
-        *("", "is no module that takes a LoRA", SAME_BASE),
+        *("", "is not a module that takes a LoRA", SAME_BASE),
     ),
     "other shapes": (lora(with_first(lambda a: a[:, 1:].contiguous())), "", "changes a weight of", SAME_BASE),
     "other ranks": (lora(with_first(lambda a: a[1:].contiguous())), "", "ranks 1 and 2 differ", AGAIN),
     "a vector": (lora(with_first(lambda a: a[0].contiguous())), "", "ranks 6 and 2 differ", AGAIN),
-    "an empty matrix": (lora(with_first(lambda a: a[:0].contiguous())), "", "no matrices", AGAIN),
+    "an empty matrix": (lora(with_first(lambda a: a[:0].contiguous())), "", "not matrices", AGAIN),
     "halves": (lora(without("lora_B.weight")), "", "only one of the two", AGAIN),
     "integers": (lora(with_first(lambda a: a.int())), "lora_A.weight", "holds int32 numbers", AGAIN),
     "complex numbers": (lora(with_first(lambda a: a.float() + 0j)), "", "holds complex64 numbers", AGAIN),
@@ -285,11 +285,11 @@ LORAS = {
         ),
         *("", "overflows", AGAIN),
     ),
-    "a header that is broken": (lora(lambda t, _: t, {CONFIG: "{"}), CONFIG, "is no JSON object", AGAIN),
+    "a header that is broken": (lora(lambda t, _: t, {CONFIG: "{"}), CONFIG, "is not a JSON object", AGAIN),
     "a header nested too deeply": (
         lora(lambda t, _: t, {CONFIG: "[" * 9999}),
         CONFIG,
-        "is no JSON object",
+        "is not a JSON object",
         AGAIN,
     ),
     "a header of another rank": (
@@ -499,7 +499,7 @@ ARGUMENTS = {
     ),
     "an unknown image format": (
         nothing, ["edit", "{}", "--effect", "sepia", "--photo", "{}/photos/0.png", "--out", "o.xyz"],
-        "'.xyz' is no image format; end the name in",
+        "'.xyz' is not an image format; end the name in",
     ),
     "a photo that is not there": (
         nothing, ["edit", "{}", "--effect", "sepia", "--photo", "{}", "--out", "o.png"],
@@ -513,7 +513,7 @@ ARGUMENTS = {
         lambda folder: shutil.copy(folder / LORA, folder / ADAPTER),
         ["export", "{}", "--format", "onnx", "--out", "{}/out"], "'onnx' is not known; choose from",
     ),
-    "an unknown method": (nothing, ["bench", "{}", "--methods", "best"], "'best' is no method; choose from"),
+    "an unknown method": (nothing, ["bench", "{}", "--methods", "best"], "'best' is not a method; choose"),
     "no earlier metrics": (nothing, ["bench", "{}", "--baseline", "{}/none.json"], "none.json: --baseline: "),
     "earlier metrics that are a list": (
         raw("list.json", "[1]"), ["bench", "{}", "--baseline", "{}/list.json"],

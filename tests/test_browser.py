@@ -8,12 +8,12 @@ import io
 import json
 import os
 import re
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from helpers.axe import AXE_OPTIONS, describe_violations, load_axe
+from helpers.browser import BROWSER, NO_BROWSER, launch
 from helpers.studio_server import EFFECTS, MANY_STEPS, PASSWORD, USER, serve, write_collection
 from PIL import Image
 from playwright.sync_api import expect, sync_playwright
@@ -24,13 +24,8 @@ from collectionlora.pictures.folders import reads_heic
 from collectionlora.pictures.photos import read_photo, resize, to_photos
 from collectionlora.studio.stamps import IN_TURN, TOGETHER, Settings, stamp
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-BROWSER = next(filter(None, map(shutil.which, BROWSERS)), None)
 WAIT = 60_000  # milliseconds; only a failing test waits for so long
-pytestmark = pytest.mark.skipif(
-    BROWSER is None,
-    reason="no Chromium on this machine: apt-get install chromium, then run the tests again",
-)
+pytestmark = pytest.mark.skipif(BROWSER is None, reason=NO_BROWSER)
 expect.set_options(timeout=WAIT)
 
 
@@ -45,9 +40,7 @@ def folder(tmp_path_factory):
 def context(folder):
     """A browser that is logged in; it reaches the studio and nothing else."""
     with serve(folder) as address, sync_playwright() as playwright:
-        # Chromium refuses its sandbox to root, as which containers run.
-        options = ["--no-sandbox"] if os.geteuid() == 0 else []
-        browser = playwright.chromium.launch(executable_path=BROWSER, args=options)
+        browser = launch(playwright)
         context = browser.new_context(base_url=address)
         context.set_default_timeout(WAIT)
         foreign = []

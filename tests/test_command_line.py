@@ -68,7 +68,7 @@ def test_effects_lists_what_a_collection_holds():
 
 def test_help_says_what_the_program_does_and_groups_its_verbs():
     shown = run("--help").stdout
-    assert "Put many effect LoRAs and few-step generation into one LoRA, and use it." in shown
+    assert "Distil many effect LoRAs into one LoRA that needs few steps, and use it." in shown
     places = [shown.index(group) for group in ("Make a collection", "Use it", "Grow it")]
     assert places == sorted(places)
     assert shown.index("distill") < places[1] < shown.index("export") < places[2] < shown.index("remove")
@@ -120,7 +120,7 @@ def test_a_trigger_is_never_cut_off(monkeypatch):
 def test_an_exported_folder_is_told_from_a_collection_that_is_not_distilled(tmp_path):
     (tmp_path / "pytorch_lora_weights.safetensors").write_bytes(b"")
     failed = run("effects", tmp_path).exception
-    assert "is no collection's folder; give the file: " in str(failed)
+    assert "is not a collection's folder; give the file: " in str(failed)
     assert str(failed).endswith("pytorch_lora_weights.safetensors")
     (tmp_path / "collection.yaml").write_text("")  # a collection, whose teachers lie beside the manifest
     assert "is not distilled yet" in str(run("effects", tmp_path).exception)

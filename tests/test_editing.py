@@ -183,7 +183,7 @@ def test_a_folder_goes_in_and_a_folder_comes_out(adapter, tmp_path, capsys):
         ({"--effect": "gamma"}, "'gamma' is not in this collection; choose from alpha, beta"),
         ({"--then": "gamma"}, "'gamma' is not in this collection"),
         ({"--photo": "absent.jpg"}, "there is no such file"),
-        ({"--out": "out.docx"}, "is no image format"),
+        ({"--out": "out.docx"}, "is not an image format"),
     ],
 )
 def test_bad_input_is_one_line_and_writes_nothing(adapter, tmp_path, arguments, words):

@@ -342,7 +342,7 @@ def test_what_cannot_be_exported_is_refused(tmp_path, collection):
         ({"format": "gguf"}, "choose from diffusers, peft, comfyui"),
         ({"rank": 5}, "give a smaller rank"),
         ({"previews": [tmp_path / "oil.png"]}, "named after no effect"),
-        ({"previews": [tmp_path / "neon.png"]}, "no image file"),
+        ({"previews": [tmp_path / "neon.png"]}, "not an image file"),
         ({"collection": tmp_path}, "not distilled yet"),
     ]
     for changed, message in cases:

@@ -142,7 +142,7 @@ def test_a_header_that_contradicts_the_tensors_is_refused(tmp_path, base, adapte
     cases = {
         '{"transformer.r": 16, "transformer.lora_alpha": 16}': "states rank 16",
         '{"transformer.lora_alpha": 16}': "states rank None",
-        "[]": "is no JSON object",
+        "[]": "is not a JSON object",
         '{"text_encoder.r": 4}': "text encoder",
         **{
             f'{{"transformer.init_lora_weights": "{start}"}}': f"says that {start} moved the base's weights"
@@ -294,7 +294,7 @@ GOOD = {f"{ATTENTION}.lora_A.weight": torch.ones(2, 6), f"{ATTENTION}.lora_B.wei
     ("extra", "message"),
     [
         ({f"{MLP}.lora_A.weight": torch.ones(2, 8)}, "only one of the two"),
-        ({f"{MLP}.alpha": torch.ones(1)}, "no complete LoRA"),
+        ({f"{MLP}.alpha": torch.ones(1)}, "not a complete LoRA"),
         (
             {f"{MLP}.lora_A.weight": torch.ones(2, 8), f"{MLP}.lora_B.weight": torch.ones(12, 3)},
             "ranks 2 and 3",
@@ -303,19 +303,19 @@ GOOD = {f"{ATTENTION}.lora_A.weight": torch.ones(2, 6), f"{ATTENTION}.lora_B.wei
             {f"{MLP}.lora_A.weight": torch.ones(2, 8), f"{MLP}.lora_B.weight": torch.ones(9, 2)},
             r"changes a weight",
         ),
-        ({f"{MLP}.lora_A.weight": torch.ones(2), f"{MLP}.lora_B.weight": torch.ones(12)}, "no matrices"),
+        ({f"{MLP}.lora_A.weight": torch.ones(2), f"{MLP}.lora_B.weight": torch.ones(12)}, "not matrices"),
         (
             {f"{MLP}.lora_A.weight": torch.ones(0, 8), f"{MLP}.lora_B.weight": torch.ones(12, 0)},
-            "no matrices",
+            "not matrices",
         ),
         ({f"{MLP}.lora_A.weight": torch.full((2, 8), torch.nan)}, "not finite"),
         ({f"{ATTENTION}.alpha": torch.ones(2)}, "one number"),
         ({f"transformer.{ATTENTION}.lora_A.weight": torch.ones(2, 6)}, "second time"),
         (
             {"blocks.1.attn.to_q.lora_A.weight": torch.ones(2, 6)},
-            r"is no module .* nearest is blocks.0.attn.to_q",
+            r"is not a module .* nearest is blocks.0.attn.to_q",
         ),
-        ({"lora_unet_blocks_9.lora_up.weight": torch.ones(2, 6)}, "is no module"),
+        ({"lora_unet_blocks_9.lora_up.weight": torch.ones(2, 6)}, "is not a module"),
         ({"lora_te_text_model_encoder_layers_0.lora_up.weight": torch.ones(2, 6)}, "trains the text encoder"),
         ({"text_encoder.layers.0.lora_A.weight": torch.ones(2, 6)}, "trains the text encoder"),
         ({f"{ATTENTION}.diff": torch.ones(8, 6)}, "replaces a weight"),
@@ -326,9 +326,9 @@ GOOD = {f"{ATTENTION}.lora_A.weight": torch.ones(2, 6), f"{ATTENTION}.lora_B.wei
         ({f"{ATTENTION}.a1.weight": torch.ones(2, 6)}, "not read"),
         ({f"{ATTENTION}.weight": torch.ones(8, 6)}, "not a LoRA weight of a known format"),
         ({f"{ATTENTION}.lora_mid.weight": torch.ones(3, 3, 1, 1)}, "do not fit together"),
-        ({f"{MLP}.lokr_w1": torch.ones(2, 2)}, "no complete LoRA, LoHa or LoKr"),
+        ({f"{MLP}.lokr_w1": torch.ones(2, 2)}, "not a complete LoRA, LoHa or LoKr"),
         ({f"{MLP}.lokr_w1": torch.ones(2, 2), f"{MLP}.lokr_w2": torch.ones(2, 2)}, "changes a weight"),
-        ({f"{MLP}.hada_w1_a": torch.ones(2, 2), f"{MLP}.hada_w1_b": torch.ones(2, 2)}, "no complete"),
+        ({f"{MLP}.hada_w1_a": torch.ones(2, 2), f"{MLP}.hada_w1_b": torch.ones(2, 2)}, "not a complete"),
         ({f"{ATTENTION}.dora_scale": torch.ones(3, 1)}, "is a magnitude"),
     ],
 )

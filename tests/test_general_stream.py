@@ -93,7 +93,7 @@ def test_every_line_is_an_item_with_its_own_instruction(folder):
 
 GOOD = {"photo": "general/0.png", "prompt": "blur"}
 WRONG = {
-    "no JSON": ("photo: x", "line 2", "is no JSON"),
+    "no JSON": ("photo: x", "line 2", "is not JSON"),
     "no mapping": ("[1]", "line 2", "should be an object"),
     "a key that is missing": ({"photo": "general/0.png"}, "line 2: prompt", "is missing"),
     "an unknown key": ({**GOOD, "promt": "x"}, "line 2: promt", "no such key"),

@@ -269,5 +269,5 @@ def test_bench_judges_methods_keeps_their_pictures_and_goes_on(taught, capsys, m
     call(capsys, *arguments, "--methods", methods)
     assert all(path.stat().st_mtime_ns == made for path, made in pictures.items())
 
-    with pytest.raises(UserError, match="'studnet' is no method; choose from source, truth"):
+    with pytest.raises(UserError, match="'studnet' is not a method; choose from source, truth"):
         app(["bench", str(taught), "--methods", "studnet"])

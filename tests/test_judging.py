@@ -154,7 +154,7 @@ def test_a_broken_endpoint_costs_no_answer(run, server, folder):
     [
         (("--judge", "http://localhost:1/v1"), "error: --judge-model: is missing; "),
         (("--judge-model", "x"), "error: --judge: is missing; "),
-        (("--judge", "nowhere", "--judge-model", "x"), "error: --judge: is no http address; "),
+        (("--judge", "nowhere", "--judge-model", "x"), "error: --judge: is not an http address; "),
         (("--crops", "3"), "error: --crops: 3 are asked for, there are 2; "),
     ],
 )

@@ -5,10 +5,12 @@ import re
 
 import numpy as np
 import pytest
+from helpers.every import every
 
 from collectionlora.collection import Collection
 from collectionlora.effectbench.gallery import Result, Shown
 from collectionlora.effectbench.report import embedding
+from collectionlora.effectbench.report.charts import value_ticks
 from collectionlora.effectbench.report.columns import COLUMNS, write_size, write_value
 from collectionlora.effectbench.report.curves import find_logs, read_curves
 from collectionlora.effectbench.report.embedding import embed_gallery
@@ -71,7 +73,13 @@ def result():
         "versions": {"torch": "2"},
     }
     gallery = [
-        Shown(effect, i, picture(i), picture(9) if effect == "sepia" else None, {"student": picture(i + 5)})
+        Shown(
+            effect,
+            i,
+            picture(i),
+            {"truth": picture(9)} if effect == "sepia" else {},
+            {"student": picture(i + 5)},
+        )
         for effect in effects
         for i in range(3)
     ]
@@ -103,7 +111,7 @@ def test_the_best_of_a_column_is_a_contestant(result):
     page = build_report(result, {})
     (best,) = re.findall(r'class="best">([\d.]+)<small>', page)
     assert best == "25.00"
-    assert "training" not in page  # no logs, no section
+    assert 'id="training"' not in page  # no logs, no section
 
 
 def test_a_bench_without_any_truth_has_a_page(result):
@@ -121,8 +129,7 @@ def test_a_bench_without_any_truth_has_a_page(result):
 def test_pictures_keep_a_page_small(result, monkeypatch, side, most, photos, longest):
     monkeypatch.setattr(embedding, "MAX_BYTES", most)
     gallery = [
-        Shown(s.effect, s.index, picture(0, side), None, {"student": picture(1, side)})
-        for s in result.gallery
+        Shown(s.effect, s.index, picture(0, side), {}, {"student": picture(1, side)}) for s in result.gallery
     ]
     rows = embed_gallery(gallery)
     assert sum(len(url) for _, urls in rows for url in urls.values()) <= most
@@ -157,6 +164,7 @@ def test_the_log_is_that_of_the_run_that_made_the_adapter(tmp_path):
     assert list(find_logs(collection)) == ["acceleration"]
     collection.result.write_text("b")
     assert list(find_logs(collection)) == ["second", "acceleration"]
+    assert list(find_logs(collection, ["student", "first"])) == ["first", "second", "acceleration"]
 
 
 def test_a_page_says_on_which_base_it_judges_and_on_which_an_adapter_was_distilled(result):
@@ -167,3 +175,34 @@ def test_a_page_says_on_which_base_it_judges_and_on_which_an_adapter_was_distill
     assert "not independent" not in page
     result.metrics["judge"]["independent"] = False
     assert "<b>it is not independent</b>" in build_report(result, {})
+
+
+def write_log(path, values, steps_between=1):
+    entries = [{"step": i * steps_between, "seconds": i, "match": value} for i, value in enumerate(values)]
+    path.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    return path
+
+
+def test_two_runs_lie_over_each_other(result, tmp_path):
+    result.metrics["methods"]["longer"] = result.metrics["methods"]["student"]
+    logs = {
+        "default": write_log(tmp_path / "a", [4, 3, 2]),
+        "longer": write_log(tmp_path / "b", [9, 5, 1], steps_between=10),
+    }
+    page = build_report(result, logs)
+    charts = re.findall(r"<svg.*?</svg>", page)
+    assert len(charts) == 1
+    lines = re.findall(r'<polyline class="c(\d)" points="([^"]*)" data-name="(\w+)"', charts[0])
+    assert [(colour, name) for colour, _, name in lines] == [("5", "default"), ("4", "longer")]
+    ends = [[tuple(map(float, point.split(","))) for point in points.split()][-1] for _, points, _ in lines]
+    assert ends[0][0] < 100 < ends[1][0]  # ten times as many steps reach further to the right
+    assert ends[0][1] < ends[1][1]  # on one axis 2 lies above 1
+    assert re.findall(r'end">([\d.]+)</text>', charts[0]) == ["0", "5", "10"]
+    assert re.findall(r'middle">(\d+)</text>', charts[0]) == ["0", "10"]
+    assert "step 20</text>" in charts[0]
+
+
+@every([([1, 1], [1, 1.5]), ([0.2, 0.9], [0, 0.5, 1]), ([90, 99], [90, 95, 100]), ([-1, 2], [-1, 0, 1, 2])])
+def test_an_axis_encloses_its_values(case):
+    values, ticks = case
+    assert value_ticks(values) == pytest.approx(ticks)

@@ -19,7 +19,7 @@ CARD = """\
 `nano.safetensors` is the embedded base of collectionlora: an instruction-editing flow-matching transformer of
 {parameters:,} parameters on 64 x 64 pixels, of the kind of Qwen-Image-Edit (joint attention over text, source
 and noisy tokens), with a text encoder of its own. It exists so that the method can be run, tested and
-measured on a laptop; it is no image editor for production. Weights: Apache-2.0, as the code.
+measured on a laptop; it is not an image editor for production. Weights: Apache-2.0, as the code.
 
 Trained from random weights by `scripts/nano/pretrain.py` for {step:,} steps ({hours:.1f} hours on two CPU
 cores) on {kinds} kinds of ordinary edits with a known truth, over crops of photographs and cut-out subjects

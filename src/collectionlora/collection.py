@@ -197,7 +197,7 @@ class Collection:
             path.is_dir()
         except (OSError, RuntimeError) as error:  # a loop is a RuntimeError in older versions of Python
             message = (
-                f"{quote(relative)} is no path ({error.strerror if isinstance(error, OSError) else error})"
+                f"{quote(relative)} is not a path ({error.strerror if isinstance(error, OSError) else error})"
             )
             raise UserError(self.folder / MANIFEST, field, message, "fix the path or the link") from None
         if not inside:
@@ -383,7 +383,7 @@ def _parse_pair(path: Path, number: int, line: str) -> Pair:
         first = error.errors()[0]
     place = ": ".join([f"line {number}", *map(str, first["loc"])])
     if first["type"] == "json_invalid":
-        message = f"is no JSON ({first['ctx']['error'].partition(' at line')[0]})"
+        message = f"is not JSON ({first['ctx']['error'].partition(' at line')[0]})"
     else:
         message = {"missing": "is missing", "extra_forbidden": "no such key"}.get(first["type"], first["msg"])
     raise UserError(path, place, message.removeprefix("Value error, "), f"write it like {PAIR}")

@@ -7,8 +7,7 @@ them, and the resolved settings are saved with every run.
 import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic.config import JsonDict
@@ -31,7 +30,7 @@ class Section(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _read_exponent(cls, value: Any) -> Any:
-        """YAML takes 1e-4 for text; all other text is no number, however much it looks like one."""
+        """YAML takes 1e-4 for text; all other text is not a number, however much it looks like one."""
         return float(value) if isinstance(value, str) and EXPONENT.fullmatch(value) else value
 
 
@@ -61,165 +60,168 @@ class ModelSettings(Section):
     """How the base is held and read; the embedded nano base has none of these choices."""
 
     dtype: Literal["float32", "bfloat16"] = Field(
-        "float32",
-        description="of the frozen base, in which LoRAs compute; what is trained is kept in float32",
+        "float32", description="number format of the frozen base; trained weights stay in float32"
     )
     quantization: Quantization = Field("none", description="of the frozen base's blocks, by bitsandbytes")
     sharding: Literal["none", "fsdp"] = Field(
-        "none",
-        description="of the frozen base over the processes of a distillation",
-        json_schema_extra=NO_RESULT,
+        "none", description="fsdp splits the frozen base over processes", json_schema_extra=NO_RESULT
     )
     gradient_checkpointing: Switch = Field(
-        False,
-        description="recompute blocks in backward: less memory, slower",
-        json_schema_extra=NO_RESULT,
+        False, description="recompute blocks in backward: less memory, more time", json_schema_extra=NO_RESULT
     )
     attention: Literal[
         "native", "_native_cudnn", "_native_efficient", "_native_flash", "flash", "_flash_3", "xformers"
-    ] = Field("native", description="kernel of attention, by its name in diffusers; native is torch's choice")
+    ] = Field(
+        "native", description="attention kernel by its name in diffusers; native leaves the choice to torch"
+    )
     compile: Switch = Field(
         False, description="torch.compile of the blocks in training", json_schema_extra=NO_RESULT
     )
     embedded_guidance: float = Field(
-        2.5, ge=0, description="the guidance input of guidance-distilled bases; not the w of guidance_scale"
+        2.5, ge=0, description="input of guidance-distilled bases, not the w of guidance_scale"
     )
-    condition_resolution: int = Field(
-        384, ge=56, description="side of the photo as the text encoder sees it, where it does"
-    )
+    condition_resolution: int = Field(384, ge=56, description="side of the photo in the text encoder")
 
 
 class DataSettings(Section):
+    """The size and the shape in which photos are worked on."""
+
     resolution: int = Field(
-        64,
-        ge=8,
-        description="working size: photos keep their shape, within the pixels of a square of this side",
+        64, ge=8, description="a photo keeps its shape, with the pixels of a square of this side"
     )
     crop: Literal["none", "square"] = Field(
-        "none", description="square trains and judges on the middle squares of photos; use keeps their shape"
+        "none", description="square trains and judges on the middle squares of photos"
     )
 
 
 class RoleSettings(Section):
+    """The LoRA of the student, or of the critic."""
+
     rank: int = Field(32, ge=1, description="LoRA rank; alpha equals it")
-    learning_rate: float = Field(1e-4, gt=0)
+    learning_rate: float = Field(1e-4, gt=0, description="of AdamW, in the distillation")
 
 
 class SamplingSettings(Section):
-    steps: int = Field(8, ge=1, description="steps of the student at use and in its schedule")
-    shift: float = Field(3.0, gt=0, description="the schedule's shift")
-    sampler: Sampler = Field(
-        "stochastic", description="of the student: fresh noise after each step, or none after the first"
-    )
+    """The student's few steps."""
+
+    steps: int = Field(8, ge=1, description="number of the student's steps")
+    shift: float = Field(3.0, gt=0, description="shift of the student's schedule")
+    sampler: Sampler = Field("stochastic", description="stochastic adds fresh noise after each step")
 
 
 class TargetSettings(Section):
+    """How teachers are sampled before the distillation."""
+
     steps: int = Field(40, ge=1, description="steps of the teacher's sampler")
-    guidance_scale: float = Field(5.0, ge=0, description="w of the base's own rule; 1 is unguided")
+    guidance_scale: float = Field(5.0, ge=0, description="w of the base's own guidance; 1 means no guidance")
     samples: int = Field(1, ge=1, description="teacher samples for each photo")
-    general: int = Field(
-        256, ge=1, description="photos of the general stream that get an instruction by chance"
-    )
+    general: int = Field(256, ge=1, description="photos that get a randomly drawn instruction")
 
 
 class TeachSettings(Section):
-    steps: int = Field(2000, ge=1)
-    rank: int = Field(16, ge=1)
-    learning_rate: float = Field(1e-4, gt=0)
-    batch_size: int = Field(8, ge=1)
-    seed: int = Field(0, ge=0, lt=2**63)
+    """How `teach` trains the LoRA of one effect from image pairs."""
+
+    steps: int = Field(2000, ge=1, description="updates")
+    rank: int = Field(16, ge=1, description="LoRA rank; alpha equals it")
+    learning_rate: float = Field(1e-4, gt=0, description="of AdamW")
+    batch_size: int = Field(8, ge=1, description="pairs in one update")
+    seed: int = Field(0, ge=0, lt=2**63, description="of first weights, noise and the order of pairs")
 
 
 class MatchSettings(Section):
     """The warm start: the student follows the routed teacher without a critic."""
 
-    updates: int = Field(0, ge=0)
-    learning_rate: float = Field(3e-4, gt=0)
-    batch_size: int | None = Field(None, ge=1, description="by default as distill.batch_size")
+    updates: int = Field(0, ge=0, description="of the warm start; 0 leaves it out")
+    learning_rate: float = Field(3e-4, gt=0, description="of AdamW, in the warm start")
+    batch_size: int | None = Field(
+        None, ge=1, description="photos in one batch; none means distill.batch_size"
+    )
     loss: Literal["velocity", "flow"] = Field(
-        "velocity",
-        description="follow the teacher's velocity, or flow matching on samples of all teachers at once",
+        "velocity", description="velocity follows the teacher; flow is flow matching on samples"
     )
     coupled_above: float = Field(
-        1.0,
-        ge=0,
-        le=1,
-        description="above this sigma flow matching reuses the noise that a teacher's sample came from",
+        1.0, ge=0, le=1, description="above this sigma, flow matching reuses the sample's noise"
     )
     fresh_share: float = Field(
-        0.6, ge=0, le=1, description="share of fresh noise in that noise, as a standard deviation"
+        0.6, ge=0, le=1, description="share of fresh noise in it, a standard deviation"
     )
     start: Literal["base", "merge"] = Field(
-        "base", description="the student begins as the bare base, or as the mean of its teachers (SVD merge)"
+        "base", description="merge begins as the SVD merge of the teachers"
     )
 
 
 class DistillSettings(Section):
-    student_updates: int = Field(5000, ge=0)
+    """The distillation: its length, its streams, the weights of its losses and its optimizer."""
+
+    student_updates: int = Field(5000, ge=0, description="updates of the student")
     student_update_every: int = Field(5, ge=1, description="critic updates for each student update")
-    batch_size: int = Field(1, ge=1)
-    accumulate: int = Field(
-        1, ge=1, description="batches for each update, each routed for itself: one device equals so many"
-    )
+    batch_size: int = Field(1, ge=1, description="photos in one batch, on each device")
+    accumulate: int = Field(1, ge=1, description="batches for each update; N on one device equal N devices")
     guidance_scale: float = Field(
-        5.0,
-        ge=0,
-        description="w of the objective's teacher: uncond + w * (cond - uncond); 1 is unguided",
+        5.0, ge=0, description="w of the teacher in the losses; 1 means no guidance"
     )
-    effect_ratio: float = Field(0.5, ge=0, le=1, description="p_switch; 1 switches PDSR off")
-    route_every: int = Field(1, ge=1, description="steps that keep one choice of stream")
-    seed: int = Field(0, ge=0, lt=2**63)
+    effect_ratio: float = Field(
+        0.5, ge=0, le=1, description="probability of the effect stream (p_switch); 1 switches PDSR off"
+    )
+    route_every: int = Field(1, ge=1, description="number of steps that keep one choice of stream")
+    seed: int = Field(0, ge=0, lt=2**63, description="of every random draw")
     checkpoint_minutes: float = Field(
-        5, ge=0, description="minutes between checkpoints; 0 is after each step", json_schema_extra=NO_RESULT
-    )
-    keep_checkpoints: int = Field(3, ge=1, description="how many of them stay", json_schema_extra=NO_RESULT)
-    asymmetric_prompts: Switch = Field(True, description="AOP; off, the student reads the teacher's prompt")
-    rollout_steps: tuple[Annotated[int, Field(ge=1, strict=True)], ...] = Field(
-        (8,),
-        min_length=1,
-        strict=False,
-        description="schedule lengths the student learns; one is drawn for each step",
-    )
-    critic_samples: Literal["final", "simulated"] = Field(
-        "final", description="the critic learns final images, or predictions at a random step (the paper)"
-    )
-    backward_weight: Weight = Schedule(start=1, end=1)
-    target_weight: Weight = Schedule(start=1, end=1)
-    anchor_weight: Weight = Schedule(start=1, end=0)
-    max_grad_norm: float = Field(10.0, gt=0)
-    weight_decay: float = Field(0.01, ge=0)
-    decay_ratio: float = Field(0.4, ge=0, le=1, description="last share of each phase with a falling rate")
-    ema: float = Field(0.98, ge=0, lt=1, description="decay of the student's moving average, which is saved")
-    ema_on_host: Switch = Field(
-        False,
-        description="keep the moving average in host memory; a sharded one stays in its shards",
+        5,
+        ge=0,
+        description="minutes between checkpoints; 0 writes one after each step",
         json_schema_extra=NO_RESULT,
     )
+    keep_checkpoints: int = Field(
+        3, ge=1, description="number of checkpoints that are kept", json_schema_extra=NO_RESULT
+    )
+    asymmetric_prompts: Switch = Field(
+        True, description="AOP: the student reads a prompt of its own; no gives it the teacher's prompt"
+    )
+    rollout_steps: tuple[Annotated[int, Field(ge=1, strict=True)], ...] = Field(
+        (8,), min_length=1, strict=False, description="numbers of steps to learn; each update draws one"
+    )
+    critic_samples: Literal["final", "simulated"] = Field(
+        "final", description="final images train the critic, or predictions at a random step"
+    )
+    backward_weight: Weight = Field(Schedule(start=1, end=1), description="of L_BS, backward simulation")
+    target_weight: Weight = Field(Schedule(start=1, end=1), description="of L_TS, target simulation")
+    anchor_weight: Weight = Field(Schedule(start=1, end=0), description="of L_TA, trajectory anchoring")
+    max_grad_norm: float = Field(10.0, gt=0, description="a longer gradient is scaled down to this norm")
+    weight_decay: float = Field(0.01, ge=0, description="of AdamW")
+    decay_ratio: float = Field(
+        0.4, ge=0, le=1, description="share of each phase, at its end, in which the learning rate falls"
+    )
+    ema: float = Field(
+        0.98, ge=0, lt=1, description="decay of the saved moving average; 0 saves the last weights"
+    )
+    ema_on_host: Switch = Field(
+        False, description="keep the moving average in host memory", json_schema_extra=NO_RESULT
+    )
     moments: Literal["float32", "8bit"] = Field(
-        "float32", description="of AdamW for student and critics; 8bit by bitsandbytes"
+        "float32", description="of AdamW's moments; 8bit uses bitsandbytes"
     )
 
 
 class AddSettings(Section):
     """`add`: a short run from a finished adapter, with all other settings as they are."""
 
-    match_updates: int = Field(200, ge=0, description="takes the place of match.updates")
-    student_updates: int = Field(100, ge=0, description="takes the place of distill.student_updates")
-    new_ratio: float = Field(
-        0.5, ge=0, le=1, description="probability that the effect stream draws a new effect, not a kept one"
-    )
+    match_updates: int = Field(200, ge=0, description="replaces match.updates")
+    student_updates: int = Field(100, ge=0, description="replaces distill.student_updates")
+    new_ratio: float = Field(0.5, ge=0, le=1, description="probability of a new effect in the effect stream")
 
 
 class VlmSettings(Section):
-    """How a vision-language endpoint is asked; which one, only the command line says."""
+    """How a vision-language endpoint is asked. The command line alone names the endpoint."""
 
     timeout: float = Field(120, gt=0, description="seconds for one answer")
-    max_retries: int = Field(4, ge=0, description="further tries on 429, 5xx, timeouts, lost connections")
-    image_side: int = Field(768, ge=32, description="longest side of the images that are sent")
-    max_answer_tokens: int = Field(
-        2048, ge=1, description="tokens of one answer, the model's thoughts included"
+    max_retries: int = Field(
+        4, ge=0, description="further attempts after status 429 or 5xx, a timeout or a lost connection"
     )
-    max_tokens_total: int = Field(1_000_000, ge=1, description="tokens of one command; it stops before")
+    image_side: int = Field(768, ge=32, description="longest side of the images that are sent")
+    max_answer_tokens: int = Field(2048, ge=1, description="most tokens of one answer, with its reasoning")
+    max_tokens_total: int = Field(
+        1_000_000, ge=1, description="most tokens of one command, which stops before"
+    )
 
 
 class LogSettings(Section):
@@ -236,19 +238,17 @@ class LogSettings(Section):
         "clearml",
         "dvclive",
         "swanlab",
-    ] = Field("tensorboard", description="where curves go; any that accelerate supports, or none")
+    ] = Field("tensorboard", description="where curves are written; every tracker of accelerate, or none")
     preview_every: int = Field(200, ge=1, description="steps between previews")
-    preview_effects: int = Field(
-        8, ge=1, description="effects that a preview shows by turns; the last shows all"
-    )
+    preview_effects: int = Field(8, ge=1, description="effects in one preview; the last shows all")
 
 
 class BenchSettings(Section):
-    """Models of the benchmark; which endpoint judges, only the command line says."""
+    """Models of the benchmark. The command line alone names the endpoint of the judge."""
 
     clip: str | None = Field(None, description="CLIP model: a folder, or a name on the hub")
     dino: str | None = Field(None, description="DINOv2 model: a folder, or a name on the hub")
-    judged_twice: int = Field(20, ge=0, description="pictures judged again, for the judge's repeatability")
+    judged_twice: int = Field(20, ge=0, description="pictures that are judged twice")
 
 
 class Settings(Section):
@@ -376,38 +376,6 @@ def resolve(*layers: Mapping[str, Any]) -> Settings:
         return Settings(**merged)
     except ValidationError as error:
         raise _explain(error) from None
-
-
-@dataclass(frozen=True)
-class ResolvedSetting:
-    """One setting as a run would use it: its dotted name, value, the layer it comes from, what it means."""
-
-    name: str
-    value: Any
-    layer: str
-    description: str | None
-
-
-DEFAULT_LAYER = "default"
-
-
-def trace_settings(layers: Mapping[str, Mapping[str, Any]]) -> list[ResolvedSetting]:
-    """Every setting of named layers, later ones over earlier ones, with the layer that decides it.
-
-    Raises:
-        SettingsError: see `resolve`.
-    """
-    values = resolve(*layers.values()).model_dump(mode="json")
-    traced = []
-    for section, section_field in Settings.model_fields.items():
-        fields = cast(type[Section], section_field.annotation).model_fields
-        for name, field in fields.items():
-            deciding = [layer for layer, given in layers.items() if name in given.get(section, {})]
-            layer = deciding[-1] if deciding else DEFAULT_LAYER
-            traced.append(
-                ResolvedSetting(f"{section}.{name}", values[section][name], layer, field.description)
-            )
-    return traced
 
 
 def replace_settings(settings: Settings, **sections: Mapping[str, Any]) -> Settings:

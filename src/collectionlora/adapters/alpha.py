@@ -52,7 +52,7 @@ class AlphaHeader:
         try:
             config = {key.removeprefix("transformer."): value for key, value in json.loads(text).items()}
         except (ValueError, AttributeError, RecursionError):
-            raise UserError(path, place, "is no JSON object", AGAIN) from None
+            raise UserError(path, place, "is not a JSON object", AGAIN) from None
         for name in config:
             if name.startswith("text_encoder"):
                 raise UserError(path, f"{place}: {name}", "is for a text encoder LoRA", "train without it")

@@ -104,6 +104,6 @@ class ModuleNames:
 
     def _unknown(self, path: Path, spelled: str, name: str) -> str:
         nearest = difflib.get_close_matches(name, self.names or (), n=1, cutoff=0.6)
-        message = "is no module that takes a LoRA in this base"
+        message = "is not a module that takes a LoRA in this base"
         message += f" (the nearest is {nearest[0]})" if nearest else ""
         raise UserError(path, spelled, message, "give a LoRA of this base, trained on these modules alone")

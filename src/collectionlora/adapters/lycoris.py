@@ -39,7 +39,7 @@ def rebuild(parts: Parts) -> Rebuilt:
     """
     shapes = {name: list(tensor.shape) for name, tensor in parts.items()}
     if any(tensor.ndim < 2 or not tensor.numel() for tensor in parts.values()):
-        raise ValueError(f"holds shapes that are no matrices, {shapes}")
+        raise ValueError(f"holds shapes that are not matrices, {shapes}")
     core, rest = TUCKER & set(parts), set(parts) - TUCKER
     try:
         if rest == LORA and core <= {"mid"}:
@@ -54,7 +54,7 @@ def rebuild(parts: Parts) -> Rebuilt:
         raise ValueError(f"holds shapes that do not fit together, {shapes}") from None
     if rest & LORA:
         raise ValueError("has only one of the two LoRA matrices")
-    raise ValueError(f"has {', '.join(sorted(parts))}, which is no complete LoRA, LoHa or LoKr")
+    raise ValueError(f"has {', '.join(sorted(parts))}, which is not a complete LoRA, LoHa or LoKr")
 
 
 def lokr_layouts() -> list[set[str]]:

@@ -62,7 +62,7 @@ def adapter_path(collection: Path) -> Path:
     if not path.exists():
         others = sorted(collection.glob("*.safetensors"))
         if others and not (collection / MANIFEST).exists():
-            raise UserError(collection, "", "is no collection's folder", f"give the file: {others[0]}")
+            raise UserError(collection, "", "is not a collection's folder", f"give the file: {others[0]}")
         hint = f"run: collectionlora distill {collection}"
         raise UserError(path, "", "this collection is not distilled yet", hint)
     return path

@@ -23,12 +23,12 @@ def add(
         Path | None, typer.Option(help="the effect's LoRA file, to enter one effect in the manifest")
     ] = None,
     teacher_prompt: Annotated[
-        str | None, typer.Option(help="what it was trained with, if the file does not say")
+        str | None, typer.Option(help="the prompt it was trained with, if the file does not say it")
     ] = None,
     overrides: Set = None,
     as_json: Json = False,
 ) -> None:
-    """Teach a finished collection further effects while it replays its own; resumes.
+    """Teach a finished collection more effects while it replays its own; a repeated command goes on.
 
     The effects are in the manifest, or one is entered with --teacher and its photos in photos/NAME. The
     adapter from before is kept until bench --baseline has passed.

@@ -42,12 +42,12 @@ VlmModel = Annotated[str | None, typer.Option("--model", help="the endpoint's mo
 
 def demo(
     out: Annotated[Path, typer.Option(help="where to write")] = Path("demo"),
-    effects: Annotated[int, typer.Option(help="how many effects")] = 4,
-    seed: Annotated[int, typer.Option(min=0, help="of the crops that it trains and judges on")] = 0,
+    effects: Annotated[int, typer.Option(help="number of effects")] = 4,
+    seed: Annotated[int, typer.Option(min=0, help="seed of the crops for training and judging")] = 0,
     overrides: Set = None,
     as_json: Json = False,
 ) -> None:
-    """The whole journey on the embedded base and real photographs; resumes.
+    """Run the whole journey on the nano base and real photographs; a repeated command goes on.
 
     Example: collectionlora demo --out demo --effects 4
     """
@@ -64,7 +64,7 @@ def init(
     from_loras: Annotated[list[Path] | None, typer.Option(help="effect LoRA files to start from")] = None,
     recipe: Annotated[str, typer.Option(help="default, or paper: the paper's own settings")] = "default",
 ) -> None:
-    """A new collection folder with a commented manifest.
+    """Make a new collection folder with a commented manifest.
 
     Example: collectionlora init my-collection --from-loras sketch.safetensors
     """
@@ -75,7 +75,7 @@ def init(
 
 
 def check(folder: Folder, as_json: Json = False) -> None:
-    """Find now what could fail later: manifest, photos, LoRA files against the base, prompts.
+    """Find mistakes before they cost time: in the manifest, photos, LoRA files and prompts.
 
     Example: collectionlora check my-collection
     """
@@ -95,7 +95,7 @@ def check(folder: Folder, as_json: Json = False) -> None:
 
 
 def teach(folder: Folder, names: Names = None, overrides: Set = None, as_json: Json = False) -> None:
-    """Train effect LoRAs from the image pairs in pairs/NAME/{source,target}; resumes.
+    """Train effect LoRAs from the image pairs in pairs/NAME/{source,target}; a repeated command goes on.
 
     Example: collectionlora teach my-collection pencil-sketch --set teach.steps=800
     """
@@ -116,7 +116,7 @@ def prompts(
     overrides: Set = None,
     as_json: Json = False,
 ) -> None:
-    """Triggers and student prompts, and how orthogonal they are; a model named by --vlm rewrites them.
+    """Write triggers and student prompts and measure how different they are; --vlm lets a model write them.
 
     Example: collectionlora prompts my-collection --vlm http://localhost:11434/v1 --model qwen2.5vl
     Example: collectionlora prompts my-collection --vlm base
@@ -130,7 +130,7 @@ def prompts(
 
 
 def targets(folder: Folder, overrides: Set = None, recipe: RecipeName = None, as_json: Json = False) -> None:
-    """Sample every teacher on its effect's photos, once; resumes.
+    """Sample every teacher on its effect's photos, once; a repeated command goes on.
 
     Example: collectionlora targets my-collection --set targets.samples=4
     """
@@ -142,28 +142,30 @@ def targets(folder: Folder, overrides: Set = None, recipe: RecipeName = None, as
 
 
 def plan(
-    folder: Annotated[Path | None, typer.Argument(help="a collection's folder, or give --base")] = None,
+    folder: Annotated[Path | None, typer.Argument(help="a collection's folder; or give --base")] = None,
     base: Annotated[str | None, typer.Option(help="a base, without a collection")] = None,
     effects: Annotated[
-        int | None, typer.Option(min=1, help="how many; default: the collection's, or 50")
+        int | None, typer.Option(min=1, help="number of effects; default: the collection's, or 50")
     ] = None,
-    rank: Annotated[int | None, typer.Option(min=1, help="of student and critic")] = None,
-    teacher_rank: Annotated[int | None, typer.Option(min=1, help="of the effects; default: --rank")] = None,
-    photos: Annotated[int, typer.Option(min=1, help="of each effect")] = 20,
-    devices: Annotated[int, typer.Option(min=1, help="how many GPUs, of all hosts")] = 1,
-    hosts: Annotated[int, typer.Option(min=1, help="how many machines")] = 1,
+    rank: Annotated[int | None, typer.Option(min=1, help="rank of student and critic")] = None,
+    teacher_rank: Annotated[
+        int | None, typer.Option(min=1, help="rank of the teachers; default: --rank")
+    ] = None,
+    photos: Annotated[int, typer.Option(min=1, help="photos of each effect")] = 20,
+    devices: Annotated[int, typer.Option(min=1, help="number of GPUs of all hosts")] = 1,
+    hosts: Annotated[int, typer.Option(min=1, help="number of machines")] = 1,
     sharding: Annotated[
         str | None,
-        typer.Option(help="ddp: each holds all; fsdp: each its share; default: model.sharding"),
+        typer.Option(help="ddp: each GPU holds all; fsdp: each holds its share; default: model.sharding"),
     ] = None,
     seconds_per_forward: Annotated[
-        float | None, typer.Option(min=0, help="of one image on your GPU, for the hours of each verb")
+        float | None, typer.Option(min=0, help="seconds on your GPU for one image, to print hours")
     ] = None,
     overrides: Set = None,
     recipe: RecipeName = None,
     as_json: Json = False,
 ) -> None:
-    """Memory, disk and time of every verb before anything is loaded; which GPUs a distillation fits.
+    """Show memory, disk and time of every command before anything is loaded, and which GPUs suffice.
 
     Example: collectionlora plan --base Qwen/Qwen-Image-Edit-2509 --effects 50 --rank 128
     """
@@ -202,7 +204,7 @@ def distill(
     recipe: RecipeName = None,
     as_json: Json = False,
 ) -> None:
-    """Distil all effects into one LoRA; ends with collection.safetensors.
+    """Distil all effects into one LoRA, collection.safetensors.
 
     Example: collectionlora distill my-collection --set distill.student_updates=1000
     """
@@ -221,12 +223,12 @@ def distill(
 
 
 def settings(folder: Folder, overrides: Set = None, recipe: RecipeName = None, as_json: Json = False) -> None:
-    """Every setting that a run would use, and where its value comes from.
+    """Show every setting that a run would use, and where its value comes from.
 
     Example: collectionlora settings my-collection --set distill.batch_size=2
     """
     from collectionlora.collection import Collection
-    from collectionlora.config import trace_settings
+    from collectionlora.command_line.tracing import trace_settings
     from collectionlora.runs.session import resolve_settings, setting_layers
 
     collection, layer = Collection.load(folder), read_layer(overrides, recipe)

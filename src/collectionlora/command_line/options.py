@@ -30,7 +30,7 @@ def read_layer(assignments: list[str] | None, recipe: str | None = None) -> dict
         SettingsError: an assignment that is not `section.name=value`.
     """
     if recipe is not None and recipe not in RECIPES:
-        raise UserError("", "--recipe", f"{recipe!r} is no recipe", f"choose from {', '.join(RECIPES)}")
+        raise UserError("", "--recipe", f"{recipe!r} is not a recipe", f"choose from {', '.join(RECIPES)}")
     layer = {section: dict(values) for section, values in RECIPES[recipe or "default"].items()}
     for section, values in parse_overrides(assignments or []).items():
         layer[section] = {**layer.get(section, {}), **values}

@@ -28,15 +28,17 @@ def studio(
         Path, typer.Argument(help="the collection's folder, the one file, or nano: what ships")
     ],
     host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one")] = 7860,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="port to listen on; 0 takes a free one")] = 7860,
     auth: Annotated[
         Path | None, typer.Option(help=f"a file of USER:PASSWORD lines; or set {AUTH_VARIABLE}")
     ] = None,
-    max_upload: Annotated[int, typer.Option(min=1, help="megabytes of one uploaded file")] = 20,
-    max_megapixels: Annotated[int, typer.Option(min=1, help="of one photo")] = 50,
-    batch_size: Annotated[int, typer.Option(min=1, help="pictures made at once, at most")] = 8,
+    max_upload: Annotated[int, typer.Option(min=1, help="largest number of megabytes of one file")] = 20,
+    max_megapixels: Annotated[
+        int, typer.Option(min=1, help="largest number of megapixels of one photo")
+    ] = 50,
+    batch_size: Annotated[int, typer.Option(min=1, help="largest number of pictures in one batch")] = 8,
 ) -> None:
-    """A web page over a finished collection: pick, compose, compare; the same through Gradio's API.
+    """Open a web page to pick, compose and compare effects; it has an API too.
 
     Example: collectionlora studio my-collection --port 7860
     """

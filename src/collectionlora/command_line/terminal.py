@@ -15,7 +15,8 @@ from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.table import Column, Table
 
-from collectionlora.config import ResolvedSetting, SettingsError
+from collectionlora.command_line.tracing import ResolvedSetting
+from collectionlora.config import SettingsError
 from collectionlora.effectbench.report.columns import find_measured, write_value
 from collectionlora.system.errors import Interrupted, UserError, explain_fault, one_line
 

@@ -26,9 +26,10 @@ from collectionlora.system.errors import UserError
 
 
 def edit(
-    collection: Annotated[Path, typer.Argument(help="the folder, the one file, or nano: what ships")],
+    collection: Annotated[Path, typer.Argument(help="a folder, an adapter file, or nano, which ships")],
     effect: Annotated[
-        str, typer.Option(help="one, or all for a result of each", autocompletion=complete_effects)
+        str,
+        typer.Option(help="an effect, or all for a result of each", autocompletion=complete_effects),
     ],
     photo_argument: Annotated[
         Path | None, typer.Argument(metavar="[PHOTO]", help="a photo, or a folder of photos")
@@ -39,11 +40,11 @@ def edit(
         Path | None, typer.Option(help="a file or a folder; default: PHOTO-EFFECT.png beside the photo")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace results that exist")] = False,
-    steps: Annotated[int | None, typer.Option(min=1, help="default: what the adapter was made for")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="default: the adapter's own")] = None,
     seed: int = 0,
     strength: Annotated[float, typer.Option(min=0, max=1, help="0 is the photo, 1 the whole effect")] = 1.0,
     reference: Annotated[
-        list[Path] | None, typer.Option(help="a reference image, for each that the effect was taught with")
+        list[Path] | None, typer.Option(help="a reference image; as many as the effect was taught with")
     ] = None,
     quantization: Annotated[
         str | None, typer.Option(help="of the base: none, nf4 or int8; default: as it was distilled")
@@ -101,7 +102,7 @@ def choose_photo(argument: Path | None, option: Path | None) -> Path:
 
 
 def export(
-    collection: Annotated[Path, typer.Argument(help="the folder, or the one file")],
+    collection: Annotated[Path, typer.Argument(help="a folder, or an adapter file")],
     format: Annotated[str, typer.Option(help="diffusers, peft or comfyui")],
     out: Annotated[Path, typer.Option(help="the folder to write")],
     rank: Annotated[int | None, typer.Option(min=1, help="reduce to this rank by singular values")] = None,
@@ -111,7 +112,7 @@ def export(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace files that exist")] = False,
     as_json: Json = False,
 ) -> None:
-    """The finished adapter for diffusers, PEFT or ComfyUI, with model card, scheduler, example or workflow.
+    """Write the finished adapter for diffusers, PEFT or ComfyUI, with a model card and an example.
 
     Example: collectionlora export my-collection --format diffusers --out my-collection-lora
     """
@@ -133,7 +134,7 @@ def bench(
     photos: Annotated[
         Path | None, typer.Option(help="held-out photographs; default: three that ship with scikit-image")
     ] = None,
-    methods: Annotated[str, typer.Option(help="names with commas between")] = "source,teacher,student",
+    methods: Annotated[str, typer.Option(help="names, separated by commas")] = "source,teacher,student",
     crops: Annotated[int, typer.Option(min=1, help="photos of each effect and seed")] = 24,
     seeds: Annotated[int, typer.Option(min=1)] = 1,
     judge: Annotated[
@@ -150,7 +151,7 @@ def bench(
     overrides: Set = None,
     as_json: Json = False,
 ) -> None:
-    """EffectBench: methods side by side on photographs held out; resumes.
+    """Compare methods on held-out photographs and write a report; a repeated command goes on.
 
     Methods: source, truth, teacher, teacher-8 (undistilled, few steps), student, student-4, stack,
     flow-matching, merge-linear, merge-ties, merge-dare, merge-svd, or the name of a run.
@@ -182,10 +183,10 @@ def bench(
 
 
 def effects(
-    collection: Annotated[Path, typer.Argument(help="the folder, the one file, or nano: what ships")],
+    collection: Annotated[Path, typer.Argument(help="a folder, an adapter file, or nano, which ships")],
     as_json: Json = False,
 ) -> None:
-    """The effects of a finished collection, with what the student reads for each.
+    """List the effects of a finished collection, with the student prompt of each.
 
     Example: collectionlora effects my-collection
     """

@@ -28,7 +28,7 @@ GROUPS: dict[str, list[Callable[..., None]]] = {
     "Use it": [using.edit, using.effects, studio, using.export, using.bench],
     "Grow it": [growing.add, growing.remove],
 }
-HELP = "Put many effect LoRAs and few-step generation into one LoRA, and use it."
+HELP = "Distil many effect LoRAs into one LoRA that needs few steps, and use it."
 
 app = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, help=HELP)
 for group, verbs in GROUPS.items():

@@ -61,7 +61,7 @@ def bench(
     if gate:
         result.metrics["gate"] = gate.check(result.metrics)
     if processes.is_main():
-        write_results(out, result, find_logs(collection))
+        write_results(out, result, find_logs(collection, methods))
     processes.barrier()
     if gate:
         gate.enforce(result.metrics, growing.backup_path(collection), collection.result)

@@ -1,11 +1,14 @@
 """The pictures that a benchmark shows: people look before they read."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from collectionlora.adapters.roles import STUDENT
 from collectionlora.effectbench.bench import GENERAL, Cases, Pictures
-from collectionlora.effectbench.truths import Truths
+from collectionlora.effectbench.faces import faces_first
+from collectionlora.effectbench.metrics import nearest_outcome
+from collectionlora.effectbench.truths import TRUTH, Truths
 from collectionlora.pictures.photos import Photo
 from collectionlora.pictures.sheets import contact_sheet
 
@@ -14,12 +17,18 @@ PHOTOS_SHOWN, PHOTOS_IN_SHEET = 3, 2
 
 @dataclass(frozen=True)
 class Shown:
-    """One judged photo under one effect: a right answer if one is known, and what each method made."""
+    """One judged photo under one effect.
+
+    Attributes:
+        index: its place among the effect's shown photos.
+        right: right answers by what the page calls them; empty where none is known.
+        made: what each method made.
+    """
 
     effect: str
     index: int
     source: Photo
-    truth: Photo | None
+    right: dict[str, Photo]
     made: dict[str, Photo]
 
 
@@ -33,23 +42,42 @@ class Result:
 
 
 def show(cases: Cases, truths: Truths, pictures: Pictures) -> list[Shown]:
-    """The first photos of every effect; methods that copy the source or the truth are left out."""
+    """Some photos of every effect, faces first; methods that copy the source or the truth are left out."""
     methods = {name: made for name, made in pictures.items() if name not in ("source", "truth")}
+    chosen = faces_first(cases.photos, PHOTOS_SHOWN)
     shown = []
     for effect in (name for name in next(iter(pictures.values())) if name != GENERAL):
-        drawn = truths.draw(effect) if truths.known(effect) else None
-        for i, photo in enumerate(cases.photos[:PHOTOS_SHOWN]):
-            truth = drawn[i] if drawn else None
+        for place, i in enumerate(chosen):
             made = {name: of_effect[effect][i] for name, of_effect in methods.items()}
-            shown.append(Shown(effect, i, photo, truth, made))
+            shown.append(Shown(effect, place, cases.photos[i], find_right(truths, effect, i, made), made))
     return shown
 
 
+def find_right(truths: Truths, effect: str, index: int, made: Mapping[str, Photo]) -> dict[str, Photo]:
+    """Right answers to a photo: the only one, or of several a drawn one and the student's nearest.
+
+    Where there is no student, it is the nearest one to what the last method made.
+    """
+    if not truths.known(effect):
+        return {}
+    outcomes = truths.outcomes_of(effect, index)
+    if len(outcomes) == 1:
+        return {TRUTH: outcomes[0]}
+    drawn = {f"a random {TRUTH}": truths.draw_one(effect, index)}
+    if not made:
+        return drawn
+    name = STUDENT if STUDENT in made else list(made)[-1]
+    return drawn | {f"the {TRUTH} nearest to {name}": outcomes[nearest_outcome(made[name], outcomes)[0]]}
+
+
 def draw_sheet(gallery: Sequence[Shown]) -> Photo:
-    """Source, a truth (the source again where none is known) and each method, two photos of every effect."""
+    """Source, a truth and each method, two photos of every effect.
+
+    Of several truths it is the nearest one; the source stands again where none is known.
+    """
     rows = [
-        (one.effect, [one.source, one.source if one.truth is None else one.truth, *one.made.values()])
+        (one.effect, [one.source, [one.source, *one.right.values()][-1], *one.made.values()])
         for one in gallery
         if one.index < PHOTOS_IN_SHEET
     ]
-    return contact_sheet(rows, ["source", "truth", *gallery[0].made])
+    return contact_sheet(rows, ["source", TRUTH, *gallery[0].made])

@@ -34,6 +34,7 @@ from collectionlora.effectbench.bench import (
     make_edits,
 )
 from collectionlora.effectbench.encodings import Encodings
+from collectionlora.effectbench.faces import faces_first
 from collectionlora.effectbench.gallery import Result, show
 from collectionlora.effectbench.heldout import Heldout
 from collectionlora.effectbench.judging import Judge
@@ -41,7 +42,7 @@ from collectionlora.effectbench.measuring import gather_meters
 from collectionlora.effectbench.methods import SOURCE, student_method, teacher_method, undistilled_method
 from collectionlora.effectbench.scoring import score
 from collectionlora.effectbench.similarity import check_library
-from collectionlora.effectbench.truths import Truths
+from collectionlora.effectbench.truths import TRUTH, Truths
 from collectionlora.pictures.buckets import find_images, gather_images, name_images
 from collectionlora.pictures.photos import Photo, to_images
 from collectionlora.pictures.sizes import WorkingSizes
@@ -56,7 +57,6 @@ from collectionlora.system.shared_files import Kept, carry, make_together
 from collectionlora.system.version import __version__
 
 DEFAULT_METHODS = ("source", TEACHER, STUDENT)
-TRUTH = "truth"
 Timed = tuple[list[Photo], float]  # pictures, and the seconds that each took
 
 
@@ -143,7 +143,7 @@ def find_adapter(collection: Collection, name: str) -> Path:
     if not path.exists():
         known = ", ".join((SOURCE.name, TRUTH, TEACHER, "teacher-8", STUDENT, "student-4", *BASELINES))
         hint = f"choose from {known}, or name a finished run"
-        raise UserError("", "--methods", f"{name!r} is no method", hint)
+        raise UserError("", "--methods", f"{name!r} is not a method", hint)
     return path
 
 
@@ -165,9 +165,11 @@ def draw(maker: MethodMaker, method: Method, name: str, kind: str, cases: Cases)
     return Kept(path, partial(load_or_make, path, make_all))
 
 
-def draw_strip(maker: MethodMaker, strip: Strip, name: str, effect: str, cases: Cases) -> Kept[Timed]:
-    """The first photo under an effect, by rising strength."""
-    make_strip = partial(strip, effect, cases.photos[0], cases.seeds[0])
+def draw_strip(
+    maker: MethodMaker, strip: Strip, name: str, effect: str, cases: Cases, index: int
+) -> Kept[Timed]:
+    """One photo under an effect, by rising strength."""
+    make_strip = partial(strip, effect, cases.photos[index], cases.seeds[index])
     path = picture_path(maker.collection, f"{name}/{effect}-strip-{maker.key(name, effect, cases)}")
     return Kept(path, partial(load_or_make, path, make_strip))
 
@@ -230,7 +232,8 @@ def make_strips(maker: MethodMaker, methods: Mapping[str, Method], cases: Cases)
     for name, method in methods.items():
         if method.strip is not None:
             effects = [e.name for e in maker.collection.effects]
-            drawn = make_together([draw_strip(maker, method.strip, name, e, cases) for e in effects])
+            (index,) = faces_first(cases.photos, 1)
+            drawn = make_together([draw_strip(maker, method.strip, name, e, cases, index) for e in effects])
             return {effect: strip for effect, (strip, _) in zip(effects, drawn, strict=True)}
     return {}
 

@@ -20,7 +20,7 @@ from collectionlora.pictures.photos import Photo, read_photo, to_images
 from collectionlora.pictures.sizes import WorkingSizes
 from collectionlora.system.errors import UserError
 
-NO_TRUTH = "none"
+TRUTH, NO_TRUTH = "truth", "none"
 
 
 def procedural_truth(effect: Effect) -> PhotoEffect | None:
@@ -36,7 +36,7 @@ def true_folder(collection: Collection, effect: Effect) -> Path | None:
 
 
 def relative_names(folder: Path) -> dict[str, Path]:
-    """The photos of a folder by their path in it without the suffix; it is said what is left out.
+    """The photos of a folder by their path in it without the suffix, with a warning about what is left out.
 
     Raises:
         UserError: two have one name.
@@ -84,17 +84,24 @@ class Truths:
 
     def outcomes(self, effect: str) -> list[list[Photo]]:
         """All right answers to each judged photo."""
+        return [self.outcomes_of(effect, index) for index in range(len(self.cases.photos))]
+
+    def outcomes_of(self, effect: str, index: int) -> list[Photo]:
+        """All right answers to one judged photo."""
         if effect in self.images:
-            return [[image] for image in self.images[effect]]
-        return [valid_outcomes(self.procedural[effect], photo) for photo in self.cases.photos]
+            return [self.images[effect][index]]
+        return valid_outcomes(self.procedural[effect], self.cases.photos[index])
 
     def draw(self, effect: str) -> list[Photo]:
         """One right answer to each judged photo."""
+        return [self.draw_one(effect, index) for index in range(len(self.cases.photos))]
+
+    def draw_one(self, effect: str, index: int) -> Photo:
+        """One right answer to one judged photo."""
         if effect in self.images:
-            return self.images[effect]
-        one = self.procedural[effect]
-        pairs = zip(self.cases.photos, self.cases.seeds, strict=True)
-        return [one(photo, np.random.default_rng(seed)) for photo, seed in pairs]
+            return self.images[effect][index]
+        rng = np.random.default_rng(self.cases.seeds[index])
+        return self.procedural[effect](self.cases.photos[index], rng)
 
     def method(self, effects: Sequence[str]) -> Method:
         """The truth as a method: its scores are the best that can be reached.

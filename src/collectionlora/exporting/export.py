@@ -210,12 +210,12 @@ def preview_names(previews: Sequence[Path | str], recipe: Recipe) -> dict[str, P
     """Preview images by the effect that each is named after.
 
     Raises:
-        UserError: an image is missing, is no image, or is named after no effect.
+        UserError: an image is missing, is not an image, or is named after no effect.
     """
     found = {}
     for path in map(Path, previews):
         if not path.is_file() or path.suffix.lower() not in PHOTO_SUFFIXES:
-            raise UserError(path, "preview", "is no image file", f"give {', '.join(PHOTO_SUFFIXES)}")
+            raise UserError(path, "preview", "is not an image file", f"give {', '.join(PHOTO_SUFFIXES)}")
         if path.stem not in recipe.effects:
             hint = f"name it after one of {', '.join(recipe.effects)}"
             raise UserError(path, "preview", "is named after no effect of this collection", hint)

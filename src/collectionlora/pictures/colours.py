@@ -17,7 +17,7 @@ STORED = {"1": "L", "L": "L", "CMYK": "CMYK"}  # all others are RGB, or become i
 
 
 def convert_to_srgb(image: Image.Image, path: Path) -> Image.Image:
-    """An image of 8 bits as RGB in sRGB; as it stands, and it is said, if its profile cannot be used.
+    """An image of 8 bits as RGB in sRGB; unchanged, with a warning, if its profile cannot be used.
 
     Args:
         image: RGB, L or CMYK, or a mode that Pillow turns into RGB; its transparency is lost.

@@ -138,11 +138,11 @@ def photo_format(path: Path) -> str:
     """The format that a path's suffix stands for, in Pillow's words.
 
     Raises:
-        UserError: a suffix that is no image format.
+        UserError: a suffix that is not an image format.
     """
     kind = Image.registered_extensions().get(path.suffix.lower())
     if kind is None or kind not in Image.SAVE:
-        raise UserError(path, "", f"{path.suffix!r} is no image format", "end the name in .png or .jpg")
+        raise UserError(path, "", f"{path.suffix!r} is not an image format", "end the name in .png or .jpg")
     return kind
 
 
@@ -150,7 +150,7 @@ def write_photo(path: Path, photo: Photo) -> None:
     """Write a photo in the format of the path's suffix, whole or not at all.
 
     Raises:
-        UserError: a suffix that is no image format, or it cannot be written.
+        UserError: a suffix that is not an image format, or it cannot be written.
     """
     kind = photo_format(path)
     with write_whole(path) as partial:

@@ -84,7 +84,7 @@ class WorkingSizes:
         return resize(middle, size or self.find(*middle.shape[:2]))
 
     def read(self, path: Path) -> Photo:
-        """The photo of a file as `fit` makes it; it is said if only its middle is taken.
+        """The photo of a file as `fit` makes it, with a warning if only its middle is taken.
 
         Raises:
             UserError: see `read_photo`.

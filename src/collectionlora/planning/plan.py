@@ -116,7 +116,7 @@ def fits(size: int, device: str) -> bool:
 
 
 def encoder_bytes(base: str, bytes_each: float) -> int:
-    """The text encoders: counted for bases at hand, of a folder the size of their files, else 0."""
+    """The text encoders: counted for bases of the package; for a folder the size of its files; else 0."""
     parameters = family_of(base).encoder_parameters(base)
     if parameters is not None:
         return round(parameters * bytes_each)

@@ -66,7 +66,7 @@ def make_workload(
     if (collection is None) == (base is None):
         raise UserError("plan", "", "needs a folder or --base, and not both", "leave one out")
     if sharding not in (None, "ddp", "fsdp"):
-        raise UserError("--sharding", sharding, "is no sharding", "write ddp or fsdp")
+        raise UserError("--sharding", sharding, "is not a kind of sharding", "write ddp or fsdp")
     ranks = {"student": {"rank": rank}, "critic": {"rank": rank}} if rank else {}
     layer = {name: {**ranks.get(name, {}), **overrides.get(name, {})} for name in {*ranks, *overrides}}
     if collection is not None:

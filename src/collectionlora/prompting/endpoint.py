@@ -86,7 +86,7 @@ class Endpoint:
         except ValueError:
             usable = False
         if not usable or not re.fullmatch(r"[^\s\x00-\x1f]+", self.url):
-            raise UserError("", self.option, "is no http address", "write it as http://localhost:8000/v1")
+            raise UserError("", self.option, "is not an http address", "write it as http://localhost:8000/v1")
         if "@" in parts.netloc or parts.query:
             hint = "put the key into an environment variable and name it: --api-key-env NAME"
             raise UserError("", self.option, "the address carries a password or a query", hint)

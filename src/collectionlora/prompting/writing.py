@@ -52,7 +52,7 @@ class StudentPrompt(BaseModel):
 
 @dataclass(frozen=True)
 class Pairs:
-    """Image pairs of an effect: a fingerprint, their number, and how to read source and target by turns."""
+    """Image pairs of an effect: a fingerprint, their number, and how to read them, source before target."""
 
     key: str
     count: int

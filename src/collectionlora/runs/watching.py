@@ -155,7 +155,7 @@ class Watch:
         return {f"distance/{d.name}": float(x) for d, x in zip(shown, distances, strict=True)}
 
     def choose(self, done: int) -> list[EffectData]:
-        """The effects that a preview shows: `log.preview_effects` by turns, all of them at the end."""
+        """The effects that a preview shows: `log.preview_effects` in rotation, all of them at the end."""
         effects = list(self.run.streams.effects)
         number = min(self.settings.preview_effects, len(effects))
         if done == self.run.num_steps:

@@ -50,7 +50,7 @@ class Handlers:
         """An uploaded photo.
 
         Raises:
-            gr.Error: there is none, it is no image, or too large.
+            gr.Error: there is none, it is not an image, or too large.
         """
         if upload is None:
             raise gr.Error(NO_PHOTO, title="No photo")

@@ -37,7 +37,7 @@ class Upload:
         """The photo, by the same rules as everywhere; a JPEG with too many pixels is read smaller.
 
         Raises:
-            UserError: it is no image, or too large.
+            UserError: it is not an image, or too large.
         """
         if self.path.suffix.lower() in HEIC_SUFFIXES and not reads_heic():
             why, _, hint = HEIC.partition(": ")

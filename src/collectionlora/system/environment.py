@@ -14,7 +14,7 @@ def requested_processes() -> int:
     """How many processes the launcher says that there are; one without a launcher.
 
     Raises:
-        UserError: `WORLD_SIZE` is no number of processes.
+        UserError: `WORLD_SIZE` is not a number of processes.
     """
     # A batch script may export it from a variable that is not set.
     text = os.environ.get("WORLD_SIZE", "").strip() or "1"

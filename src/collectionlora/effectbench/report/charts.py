@@ -1,11 +1,12 @@
-"""Charts as SVG: sparklines inside a page, and line and bar charts that stand alone."""
+"""Charts as SVG: training curves inside a page, and line and bar charts that stand alone."""
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from html import escape
 
 Band = tuple[float, float, float, float]  # x, then y with its lower and upper bound
-WIDTH, HEIGHT = 320, 90
+CURVE_WIDTH, CURVE_HEIGHT, CURVE_LEFT, CURVE_BOTTOM = 400, 220, 66, 24
 COLOURS = ("#2f7fc4", "#d9731a", "#3d9a66", "#b7529b", "#8a6fd0")
 # Greys that are read on white and on black.
 FRAME = """<style>text{font:13px system-ui,sans-serif;fill:#7a828a}line{stroke:#8a929a;stroke-opacity:.35}
@@ -13,19 +14,57 @@ polyline{fill:none;stroke-width:2}polygon{fill-opacity:.18}</style>"""
 LEFT, RIGHT, TOP, BOTTOM = 62, 16, 14, 44
 
 
-def sparkline(points: Sequence[tuple[float, float]]) -> str:
-    """One curve that fills its box; its numbers are written beside it as text."""
-    steps, values = zip(*points, strict=True)
-    low, span = min(values), (max(values) - min(values)) or 1.0
-    first, reach = steps[0], (steps[-1] - steps[0]) or 1.0
-    path = " ".join(
-        f"{(s - first) / reach * WIDTH:.1f},{HEIGHT - 4 - (v - low) / span * (HEIGHT - 8):.1f}"
-        for s, v in points
-    )
-    return (
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" preserveAspectRatio="none" role="img" aria-label="curve">'
-        f'<polyline points="{path}"/></svg>'
-    )
+def curve_chart(lines: Mapping[str, Sequence[tuple[float, float]]], colours: Mapping[str, int]) -> str:
+    """Named curves over the training step in one frame with axes, for a page with a style of its own.
+
+    `colours` are classes by name (`c0` and so on). The points stand in `data-points` for the page's script,
+    as [x, y, step, value] with x and y in the units of the drawing.
+    """
+    points = [point for line in lines.values() for point in line]
+    ticks = value_ticks([value for _, value in points])
+    last = max(step for step, _ in points)
+    across, down = CURVE_WIDTH - CURVE_LEFT - 8, CURVE_HEIGHT - CURVE_BOTTOM - 8
+
+    def place(step: float, value: float) -> tuple[float, float]:
+        share = (value - ticks[0]) / (ticks[-1] - ticks[0])
+        x, y = CURVE_LEFT + step / (last or 1) * across, CURVE_HEIGHT - CURVE_BOTTOM - share * down
+        return round(x, 1), round(y, 1)
+
+    parts = [f'<svg viewBox="0 0 {CURVE_WIDTH} {CURVE_HEIGHT}" role="img" aria-label="{describe(lines)}">']
+    for tick in ticks:
+        _, y = place(0, tick)
+        parts.append(f'<line x1="{CURVE_LEFT}" y1="{y}" x2="{CURVE_WIDTH - 8}" y2="{y}"/>')
+        parts.append(f'<text x="{CURVE_LEFT - 6}" y="{y + 4}" text-anchor="end">{tick:.4g}</text>')
+    for tick in round_steps(last, 4):
+        if tick <= 0.9 * last:
+            x, _ = place(tick, ticks[0])
+            parts.append(f'<text x="{x}" y="{CURVE_HEIGHT - 6}" text-anchor="middle">{tick:g}</text>')
+    parts.append(f'<text x="{CURVE_WIDTH - 8}" y="{CURVE_HEIGHT - 6}" text-anchor="end">step {last:g}</text>')
+    for name, line in lines.items():
+        placed = [(*place(step, value), step, float(f"{value:.4g}")) for step, value in line]
+        path = " ".join(f"{x},{y}" for x, y, *_ in placed)
+        parts.append(
+            f'<polyline class="c{colours[name] % 10}" points="{path}" data-name="{escape(name)}" '
+            f'data-points="{escape(json.dumps(placed))}"/>'
+        )
+    parts.append(f'<line class="cursor" y1="8" y2="{CURVE_HEIGHT - CURVE_BOTTOM}" hidden/>')
+    return "".join(parts) + "</svg>"
+
+
+def describe(lines: Mapping[str, Sequence[tuple[float, float]]]) -> str:
+    """The ends of curves in words."""
+    ends = [f"{name} from {line[0][1]:.3g} to {line[-1][1]:.3g}" for name, line in lines.items()]
+    return escape("over the training step: " + ", ".join(ends))
+
+
+def value_ticks(values: Sequence[float]) -> list[float]:
+    """Round numbers that enclose the values; they begin at 0 where that wastes at most half of the height."""
+    low, high = min(values), max(values)
+    if 0 <= low <= high / 2:
+        low = 0.0
+    step = round_steps((high - low) or abs(high) or 1.0, 4)[1]
+    first = math.floor(low / step + 1e-9)
+    return [step * i for i in range(first, max(math.ceil(high / step - 1e-9), first + 1) + 1)]
 
 
 def round_steps(largest: float, most: int = 6) -> list[float]:

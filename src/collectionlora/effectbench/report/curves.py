@@ -2,6 +2,7 @@
 
 import filecmp
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from collectionlora.collection import Collection
@@ -10,12 +11,14 @@ from collectionlora.runs.trainer import LOG
 Curve = list[tuple[float, float]]  # (step, value)
 
 
-def find_logs(collection: Collection) -> dict[str, Path]:
-    """The log of the run that made the collection's adapter, and those of the baselines, by name."""
-    result, logs = collection.result, {}
-    for path in sorted(collection.folder.glob(f"runs/*/{result.name}")):
-        if result.exists() and filecmp.cmp(path, result, shallow=False):
-            logs[path.parent.name] = path.parent / LOG
+def find_logs(collection: Collection, methods: Sequence[str] = ()) -> dict[str, Path]:
+    """Logs of the run that made the adapter, of runs among the methods, and of the baselines, by name."""
+    result, runs = collection.result, collection.folder / "runs"
+    logs = {
+        path.parent.name: path.parent / LOG
+        for path in sorted(runs.glob(f"*/{result.name}"))
+        if path.parent.name in methods or (result.exists() and filecmp.cmp(path, result, shallow=False))
+    }
     baselines = sorted(collection.folder.glob(f"bench/*/{LOG}"))
     return logs | {path.parent.name: path for path in baselines}
 

@@ -11,13 +11,13 @@ from PIL import Image
 from collectionlora.effectbench.gallery import Shown
 from collectionlora.pictures.photos import Photo
 
-MAX_BYTES = 4_000_000
-LOSSLESS_SIDE = 96
+MAX_BYTES = 8_000_000
+LOSSLESS_SIDE = 128
 STRIP_WIDTH = 800
 LOSSY: dict[str, Any] = {"quality": 90, "subsampling": 0}
 # Photos of each effect and their longest side; the first that fits is taken.
-SIZES = ((3, 256), (2, 256), (1, 256), (1, 160), (1, 96), (1, 64))
-Row = tuple[Shown, dict[str, str]]  # data URLs by "source", "truth" and method
+SIZES = ((3, 384), (2, 384), (2, 256), (1, 256), (1, 160), (1, 96), (1, 64))
+Row = tuple[Shown, dict[str, str]]  # data URLs by "source", kind of truth and method
 
 
 def embed(photo: Photo, side: int) -> str:
@@ -45,5 +45,4 @@ def embed_strip(photos: Sequence[Photo]) -> str:
 
 
 def embed_row(shown: Shown, side: int) -> dict[str, str]:
-    truth = {} if shown.truth is None else {"truth": shown.truth}
-    return {name: embed(p, side) for name, p in {"source": shown.source, **truth, **shown.made}.items()}
+    return {name: embed(p, side) for name, p in {"source": shown.source, **shown.right, **shown.made}.items()}

@@ -1,7 +1,7 @@
-"""`report.html`: one self-contained file with tables, pictures, confusion, curves, costs and settings."""
+"""`report.html`: one self-contained file with a verdict, pictures, tables, curves, costs and settings."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +9,16 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from collectionlora.backbones.quantization import describe
 from collectionlora.effectbench.gallery import Result, draw_sheet
-from collectionlora.effectbench.report.charts import sparkline
+from collectionlora.effectbench.report.charts import curve_chart
 from collectionlora.effectbench.report.columns import COSTS, Column, find_measured, write_value
-from collectionlora.effectbench.report.curves import read_curves
+from collectionlora.effectbench.report.curves import Curve, read_curves
 from collectionlora.effectbench.report.embedding import embed_gallery, embed_strip
+from collectionlora.effectbench.report.verdict import write_remarks, write_verdict
 from collectionlora.pictures.photos import write_photo
 from collectionlora.system.files import write_json, write_text
 
 HERE = Path(__file__).parent
-BOUNDS = ("source", "truth")  # what is no contestant: never the best of a column
+BOUNDS = ("source", "truth")  # these are never the best of a column
 # Bars of an effect reach from 0 to these values, or to the largest that is there.
 FULL = {"psnr": 40.0, "vsa": 5.0}
 
@@ -99,15 +100,20 @@ def confusion(metrics: Mapping[str, Any]) -> dict[str, list[tuple[str, list[tupl
     }
 
 
-def draw_curves(logs: Mapping[str, Path]) -> dict[str, list[dict[str, Any]]]:
-    """By run, each logged value as a curve with its first and last numbers."""
-    drawn: dict[str, list[dict[str, Any]]] = {}
+def draw_curves(logs: Mapping[str, Path], methods: Sequence[str]) -> dict[str, Any]:
+    """Each logged value as one chart in which the runs lie over each other, and a colour for each run.
+
+    A run that is one of the methods has the method's colour.
+    """
+    others = iter(range(len(methods), len(methods) + len(logs)))
+    colours = {run: methods.index(run) if run in methods else next(others) for run in logs}
+    values: dict[str, dict[str, Curve]] = {}
     for run, log in logs.items():
         for name, points in read_curves(log).items():
             if len(points) > 1:
-                ends = {"first": points[0][1], "last": points[-1][1], "steps": int(points[-1][0]) + 1}
-                drawn.setdefault(run, []).append({"name": name, "svg": sparkline(points), **ends})
-    return drawn
+                values.setdefault(name, {})[run] = points
+    charts = {name: curve_chart(lines, colours) for name, lines in values.items()}
+    return {"colours": colours, "charts": charts}
 
 
 def build_report(result: Result, logs: Mapping[str, Path]) -> str:
@@ -129,13 +135,15 @@ def build_report(result: Result, logs: Mapping[str, Path]) -> str:
     return environment.get_template("page.html").render(
         metrics=metrics,
         methods=list(methods),
+        verdict=write_verdict(methods),
+        remarks=write_remarks(methods),
         scores=table(methods, columns),
         costs=table(methods, list(COSTS)),
         bars=[(column, bars(methods, column)) for column in by_effect],
         gallery=gallery,
         strips={effect: embed_strip(photos) for effect, photos in result.strips.items()},
         confusion=confusion(metrics),
-        curves=draw_curves(logs),
+        curves=draw_curves(logs, list(methods)),
         describe=describe,
         settings=json.dumps(metrics["settings"], indent=1),
         versions=metrics["versions"],

@@ -29,12 +29,6 @@ function open(image) {
 for (const button of document.querySelectorAll(".row button")) {
   const image = button.firstElementChild;
   button.addEventListener("click", () => open(image));
-  // Enlarged by whole pixels, small pictures show what the network made.
-  const mark = () => image.classList.toggle("coarse", image.naturalWidth < 128);
-  image.complete ? mark() : image.addEventListener("load", mark);
-}
-for (const image of [after, before]) {
-  image.addEventListener("load", () => image.classList.toggle("coarse", image.naturalWidth < 256));
 }
 slider.addEventListener("input", () => moveTo(slider.value));
 pair.addEventListener("pointermove", (event) => {
@@ -45,7 +39,33 @@ pair.addEventListener("pointermove", (event) => {
 });
 viewer.addEventListener("click", (event) => { if (event.target === viewer) viewer.close(); });
 
-// On paper nothing can be unfolded.
+// The values of all runs at the step under the pointer.
+for (const chart of document.querySelectorAll(".curve svg")) {
+  const lines = [...chart.querySelectorAll("polyline")];
+  const points = lines.map((line) => JSON.parse(line.dataset.points));
+  const cursor = chart.querySelector(".cursor");
+  const output = chart.parentElement.querySelector("output");
+  chart.addEventListener("pointermove", (event) => {
+    const box = chart.getBoundingClientRect();
+    const x = (event.clientX - box.left) / box.width * chart.viewBox.baseVal.width;
+    const nearest = points.map((of) => of.reduce((a, b) => Math.abs(a[0] - x) <= Math.abs(b[0] - x) ? a : b));
+    output.textContent = nearest.map((p, i) => `${lines[i].dataset.name}: ${p[3]} at step ${p[2]}`).join("; ");
+    cursor.setAttribute("x1", nearest[0][0]);
+    cursor.setAttribute("x2", nearest[0][0]);
+    cursor.removeAttribute("hidden");
+  });
+  chart.addEventListener("pointerleave", () => {
+    output.textContent = "";
+    cursor.setAttribute("hidden", "");
+  });
+}
+
+// On paper nothing can be unfolded; afterwards it is as the reader left it.
+let opened = [];
 addEventListener("beforeprint", () => {
-  for (const folded of document.querySelectorAll("section details")) folded.open = true;
+  opened = [...document.querySelectorAll("section details:not([open])")];
+  for (const folded of opened) folded.open = true;
+});
+addEventListener("afterprint", () => {
+  for (const folded of opened) folded.open = false;
 });
