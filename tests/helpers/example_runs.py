@@ -1,4 +1,4 @@
-"""Runs exported `example.py`s as their users do, with the noise of our own edit; keeps their images as floats.
+"""Runs exported `example.py`s as their users do, with the noise of our own edit; keeps images as floats.
 
 diffusers draws the same normal numbers in another order, and later ones packed; nothing else is replaced.
 """

@@ -27,7 +27,6 @@ from collectionlora.backbones.diffusers_model import (
 )
 from collectionlora.backbones.family import ExportFacts, SectionValues
 
-LORA_ROOTS = ("transformer_blocks.", "single_transformer_blocks.")
 DEV = {
     "num_layers": 8,
     "num_single_layers": 48,
@@ -171,7 +170,7 @@ FLUX_2 = DiffusersFamily(
     backbone=Flux2,
     network_class="Flux2Transformer2DModel",
     vae_class="AutoencoderKLFlux2",
-    lora_roots=LORA_ROOTS,
+    lora_roots=("",),
     name_part="flux.2",
     known={"black-forest-labs/FLUX.2-dev": KnownBase(DEV, 24_011_361_280)},
     reads_references=True,
@@ -195,7 +194,7 @@ FLUX_2_KLEIN = KleinFamily(
     backbone=Flux2,
     network_class="Flux2Transformer2DModel",
     vae_class="AutoencoderKLFlux2",
-    lora_roots=LORA_ROOTS,
+    lora_roots=("",),
     name_part="flux.2-klein",
     known={
         "black-forest-labs/FLUX.2-klein-base-4B": KnownBase(KLEIN_4B, QWEN3_4B),
