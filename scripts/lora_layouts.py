@@ -1,6 +1,6 @@
 """Reads one LoRA in every layout that trainers and libraries write, and compares it with its own formula.
 
-    python scripts/lora_layouts.py > docs/results/lora_layouts.md
+    python scripts/lora_layouts.py > docs/results/lora_layouts.txt
 
 The files are random and follow the saving code of their origins. The base has names of Qwen-Image-Edit and
 FLUX, and weights of 8 to 24 rows. The error is the norm of the difference relative to the change.

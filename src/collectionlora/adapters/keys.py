@@ -1,9 +1,9 @@
 """Names of tensors in LoRA files: which module of the base, which part of its adapter, or why not.
 
 Formats by their prefix: PEFT, diffusers, ComfyUI and its kin (`diffusion_model.`), DiffSynth (`pipe.dit.`),
-kohya (`lora_unet_`), LyCORIS (`lycoris_`), OneTrainer (`lora_transformer_`), and bare names. Prefixes may stand
-one behind another, and the wrappers of torch and accelerate may stand anywhere. kohya, LyCORIS and OneTrainer
-write dots as underscores, which is ambiguous (`to_q` or `to.q`): the base's real names decide.
+kohya (`lora_unet_`), LyCORIS (`lycoris_`), OneTrainer (`lora_transformer_`), and bare names. Several prefixes
+may follow each other, and the wrappers of torch and accelerate may stand anywhere. kohya, LyCORIS and
+OneTrainer write dots as underscores, which is ambiguous (`to_q` or `to.q`): the base's real names decide.
 """
 
 import difflib
