@@ -27,6 +27,9 @@ from collectionlora.backbones.diffusers_model import (
 )
 from collectionlora.backbones.family import ExportFacts, SectionValues
 
+# Without the modulations and the embedding of time, which ComfyUI does not know by their names in diffusers.
+BLOCKS = ("transformer_blocks.", "single_transformer_blocks.")
+LORA_ROOTS = (*BLOCKS, "x_embedder", "context_embedder", "norm_out.", "proj_out")
 DEV = {
     "num_layers": 8,
     "num_single_layers": 48,
@@ -170,7 +173,7 @@ FLUX_2 = DiffusersFamily(
     backbone=Flux2,
     network_class="Flux2Transformer2DModel",
     vae_class="AutoencoderKLFlux2",
-    lora_roots=("",),
+    lora_roots=LORA_ROOTS,
     name_part="flux.2",
     known={"black-forest-labs/FLUX.2-dev": KnownBase(DEV, 24_011_361_280)},
     reads_references=True,
@@ -194,7 +197,7 @@ FLUX_2_KLEIN = KleinFamily(
     backbone=Flux2,
     network_class="Flux2Transformer2DModel",
     vae_class="AutoencoderKLFlux2",
-    lora_roots=("",),
+    lora_roots=LORA_ROOTS,
     name_part="flux.2-klein",
     known={
         "black-forest-labs/FLUX.2-klein-base-4B": KnownBase(KLEIN_4B, QWEN3_4B),
