@@ -18,13 +18,16 @@ from collectionlora.adapters.formats import read_lora
 from collectionlora.adapters.low_rank import change
 from collectionlora.adapters.recipe import Recipe, read_adapter, write_adapter
 from collectionlora.adapters.roles import STUDENT, Roles, target_weights
+from collectionlora.backbones import FAMILIES
 from collectionlora.backbones.comfyui import Student
+from collectionlora.backbones.flux2 import FLUX_2, FLUX_2_KLEIN
 from collectionlora.backbones.flux_kontext import FLUX_KONTEXT
 from collectionlora.backbones.qwen_image_21 import QWEN_IMAGE_21
 from collectionlora.backbones.qwen_image_edit import QWEN_IMAGE_EDIT, QWEN_IMAGE_EDIT_PLUS
 from collectionlora.command_line.verbs import app
 from collectionlora.exporting.export import export
 from collectionlora.flow import few_step_sigmas
+from collectionlora.pictures.sizes import WorkingSizes
 from collectionlora.system.errors import UserError
 
 TARGETS = ["first", "mix", "small"]
@@ -246,6 +249,40 @@ def test_2511_tells_comfyui_that_the_photo_is_at_sigma_0(tmp_path, collection):
         )
 
 
+@pytest.mark.parametrize(("base", "guided"), [("FLUX.2-dev", True), ("FLUX.2-klein-base-4B", False)])
+def test_flux_2_has_its_own_keys_and_nodes(tmp_path, collection, base, guided):
+    name = f"black-forest-labs/{base}"
+    graph = export_workflow(collection, name, tmp_path / "out", "ModelSamplingAuraFlow")
+    assert all(name.startswith("transformer.") for name in names_in(tmp_path / "out"))
+    assert (graph["positive"]["class_type"] == "FluxGuidance") == guided
+
+
+@pytest.mark.parametrize("family", [f for f in FAMILIES if f.export.workflow], ids=lambda f: f.name)
+@pytest.mark.parametrize("side", [32, 64, 102, 512, 1024])
+def test_a_workflow_works_at_the_size_of_edit(family, side):
+    """The nodes' own arithmetic, and their bounds; the photo and the image have one size."""
+    student = Student("a.safetensors", "x", family.name, 8, 3.0, "lcm", side, 2.5)
+    graph = family.export.workflow(student)
+    scaled, large = graph["scaled"]["inputs"], graph.get("large", graph["scaled"])["inputs"]
+    assert 0.01 <= large["megapixels"] <= 16
+    assert 1 <= large["resolution_steps"] <= 256
+    for height, width in ((200, 300), (640, 480), (900, 1600), (500, 500)):
+        times = (large["megapixels"] * 1024**2 / (height * width)) ** 0.5 / large["resolution_steps"]
+        size = [
+            round(s * times) * large["resolution_steps"] * scaled.get("scale_by", 1) for s in (height, width)
+        ]
+        assert size == list(WorkingSizes(side, family.side_multiple).find(height, width))
+    readers = [name for name, n in graph.items() if n["inputs"].get("pixels") == ["scaled", 0]]
+    assert readers == ([] if "latent" not in graph else ["latent"])
+    for encoder in (
+        n["inputs"] for n in graph.values() if n["class_type"].startswith("TextEncodeQwenImageEdit")
+    ):
+        assert "vae" not in encoder  # it would encode the photo at a million pixels
+        assert {"latent": ["latent", 0]}.items() <= graph.get("reference", graph["positive"])[
+            "inputs"
+        ].items()
+
+
 def test_qwen_image_21_has_its_own_keys_and_nodes(tmp_path, collection):
     graph = export_workflow(collection, "Qwen/Qwen-Image-2.1", tmp_path / "out", "ModelSamplingAuraFlow")
     assert all(name.startswith("transformer.") for name in names_in(tmp_path / "out"))
@@ -263,8 +300,9 @@ def test_brackets_of_a_prompt_are_escaped_for_clip_alone():
     )
     graph = FLUX_KONTEXT.export.workflow(student)
     assert graph["text"]["inputs"]["text"] == r"<sketch_kodule> a drawing \(charcoal \(rough\)\) :\)"
-    for family in (QWEN_IMAGE_EDIT, QWEN_IMAGE_EDIT_PLUS, QWEN_IMAGE_21):
-        assert family.export.workflow(student)["positive"]["inputs"]["prompt"] == prompt
+    for family in (QWEN_IMAGE_EDIT, QWEN_IMAGE_EDIT_PLUS, QWEN_IMAGE_21, FLUX_2, FLUX_2_KLEIN):
+        inputs = [node["inputs"] for node in family.export.workflow(student).values()]
+        assert [found for i in inputs if (found := i.get("prompt", i.get("text")))] == [prompt]
 
 
 @pytest.mark.parametrize("format", ["diffusers", "peft", "comfyui"])
@@ -353,7 +391,7 @@ def test_what_cannot_be_exported_is_refused(tmp_path, collection):
 
 
 def test_comfyui_is_refused_where_it_would_leave_modules_out(tmp_path, collection):
-    for base in ("black-forest-labs/FLUX.2-dev", "someone/other-model"):
+    for base in ("meituan-longcat/LongCat-Image-Edit", "someone/other-model"):
         in_base_model(collection, RECIPE.model_copy(update={"base": base}))
         with pytest.raises(UserError, match="every module"):
             export(collection, "comfyui", tmp_path / "out")
@@ -379,6 +417,9 @@ def test_the_base_is_what_its_folder_or_else_its_name_says(tmp_path, collection)
         ("Qwen/Qwen-Image-Edit-2511@0123abc", "qwen_image_edit_2511_bf16.safetensors"),
         ("Qwen/Qwen-Image-2.1", "qwen_image_2.1_bf16.safetensors"),
         ("black-forest-labs/FLUX.1-Kontext-dev", "flux1-dev-kontext_fp8_scaled.safetensors"),
+        ("black-forest-labs/FLUX.2-dev", "flux2_dev_fp8mixed.safetensors"),
+        ("black-forest-labs/FLUX.2-klein-4B@main", "flux-2-klein-4b.safetensors"),
+        ("black-forest-labs/FLUX.2-klein-base-9B", "flux-2-klein-base-9b.safetensors"),
     ],
 )
 def test_a_workflow_names_the_file_of_its_own_base(tmp_path, collection, base, file):

@@ -125,6 +125,62 @@ def test_one_adapter_in_every_spelling_is_the_same_change(
         assert b.ndim == a.ndim
 
 
+WRAPPED = [
+    "base_model.model.transformer.{}.lora_{}.weight",
+    "base_model.model.diffusion_model.{}.lora_{}.weight",
+    "module.base_model.model.{}.lora_{}.weight",
+    "_orig_mod.{}.lora_{}.default.weight",
+    "module._orig_mod.transformer.{}.lora_{}.weight",
+    "transformer._orig_mod.{}.lora_{}.default_0.weight",
+    "base_model.model._fsdp_wrapped_module.{}.lora_{}.my-style.weight",
+    "transformer._checkpoint_wrapped_module.{}.lora_{}.weight",
+    "pipe.dit.{}.lora_{}.default.weight",
+    "model.diffusion_model.{}.lora_{}",
+]
+
+
+@pytest.mark.parametrize("spelling", WRAPPED)
+def test_what_libraries_put_around_a_name_is_taken_off(tmp_path, base, adapter, spelling):
+    down, up = (spelling.replace("lora_{}", f"lora_{side}") for side in "AB")
+    found = read_lora(written(tmp_path / "a.safetensors", adapter, down, up), base)
+    assert_changes(found, {name: change(pair) for name, pair in adapter.items()})
+
+
+def test_two_adapters_in_one_file_are_refused(tmp_path, base):
+    names = [f"{ATTENTION}.lora_{side}.{name}.weight" for side in "AB" for name in ("first", "second")]
+    save_file({name: torch.ones(2, 6) for name in names}, tmp_path / "a.safetensors")
+    with pytest.raises(UserError, match="for the second time"):
+        read_lora(tmp_path / "a.safetensors", base)
+
+
+def test_an_alpha_without_a_rank_may_be_infinite(tmp_path, base):
+    """Trainers write a huge alpha for a whole Kronecker product, where it means nothing: inf in float16."""
+    w1, w2, alpha = random(2, 3), random(4, 2), torch.tensor(9999999999.0).half()
+    whole = {f"{ATTENTION}.lokr_w1": w1, f"{ATTENTION}.lokr_w2": w2, f"{ATTENTION}.alpha": alpha}
+    save_file(whole, tmp_path / "a.safetensors")
+    assert_changes(read_lora(tmp_path / "a.safetensors", base), {ATTENTION: kron(w1, w2)})
+    save_file({**GOOD, f"{ATTENTION}.alpha": alpha}, tmp_path / "b.safetensors")
+    with pytest.raises(UserError, match=r"to_q\.alpha: holds values that are not finite"):
+        read_lora(tmp_path / "b.safetensors", base)
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_the_last_modulation_of_flux_has_its_halves_swapped(tmp_path, dora):
+    """Black Forest Labs' code takes shift, then scale; diffusers takes scale, then shift."""
+    base = {"norm_out.linear": random(8, 6), "single_transformer_blocks.0.proj_out": random(8, 6)}
+    theirs = torch.cat(base["norm_out.linear"].chunk(2)[::-1])
+    down, up, magnitude = random(2, 6), random(8, 2), random(8, 1).abs()
+    key = "diffusion_model.final_layer.adaLN_modulation.1"
+    tensors = {f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up}
+    moved = theirs + up @ down
+    if dora:
+        tensors[f"{key}.dora_scale"] = magnitude
+        moved = magnitude * moved / moved.norm(dim=1, keepdim=True)
+    save_file(tensors, tmp_path / "a.safetensors")
+    expected = torch.cat(moved.chunk(2)[::-1]) - base["norm_out.linear"]
+    assert_changes(read_lora(tmp_path / "a.safetensors", base), {"norm_out.linear": expected})
+
+
 @pytest.mark.parametrize("stabilised", [False, True])
 def test_alpha_of_the_header_of_diffusers(tmp_path, base, adapter, stabilised):
     config = {"r": 4, "lora_alpha": 8, "use_rslora": stabilised, "target_modules": list(adapter)}

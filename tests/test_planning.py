@@ -64,7 +64,7 @@ def test_the_plan_is_the_peak_of_real_steps(folder, checkpointing, step_alone):
 
 @pytest.mark.parametrize(
     ("base", "parameters", "modules", "lora"),
-    [(QWEN, 20_430_401_088, 840, 1_179_648_000), (KONTEXT, 11_901_408_320, 504, None)],
+    [(QWEN, 20_430_401_088, 846, 1_183_694_848), (KONTEXT, 11_901_408_320, 504, None)],
 )
 def test_true_configurations_are_counted_without_the_model(base, parameters, modules, lora, without_peaks):
     result = plan(Workload(base, 50, resolve(family_of(base).recommended_settings(base))))
@@ -73,7 +73,7 @@ def test_true_configurations_are_counted_without_the_model(base, parameters, mod
     assert result["lora_modules"] == modules
     if lora:
         assert result["lora_parameters"] == lora
-        assert result["adapter_bytes"] / 2**30 == pytest.approx(2.197, abs=1e-3)
+        assert result["adapter_bytes"] / 2**30 == pytest.approx(2.205, abs=1e-3)
         assert result["lora_bytes"] == (2 * 4 + 2) * lora  # the teacher's is as the base, bfloat16
         # Gradients of one role at a time, and moments; the average is on the host.
         assert result["optimizer_bytes"] == (1 + 2 * 2) * 4 * lora

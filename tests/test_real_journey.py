@@ -1,9 +1,6 @@
 """From LoRA files in the wild to a folder that diffusers runs alone, over a tiny complete pipeline."""
 
 import json
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -12,6 +9,7 @@ import yaml
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from helpers import tiny_pipelines
+from helpers.example_runs import run_examples
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -42,41 +40,6 @@ SETTINGS = {
     "sampling": {"steps": 4},
     "distill": {"student_updates": 2, "rollout_steps": [4], "student_update_every": 2},
 }
-# Runs the shipped example with the noise and the sizes of our own edit, and keeps its image as floats.
-RUNNER = f"""
-import runpy, sys
-import numpy as np, torch
-import torch.nn.functional as F
-from diffusers.image_processor import VaeImageProcessor
-from diffusers.pipelines.flux import pipeline_flux_kontext as kontext
-from diffusers.pipelines.longcat_image import pipeline_longcat_image_edit as longcat
-from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus as qwen
-from diffusers.pipelines.qwenimage21 import pipeline_qwenimage21 as qwen_21
-from diffusers.schedulers import scheduling_flow_match_euler_discrete as scheduling
-
-generator, shapes = torch.Generator().manual_seed({SEED}), []
-
-def first_noise(shape, **_):
-    shapes.append(shape[-3:])
-    return torch.randn(shape[-3:], generator=generator).view(shape)
-
-def later_noise(shape, **_):
-    noise = torch.randn(shapes[0], generator=generator)
-    patch = round((shape[-1] / len(noise)) ** 0.5)
-    return F.pixel_unshuffle(noise[None], patch).flatten(2).transpose(1, 2).view(shape)
-
-def keep(self, image, output_type="pil", **options):
-    np.save(sys.argv[3] + ".npy", (image / 2 + 0.5).clamp(0, 1).numpy()[:, :3])
-    return plain(self, image, output_type=output_type, **options)
-
-plain, VaeImageProcessor.postprocess = VaeImageProcessor.postprocess, keep
-qwen.CONDITION_IMAGE_SIZE = qwen.VAE_IMAGE_SIZE = {SIDE}**2
-qwen.randn_tensor = longcat.randn_tensor = qwen_21.randn_tensor = kontext.randn_tensor = first_noise
-scheduling.randn_tensor = later_noise
-assert "collectionlora" not in sys.modules
-runpy.run_path(sys.argv.pop(1), run_name="__main__")
-assert "collectionlora" not in sys.modules
-"""
 
 
 def call(capsys, *arguments):
@@ -164,16 +127,12 @@ def test_from_lora_files_to_a_folder_that_diffusers_runs_alone(name, tmp_path, c
     assert {path.rsplit("/", 1)[1] for path in files} >= {"pytorch_lora_weights.safetensors", "example.py"}
 
     example = [tmp_path / "out" / "example.py", photo, "clay", tmp_path / "theirs.png", SEED, *look]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    run = [sys.executable, "-c", RUNNER, *(str(part) for part in example)]
-    done = subprocess.run(run, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    (theirs,) = run_examples([example])
 
     editor = Editor.load(folder)
     images = to_images([read_photo(photo)])
     shown = [to_images([read_photo(path)]) for path in look]
     ours = editor.sample(images, [editor.prompt(["clay"], len(look))], [SEED], references=shown)
-    theirs = torch.from_numpy(np.load(tmp_path / "theirs.png.npy")).view(ours.shape)
     torch.testing.assert_close(theirs, ours, atol=1e-4, rtol=0)
     assert np.abs(read_photo(edited).astype(int) - read_photo(tmp_path / "theirs.png").astype(int)).max() <= 1
     if name == "qwen_image_edit":

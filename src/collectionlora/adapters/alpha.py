@@ -1,6 +1,7 @@
 """The scale of a module, alpha / rank: from its own tensor, or from the configuration beside the tensors."""
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -105,6 +106,8 @@ def module_scale(path: Path, module: str, alpha: Tensor | None, built: Rebuilt, 
         raise UserError(path, f"{module}.alpha", f"has shape {list(alpha.shape)}", "it must be one number")
     # LyCORIS ignores alpha where both sides of a Kronecker product are whole: there is no rank to divide by.
     scale = float(alpha) / built.rank if built.rank else 1.0
+    if not math.isfinite(scale):
+        raise UserError(path, f"{module}.alpha", "holds values that are not finite", AGAIN)
     if stated is not None and abs(scale - stated) > 1e-3 * abs(stated):
         message = f"gives the scale {scale:g}, the header gives {stated:g}"
         raise UserError(path, f"{module}.alpha", message, "keep one of them")

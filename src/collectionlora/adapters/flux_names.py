@@ -7,6 +7,9 @@ Its LoRA is one of each of its pieces: they share A, and each has its rows of B.
 import re
 from collections.abc import Collection
 
+import torch
+from torch import Tensor
+
 DOUBLE = (
     ("img_attn.qkv", ("attn.to_q", "attn.to_k", "attn.to_v")),
     ("txt_attn.qkv", ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj")),
@@ -34,7 +37,8 @@ SINGLE = (
     ("linear1", ("attn.to_qkv_mlp_proj",)),
     ("linear2", ("attn.to_out",)),
 )
-# The last modulation is left out: it has scale and shift in the other order, its rows would have to swap.
+# Its scale and shift stand in the other order there: the halves of its rows are swapped.
+SWAPPED = "final_layer.adaLN_modulation.1"
 OUTSIDE = {
     "img_in": "x_embedder",
     "txt_in": "context_embedder",
@@ -45,6 +49,16 @@ OUTSIDE = {
     "vector_in.in_layer": "time_text_embed.text_embedder.linear_1",
     "vector_in.out_layer": "time_text_embed.text_embedder.linear_2",
     "final_layer.linear": "proj_out",
+    SWAPPED: "norm_out.linear",
+}
+OUTSIDE_FLUX_2 = {
+    "time_in.in_layer": "time_guidance_embed.timestep_embedder.linear_1",
+    "time_in.out_layer": "time_guidance_embed.timestep_embedder.linear_2",
+    "guidance_in.in_layer": "time_guidance_embed.guidance_embedder.linear_1",
+    "guidance_in.out_layer": "time_guidance_embed.guidance_embedder.linear_2",
+    "double_stream_modulation_img.lin": "double_stream_modulation_img.linear",
+    "double_stream_modulation_txt.lin": "double_stream_modulation_txt.linear",
+    "single_stream_modulation.lin": "single_stream_modulation.linear",
 }
 
 
@@ -60,4 +74,10 @@ def original_names(names: Collection[str]) -> dict[str, tuple[str, ...]]:
             modules = tuple(block + piece for piece in pieces)
             if all(module in names for module in modules):
                 found[f"{kind}.{block.split('.')[1]}.{name}"] = modules
-    return found | {name: (module,) for name, module in OUTSIDE.items() if module in names}
+    outside = [*OUTSIDE.items(), *OUTSIDE_FLUX_2.items()]
+    return found | {name: (module,) for name, module in outside if module in names}
+
+
+def swap_halves(rows: Tensor) -> Tensor:
+    """The second half of the rows, then the first."""
+    return torch.cat(rows.chunk(2)[::-1])

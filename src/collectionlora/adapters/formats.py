@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from collectionlora.adapters.alpha import AGAIN, AlphaHeader, module_scale
-from collectionlora.adapters.flux_names import original_names
+from collectionlora.adapters.flux_names import SWAPPED, original_names, swap_halves
 from collectionlora.adapters.keys import ModuleNames, split_key
 from collectionlora.adapters.low_rank import Factors, change_norm
 from collectionlora.adapters.lycoris import MAX_RANK, Rebuilt, dora, rebuild
@@ -106,32 +106,22 @@ def read_lora(
     header = AlphaHeader.find(path, metadata)
     fused = original_names(base or {})
     names = ModuleNames(None if base is None else {*base, *fused})
-    parts: dict[str, dict[str, Tensor]] = {}
-    prefixes, kinds = set(), set()
-    for key, tensor in tensors.items():
-        spelled, part = split_key(path, key)
-        if not tensor.is_floating_point() and part != "alpha":
-            raise UserError(path, key, f"holds {str(tensor.dtype).removeprefix('torch.')} numbers", AGAIN)
-        values = tensor.float()
-        if not torch.isfinite(values).all():
-            raise UserError(path, key, "holds values that are not finite", AGAIN)
-        prefix, module = names.resolve(path, spelled)
-        if part in parts.setdefault(module, {}):
-            raise UserError(path, key, f"holds {module} {part} for the second time", "remove one of them")
-        parts[module][part] = values
-        prefixes.add(prefix)
+    parts, prefixes = gather_parts(path, tensors, names)
     if not parts:
         raise UserError(path, "", "holds no LoRA weights", "give the file of a trained LoRA")
     weights: dict[str, Factors] = {}
-    scales, losses = {}, {}
+    scales, losses, kinds = {}, {}, set()
     for module, found in parts.items():
         pieces = fused.get(module, (module,))
         read = read_weight if read_weight and found.keys() & set(MAGNITUDES) else (base or {}).__getitem__
         bases = [] if base is None else [read(piece) for piece in pieces]
         weight = torch.cat(bases) if len(bases) > 1 else next(iter(bases), None)
+        swapped = module == SWAPPED and module in fused
+        weight = swap_halves(weight) if swapped and weight is not None else weight
         built, scale = read_module(path, module, found, header, weight)
         kinds.add(built.kind)
         a, b = built.pair
+        b = swap_halves(b) if swapped else b
         if not (torch.isfinite(a).all() and torch.isfinite(b).all()):
             raise UserError(path, module, "overflows: its values or its alpha are too large", AGAIN)
         sizes = [len(w) for w in bases] or [len(b)]
@@ -143,6 +133,32 @@ def read_lora(
                 losses[piece] = built.loss
     label = f"{'+'.join(sorted(prefixes))} {'+'.join(sorted(kinds))}"
     return LoraFile(weights, metadata, label, scales, losses)
+
+
+def gather_parts(
+    path: Path, tensors: Mapping[str, Tensor], names: ModuleNames
+) -> tuple[dict[str, dict[str, Tensor]], set[str]]:
+    """The tensors of each module by their part, and the formats that their names have.
+
+    Raises:
+        UserError: a key that is not used, a module that the base lacks, or values that are not finite.
+    """
+    parts: dict[str, dict[str, Tensor]] = {}
+    prefixes = set()
+    for key, tensor in tensors.items():
+        spelled, part = split_key(path, key)
+        if not tensor.is_floating_point() and part != "alpha":
+            raise UserError(path, key, f"holds {str(tensor.dtype).removeprefix('torch.')} numbers", AGAIN)
+        values = tensor.float()
+        # Trainers write an alpha beyond half precision where it means nothing: `module_scale` looks.
+        if part != "alpha" and not torch.isfinite(values).all():
+            raise UserError(path, key, "holds values that are not finite", AGAIN)
+        prefix, module = names.resolve(path, spelled)
+        if part in parts.setdefault(module, {}):
+            raise UserError(path, key, f"holds {module} {part} for the second time", "remove one of them")
+        parts[module][part] = values
+        prefixes.add(prefix)
+    return parts, prefixes
 
 
 def read_teacher(

@@ -1,8 +1,9 @@
 """Names of tensors in LoRA files: which module of the base, which part of its adapter, or why not.
 
-Formats by their prefix: PEFT, diffusers, ComfyUI and its kin (`diffusion_model.`), kohya (`lora_unet_`),
-LyCORIS (`lycoris_`), OneTrainer (`lora_transformer_`), and bare names. kohya, LyCORIS and OneTrainer write
-dots as underscores, which is ambiguous (`to_q` or `to.q`): the base's real names decide.
+Formats by their prefix: PEFT, diffusers, ComfyUI and its kin (`diffusion_model.`), DiffSynth (`pipe.dit.`),
+kohya (`lora_unet_`), LyCORIS (`lycoris_`), OneTrainer (`lora_transformer_`), and bare names. Several prefixes
+may follow each other, and the wrappers of torch and accelerate may stand anywhere. kohya, LyCORIS and
+OneTrainer write dots as underscores, which is ambiguous (`to_q` or `to.q`): the base's real names decide.
 """
 
 import difflib
@@ -18,12 +19,17 @@ DOTTED = {
     "transformer.": "diffusers",
     "model.diffusion_model.": "comfyui",
     "diffusion_model.": "comfyui",
+    "pipe.dit.": "diffsynth",
+    "dit.": "diffsynth",
 }
+WRAPPERS = re.compile(
+    r"(?:^module|(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module))\."
+)
 UNDERSCORED = {"lora_unet_": "kohya", "lycoris_": "lycoris", "lora_transformer_": "onetrainer"}
 
 KEY = re.compile(
     r"(?P<module>.+?)\.(?P<part>lora_A|lora_B|lora_down|lora_up|lora_mid|lora\.down|lora\.up|alpha|dora_scale|"
-    r"lora_magnitude_vector|hada_w[12]_[ab]|hada_t[12]|lokr_w[12](?:_[ab])?|lokr_t2)(?:\.default)?(?:\.weight)?"
+    r"lora_magnitude_vector|hada_w[12]_[ab]|hada_t[12]|lokr_w[12](?:_[ab])?|lokr_t2)(?:\.default|(?:\.[\w-]+)?\.weight)?"
 )
 SAME = {"lora_A": "down", "lora_down": "down", "lora.down": "down"}
 SAME |= {"lora_B": "up", "lora_up": "up", "lora.up": "up", "lora_mid": "mid"}
@@ -53,10 +59,11 @@ def split_key(path: Path, key: str) -> tuple[str, str]:
     Raises:
         UserError: the key is of a kind that is refused, or of no known kind.
     """
+    unwrapped = re.sub(WRAPPERS, "", key)
     for pattern, message, hint in REFUSED:
-        if re.fullmatch(pattern, key):
+        if re.fullmatch(pattern, unwrapped):
             raise UserError(path, key, message, hint)
-    found = re.fullmatch(KEY, key)
+    found = re.fullmatch(KEY, unwrapped)
     if not found:
         hint = "see docs/lora-files.md for what is read"
         raise UserError(path, key, "is not a LoRA weight of a known format", hint)
@@ -83,10 +90,19 @@ class ModuleNames:
         for prefix, kind in UNDERSCORED.items():
             if spelled.startswith(prefix):
                 return kind, self._from_underscores(path, spelled, spelled.removeprefix(prefix))
-        for prefix, kind in DOTTED.items():
-            if spelled.startswith(prefix):
-                return kind, self._known(path, spelled, spelled.removeprefix(prefix))
-        return "bare", self._known(path, spelled, spelled)
+        kind, name = self._without_prefixes(spelled)
+        return kind, self._known(path, spelled, name)
+
+    def _without_prefixes(self, spelled: str) -> tuple[str, str]:
+        """The first prefix's format, and the name behind all prefixes, or behind as many as make it known."""
+        kinds, name = ["bare"], spelled
+        while self.names is None or name not in self.names:
+            prefix = next((prefix for prefix in DOTTED if name.startswith(prefix)), None)
+            if prefix is None:
+                break
+            kinds.append(DOTTED[prefix])
+            name = name.removeprefix(prefix)
+        return kinds[min(1, len(kinds) - 1)], name
 
     def _from_underscores(self, path: Path, spelled: str, name: str) -> str:
         if self.names is None:

@@ -4,6 +4,7 @@ A student that puts fresh noise in after each step has the sampler `lcm` in Comf
 takes the sigmas `shift(1 - i/n)` from the table of the shift node: the few-step schedule of `flow.py`.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +36,7 @@ class Student:
     guidance: float
 
 
+MIN_SIDE = 103  # of a square photo, below which `ImageScaleToTotalPixels` takes no number
 COMFYUI_SAMPLERS: dict[Sampler, str] = {"stochastic": "lcm", "euler": "euler"}
 
 
@@ -51,23 +53,41 @@ def node(class_type: str, **inputs: Any) -> dict[str, Any]:
     return {"class_type": class_type, "inputs": inputs}
 
 
-def frame(student: Student, unet_name: str, vae_name: str, side_multiple: int) -> Graph:
-    """What all families share; `shifted`, `positive` and `clip` are left to the family.
+def scale_photo(resolution: int, side_multiple: int) -> Graph:
+    """The photo at its working size: the node rounds both sides as `pictures.sizes` does.
 
-    The photo gets its working size: the node rounds both sides as `pictures.sizes` does.
+    It takes no size below `MIN_SIDE`: a smaller one is made so many times as large, and divided by that.
     """
+    times = math.ceil(MIN_SIDE / resolution)
+    large = node(
+        "ImageScaleToTotalPixels",
+        image=["photo", 0],
+        upscale_method="area",
+        megapixels=(resolution * times / 1024) ** 2,
+        resolution_steps=side_multiple * times,
+    )
+    if times == 1:
+        return {"scaled": large}
+    small = node("ImageScaleBy", image=["large", 0], upscale_method="area", scale_by=1 / times)
+    return {"large": large, "scaled": small}
+
+
+def show_photo() -> dict[str, Any]:
+    """The node that puts the photo beside the prompt of the node `text`, at the size of the image.
+
+    The nodes that read prompt and photo together would encode the photo at a million pixels.
+    """
+    return node("ReferenceLatent", conditioning=["text", 0], latent=["latent", 0])
+
+
+def frame(student: Student, unet_name: str, vae_name: str, side_multiple: int) -> Graph:
+    """What all families share; `shifted`, `positive` and `clip` are left to the family."""
     return {
         "unet": node("UNETLoader", unet_name=unet_name, weight_dtype="default"),
         "lora": node("LoraLoaderModelOnly", model=["unet", 0], lora_name=student.file, strength_model=1.0),
         "vae": node("VAELoader", vae_name=vae_name),
         "photo": node("LoadImage", image="photo.png"),
-        "scaled": node(
-            "ImageScaleToTotalPixels",
-            image=["photo", 0],
-            upscale_method="area",
-            megapixels=round(student.resolution**2 / 1024**2, 4),
-            resolution_steps=side_multiple,
-        ),
+        **scale_photo(student.resolution, side_multiple),
         "latent": node("VAEEncode", pixels=["scaled", 0], vae=["vae", 0]),
         "sample": node(
             "KSampler",

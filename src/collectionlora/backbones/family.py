@@ -24,9 +24,10 @@ class ExportFacts:
         license: of the base, and so of what derives from it, as a model card spells it.
         arguments: of the diffusers pipeline for a student, which takes no guidance; `{guidance}` is the input
             of guidance-distilled bases. None if diffusers has no such pipeline.
+        prompt_arguments: those of the pipeline that give the effect's prompt.
         size_arguments: those of the pipeline that give the image's `width` and `height`.
         lora_loader: the call that loads the file `LORA` of `folder` into the pipeline `pipe`.
-        setup: lines before the pipeline is called.
+        setup: lines before the pipeline is called; `$seen` is the side at which the text encoder sees photos.
         comfyui_prefix: under which ComfyUI finds every module by its name in diffusers, if it does.
         workflow: makes the ComfyUI workflow of a student, if the base has nodes there.
     """
@@ -34,6 +35,7 @@ class ExportFacts:
     architecture: str
     license: str
     arguments: str | None
+    prompt_arguments: str = "prompt=PROMPTS[effect]"
     size_arguments: str = "width=width, height=height"
     lora_loader: str = "pipe.load_lora_weights(folder, weight_name=LORA)"
     setup: str = ""

@@ -6,15 +6,18 @@ its running statistics: one latent position is one token.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from collectionlora.backbones.base import Condition, Prompt, Shapes
+from collectionlora.backbones.comfyui import Graph, Student, frame, node, show_photo
 from collectionlora.backbones.diffusers_files import read_index
 from collectionlora.backbones.diffusers_model import (
     LARGE,
+    SIDE_MULTIPLE,
     UNGUIDED,
     DiffusersBackbone,
     DiffusersFamily,
@@ -24,7 +27,9 @@ from collectionlora.backbones.diffusers_model import (
 )
 from collectionlora.backbones.family import ExportFacts, SectionValues, Speech
 
-LORA_ROOTS = ("transformer_blocks.", "single_transformer_blocks.")
+# Without the modulations and the embedding of time, which ComfyUI does not know by their names in diffusers.
+LORA_ROOTS = ("transformer_blocks.", "single_transformer_blocks.", "x_embedder", "context_embedder")
+LORA_ROOTS += ("norm_out.", "proj_out")
 DEV = {
     "num_layers": 8,
     "num_single_layers": 48,
@@ -134,7 +139,35 @@ class KleinFamily(DiffusersFamily):
         return {**LARGE, **unguided} if distilled else self.recommended
 
 
-# No prefix and no workflow for ComfyUI: it maps only what FLUX.1 has too, and leaves out the rest in silence.
+def make_graph(student: Student, file: str, encoder: str) -> Graph:
+    """ComfyUI's nodes over the base's `file`; its tokenizers of these encoders take brackets as they are."""
+    return {
+        **frame(student, file, "flux2-vae.safetensors", SIDE_MULTIPLE),
+        "shifted": node("ModelSamplingAuraFlow", model=["lora", 0], shift=student.shift),
+        "clip": node("CLIPLoader", clip_name=encoder, type="flux2"),
+        "text": node("CLIPTextEncode", clip=["clip", 0], text=student.prompt),
+        "positive": show_photo(),
+    }
+
+
+def make_workflow(student: Student) -> Graph:
+    """ComfyUI's nodes for FLUX.2 [dev]."""
+    graph = make_graph(student, "flux2_dev_fp8mixed.safetensors", "mistral_3_small_flux2_bf16.safetensors")
+    guided = node("FluxGuidance", conditioning=["reference", 0], guidance=student.guidance)
+    return {**graph, "reference": graph["positive"], "positive": guided}
+
+
+def make_klein_workflow(student: Student) -> Graph:
+    """ComfyUI's nodes for FLUX.2 Klein, whose files are named like its bases on the hub."""
+    name = Path(student.base.partition("@")[0]).name.lower()
+    size = "9b" if "9b" in name else "4b"
+    kind = "base-" if "base" in name else ""
+    encoder = {"4b": "qwen_3_4b.safetensors", "9b": "qwen_3_8b_fp8mixed.safetensors"}[size]
+    return make_graph(student, f"flux-2-klein-{kind}{size}.safetensors", encoder)
+
+
+# Its pipeline makes photos of more than a million pixels smaller, which some working sizes have.
+SETUP = "pipe.image_processor._resize_to_target_area = lambda image, *_: image"
 FLUX_2 = DiffusersFamily(
     name="Flux2Pipeline",
     backbone=Flux2,
@@ -158,7 +191,14 @@ FLUX_2 = DiffusersFamily(
         "targets": {"steps": 50, "guidance_scale": 1},
         "distill": UNGUIDED,
     },
-    export=ExportFacts("flux-2-dev", "other", "guidance_scale={guidance:g}"),
+    export=ExportFacts(
+        architecture="flux-2-dev",
+        license="other",
+        arguments="guidance_scale={guidance:g}",
+        setup=SETUP,
+        comfyui_prefix="transformer.",
+        workflow=make_workflow,
+    ),
 )
 FLUX_2_KLEIN = KleinFamily(
     name="Flux2KleinPipeline",
@@ -175,5 +215,12 @@ FLUX_2_KLEIN = KleinFamily(
     },
     reads_references=True,
     recommended={**LARGE, "targets": {"steps": 50, "guidance_scale": 4}},
-    export=ExportFacts("flux-2-klein", "other", "guidance_scale=1.0"),
+    export=ExportFacts(
+        architecture="flux-2-klein",
+        license="other",
+        arguments="guidance_scale=1.0",
+        setup=SETUP,
+        comfyui_prefix="transformer.",
+        workflow=make_klein_workflow,
+    ),
 )

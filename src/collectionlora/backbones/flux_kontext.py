@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from collectionlora.backbones.base import Condition, Prompt, Shapes
-from collectionlora.backbones.comfyui import Graph, Student, escape_brackets, frame, node
+from collectionlora.backbones.comfyui import Graph, Student, escape_brackets, frame, node, show_photo
 from collectionlora.backbones.diffusers_model import (
     LARGE,
     SIDE_MULTIPLE,
@@ -133,7 +133,7 @@ def make_workflow(student: Student) -> Graph:
         ),
         "clip": node("DualCLIPLoader", **encoders),
         "text": node("CLIPTextEncode", clip=["clip", 0], text=escape_brackets(student.prompt)),
-        "reference": node("ReferenceLatent", conditioning=["text", 0], latent=["latent", 0]),
+        "reference": show_photo(),
         "positive": node("FluxGuidance", conditioning=["reference", 0], guidance=student.guidance),
     }
 

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from collectionlora.backbones.base import Condition, Prompt, Shapes
-from collectionlora.backbones.comfyui import Graph, Student, frame, node
+from collectionlora.backbones.comfyui import Graph, Student, frame, node, show_photo
 from collectionlora.backbones.diffusers_files import opening
 from collectionlora.backbones.diffusers_model import (
     LARGE,
@@ -172,13 +172,13 @@ class QwenImageEdit(QwenImageEditPlus):
 
 def make_graph(student: Student, file: str, encode: str, **photo: Any) -> Graph:
     """ComfyUI's nodes over the base's `file`; `encode` is the node that reads prompt and photo together."""
-    positive = node(encode, clip=["clip", 0], vae=["vae", 0], **photo, prompt=student.prompt)
     encoder = "qwen_2.5_vl_7b_fp8_scaled.safetensors"
     return {
         **frame(student, file, "qwen_image_vae.safetensors", SIDE_MULTIPLE),
         "shifted": node("ModelSamplingAuraFlow", model=["lora", 0], shift=student.shift),
         "clip": node("CLIPLoader", clip_name=encoder, type="qwen_image"),
-        "positive": positive,
+        "text": node(encode, clip=["clip", 0], **photo, prompt=student.prompt),
+        "positive": show_photo(),
     }
 
 
@@ -210,19 +210,35 @@ def make_plus_workflow(student: Student) -> Graph:
         return graph
     marked = node(
         "FluxKontextMultiReferenceLatentMethod",
-        conditioning=["text", 0],
+        conditioning=["reference", 0],
         reference_latents_method="index_timestep_zero",
     )
-    return {**graph, "text": graph["positive"], "positive": marked}
+    return {**graph, "reference": graph["positive"], "positive": marked}
 
 
+# Both pipelines scale photos to a million pixels for the network. In the first one the text encoder sees them
+# so too, unless it was asked before.
+SETUP_PLUS = """\
+from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus as pipeline
+
+sizes, scale = {image.width / image.height: image.size for image in images}, pipeline.calculate_dimensions
+pipeline.CONDITION_IMAGE_SIZE, pipeline.VAE_IMAGE_SIZE = $seen**2, 0
+pipeline.calculate_dimensions = lambda area, aspect: scale(area, aspect) if area else sizes[aspect]"""
+SETUP_FIRST = """\
+from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit as pipeline
+
+seen_width, seen_height, _ = pipeline.calculate_dimensions($seen**2, width / height)
+seen = pipe.image_processor.resize(images[0], seen_height, seen_width)
+with torch.no_grad():
+    prompt, mask = pipe.encode_prompt(PROMPTS[effect], seen)
+pipeline.calculate_dimensions = lambda *_: (width, height, None)"""
 CARD = {"targets": {"steps": 40, "guidance_scale": 4.0}}  # what the model's card samples with
 QWEN_IMAGE_EDIT_PLUS = DiffusersFamily(
     name="QwenImageEditPlusPipeline",
     backbone=QwenImageEditPlus,
     network_class="QwenImageTransformer2DModel",
     vae_class="AutoencoderKLQwenImage",
-    lora_roots=("transformer_blocks.",),
+    lora_roots=("",),
     name_part="qwen-image-edit-25",
     side_multiple=SIDE_MULTIPLE,
     known={"Qwen/Qwen-Image-Edit-2509": KNOWN, "Qwen/Qwen-Image-Edit-2511": KNOWN_2511},
@@ -233,6 +249,7 @@ QWEN_IMAGE_EDIT_PLUS = DiffusersFamily(
         architecture="qwen-image-edit-plus",
         license="apache-2.0",
         arguments="true_cfg_scale=1.0",
+        setup=SETUP_PLUS,
         comfyui_prefix="diffusion_model.",
         workflow=make_plus_workflow,
     ),
@@ -242,7 +259,7 @@ QWEN_IMAGE_EDIT = DiffusersFamily(
     backbone=QwenImageEdit,
     network_class="QwenImageTransformer2DModel",
     vae_class="AutoencoderKLQwenImage",
-    lora_roots=("transformer_blocks.",),
+    lora_roots=("",),
     name_part="qwen-image-edit",
     side_multiple=SIDE_MULTIPLE,
     known={"Qwen/Qwen-Image-Edit": KNOWN},
@@ -252,6 +269,8 @@ QWEN_IMAGE_EDIT = DiffusersFamily(
         architecture="qwen-image-edit",
         license="apache-2.0",
         arguments="true_cfg_scale=1.0",
+        prompt_arguments="prompt_embeds=prompt, prompt_embeds_mask=mask",
+        setup=SETUP_FIRST,
         comfyui_prefix="diffusion_model.",
         workflow=make_workflow,
     ),

@@ -41,7 +41,7 @@ if len(references) != REFERENCES.get(effect, 0):
     sys.exit(f"{effect} takes {REFERENCES.get(effect, 0)} reference images, {len(references)} are given")
 device, dtype = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
 
-pipe = DiffusionPipeline.from_pretrained(BASE, revision=REVISION, torch_dtype=dtype).to(device)
+pipe = DiffusionPipeline.from_pretrained(BASE, revision=REVISION, dtype=dtype).to(device)
 $lora_loader
 # The student puts fresh noise in after each step; the pipeline's own scheduler does not.
 pipe.scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(folder, subfolder="scheduler")
@@ -57,7 +57,7 @@ width, height = images[0].size
 ${setup}torch.manual_seed(int(seed))
 result = pipe(
     image=images if references else images[0],
-    prompt=PROMPTS[effect],
+    $prompt,
     num_inference_steps=STEPS,
     sigmas=[1 - i / STEPS for i in range(STEPS)],
     $arguments,
@@ -207,6 +207,7 @@ class Card:
         """A script that edits one photo without collectionlora; only for a base that diffusers has."""
         assert self.facts.arguments is not None
         base, _, revision = self.recipe.base.partition("@")
+        setup = Template(self.facts.setup).substitute(seen=self.recipe.model.condition_resolution)
         own = self.facts.arguments.format(guidance=self.recipe.model.embedded_guidance)
         return EXAMPLE.substitute(
             base=repr(base),
@@ -219,7 +220,8 @@ class Card:
             references=json.dumps(self.recipe.references, ensure_ascii=False),
             arguments=", ".join(filter(None, [self.facts.size_arguments, own])),
             lora_loader=self.facts.lora_loader,
-            setup=self.facts.setup and f"{self.facts.setup}\n",
+            prompt=self.facts.prompt_arguments,
+            setup=setup and f"{setup}\n",
         )
 
     def header(self) -> dict[str, str]:
