@@ -566,6 +566,11 @@ def test_a_verb_that_runs_alone(run, folder, monkeypatch):
         ("diffusers", ["check", "{}"], r"needs diffusers .*pip install 'collectionlora\[diffusers\]'"),
         ("diffusers", ["prompts", "{}"], r"needs diffusers .*pip install 'collectionlora\[diffusers\]'"),
         (
+            "openai",
+            ["prompts", "{}", "--vlm", "http://127.0.0.1:9/v1", "--model", "any"],
+            r"^error: --vlm: needs openai .*; install it: pip install 'collectionlora\[vlm\]'",
+        ),
+        (
             "transformers",
             ["bench", "{}", "--methods", "source", "--set", "bench.clip=any"],
             r"^error: bench\.clip: needs transformers; install it: pip install 'collectionlora\[bench\]'",

@@ -183,12 +183,25 @@ class Reply(BaseModel):
     usage: Usage | None = None
 
 
+def import_openai(option: str) -> Any:
+    """The client's package: an extra, and a second to import, so that only who asks pays for it.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    try:
+        import openai
+    except ImportError as error:
+        hint = "install it: pip install 'collectionlora[vlm]'"
+        raise UserError("", option, f"needs openai ({error})", hint) from None
+    return openai
+
+
 class Vlm:
     """An endpoint with its client and its account; `calls` and `tokens` are those of this object's life."""
 
     def __init__(self, endpoint: Endpoint, settings: VlmSettings):
-        import openai  # takes a second: only who asks pays for it
-
+        openai = import_openai(endpoint.option)
         self.endpoint, self.settings = endpoint, settings
         self.calls = self.tokens = 0
         self._most_tokens = 0  # of one call so far
