@@ -155,7 +155,7 @@ def plan(
         typer.Option(help="ddp: each holds all; fsdp: each its share; default: model.sharding"),
     ] = None,
     seconds_per_forward: Annotated[
-        float | None, typer.Option(min=0, help="of one image on your GPU, for the hours of each verb")
+        float | None, typer.Option(min=0, help="of one image on your GPU; default: an estimate")
     ] = None,
     overrides: Set = None,
     recipe: RecipeName = None,
