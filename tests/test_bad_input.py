@@ -402,7 +402,10 @@ def refused(run, folder, *arguments):
     assert len(lines) == 1, told
     others = [line for line in told.splitlines() if line not in lines]
     assert all(
-        re.fullmatch(r"\s*|not ready|1 process|photos \d.*|(sepia|technicolor): .* modules.*|.*━.*", o)
+        re.fullmatch(
+            r"\s*|not ready; .*: .* check .*|1 process|photos \d.*|(sepia|technicolor): .* modules.*|.*━.*",
+            o,
+        )
         for o in others
     )
     assert lines[0].isprintable()
