@@ -402,7 +402,10 @@ def refused(run, folder, *arguments):
     assert len(lines) == 1, told
     others = [line for line in told.splitlines() if line not in lines]
     assert all(
-        re.fullmatch(r"\s*|not ready|1 process|photos \d.*|(sepia|technicolor): .* modules.*|.*━.*", o)
+        re.fullmatch(
+            r"\s*|not ready; .*: .* check .*|1 process|photos \d.*|(sepia|technicolor): .* modules.*|.*━.*",
+            o,
+        )
         for o in others
     )
     assert lines[0].isprintable()
@@ -565,6 +568,11 @@ def test_a_verb_that_runs_alone(run, folder, monkeypatch):
         ("diffusers", ["targets", "{}"], r"needs diffusers .*pip install 'collectionlora\[diffusers\]'"),
         ("diffusers", ["check", "{}"], r"needs diffusers .*pip install 'collectionlora\[diffusers\]'"),
         ("diffusers", ["prompts", "{}"], r"needs diffusers .*pip install 'collectionlora\[diffusers\]'"),
+        (
+            "openai",
+            ["prompts", "{}", "--vlm", "http://127.0.0.1:9/v1", "--model", "any"],
+            r"^error: --vlm: needs openai .*; install it: pip install 'collectionlora\[vlm\]'",
+        ),
         (
             "transformers",
             ["bench", "{}", "--methods", "source", "--set", "bench.clip=any"],

@@ -111,7 +111,7 @@ def open_options(page, steps):
 
 def shown(page):
     """The pixels of the result on the page."""
-    address = page.locator(".compare .after").get_attribute("src")
+    address = page.locator(".compare .after").locator("visible=true").get_attribute("src")
     return read_photo_of(base64.b64decode(address.partition(",")[2]))
 
 
@@ -152,22 +152,40 @@ def test_a_click_on_an_effect_makes_the_picture_that_python_makes(page, folder, 
     assert differ(read_photo(saved.path()), expected).max() <= 1
 
 
-def test_strength_is_mixed_from_photo_and_picture_and_lies_in_the_download(page, folder, photo, tmp_path):
+def set_strength(page, value):
+    box = page.get_by_label("number input for Strength")
+    box.fill(str(value))
+    box.press("Tab")
+
+
+def test_strength_is_mixed_at_once_and_then_made_by_the_network(page, folder, photo, tmp_path):
     drop(page, photo)
     tile(page, "Negative").click()
     expect(status(page)).to_have_text("done")
-    page.get_by_label("number input for Strength").fill("0.5")
-    page.get_by_label("number input for Strength").press("Tab")
+    expect(page.locator(".compare .after")).to_have_count(1)
+    set_strength(page, 0.5)
     expect(page.locator(".compare figcaption")).to_contain_text("strength 0.5")
-    assert page.locator(".compare .after").evaluate("e => getComputedStyle(e).opacity") == "0.5"
+    assert page.locator(".compare .whole").evaluate("e => getComputedStyle(e).opacity") == "0.5"
+    expect(page.locator(".compare .exact")).to_be_visible()
+    expect(page.locator(".compare .whole")).to_be_hidden()
     seed = int(re.search(r"seed (\d+)", page.locator(".compare figcaption").inner_text())[1])
+    expected = Editor.load(folder).edit(read_photo(photo), "negative", seed=seed, strength=0.5)
+    assert differ(shown(page), expected).mean() < 3
     saved = tmp_path / "made.png"
     download(page).save_as(saved)
-    whole = Editor.load(folder).edit(read_photo(photo), "negative", seed=seed)
-    half = (read_photo(photo).astype(float) + np.asarray(whole)) / 2
-    assert differ(read_photo(saved), half).max() <= 1
+    assert differ(read_photo(saved), expected).max() <= 1
     settings = json.loads(Image.open(saved).text["collectionlora"])
     assert (settings["effects"], settings["strength"]) == (["negative"], 0.5)
+    # The next picture is made at the strength that is set.
+    tile(page, "Warm").click()
+    expect(page.locator(".compare figcaption")).to_contain_text("Warm, strength 0.5")
+    expect(page.locator(".compare .exact")).to_be_visible()
+    # A download does not wait until the dial has rested: it is of the strength that is set all the same.
+    set_strength(page, 0.25)
+    download(page).save_as(saved)
+    assert json.loads(Image.open(saved).text["collectionlora"])["strength"] == 0.25
+    expected = Editor.load(folder).edit(read_photo(photo), "warm", seed=seed, strength=0.25)
+    assert differ(read_photo(saved), expected).max() <= 1
 
 
 def test_a_dropped_result_brings_its_settings_back(page, tmp_path):
@@ -258,9 +276,28 @@ def test_effects_are_searched_and_chosen_by_keyboard(page, photo):
     slider = page.get_by_role("slider", name="Compare before and after")
     slider.focus()
     page.keyboard.press("Home")
-    assert "inset(0px 0px 0px 0%)" in page.locator(".compare .after").evaluate(
+    assert "inset(0px 0px 0px 0%)" in page.locator(".compare .after").first.evaluate(
         "e => getComputedStyle(e).clipPath"
     )
+
+
+def test_a_larger_size_is_chosen_and_comes_back_with_the_picture(page, folder, photo, tmp_path):
+    drop(page, photo)
+    open_options(page, 1)
+    page.get_by_label("number input for Size").fill("96")
+    page.get_by_label("number input for Size").press("Tab")
+    tile(page, "Warm").click()
+    expect(page.locator(".compare figcaption")).to_contain_text("made at 88 x 112 and enlarged to 200 x 256")
+    seed = int(re.search(r"seed (\d+)", page.locator(".compare figcaption").inner_text())[1])
+    expected = Editor.load(folder).edit(read_photo(photo), "warm", seed=seed, steps=1, size=96)
+    saved = tmp_path / "made.png"
+    download(page).save_as(saved)
+    assert differ(read_photo(saved), expected).max() <= 1
+    page.reload()
+    page.locator(".photo input[type=file]").first.set_input_files(saved)
+    expect(status(page)).to_contain_text("The settings of this picture are back")
+    page.get_by_role("button", name="More options").click()
+    expect(page.get_by_label("number input for Size")).to_have_value("96")
 
 
 def test_all_effects_make_a_contact_sheet_to_download(page, photo):
@@ -277,13 +314,16 @@ def test_all_effects_make_a_contact_sheet_to_download(page, photo):
 
 def test_a_long_work_shows_its_steps_and_is_cancelled(page, photo):
     drop(page, photo)
+    cancel = page.locator(".actions").get_by_role("button", name="Cancel")
+    expect(cancel).to_be_disabled()
     open_options(page, MANY_STEPS)
     page.get_by_role("button", name="4 variations").click()
     expect(status(page)).to_have_text(
         re.compile(rf"picture 1 of 4, step \d+ of {MANY_STEPS}, (\d+ min )?\d+ s left")
     )
-    page.get_by_role("button", name="Cancel").locator("visible=true").click()
+    cancel.click()
     expect(status(page)).to_have_text("cancelled")
+    expect(cancel).to_be_disabled()
     page.get_by_role("radio", name="1", exact=True).check()
     page.get_by_role("button", name="Generate").click()
     expect(status(page)).to_have_text("done")
@@ -348,9 +388,9 @@ def test_photo_effects_button_and_result_are_seen_without_scrolling(page, photo,
 def test_a_phone_shows_everything_in_one_column(page, photo):
     page.set_viewport_size({"width": 390, "height": 844})
     drop(page, photo)
-    open_options(page, 1)
     page.get_by_role("button", name="Generate").click()
     expect(status(page)).to_have_text("done")
+    open_options(page, 1)  # which the actions at the foot do not hide
     # Tiles lie in strips of their own that scroll sideways.
     wide = "[...document.querySelectorAll('button, img, input')].filter(e => e.offsetParent && "
     wide += "!e.closest('.tiles') && "

@@ -155,6 +155,40 @@ def test_strength_goes_from_the_photo_to_the_whole_effect(adapter):
         editor.edit(photo, ["alpha"], strength=1.5)
 
 
+def test_a_size_is_that_of_the_network_and_the_result_keeps_the_photos(adapter, tmp_path):
+    editor, photo = Editor.load(adapter), np.asarray(picture())
+    assert editor.fit(photo).shape == (1, 3, 56, 72)
+    assert editor.fit(photo, 96).shape == (1, 3, 80, 112)
+    assert editor.fit(photo, (96, 64)).shape == (1, 3, 64, 96)
+    picture().save(tmp_path / "me.png")
+    for size, given in (("96", 96), ("96x64", (96, 64))):
+        out = tmp_path / f"{size}.png"
+        assert (
+            run(["edit", adapter, tmp_path / "me.png", "--effect", "alpha", "--size", size, "--out", out])
+            == 0
+        )
+        assert np.array_equal(read_photo(out), editor.edit(photo, "alpha", size=given))
+    assert not np.array_equal(read_photo(out), editor.edit(photo, "alpha"))
+
+
+@pytest.mark.parametrize(
+    ("size", "words"),
+    [
+        ("100", "has a side of 100 pixels; give multiples of 8 from 8 to 256; effects were taught at 64"),
+        ("0", "has a side of 0 pixels"),
+        ("512", "has a side of 512 pixels"),
+        ("96x100", "has a side of 100 pixels"),
+        ("large", "is 'large'; give pixels: 128, or 160x96 for width and height"),
+        ("96x", "is '96x'"),
+    ],
+)
+def test_a_size_that_the_base_cannot_work_at_is_refused(adapter, tmp_path, size, words):
+    picture().save(tmp_path / "me.png")
+    with pytest.raises(UserError, match=f"size: {words}"):
+        app(["edit", str(adapter), str(tmp_path / "me.png"), "--effect", "alpha", "--size", size])
+    assert [path.name for path in tmp_path.iterdir()] == ["me.png"]
+
+
 def test_a_batch_mixes_effects_and_equals_single_edits(adapter):
     editor = Editor.load(adapter)
     editor.backbone.network.float()  # bfloat16 products round differently by the batch's shape

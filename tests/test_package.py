@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
 
 from collectionlora.collection import Collection
 from collectionlora.command_line.terminal import next_after_demo
@@ -50,6 +51,33 @@ def test_nothing_heavy_is_imported_before_it_is_needed(code):
     loaded = python(code.format(help=helped) + "\nimport sys; print('LOADED', *sys.modules)")
     modules = loaded.rpartition("LOADED")[2].split()
     assert [name for name in HEAVY if name in modules] == []
+
+
+# What the extras bring, and what is often there without being asked for.
+EXTRAS = (
+    "diffusers",
+    "gradio",
+    "bitsandbytes",
+    "openai",
+    "pillow_heif",
+    "mkdocs",
+    "playwright",
+    "matplotlib",
+)
+
+
+def test_nano_needs_no_extra(tmp_path):
+    """The package alone makes pictures, and has all that the demo imports."""
+    Image.new("RGB", (40, 30), "teal").save(tmp_path / "me.png")
+    code = f"""
+import sys
+sys.modules.update(dict.fromkeys({EXTRAS!r}))
+import collectionlora.command_line.demo
+from collectionlora.command_line.verbs import app
+app(["edit", "nano", {str(tmp_path / "me.png")!r}, "--effect", "thermal", "--steps", "1"])
+"""
+    python(code)
+    assert (tmp_path / "me-thermal.png").exists()
 
 
 def test_help_names_every_verb_and_each_has_an_example():

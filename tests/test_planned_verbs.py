@@ -55,7 +55,7 @@ def test_every_verb_fits_the_device_that_its_recipe_names(base, assignments, dev
     for verb, row in planned["verbs"].items():
         # The studio alone keeps its encoders beside the network.
         assert fits(row["device_bytes"], device) or (verb == "studio" and device == SMALL_DEVICE), verb
-        assert row["seconds"] is None
+        assert row["seconds"] >= 0
 
 
 @pytest.mark.thorough
@@ -114,6 +114,10 @@ def test_hours_follow_from_the_seconds_of_a_forward(without_peaks):
     assert rows["edit"]["seconds"] == 0.5 * 8
     assert all(math.isfinite(row["seconds"]) for row in rows.values())
     warm = make_workload(QWEN, ["targets.guidance_scale=4", "match.updates=1"])
+    # Nobody has said it: 20.4 G parameters, 2 x 4096 tokens and the prompt's on an A100.
+    estimated = plan(workload)
+    assert estimated["clock"] == "an A100, by arithmetic"
+    assert estimated["seconds_per_forward"] == pytest.approx(2.9, abs=0.2)
     more = plan(warm, seconds_per_forward=0.5)["verbs"]["targets"]["seconds"]
     assert more - rows["targets"]["seconds"] == 0.5 * 256 * 40 * 2  # ordinary instructions
 

@@ -81,7 +81,7 @@ def check_studio(folder, photo, look, edited):
     _, address, _ = page.queue().launch(prevent_thread_lock=True, quiet=True)
     try:
         client = Client(address, verbose=False, download_files=str(folder.parent / "downloads"))
-        asked = [handle_file(photo), "clay", "nothing", 4, SEED, 1]
+        asked = [handle_file(photo), "clay", "nothing", 4, SEED, 1, studio.recipe.resolution]
         (_, after), status = client.predict(*asked, handle_file(look), api_name="/edit")
         assert status == "done"
         assert np.abs(np.asarray(Image.open(after)).astype(int) - edited).max() <= 1

@@ -212,6 +212,19 @@ def test_the_api_makes_the_picture_that_python_makes(client, loaded, photo):
     assert status == "done"
     assert Path(before).read_bytes() == photo.read_bytes()  # the visitor's own file
     assert np.abs(np.asarray(Image.open(after)).astype(int) - expected).max() <= 1
+    settings = Settings(effects=("warm", "green"), steps=4, seed=7, strength=0.5, size=64)
+    assert read_stamp(Path(after), list(EFFECTS)) == settings
+
+
+def test_the_api_works_at_a_size_within_bounds(client, loaded, photo):
+    arguments = [handle_file(photo), "warm", "nothing", 1, 7, 1]
+    (_, after), _ = client.predict(*arguments, 96, api_name="/edit")
+    expected = loaded.edit(read_photo(photo), "warm", seed=7, steps=1, size=96)
+    assert np.abs(np.asarray(Image.open(after)).astype(int) - expected).max() <= 1
+    with pytest.raises(AppError, match="128"):
+        client.predict(*arguments, 4096, api_name="/edit")
+    with pytest.raises(AppError, match="give multiples of 8"):
+        client.predict(*arguments, 90, api_name="/edit")
 
 
 def test_requests_at_the_same_time_are_all_answered(client, photo):
@@ -232,6 +245,7 @@ def test_the_sheet_shows_every_effect_of_one_photo(client, photo):
     sheet, pictures, _ = client.predict(handle_file(photo), 1, 0, 1, api_name="/sheet")
     assert [entry["caption"] for entry in pictures] == list(EFFECTS)
     assert Image.open(sheet).width > 3 * 240
+    assert {Image.open(path).format for path in (sheet, *(one["image"] for one in pictures))} == {"JPEG"}
 
 
 @pytest.mark.parametrize(

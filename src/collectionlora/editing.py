@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from PIL import Image
@@ -23,11 +23,12 @@ from collectionlora.pictures.photos import (
     chunks,
     read_photo,
     resize,
+    to_images,
     to_photo,
     to_photos,
     write_photo,
 )
-from collectionlora.pictures.sizes import WorkingSizes
+from collectionlora.pictures.sizes import Size, WorkingSizes, check_size
 from collectionlora.prompting.triggers import compose
 from collectionlora.sampling import Denoiser, sample_student
 from collectionlora.system.errors import UserError, quote
@@ -162,9 +163,25 @@ class Editor:
         """The student prompt of one effect or of several; see `compose_prompt`."""
         return compose_prompt(self.recipe, effects, references)
 
-    def fit(self, photo: Photo) -> Tensor:
-        """A photo `[H, W, 3]` as the network takes it: an image in [0, 1], `[1, 3, height, width]`."""
-        return WorkingSizes(self.recipe.resolution, self.backbone.side_multiple).show(photo)
+    def fit(self, photo: Photo, size: Size | None = None) -> Tensor:
+        """A photo `[H, W, 3]` as the network takes it: an image in [0, 1], `[1, 3, height, width]`.
+
+        Args:
+            size: see `edit`.
+
+        Raises:
+            UserError: a size that the base cannot work at.
+        """
+        if size is not None:
+            self.check_size(size)
+        if isinstance(size, tuple):
+            width, height = size
+            return to_images([resize(photo, (height, width))])
+        return WorkingSizes(size or self.recipe.resolution, self.backbone.side_multiple).show(photo)
+
+    def check_size(self, size: Size) -> None:
+        """See `sizes.check_size`."""
+        check_size(size, self.recipe.resolution, self.backbone.side_multiple)
 
     def edit(
         self,
@@ -174,6 +191,7 @@ class Editor:
         steps: int | None = None,
         strength: float = 1.0,
         references: Sequence[Picture] = (),
+        size: Size | None = None,
     ) -> Image.Image:
         """One photo under an effect, or under several in one prompt; the result has the photo's size.
 
@@ -183,20 +201,28 @@ class Editor:
             steps: forwards of the network; by default as many as the adapter was distilled for.
             strength: 0 is the photo, 1 the whole effect.
             references: the reference images that the effects were taught with, or others in their place.
+            size: pixels that the network works with: 128 for about 128 x 128 in the photo's shape, or (width,
+                height); multiples of the base's own step. By default the resolution that it was taught at.
 
         Raises:
-            UserError: no photo, an effect or a number of references that this adapter does not hold, a seed
-                or a strength outside its range.
+            UserError: no photo, an effect or a number of references that this adapter does not hold, a seed,
+                a strength or a size outside its range.
         """
         names = [effects] if isinstance(effects, str) else effects
         shown = [to_photo(picture) for picture in references]
-        encoded = self.encode(to_photo(photo), names, shown)
+        encoded = self.encode(to_photo(photo), names, shown, size)
         return Image.fromarray(self.finish(encoded, seed, steps, strength))
 
-    def encode(self, photo: Photo, effects: Sequence[str], references: Sequence[Photo] = ()) -> EncodedEdit:
+    def encode(
+        self,
+        photo: Photo,
+        effects: Sequence[str],
+        references: Sequence[Photo] = (),
+        size: Size | None = None,
+    ) -> EncodedEdit:
         """What `edit` reads; it needs the encoders and not the network."""
         prompt, shown = self.prompt(effects, len(references)), [self.fit(image) for image in references]
-        condition = encode_condition(self.backbone, [prompt], self.fit(photo), shown)
+        condition = encode_condition(self.backbone, [prompt], self.fit(photo, size), shown)
         return EncodedEdit(condition, photo.shape[:2])
 
     def finish(
@@ -279,10 +305,12 @@ def edit(
     steps: int | None = None,
     strength: float = 1.0,
     references: Sequence[Picture] = (),
+    size: Size | None = None,
     quantization: str | None = None,
 ) -> Image.Image:
     """Edit one photo with a collection's adapter, as `Editor.edit`; for many photos make one `Editor`."""
-    return Editor.load(collection, quantization).edit(photo, effects, seed, steps, strength, references)
+    editor = Editor.load(collection, quantization)
+    return editor.edit(photo, effects, seed, steps, strength, references, size)
 
 
 @dataclass(frozen=True)
@@ -292,6 +320,14 @@ class EditedFiles:
     written: list[Path]
     skipped: list[Path]
     failed: list[UserError]
+
+    def as_dict(self) -> dict[str, Any]:
+        """As `edit --json` gives it."""
+        return {
+            "images": [str(path) for path in self.written],
+            "skipped": [str(path) for path in self.skipped],
+            "failed": [fault.as_dict() for fault in self.failed],
+        }
 
     def attempt(self, work: Callable[[], T], alone: bool) -> T | None:
         """What `work` returns; its fault is kept for the end, or raised where it is all there is to do."""
@@ -315,6 +351,7 @@ def edit_files(
     steps: int | None = None,
     strength: float = 1.0,
     references: Sequence[Path] = (),
+    size: Size | None = None,
     quantization: str | None = None,
     progress: Progress = ignore,
 ) -> EditedFiles:
@@ -346,9 +383,11 @@ def edit_files(
         return edited
     check_strengths([strength])
     editor, alone = Editor.load(collection, quantization), len(jobs) == 1
+    if size is not None:
+        editor.check_size(size)
 
     def encode(job: Job) -> EncodedEdit:
-        return editor.encode(read_photo(job.photo), job.effects, shown)
+        return editor.encode(read_photo(job.photo), job.effects, shown, size)
 
     def write(job: Job, encoded: EncodedEdit) -> None:
         write_photo(job.out, editor.finish(encoded, seed, steps, strength))

@@ -28,8 +28,14 @@ from collectionlora.backbones.diffusers_model import (
 from collectionlora.backbones.family import ExportFacts, SectionValues, Speech
 
 # Without the modulations and the embedding of time, which ComfyUI does not know by their names in diffusers.
-LORA_ROOTS = ("transformer_blocks.", "single_transformer_blocks.", "x_embedder", "context_embedder")
-LORA_ROOTS += ("norm_out.", "proj_out")
+LORA_ROOTS = (
+    "transformer_blocks.",
+    "single_transformer_blocks.",
+    "x_embedder",
+    "context_embedder",
+    "norm_out.",
+    "proj_out",
+)
 DEV = {
     "num_layers": 8,
     "num_single_layers": 48,

@@ -12,7 +12,7 @@ from collectionlora.command_line.options import (
     SomeNames,
 )
 from collectionlora.command_line.progress import shown_progress
-from collectionlora.command_line.terminal import say, tell
+from collectionlora.command_line.terminal import program, say, tell
 from collectionlora.config import parse_overrides
 
 
@@ -46,7 +46,7 @@ def add(
         command = f"collectionlora add {folder} {' '.join(names)}"
         tell(f"{stopped}; go on with the same settings, without --teacher: {command}")
         raise typer.Exit(130) from None
-    text = f"wrote {path}; next: collectionlora bench {folder} --baseline EARLIER.json"
+    text = f"wrote {path}; next: {program()} bench {folder} --baseline EARLIER.json"
     say(as_json, {"adapter": str(path)}, text)
 
 
@@ -58,4 +58,5 @@ def remove(folder: Folder, names: SomeNames, as_json: Json = False) -> None:
     import collectionlora
 
     left = collectionlora.remove(folder, names)
-    say(as_json, {"effects": left}, f"left: {', '.join(left)}")
+    text = f"left: {', '.join(left)}; next: {program()} effects {folder}"
+    say(as_json, {"effects": left}, text)

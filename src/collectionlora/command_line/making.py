@@ -88,7 +88,8 @@ def check(folder: Folder, as_json: Json = False) -> None:
     lines += [describe_lora(effect) for effect in result["effects"]]
     left_out = [LeftOut(Path(one["file"]), one["reason"]) for one in result["left_out"]]
     lines += describe_left_out(folder, left_out)
-    lines.append(f"ready; next: {program()} prompts {folder}" if result["ok"] else "not ready")
+    again = f"not ready; mend what is named above, then: {program()} check {folder}"
+    lines.append(f"ready; next: {program()} prompts {folder}" if result["ok"] else again)
     say(as_json, result, "\n".join(lines))
     if not result["ok"]:
         raise typer.Exit(2)
@@ -159,7 +160,7 @@ def plan(
         typer.Option(help="ddp: each GPU holds all; fsdp: each holds its share; default: model.sharding"),
     ] = None,
     seconds_per_forward: Annotated[
-        float | None, typer.Option(min=0, help="seconds on your GPU for one image, to print hours")
+        float | None, typer.Option(min=0, help="seconds on your GPU for one image; default: an estimate")
     ] = None,
     overrides: Set = None,
     recipe: RecipeName = None,
@@ -188,7 +189,8 @@ def plan(
     )
     planned = planning.plan(workload, seconds_per_forward=seconds_per_forward)
     result = {**planned, "advice": advise(workload)}
-    lines = [advice_lines(result), f"next: {program()} check {folder}" if folder else ""]
+    following = f"check {folder}" if folder else f"init my-collection --base {base}"
+    lines = [advice_lines(result), f"next: {program()} {following}"]
     tables = plan_table(workload.base, result), verbs_table(result)
     say(as_json, result, *tables, "\n".join(filter(None, lines)))
 
@@ -235,4 +237,4 @@ def settings(folder: Folder, overrides: Set = None, recipe: RecipeName = None, a
     resolve_settings(collection, layer)
     traced = trace_settings(setting_layers(collection, layer))
     result = {one.name: {"value": one.value, "from": one.layer} for one in traced}
-    say(as_json, result, settings_table(traced))
+    say(as_json, result, settings_table(traced), f"next: {program()} plan {folder}")

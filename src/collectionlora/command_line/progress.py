@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
-from collectionlora.command_line.terminal import console, tell
+from collectionlora.command_line.terminal import console, tell, write_duration
 from collectionlora.system import progress
 
 LINE_EVERY = 30.0  # seconds between the lines of a log file
@@ -70,14 +70,6 @@ class Lines:
 
 def write_metrics(metrics: dict[str, float]) -> str:
     return " ".join(f"{name} {value:.3g}" for name, value in metrics.items())
-
-
-def write_duration(seconds: float) -> str:
-    """`45 s`, `12 min`, `3 h 05 min`."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min"
 
 
 @contextmanager

@@ -211,13 +211,22 @@ def plan_table(base: str, result: dict[str, Any]) -> Table:
 
 
 def verbs_table(result: dict[str, Any]) -> Table:
-    """What each verb needs: GiB, and hours if a forward's seconds are known."""
-    table = Table("verb", "device", "host, each process", "host, machine", "disk", "hours")
+    """What each verb needs: GiB, and time."""
+    caption = "time: {seconds_per_forward:.2g} s for a forward on {clock} (--seconds-per-forward)"
+    names = ("verb", "device", "host, each process", "host, machine", "disk", "time")
+    table = Table(*names, caption=caption.format(**result))
     for verb, row in result["verbs"].items():
         keys = ("device_bytes", "host_bytes", "machine_bytes", "disk_bytes")
-        hours = "" if row["seconds"] is None else f"{row['seconds'] / 3600:,.1f}"
-        table.add_row(verb, *(f"{row[key] / 2**30:,.2f}" for key in keys), hours)
+        table.add_row(verb, *(f"{row[key] / 2**30:,.2f}" for key in keys), write_duration(row["seconds"]))
     return table
+
+
+def write_duration(seconds: float) -> str:
+    """`45 s`, `12 min`, `3 h 05 min`."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min"
 
 
 def advice_lines(result: dict[str, Any]) -> str:

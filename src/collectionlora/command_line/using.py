@@ -1,7 +1,7 @@
 """The verbs that use and judge a finished collection."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,10 +19,14 @@ from collectionlora.command_line.progress import joined_processes, shown_progres
 from collectionlora.command_line.terminal import (
     effects_table,
     methods_table,
+    program,
     say,
 )
 from collectionlora.config import parse_overrides
 from collectionlora.system.errors import UserError
+
+if TYPE_CHECKING:
+    from collectionlora.editing import EditedFiles
 
 
 def edit(
@@ -43,6 +47,10 @@ def edit(
     steps: Annotated[int | None, typer.Option(min=1, help="default: the adapter's own")] = None,
     seed: int = 0,
     strength: Annotated[float, typer.Option(min=0, max=1, help="0 is the photo, 1 the whole effect")] = 1.0,
+    size: Annotated[
+        str | None,
+        typer.Option(help="pixels that the network works with: 128, or 160x96; default: as it was taught"),
+    ] = None,
     reference: Annotated[
         list[Path] | None, typer.Option(help="a reference image; as many as the effect was taught with")
     ] = None,
@@ -56,10 +64,11 @@ def edit(
     Example: collectionlora edit my-collection me.jpg --effect neon-edges
     """
     from collectionlora.editing import edit_files
+    from collectionlora.pictures.sizes import parse_size
     from collectionlora.planning.guard import refuse_too_large_adapter
 
-    source = choose_photo(photo_argument, photo)
-    refuse_too_large_adapter("edit", collection, quantization)
+    source, pixels = choose_photo(photo_argument, photo), parse_size(size) if size else None
+    refuse_too_large_adapter("edit", collection, pixels, quantization)
     with shown_progress() as progress:
         edited = edit_files(
             collection,
@@ -72,20 +81,21 @@ def edit(
             steps,
             strength,
             reference or [],
+            pixels,
             quantization,
             progress,
         )
+    say(as_json, edited.as_dict(), *edited_lines(edited), f"next: {program()} studio {collection}")
+    if edited.failed:
+        raise typer.Exit(2)
+
+
+def edited_lines(edited: "EditedFiles") -> list[str]:
+    """What an edit did, a line for each file."""
     lines = [f"error: {fault}" for fault in edited.failed] + [f"wrote {path}" for path in edited.written]
     if edited.skipped:
         lines.append(f"{len(edited.skipped)} results exist already; --overwrite makes them again")
-    result = {
-        "images": [str(path) for path in edited.written],
-        "skipped": [str(path) for path in edited.skipped],
-        "failed": [fault.as_dict() for fault in edited.failed],
-    }
-    say(as_json, result, "\n".join(lines))
-    if edited.failed:
-        raise typer.Exit(2)
+    return lines
 
 
 def choose_photo(argument: Path | None, option: Path | None) -> Path:
@@ -179,7 +189,8 @@ def bench(
     passed = "the gate passed: {worst_effect} lost most, {worst_loss:.2f} dB"
     gate = [passed.format(**metrics["gate"])] if "gate" in metrics else []
     look = f"look at {folder}/bench/sheet.png, read {folder}/bench/report.html"
-    say(as_json, metrics, methods_table(metrics), *gate, look)
+    following = f"next: {program()} export {folder} --format diffusers --out {folder}-lora"
+    say(as_json, metrics, methods_table(metrics), *gate, look, following)
 
 
 def effects(
@@ -193,4 +204,5 @@ def effects(
     from collectionlora.adapters.recipe import adapter_path, read_recipe
 
     held = read_recipe(adapter_path(collection)).effects
-    say(as_json, held, effects_table(held))
+    following = f"next: {program()} edit {collection} PHOTO --effect {next(iter(held))}"
+    say(as_json, held, effects_table(held), following)

@@ -6,6 +6,8 @@ targets, benchmark and use all go this way.
 """
 
 import logging
+import math
+import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -14,8 +16,11 @@ from torch import Tensor
 
 from collectionlora.config import DataSettings
 from collectionlora.pictures.photos import Photo, read_photo, resize, to_images
+from collectionlora.system.errors import UserError, quote
 
 MAX_ASPECT = 3  # of a working size, long side to short side
+MAX_GROWTH = 4  # of the sides of a size that a user asks for, to those of the resolution taught
+Size = int | tuple[int, int]  # as many pixels as the square of this side, or (width, height)
 log = logging.getLogger(__name__)
 
 
@@ -31,6 +36,38 @@ def crop_middle(photo: Photo, max_aspect: float) -> Photo:
 def warn_of_middle(path: Path) -> None:
     """Say it once, for the general stream draws a photo often."""
     log.warning("%s: is more than %d times as long as wide; its middle is taken", path, MAX_ASPECT)
+
+
+def parse_size(text: str) -> Size:
+    """`128` as 128, and `160x96` as (160, 96): width and height.
+
+    Raises:
+        UserError: it is neither.
+    """
+    found = re.fullmatch(r"(\d{1,6})(?:x(\d{1,6}))?", text.strip().lower())
+    if found is None:
+        raise UserError("", "size", f"is {quote(text)}", "give pixels: 128, or 160x96 for width and height")
+    width, height = found.groups()
+    return int(width) if height is None else (int(width), int(height))
+
+
+def check_size(size: Size, taught: int, multiple: int) -> None:
+    """Refuse a size that a base with this `multiple` cannot work at, or one far from the resolution taught.
+
+    Raises:
+        UserError: a side is no multiple, or is more than `MAX_GROWTH` times the resolution.
+    """
+    most = max(multiple, MAX_GROWTH * taught // multiple * multiple)
+    for side in size if isinstance(size, tuple) else (size,):
+        if side % multiple or not multiple <= side <= most:
+            hint = f"give multiples of {multiple} from {multiple} to {most}; effects were taught at {taught}"
+            raise UserError("", "size", f"has a side of {side} pixels", hint)
+
+
+def square_side(size: Size, multiple: int) -> int:
+    """The side of the square with as many pixels, rounded up to a multiple."""
+    side = math.sqrt(math.prod(size)) if isinstance(size, tuple) else size
+    return math.ceil(side / multiple) * multiple
 
 
 @dataclass(frozen=True)

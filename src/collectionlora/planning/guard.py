@@ -17,6 +17,7 @@ from collectionlora.adapters.recipe import adapter_path, read_adapter
 from collectionlora.backbones import family_of
 from collectionlora.collection import Collection, open_collection
 from collectionlora.config import replace_settings, resolve
+from collectionlora.pictures.sizes import Size, square_side
 from collectionlora.system import processes
 from collectionlora.system.errors import UserError
 
@@ -40,7 +41,8 @@ def guarded(verb: str, function: Callable[P, T]) -> Callable[P, T]:
         given = signature.bind(*args, **kwargs).arguments
         with processes.joined() if verb in SHARED else nullcontext():
             if verb == "edit":
-                refuse_too_large_adapter(verb, given["collection"], given.get("quantization"))
+                asked = given.get("size"), given.get("quantization")
+                refuse_too_large_adapter(verb, given["collection"], *asked)
             else:
                 refuse_too_large(verb, given["collection"], given.get("overrides") or {})
             return function(*args, **kwargs)
@@ -74,8 +76,10 @@ def refuse_too_large(
     _compare(verb, workload, free, f"collectionlora plan {collection.folder} says what to lower by --set")
 
 
-def refuse_too_large_adapter(verb: str, place: Path | str, quantization: str | None = None) -> None:
-    """The same of a finished adapter, which says itself how its base is held, if nobody else does.
+def refuse_too_large_adapter(
+    verb: str, place: Path | str, size: Size | None = None, quantization: str | None = None
+) -> None:
+    """The same of a finished adapter, which says how its base is held and at which size, if nobody else does.
 
     Raises:
         UserError: no adapter there, or it needs more than is free.
@@ -89,7 +93,8 @@ def refuse_too_large_adapter(verb: str, place: Path | str, quantization: str | N
     from collectionlora.planning.workload import Workload
 
     rank, model = {"rank": lora.rank}, recipe.held_as(quantization).model_dump()
-    sizes = {"model": model, "data": {"resolution": recipe.resolution}, "student": rank, "critic": rank}
+    side = square_side(size or recipe.resolution, family_of(recipe.base).side_multiple)
+    sizes = {"model": model, "data": {"resolution": side}, "student": rank, "critic": rank}
     workload = Workload(recipe.base, len(recipe.effects), replace_settings(resolve(), **sizes))
     _compare(verb, workload, free, "use a larger GPU, or hold the base in 4 bits: --quantization nf4")
 

@@ -26,6 +26,7 @@ from collectionlora.planning.peaks import (
     working_sizes,
 )
 from collectionlora.planning.rows import Sizes, count_forwards, plan_verbs
+from collectionlora.planning.timing import estimate_forward
 from collectionlora.planning.workload import Workload
 from collectionlora.runs.general_items import SHARD
 from collectionlora.system.errors import UserError
@@ -165,7 +166,7 @@ def plan(
 
     Args:
         step: a workload whose step makes at least the tensors of this one's, if that one is tallied already.
-        seconds_per_forward: of one image of `data.resolution`, without guidance.
+        seconds_per_forward: of one image of `data.resolution`, without guidance; by default an estimate.
 
     Raises:
         UserError: no such base, or numbers that do not fit it.
@@ -182,7 +183,10 @@ def plan(
     shared = sizes.base + sizes.trained + sizes.optimizer  # all but the teacher slot
     total = -(-shared // devices) + sizes.loras[TEACHER] + gathered + sizes.activations
     held = -(-(shared - sizes.gradient) // devices) + sizes.loras[TEACHER] + gathered
-    verbs = plan_verbs(workload, sizes, max(total, start), held, seconds_per_forward)
+    seconds, clock = estimate_forward(workload, backbone)
+    if seconds_per_forward is not None:
+        seconds, clock = seconds_per_forward, "your GPU, as given"
+    verbs = plan_verbs(workload, sizes, max(total, start), held, seconds)
     forwards, backwards = count_forwards(settings)
     return {
         "base_parameters": sum(p.numel() for p in backbone.network.parameters()),
@@ -204,5 +208,7 @@ def plan(
         "cache_bytes": sizes.cache,
         "adapter_bytes": sizes.loras[STUDENT] // 2,
         "fits": {device: fits(verbs["distill"]["device_bytes"], device) for device in DEVICES},
+        "seconds_per_forward": seconds,
+        "clock": clock,
         "verbs": verbs,
     }

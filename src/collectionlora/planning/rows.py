@@ -66,10 +66,10 @@ class Sizes:
 
 
 def plan_verbs(
-    workload: Workload, sizes: Sizes, step: int, held: int, seconds_per_forward: float | None
+    workload: Workload, sizes: Sizes, step: int, held: int, seconds_per_forward: float
 ) -> dict[str, dict[str, Any]]:
     """By verb `device_bytes`, `host_bytes` of a process, `machine_bytes` of all processes of a host with the
-    mapped teachers, `disk_bytes`, and `seconds`, None without `seconds_per_forward`.
+    mapped teachers, `disk_bytes`, and `seconds`.
 
     Args:
         step: bytes on a device in a step of the distillation.
@@ -87,7 +87,7 @@ def plan_verbs(
             "host_bytes": host[verb],
             "machine_bytes": processes * host[verb] + mapped,
             "disk_bytes": disk[verb],
-            "seconds": None if seconds_per_forward is None else forwards[verb] * seconds_per_forward,
+            "seconds": forwards[verb] * seconds_per_forward,
         }
     return rows
 

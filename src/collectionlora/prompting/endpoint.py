@@ -170,15 +170,28 @@ class Reply(BaseModel):
     usage: Usage | None = None
 
 
+def import_openai(option: str) -> Any:
+    """The client's package: an extra, and a second to import, so that only who asks pays for it.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    try:
+        import openai
+    except ImportError as error:
+        hint = "install it: pip install 'collectionlora[vlm]'"
+        raise UserError("", option, f"needs openai ({error})", hint) from None
+    return openai
+
+
 class EndpointVlm(Vlm):
     """An endpoint with its client."""
 
     is_base = False
 
     def __init__(self, endpoint: Endpoint, settings: VlmSettings):
-        import openai  # takes a second: only who asks pays for it
-
         super().__init__(settings)
+        openai = import_openai(endpoint.option)
         self.endpoint, self.name, self.key, self.host = (
             endpoint,
             endpoint.model,

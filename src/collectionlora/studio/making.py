@@ -7,24 +7,20 @@ from dataclasses import dataclass
 from collectionlora.pictures.photos import Photo, to_photos
 from collectionlora.studio.batching import Cancelled, Job
 from collectionlora.studio.pictures import Studio
+from collectionlora.studio.stamps import Settings
 from collectionlora.studio.words import describe_seconds
-
-Passes = Sequence[Sequence[str]]  # the effects of each time that a photo is edited
 
 
 @dataclass(frozen=True)
 class Order:
     """Pictures of one photo that are asked for together.
 
-    `wanted` has the passes of each picture, as many for all, and `seeds` one seed for each. Reference images
-    are given to the passes in order, each takes as many as its effects were taught with.
+    The settings of `wanted` have as many passes, the same steps, and the same size. Reference images are
+    given to the passes in order, each takes as many as its effects were taught with.
     """
 
     photo: Photo
-    wanted: Sequence[Passes]
-    seeds: Sequence[int]
-    steps: int
-    strength: float
+    wanted: Sequence[Settings]
     references: Sequence[Photo] = ()
 
 
@@ -57,16 +53,20 @@ class Maker:
         Raises:
             UserError: see `Studio.submit`.
         """
-        images, given = [self.studio.editor.fit(order.photo)] * len(order.wanted), list(order.references)
-        count = len(order.wanted[0])
-        for number, effects in enumerate(zip(*order.wanted, strict=True), 1):
+        steps, size = order.wanted[0].steps, order.wanted[0].size
+        seeds = [settings.seed for settings in order.wanted]
+        strengths = [settings.strength for settings in order.wanted]
+        images = [self.studio.editor.fit(order.photo, size)] * len(order.wanted)
+        given, count = list(order.references), len(order.wanted[0].passes)
+        passes = [settings.passes for settings in order.wanted]
+        for number, effects in enumerate(zip(*passes, strict=True), 1):
             taught = sum(self.studio.recipe.references.get(name, 0) for name in effects[0])
             taken = given if number == count else given[:taught]
             given = given[len(taken) :]
-            jobs = self.studio.submit(images, effects, order.seeds, order.steps, order.strength, taken)
+            jobs = self.studio.submit(images, effects, seeds, steps, strengths, taken)
             prefix = f"effect {number} of {count}: " if count > 1 else ""
             try:
-                for line in self._follow(jobs, order.steps, visitor):
+                for line in self._follow(jobs, steps, visitor):
                     yield prefix + line, []
             except Cancelled:
                 yield "cancelled", []
@@ -92,6 +92,10 @@ class Maker:
             for job in jobs:
                 job.cancel()
                 mine.remove(job)
+
+    def is_busy(self, visitor: str) -> bool:
+        """Whether a visitor waits for something."""
+        return bool(self.running.get(visitor))
 
     def cancel(self, visitor: str) -> None:
         """Take back all that a visitor waits for."""

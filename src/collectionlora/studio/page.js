@@ -1,7 +1,21 @@
 // Run once when the page is open. What HTML attributes call are properties of `window`.
+// While the dial moves, photo and picture are mixed here; `restStrength` returns what the server needs to make
+// the true picture, once the dial has not moved for a while.
+let strength = 1, moved = 0;
 window.showStrength = value => {
-  document.querySelectorAll('.compare').forEach(figure => figure.style.setProperty('--strength', value));
+  strength = value;
+  moved = Date.now();
+  document.querySelectorAll('.compare').forEach(figure => {
+    figure.classList.add('mixed');
+    figure.style.setProperty('--strength', value);
+  });
   document.querySelectorAll('.compare .strength').forEach(text => { text.textContent = value; });
+};
+const REST = 300;  // milliseconds
+window.restStrength = async place => {
+  await new Promise(done => setTimeout(done, REST));
+  while (Date.now() - moved < REST) await new Promise(done => setTimeout(done, REST));
+  return [null, place, strength];
 };
 
 window.save = file => {

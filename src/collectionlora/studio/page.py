@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 import gradio as gr
 
 from collectionlora.pictures.photos import Photo
-from collectionlora.studio.handlers import NOTHING, PageHandlers, pick_seed, step_choices
+from collectionlora.studio.handlers import NOTHING, pick_seed, step_choices
+from collectionlora.studio.page_handlers import PageHandlers
 from collectionlora.studio.photo_input import photo_input, write_examples
 from collectionlora.studio.pictures import Studio
-from collectionlora.studio.results import History
+from collectionlora.studio.results import EMPTY, History
 from collectionlora.studio.stamps import IN_TURN, MAX_SEED, TOGETHER
 from collectionlora.studio.tile_search import write_search
 from collectionlora.studio.words import human_name, title_of
@@ -21,6 +22,7 @@ STYLE = (FOLDER / "page.css").read_text(encoding="utf-8")
 SCRIPT = (FOLDER / "page.js").read_text(encoding="utf-8")
 # Functions of page.js.
 SHOW_STRENGTH, SAVE = "value => showStrength(value)", "file => save(file)"
+REST_STRENGTH = "(history, place) => restStrength(place)"
 VARIATIONS = 4
 PRIVATE: dict[str, Any] = {"api_visibility": "private"}
 AT_ONCE: dict[str, Any] = {**PRIVATE, "queue": False}
@@ -36,6 +38,7 @@ class Inputs(NamedTuple):
     steps: gr.Radio
     seed: gr.Number
     strength: gr.Slider
+    size: gr.Slider
     references: list[gr.Image]
 
 
@@ -97,18 +100,18 @@ def build_studio(studio: Studio, handlers: PageHandlers) -> Inputs:
             status = gr.HTML("Drop a photo, or take an example.", elem_classes="status")
             buttons = build_buttons()
         with gr.Column(elem_classes="options-pane"), gr.Accordion("More options", open=False):
-            then, order, steps, seed = option_inputs(studio)
+            then, order, steps, seed, size = option_inputs(studio)
             references = [
                 photo_input(f"Reference {place}", 150) for place in range(1, studio.max_references + 1)
             ]
         with gr.Column(elem_classes="result-pane"):
             outputs, strength = build_result()
-    inputs = Inputs(photo, effect, then, order, steps, seed, strength, references)
+    inputs = Inputs(photo, effect, then, order, steps, seed, strength, size, references)
     for button, path in examples:
         button.click(partial(str, path), outputs=photo, **AT_ONCE)
     connect_photo(handlers, inputs, outputs, pictures, status)
     connect_making(handlers, inputs, buttons, outputs, history, status)
-    connect_result(handlers, strength, outputs, history, status)
+    connect_result(handlers, strength, outputs, buttons.stop, history, status)
     buttons.stop.click(handlers.cancel, api_name="cancel", queue=False)
     return inputs
 
@@ -118,12 +121,12 @@ def build_buttons() -> Buttons:
         return Buttons(
             gr.Button("Generate", variant="primary", min_width=90, elem_classes="generate"),
             gr.Button("4 variations", min_width=90),
-            gr.Button("Cancel", min_width=70),
+            gr.Button("Cancel", min_width=70, interactive=False),
         )
 
 
-def option_inputs(studio: Studio) -> tuple[gr.Dropdown, gr.Radio, gr.Radio, gr.Number]:
-    """A second effect and how it is applied, steps, and seed."""
+def option_inputs(studio: Studio) -> tuple[gr.Dropdown, gr.Radio, gr.Radio, gr.Number, gr.Slider]:
+    """A second effect and how it is applied, steps, seed, and size."""
     choices = [("Nothing", NOTHING), *((human_name(name), name) for name in studio.effects)]
     then = gr.Dropdown(choices, value=NOTHING, label="Second effect", min_width=120)
     order = gr.Radio([TOGETHER, IN_TURN], value=TOGETHER, label="Two effects")
@@ -142,11 +145,14 @@ def option_inputs(studio: Studio) -> tuple[gr.Dropdown, gr.Radio, gr.Radio, gr.N
         )
         dice = gr.Button("Random seed", min_width=80)
     dice.click(partial(pick_seed, None), outputs=seed, **AT_ONCE)
-    return then, order, steps, seed
+    (least, most, step), taught = studio.sizes, studio.recipe.resolution
+    info = f"pixels of each side that the network works with, about; the effects were taught with {taught}"
+    size = gr.Slider(least, most, value=taught, step=step, label="Size", info=info)
+    return then, order, steps, seed, size
 
 
 def build_result() -> tuple[Outputs, gr.Slider]:
-    result = gr.HTML("", elem_classes="result")
+    result = gr.HTML(EMPTY, elem_classes="result")
     with gr.Row(elem_classes="below"):
         strength = gr.Slider(0, 1, value=1, step=0.05, label="Strength", min_width=200)
         download = gr.Button("Download PNG", min_width=140, scale=0)
@@ -158,7 +164,7 @@ def connect_photo(
     handlers: PageHandlers, inputs: Inputs, outputs: Outputs, pictures: gr.HTML, status: gr.HTML
 ) -> None:
     """A new photo is checked; then its previews are made, while the visitor may go on."""
-    photo, settings = inputs.photo, inputs[1:7]
+    photo, settings = inputs.photo, inputs[1:-1]
     received = photo.change(
         handlers.receive,
         photo,
@@ -182,7 +188,7 @@ def connect_making(
 ) -> None:
     """Generate and a click on an effect make one picture, 4 variations make as many."""
     asked = [history, *inputs[:-1], *inputs.references]
-    shown = [outputs.result, outputs.history, outputs.tiles, status]
+    shown = [outputs.result, outputs.history, outputs.tiles, status, buttons.stop]
     options = {"show_progress": "hidden", "concurrency_limit": None, **PRIVATE}
     gr.on(
         [buttons.generate.click, inputs.effect.input],
@@ -196,23 +202,35 @@ def connect_making(
 
 
 def connect_result(
-    handlers: PageHandlers, strength: gr.Slider, outputs: Outputs, history: gr.State, status: gr.HTML
+    handlers: PageHandlers,
+    strength: gr.Slider,
+    outputs: Outputs,
+    stop: gr.Button,
+    history: gr.State,
+    status: gr.HTML,
 ) -> None:
-    """The history, the download, and the strength, which the browser shows without the server."""
-    chosen = [history, outputs.history, strength]
-    outputs.history.input(handlers.show, chosen, outputs.result, show_progress="hidden", **AT_ONCE)
-    file = gr.DownloadButton(visible="hidden")
-    outputs.download.click(
-        handlers.download, chosen, [file, status], show_progress="hidden", concurrency_limit=None, **PRIVATE
-    ).then(None, file, js=SAVE, **AT_ONCE)
+    """The history, the download, and the strength.
+
+    While the dial moves the browser mixes photo and picture; once it rests the network makes the true one.
+    """
+    chosen, shown = [history, outputs.history, strength], [outputs.result, status, stop]
+    options = {"show_progress": "hidden", "concurrency_limit": None, **PRIVATE}
+    outputs.history.input(handlers.show, chosen, outputs.result, show_progress="hidden", **AT_ONCE).then(
+        handlers.dial, chosen, shown, **options
+    )
     strength.change(None, strength, js=SHOW_STRENGTH, **AT_ONCE)
+    strength.input(handlers.dial, chosen, shown, js=REST_STRENGTH, trigger_mode="always_last", **options)
+    file = gr.DownloadButton(visible="hidden")
+    outputs.download.click(handlers.download, chosen, [file, *shown], **options).then(
+        None, file, js=SAVE, **AT_ONCE
+    )
 
 
 def build_sheet(handlers: PageHandlers, inputs: Inputs) -> None:
     """One picture of the photo under all effects."""
     with gr.Row(elem_classes="below"):
-        every = gr.Button("Make the contact sheet", variant="primary", min_width=160, scale=0)
-        stop = gr.Button("Cancel", min_width=70, scale=0)
+        every = gr.Button("Make the contact sheet", variant="primary", min_width=220, scale=0)
+        stop = gr.Button("Cancel", min_width=90, scale=0, interactive=False)
     status = gr.HTML("The photo of the first page under all effects.", elem_classes="status")
     sheet = gr.Image(
         label="Contact sheet",
@@ -223,8 +241,8 @@ def build_sheet(handlers: PageHandlers, inputs: Inputs) -> None:
     )
     every.click(
         handlers.page_sheet,
-        [inputs.photo, inputs.steps, inputs.seed],
-        [sheet, status],
+        [inputs.photo, inputs.steps, inputs.seed, inputs.strength, inputs.size],
+        [sheet, status, stop],
         show_progress="hidden",
         concurrency_limit=None,
         **PRIVATE,
@@ -233,12 +251,12 @@ def build_sheet(handlers: PageHandlers, inputs: Inputs) -> None:
 
 
 def build_api(handlers: PageHandlers, inputs: Inputs) -> None:
-    """Endpoints whose results the page does not show: pictures at the photo's size, as PNG."""
+    """Endpoints whose results the page does not show: pictures at the photo's size."""
     with gr.Row(visible=False):
         trigger, status = gr.Button(), gr.Textbox(label="Status")
         pair = gr.ImageSlider(label="Before and after", format="png")
-        sheet, pictures = gr.Image(label="Contact sheet", format="png"), gr.Gallery(format="png")
-    sampling = [inputs.steps, inputs.seed, inputs.strength]
+        sheet, pictures = gr.Image(label="Contact sheet", format="jpeg"), gr.Gallery(format="jpeg")
+    sampling = [inputs.steps, inputs.seed, inputs.strength, inputs.size]
     trigger.click(
         handlers.edit,
         [inputs.photo, inputs.effect, inputs.then, *sampling, *inputs.references],

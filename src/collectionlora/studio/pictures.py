@@ -20,6 +20,7 @@ from collectionlora.system.progress import Progress
 
 PREVIEW_SEED = 0
 MAX_PREVIEW, PREVIEW_STEPS = 256, 4  # of previews of a visitor's photo: working size, forwards
+LEAST, MOST = 0.5, 2  # of the sizes offered, to the resolution taught
 log = logging.getLogger(__name__)
 
 
@@ -40,16 +41,22 @@ class Studio:
         self.max_references = sum(sorted(self.recipe.references.values())[-2:])
         self.batcher = Batcher(self.editor, batch_size)
 
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """The least and the most of the sizes that visitors may ask for, and the step between them."""
+        step, taught = self.editor.backbone.side_multiple, self.recipe.resolution
+        return max(step, int(LEAST * taught) // step * step), MOST * taught, step
+
     def submit(
         self,
         images: Sequence[Tensor],
         wanted: Sequence[Sequence[str]],
         seeds: Sequence[int],
         steps: int,
-        strength: float,
+        strengths: Sequence[float],
         references: Sequence[Photo] = (),
     ) -> list[Job]:
-        """Images (see `Editor.fit`), each under its own (composition of) effects and seed, queued together.
+        """Images (see `Editor.fit`) with their own (composition of) effects, seeds and strengths, queued.
 
         Raises:
             UserError: an effect or a number of references that the adapter does not hold, or a seed that no
@@ -62,7 +69,7 @@ class Studio:
         return self.batcher.submit(
             [
                 Request(image, prompt, seed, steps, strength, shown)
-                for image, prompt, seed in zip(images, prompts, seeds, strict=True)
+                for image, prompt, seed, strength in zip(images, prompts, seeds, strengths, strict=True)
             ]
         )
 
@@ -72,7 +79,7 @@ class Studio:
         image = WorkingSizes(resolution, self.editor.backbone.side_multiple).show(photo)
         count = len(self.alone)
         return self.submit(
-            [image] * count, [[name] for name in self.alone], [PREVIEW_SEED] * count, steps, 1.0
+            [image] * count, [[name] for name in self.alone], [PREVIEW_SEED] * count, steps, [1.0] * count
         )
 
     def previews(self, progress: Progress) -> dict[str, Photo]:
@@ -83,8 +90,9 @@ class Studio:
         paths = {name: folder / f"{name}-{key}.png" for name in self.alone} if folder else {}
         found = {name: kept for name, path in paths.items() if (kept := read_kept(path)) is not None}
         missing = [name for name in self.alone if name not in found]
-        images, seeds = [self.editor.fit(photo)] * len(missing), [PREVIEW_SEED] * len(missing)
-        jobs = self.submit(images, [[name] for name in missing], seeds, self.recipe.steps, 1.0)
+        count, wanted = len(missing), [[name] for name in missing]
+        images, seeds = [self.editor.fit(photo)] * count, [PREVIEW_SEED] * count
+        jobs = self.submit(images, wanted, seeds, self.recipe.steps, [1.0] * count)
         for index, (name, job) in enumerate(zip(missing, jobs, strict=True)):
             found[name] = to_photos(job.picture())[0]
             if paths:

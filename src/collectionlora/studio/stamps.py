@@ -17,7 +17,10 @@ FAST = 1  # zlib: a picture of 12 megapixels is written in a third of the time, 
 
 
 class Settings(BaseModel):
-    """How a picture is made: one effect or two, forwards of the network, seed, and strength in [0, 1]."""
+    """How a picture is made: one effect or two, forwards of the network, seed, strength in [0, 1], and size.
+
+    `size` is the side of the square with as many pixels as the network works with; None is the one taught.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -26,6 +29,7 @@ class Settings(BaseModel):
     steps: int = Field(ge=1, le=1000)
     seed: int = Field(ge=0, le=MAX_SEED)
     strength: float = Field(ge=0, le=1, allow_inf_nan=False)
+    size: int | None = Field(default=None, ge=1)
 
     @property
     def passes(self) -> list[list[str]]:
