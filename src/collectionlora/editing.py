@@ -370,10 +370,9 @@ def edit_files(
             cannot be read.
     """
     check_seed(seed)
-    folder = Path(collection)
-    names = list(read_recipe(adapter_path(folder)).effects) if effect == ALL else [effect]
+    recipe = read_recipe(adapter_path(Path(collection)))
+    names = list(recipe.effects) if effect == ALL else [effect]
     jobs = plan_jobs(photo, [(name, *then) for name in names], out)
-    recipe = read_recipe(adapter_path(folder))
     for name in names:
         compose_prompt(recipe, [name, *then], len(references))
     chosen = select_jobs(jobs, references, overwrite)
