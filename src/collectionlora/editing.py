@@ -360,8 +360,7 @@ def edit_files(
     Args:
         effect: an effect's name, or "all" for a result of each effect.
         then: further effects, applied after the first.
-        out: a file or a folder; by default the result lies beside the photo. In a folder it is named after
-            the photo and the effects.
+        out: a file, or a folder for results named after photo and effects; by default the photo's folder.
         overwrite: replace results that exist. A file that this edit reads is never replaced.
         quantization: as in `Editor.load`.
 
@@ -370,9 +369,10 @@ def edit_files(
             cannot be read.
     """
     check_seed(seed)
-    recipe = read_recipe(adapter_path(Path(collection)))
-    names = list(recipe.effects) if effect == ALL else [effect]
+    folder = Path(collection)
+    names = list(read_recipe(adapter_path(folder)).effects) if effect == ALL else [effect]
     jobs = plan_jobs(photo, [(name, *then) for name in names], out)
+    recipe = read_recipe(adapter_path(folder))
     for name in names:
         compose_prompt(recipe, [name, *then], len(references))
     chosen = select_jobs(jobs, references, overwrite)
