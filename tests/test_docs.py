@@ -197,9 +197,10 @@ def test_the_tables_are_those_of_the_results(result):
     assert table(*files) in (ROOT / TABLES[result]).read_text()
 
 
-def test_the_toy_worlds_table_is_that_of_its_results():
+@pytest.mark.parametrize("name", ["toy_world", "toy_critic"])
+def test_the_toy_worlds_tables_are_those_of_their_results(name):
     study = runpy.run_path(str(ROOT / "scripts" / "toy_table.py"))
-    rows = study["Table"](ROOT / "docs" / "results" / "toy_world.json").rows
+    rows = study["Table"](ROOT / "docs" / "results" / f"{name}.json").rows
     assert study["markdown"](rows) in (ROOT / "docs" / "toy.md").read_text()
 
 
