@@ -197,7 +197,7 @@ def test_the_tables_are_those_of_the_results(result):
     assert table(*files) in (ROOT / TABLES[result]).read_text()
 
 
-@pytest.mark.parametrize("name", ["toy_world", "toy_critic"])
+@every(["toy_world", "toy_critic"])
 def test_the_toy_worlds_tables_are_those_of_their_results(name):
     study = runpy.run_path(str(ROOT / "scripts" / "toy_table.py"))
     rows = study["Table"](ROOT / "docs" / "results" / f"{name}.json").rows
