@@ -33,6 +33,7 @@ def build_result():
     metrics = {
         "methods": methods,
         "effects": list(EFFECTS),
+        "base": {"name": "nano", "dtype": "float32", "quantization": "none", "distilled_on": {}},
         "photos": 3,
         "seeds": [0],
         "seconds": 1.0,

@@ -219,7 +219,7 @@ def test_an_address_in_place_of_a_photo_is_not_fetched(local):
     for scheme, words in (("http", "addresses are not fetched"), ("https", "not fetched"), ("HTTP", "error")):
         address = f"{scheme}://127.0.0.1:{server.server_port}/a.png"
         photo = {"path": address, "url": address, "meta": {"_type": "gradio.FileData"}}
-        event = local.post("/gradio_api/call/edit", json={"data": [photo, "warm", "nothing", 1, 0, 1]})
+        event = local.post("/gradio_api/call/edit", json={"data": [photo, "warm", "nothing", 1, 0, 1, 64]})
         event.raise_for_status()
         news = local.get(f"/gradio_api/call/edit/{event.json()['event_id']}", timeout=60).text
         assert "event: error" in news
