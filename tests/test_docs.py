@@ -173,6 +173,7 @@ TABLES = {  # a pattern of several files is of several seeds
     "long_run/metrics.json": "docs/results.md",
     "strength.json": "docs/studio.md",
     "tables/main-seed-*.json": "docs/results.md",
+    "tables/noise-seed-*.json": "docs/few-steps.md",
     "tables/main-50.json": "docs/results.md",
     "tables/scaling.json": "docs/results.md",
     "tables/ablation.json": "docs/results.md",
