@@ -31,7 +31,9 @@ def rewrite(text: str, run: Callable[[list[str]], str]) -> str:
 def run_plan(arguments: list[str]) -> str:
     """A verb's words, as a terminal of `COLUMNS` shows them."""
     command = [sys.executable, "-m", "collectionlora", *arguments]
-    environment = {**os.environ, "COLUMNS": COLUMNS}
+    # The next command is printed by its name where the shell would find it.
+    found = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "COLUMNS": COLUMNS, "PATH": found}
     done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=True, env=environment)
     return "\n".join(line.rstrip() for line in done.stderr.rstrip().splitlines()) + "\n"
 
