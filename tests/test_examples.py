@@ -37,10 +37,8 @@ def write_student(path, base, resolution):
     write_adapter(path, weights, recipe)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(n, marks=[pytest.mark.thorough] if n != "QwenImageEditPipeline" else []) for n in TINY],
-)
+@pytest.mark.thorough
+@pytest.mark.parametrize("name", TINY)
 def test_an_example_makes_the_picture_of_edit(name, tmp_path):
     torch.manual_seed(0)
     TINY[name]().save_pretrained(tmp_path / "base")

@@ -201,6 +201,7 @@ def test_prompts_are_rewritten_by_the_base_and_nothing_is_asked_twice(run, scrip
     assert (kept["host"], kept["answer"]) == ("this process", "paint it in neon light")
 
 
+@pytest.mark.thorough
 def test_the_base_judges_after_the_network_is_gone_and_the_report_warns(run, script, collection, monkeypatch):
     answers, asked = script
     answers[:] = [Spoken('{"bad_case": false, "identity": 4}', 70, True)]

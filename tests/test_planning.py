@@ -55,7 +55,8 @@ def folder(tmp_path_factory):
     return str(path)
 
 
-@pytest.mark.parametrize("checkpointing", [pytest.param(False, marks=pytest.mark.thorough), True])
+@pytest.mark.thorough
+@pytest.mark.parametrize("checkpointing", [False, True])
 def test_the_plan_is_the_peak_of_real_steps(folder, checkpointing, step_alone):
     settings = resolve(SMALL, {"model": {"gradient_checkpointing": checkpointing}})
     planned = plan(Workload(folder, 1, settings))["total_bytes_per_device"]
