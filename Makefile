@@ -4,7 +4,6 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
-CPU_TORCH := https://download.pytorch.org/whl/cpu
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 # Secrets are found by their form and by names that hold them; random-looking strings are hashes here.
 NO_GUESSES := --no-verify --disable-plugin Base64HighEntropyString --disable-plugin HexHighEntropyString
@@ -14,14 +13,11 @@ NO_GUESSES := --no-verify --disable-plugin Base64HighEntropyString --disable-plu
 # Three sizes of one environment: the package alone, what its users need, and all that its tests need.
 install: $(VENV)/.installed
 
-# torch first and exactly as pinned, so that nothing else chooses a larger build. Without an NVIDIA driver the build
-# without CUDA does, which is 4.5 GB smaller; its index is asked once.
+# torch first and exactly as pinned, so that nothing else chooses a larger build
 $(VENV)/.torch: constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) pip
-	if ! command -v nvidia-smi > /dev/null && curl --silent --fail --max-time 5 --output /dev/null $(CPU_TORCH)/torch/; \
-	then index="--extra-index-url $(CPU_TORCH)"; fi; \
-	$(PIP) $$index torch torchvision
+	$(PIP) torch torchvision
 	touch $@
 
 $(VENV)/.alone: $(VENV)/.torch pyproject.toml

@@ -75,7 +75,7 @@ class ModelSettings(Section):
         "native", description="attention kernel by its name in diffusers; native leaves the choice to torch"
     )
     compile: Switch = Field(
-        False, description="torch.compile of the blocks in training", json_schema_extra=NO_RESULT
+        False, description="torch.compile of the blocks, not for edit and studio", json_schema_extra=NO_RESULT
     )
     embedded_guidance: float = Field(
         2.5, ge=0, description="input of guidance-distilled bases, not the w of guidance_scale"

@@ -51,15 +51,6 @@ OUTSIDE = {
     "final_layer.linear": "proj_out",
     SWAPPED: "norm_out.linear",
 }
-OUTSIDE_FLUX_2 = {
-    "time_in.in_layer": "time_guidance_embed.timestep_embedder.linear_1",
-    "time_in.out_layer": "time_guidance_embed.timestep_embedder.linear_2",
-    "guidance_in.in_layer": "time_guidance_embed.guidance_embedder.linear_1",
-    "guidance_in.out_layer": "time_guidance_embed.guidance_embedder.linear_2",
-    "double_stream_modulation_img.lin": "double_stream_modulation_img.linear",
-    "double_stream_modulation_txt.lin": "double_stream_modulation_txt.linear",
-    "single_stream_modulation.lin": "single_stream_modulation.linear",
-}
 
 
 def original_names(names: Collection[str]) -> dict[str, tuple[str, ...]]:
@@ -74,8 +65,7 @@ def original_names(names: Collection[str]) -> dict[str, tuple[str, ...]]:
             modules = tuple(block + piece for piece in pieces)
             if all(module in names for module in modules):
                 found[f"{kind}.{block.split('.')[1]}.{name}"] = modules
-    outside = [*OUTSIDE.items(), *OUTSIDE_FLUX_2.items()]
-    return found | {name: (module,) for name, module in outside if module in names}
+    return found | {name: (module,) for name, module in OUTSIDE.items() if module in names}
 
 
 def swap_halves(rows: Tensor) -> Tensor:

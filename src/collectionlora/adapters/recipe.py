@@ -46,7 +46,9 @@ class Recipe(BaseModel):
             return self.model
         if quantization not in get_args(Quantization):
             hint = f"choose from {', '.join(get_args(Quantization))}"
-            raise UserError("", "--quantization", f"{quote(quantization)} is no quantisation", hint)
+            raise UserError(
+                "", "--quantization", f"{quote(quantization)} is not a kind of quantisation", hint
+            )
         return self.model.model_copy(update={"quantization": quantization})
 
 

@@ -88,7 +88,7 @@ def check(folder: Folder, as_json: Json = False) -> None:
     lines += [describe_lora(effect) for effect in result["effects"]]
     left_out = [LeftOut(Path(one["file"]), one["reason"]) for one in result["left_out"]]
     lines += describe_left_out(folder, left_out)
-    again = f"not ready; mend what is named above, then: {program()} check {folder}"
+    again = f"not ready; fix what is named above, then: {program()} check {folder}"
     lines.append(f"ready; next: {program()} prompts {folder}" if result["ok"] else again)
     say(as_json, result, "\n".join(lines))
     if not result["ok"]:

@@ -192,12 +192,8 @@ class EndpointVlm(Vlm):
     def __init__(self, endpoint: Endpoint, settings: VlmSettings):
         super().__init__(settings)
         openai = import_openai(endpoint.option)
-        self.endpoint, self.name, self.key, self.host = (
-            endpoint,
-            endpoint.model,
-            endpoint.model,
-            endpoint.host,
-        )
+        self.endpoint, self.host = endpoint, endpoint.host
+        self.name = self.key = endpoint.model
         self._secret = endpoint.key()
         self._options: dict[str, Any] = {"temperature": 0, "max_tokens": settings.max_answer_tokens}
         spare_this_machine_the_proxy()

@@ -92,7 +92,7 @@ def write_remarks(methods: Mapping[str, Mapping[str, Any]]) -> list[str]:
         )
     if "general_psnr" in student and "general_psnr" in teacher:
         lost = teacher["general_psnr"] - student["general_psnr"]
-        change = f"lose {lost:.1f} dB" if lost > 0 else f"gain {-lost:.1f} dB"
+        change = f"lose {lost:.1f} dB" if lost > 0 else f"gain {abs(lost):.1f} dB"
         remarks.append(f"Ordinary edits {change} against the base without a LoRA.")
     return remarks
 
