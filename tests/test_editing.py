@@ -404,6 +404,6 @@ def test_another_quantisation_than_that_of_the_adapter_is_said_in_one_line(adapt
         assert np.abs(made[adapter, kind] - made[packed, kind].astype(float)).max() <= 2
     assert not np.array_equal(made[adapter, "none"], made[adapter, "nf4"])
     with pytest.raises(
-        UserError, match="--quantization: 'nf5' is no quantisation; choose from none, nf4, int8"
+        UserError, match="--quantization: 'nf5' is not a kind of quantisation; choose from none, nf4, int8"
     ):
         Editor.load(adapter, "nf5")
