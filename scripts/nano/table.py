@@ -13,6 +13,7 @@ from tables import (
     ablation,
     composition,
     deployment,
+    fifty,
     incremental,
     main_table,
     noise,
@@ -27,6 +28,7 @@ from collectionlora.command_line.terminal import faults_in_a_line
 TABLES = {
     "main": main_table,
     "ablation": ablation,
+    "fifty": fifty,
     "scaling": scaling,
     "starts": starts,
     "noise": noise,
