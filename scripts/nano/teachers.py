@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from collectionlora.adapters.formats import write_lora
+from collectionlora.adapters.low_rank import shrink
 from collectionlora.adapters.roles import STUDENT, Roles
 from collectionlora.backbones.base import Condition
 from collectionlora.backbones.nano import WEIGHTS, NanoBackbone, fastest
@@ -81,6 +82,8 @@ def train(name: str, args: Any) -> dict[str, Any]:
     began = time.perf_counter()
     losses = [teaching(step)["loss"] for step in range(teaching.num_steps)]
     seconds = time.perf_counter() - began
+    weights = {module: shrink(pair, args.kept_rank)[0] for module, pair in teaching.weights().items()}
+    roles.load(STUDENT, weights)
 
     heldout = load_photographs(args.data / "photographs" / "heldout")
     rng = np.random.default_rng(7)
@@ -88,7 +91,7 @@ def train(name: str, args: Any) -> dict[str, Any]:
     passed = result["psnr"] >= GATE or result["psnr"] >= result["source_psnr"] + GATE_OVER_SOURCE
     if passed:
         header = {"teacher_prompt": effect.teacher_prompt, "base": "nano"}
-        write_lora(args.out / f"{name}.safetensors", teaching.weights(), header)
+        write_lora(args.out / f"{name}.safetensors", weights, header)
     row = {key: round(value, 2) for key, value in result.items()}
     loss = round(float(np.mean(losses[-50:])), 4)
     return {"effect": name, "passed": passed, **row, "loss": loss, "seconds": round(seconds)}
@@ -110,7 +113,8 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=64)
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--rank", type=int, default=8)
+    parser.add_argument("--rank", type=int, default=8, help="of the training")
+    parser.add_argument("--kept-rank", type=int, default=8, help="of the file that is judged and written")
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--judged", type=int, default=24)
