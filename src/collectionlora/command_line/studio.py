@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from collectionlora.command_line.options import Quantization
 from collectionlora.command_line.progress import shown_progress
 from collectionlora.command_line.terminal import console
 from collectionlora.system.environment import without_proxies
@@ -37,6 +38,7 @@ def studio(
         int, typer.Option(min=1, help="largest number of megapixels of one photo")
     ] = 50,
     batch_size: Annotated[int, typer.Option(min=1, help="largest number of pictures in one batch")] = 8,
+    quantization: Quantization = None,
 ) -> None:
     """Open a web page to pick, compose and compare effects; it has an API too.
 
@@ -49,7 +51,7 @@ def studio(
     with private_uploads():
         build_page = import_page(host, accounts)
         check_port(host, port)
-        made = load_studio(collection, batch_size)
+        made = load_studio(collection, batch_size, quantization)
         with shown_progress() as progress:
             previews = made.previews(progress)
         serve(build_page(made, previews, max_megapixels * MEGA), host, port, accounts, max_upload)
@@ -110,17 +112,17 @@ def serve(page: Any, host: str, port: int, accounts: list[tuple[str, str]], max_
         page.close(verbose=False)
 
 
-def load_studio(collection: Path, batch_size: int) -> "Studio":
+def load_studio(collection: Path, batch_size: int, quantization: str | None) -> "Studio":
     """The adapter and its base, if there is room for them.
 
     Raises:
-        UserError: no adapter there, or it needs more memory than is free.
+        UserError: no adapter there, it needs more memory than is free, or no such quantisation.
     """
     from collectionlora.planning.guard import refuse_too_large_adapter
     from collectionlora.studio.pictures import Studio
 
-    refuse_too_large_adapter("studio", collection)
-    return Studio(collection, batch_size)
+    refuse_too_large_adapter("studio", collection, quantization=quantization)
+    return Studio(collection, batch_size, quantization)
 
 
 def check_port(host: str, port: int) -> None:

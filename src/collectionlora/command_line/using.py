@@ -10,6 +10,7 @@ from collectionlora.command_line.completion import complete_effects
 from collectionlora.command_line.options import (
     Folder,
     Json,
+    Quantization,
     Set,
     VlmKey,
     VlmTokens,
@@ -54,9 +55,7 @@ def edit(
     reference: Annotated[
         list[Path] | None, typer.Option(help="a reference image; as many as the effect was taught with")
     ] = None,
-    quantization: Annotated[
-        str | None, typer.Option(help="of the base: none, nf4 or int8; default: as it was distilled")
-    ] = None,
+    quantization: Quantization = None,
     as_json: Json = False,
 ) -> None:
     """Edit one photo, or all photos of a folder. Photos and existing files are never replaced unasked.
