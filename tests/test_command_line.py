@@ -80,7 +80,8 @@ def test_help_says_what_the_program_does_and_groups_its_verbs():
         (["edit", "nano", "me.jpg", "--effect", "neon", "--steps", "0"], "--steps"),
         (["edit", "nano", "me.jpg", "--efect", "neon"], "no such option: --efect"),
         (["edit"], "missing argument"),
-        (["nonsense"], "no such command 'nonsense'"),
+        (["nonsense"], "no such command 'nonsense'; see: "),
+        (["edt"], "no such command 'edt'. Did you mean 'edit'? See: "),
     ],
 )
 def test_a_usage_error_is_one_line_like_all_others(arguments, words, monkeypatch, capsys):
@@ -92,6 +93,16 @@ def test_a_usage_error_is_one_line_like_all_others(arguments, words, monkeypatch
     assert line.startswith("error: ")
     assert words in line
     assert line.endswith("--help")
+
+
+def test_without_an_argument_the_help_is_all_that_is_shown(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["collectionlora"])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    shown = capsys.readouterr()
+    assert stopped.value.code == 2
+    assert "Make a collection" in shown.out + shown.err
+    assert "error" not in shown.out + shown.err
 
 
 def complete(*words):

@@ -1,5 +1,6 @@
 """Use a finished adapter: one effect or several, on photos of any size."""
 
+import difflib
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -77,8 +78,9 @@ def compose_prompt(recipe: Recipe, effects: Sequence[str], references: int = 0) 
     """
     for name in effects:
         if name not in recipe.effects:
-            known = ", ".join(recipe.effects)
-            raise UserError("", "effect", f"{name!r} is not in this collection", f"choose from {known}")
+            nearest = difflib.get_close_matches(name, recipe.effects, n=1, cutoff=0.5)
+            hint = f"did you mean {nearest[0]}?" if nearest else f"choose from {', '.join(recipe.effects)}"
+            raise UserError("", "effect", f"{name!r} is not in this collection", hint)
     taught = sum(recipe.references.get(name, 0) for name in effects)
     if references != taught:
         names = " and ".join(effects)
