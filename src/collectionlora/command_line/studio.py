@@ -4,6 +4,7 @@ import os
 import socket
 import threading
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -63,17 +64,16 @@ def import_page(host: str, accounts: list[tuple[str, str]]) -> Callable[..., Any
     Raises:
         UserError: Gradio is not installed, or other machines could come in without a password.
     """
-    try:
-        from collectionlora.studio.guard import is_local
-
-        if not is_local(host) and not accounts:
-            hint = f"give --auth FILE or set {AUTH_VARIABLE}, or stay on 127.0.0.1"
-            raise UserError("", "--host", f"{host} lets other machines in without a password", hint)
-        with without_proxies():  # Gradio makes a client of HTTP when it is imported
-            from collectionlora.studio.page import build_page
-    except ImportError as error:
+    if find_spec("gradio") is None:
         hint = "install it: pip install 'collectionlora[studio]'"
-        raise UserError("", "studio", f"needs gradio ({error})", hint) from None
+        raise UserError("", "studio", "needs gradio (it is not installed)", hint)
+    from collectionlora.studio.guard import is_local
+
+    if not is_local(host) and not accounts:
+        hint = f"give --auth FILE or set {AUTH_VARIABLE}, or stay on 127.0.0.1"
+        raise UserError("", "--host", f"{host} lets other machines in without a password", hint)
+    with without_proxies():  # Gradio makes a client of HTTP when it is imported
+        from collectionlora.studio.page import build_page
     return build_page
 
 
