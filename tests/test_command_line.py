@@ -4,6 +4,7 @@ import json
 
 import pytest
 import yaml
+from PIL import Image
 from typer.testing import CliRunner
 
 from collectionlora.adapters.recipe import SHIPPED, read_adapter, read_recipe, write_adapter
@@ -64,6 +65,12 @@ def test_effects_lists_what_a_collection_holds():
     assert json.loads(run("effects", "nano", "--json").stdout) == expected
     shown = run("effects", "nano").stderr
     assert all(name in shown for name in expected)
+
+
+def test_a_part_of_an_effects_name_is_recognised(tmp_path):
+    Image.new("RGB", (16, 16)).save(tmp_path / "me.png")
+    refused = str(run("edit", "nano", tmp_path / "me.png", "--effect", "neon").exception)
+    assert refused == "effect: 'neon' is not in this collection; did you mean neon-edges?"
 
 
 def test_help_says_what_the_program_does_and_groups_its_verbs():

@@ -78,8 +78,10 @@ def compose_prompt(recipe: Recipe, effects: Sequence[str], references: int = 0) 
     """
     for name in effects:
         if name not in recipe.effects:
-            nearest = difflib.get_close_matches(name, recipe.effects, n=1, cutoff=0.5)
-            hint = f"did you mean {nearest[0]}?" if nearest else f"choose from {', '.join(recipe.effects)}"
+            within = [known for known in recipe.effects if name in known]
+            nearest = within or difflib.get_close_matches(name, recipe.effects)
+            meant, known = " or ".join(nearest), ", ".join(recipe.effects)
+            hint = f"did you mean {meant}?" if nearest else f"choose from {known}"
             raise UserError("", "effect", f"{name!r} is not in this collection", hint)
     taught = sum(recipe.references.get(name, 0) for name in effects)
     if references != taught:
