@@ -26,9 +26,7 @@ SILENT = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
 
 def studio(
-    collection: Annotated[
-        Path, typer.Argument(help="the collection's folder, the one file, or nano: what ships")
-    ],
+    collection: Annotated[Path, typer.Argument(help="a folder, an adapter file, or nano, which ships")],
     host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="port to listen on; 0 takes a free one")] = 7860,
     auth: Annotated[

@@ -180,7 +180,7 @@ def settings_table(traced: Sequence[ResolvedSetting]) -> Table:
 
 def effects_table(effects: Mapping[str, str]) -> Table:
     """Effects with their student prompts."""
-    table = Table(*folded("effect", "the student reads"))
+    table = Table(*folded("effect", "prompt"))
     for name, prompt in effects.items():
         table.add_row(name, escape(prompt))
     return table

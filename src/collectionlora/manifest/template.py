@@ -55,7 +55,7 @@ def create(folder: Path, base: str, loras: Sequence[Path], recipe: str = "defaul
             its prompt is none.
     """
     if folder.is_file():
-        hint = f"give the collection's folder first: collectionlora init FOLDER --from-loras {folder}"
+        hint = "give the collection's folder first: collectionlora init FOLDER --from-loras FILES"
         raise UserError(folder, "", "is a file", hint)
     if (folder / MANIFEST).exists():
         raise UserError(folder / MANIFEST, "", "exists already", "edit it, or choose another folder")
