@@ -40,6 +40,7 @@ from helpers.small_collection import build
 from collectionlora.adapters.formats import read_lora
 from collectionlora.adapters.recipe import Recipe, write_adapter
 from collectionlora.collection import Collection
+from collectionlora.command_line.studio import import_page
 from collectionlora.command_line.verbs import main
 
 RECIPE = Recipe(base="nano", steps=1, shift=3.0, resolution=64, effects={"sepia": "sepia"}, version="0")
@@ -588,6 +589,13 @@ def test_an_extra_that_is_not_installed(run, folder, monkeypatch, package, argum
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, package, None)
     assert re.search(expected, refused(run, folder, *(part.format(folder) for part in arguments)))
+
+
+def test_a_fault_under_the_page_is_not_taken_for_a_missing_gradio(monkeypatch):
+    monkeypatch.delitem(sys.modules, "collectionlora.studio.page", raising=False)
+    monkeypatch.setitem(sys.modules, "collectionlora.studio.page_handlers", None)
+    with pytest.raises(ImportError, match="page_handlers"):
+        import_page("127.0.0.1", [])
 
 
 def test_a_port_that_is_taken(run, folder):

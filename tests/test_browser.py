@@ -399,6 +399,24 @@ def test_a_phone_shows_everything_in_one_column(page, photo):
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
 
 
+def test_a_phone_cuts_no_words_off(page, photo):
+    page.set_viewport_size({"width": 390, "height": 844})
+    cut = "e => e.scrollWidth > e.clientWidth || e.scrollHeight > e.clientHeight + 1"
+    assert not page.locator(".photo .prompt").first.evaluate(cut)
+    drop(page, photo)
+    open_options(page, 1)
+    page.get_by_role("tab", name="All effects").click()
+    page.get_by_role("button", name="Make the contact sheet").click()
+    expect(page.locator(".sheet img")).to_be_visible()
+    # The sheet is wider than the page, so that the names on it can be read, and starts at the left edge.
+    place = page.locator(".sheet img").bounding_box()
+    assert place["width"] > 390
+    assert 0 <= place["x"] < 30
+    page.get_by_role("tab", name="Collection").click()
+    assert page.locator(".prompts td").evaluate_all(f"all => all.filter({cut}).length") == 0
+    assert page.locator(".prompts table").evaluate("e => e.getBoundingClientRect().right") <= 390
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_page_meets_wcag_2_2_aa(page, photo, axe, scheme):
     page.emulate_media(color_scheme=scheme, reduced_motion="reduce")

@@ -2,9 +2,11 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import save_file
+from typer.testing import CliRunner
 
 from collectionlora.adapters.formats import read_lora, write_lora
 from collectionlora.collection import Collection
+from collectionlora.command_line.verbs import app
 from collectionlora.manifest.template import create
 from collectionlora.system.errors import UserError
 
@@ -108,6 +110,47 @@ def test_init_takes_lora_files_and_keeps_the_alpha_that_peft_writes_beside(tmp_p
     assert (oil.name, oil.teacher_prompt, neon.name) == ("oil-paint", "paint it in oil", "neon")
     assert read_lora(collection.teacher_path(oil)).scales == {"m": 1.0}
     assert read_lora(collection.teacher_path(neon)).scales == {"m": 3.0}
+
+
+@pytest.fixture
+def loras(tmp_path):
+    """A folder with a LoRA file of its own, and those of two libraries in folders."""
+    pair = {"m.lora_A.weight": torch.ones(2, 3), "m.lora_B.weight": torch.ones(3, 2)}
+    names = ("sketch.safetensors", "neon/adapter_model.safetensors", "oil/pytorch_lora_weights.safetensors")
+    for name in (*names, "neon/optimizer.safetensors"):
+        (tmp_path / "loras" / name).parent.mkdir(parents=True, exist_ok=True)
+        save_file(pair, tmp_path / "loras" / name)
+    for other in ("README.md", "._sketch.safetensors"):  # macOS writes such a file beside a copy
+        (tmp_path / "loras" / other).write_text("no LoRA")
+    return tmp_path / "loras"
+
+
+def init(*arguments):
+    return CliRunner().invoke(app, ["init", *map(str, arguments)])
+
+
+def test_init_takes_a_folder_of_lora_files(tmp_path, loras):
+    assert init(tmp_path / "mine", "--from-loras", loras).exit_code == 0
+    assert {e.name for e in Collection.load(tmp_path / "mine").effects} == {"sketch", "neon", "oil"}
+    assert init(tmp_path / "one", "--from-loras", loras / "neon").exit_code == 0  # an adapter of PEFT
+    assert [e.name for e in Collection.load(tmp_path / "one").effects] == ["neon"]
+    (tmp_path / "empty").mkdir()
+    failed = init(tmp_path / "none", "--from-loras", tmp_path / "empty").exception
+    assert str(failed) == (
+        f"{tmp_path / 'empty'}: --from-loras: holds no .safetensors files; "
+        "give LoRA files, or a folder of them"
+    )
+    assert not (tmp_path / "none").exists()
+
+
+def test_init_takes_the_files_that_a_shell_writes_for_a_pattern(tmp_path, loras):
+    files = [loras / "sketch.safetensors", loras / "neon" / "adapter_model.safetensors"]
+    assert init(tmp_path / "mine", "--from-loras", *files, "--base", "nano").exit_code == 0
+    assert [e.name for e in Collection.load(tmp_path / "mine").effects] == ["sketch", "neon"]
+    # With the folder behind them the second file stands where the folder should.
+    failed = init("--from-loras", *files, tmp_path / "other").exception
+    assert "is a file; give the collection's folder first: collectionlora init FOLDER" in str(failed)
+    assert not (tmp_path / "other").exists()
 
 
 def test_init_writes_any_teacher_prompt_as_yaml(tmp_path):

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import yaml
+from PIL import Image
 from typer.testing import CliRunner
 
 from collectionlora.adapters.recipe import SHIPPED, read_adapter, read_recipe, write_adapter
@@ -66,6 +67,12 @@ def test_effects_lists_what_a_collection_holds():
     assert all(name in shown for name in expected)
 
 
+def test_a_part_of_an_effects_name_is_recognised(tmp_path):
+    Image.new("RGB", (16, 16)).save(tmp_path / "me.png")
+    refused = str(run("edit", "nano", tmp_path / "me.png", "--effect", "neon").exception)
+    assert refused == "effect: 'neon' is not in this collection; did you mean neon-edges?"
+
+
 def test_help_says_what_the_program_does_and_groups_its_verbs():
     shown = run("--help").stdout
     assert "Distil many effect LoRAs into one LoRA that needs few steps, and use it." in shown
@@ -80,7 +87,8 @@ def test_help_says_what_the_program_does_and_groups_its_verbs():
         (["edit", "nano", "me.jpg", "--effect", "neon", "--steps", "0"], "--steps"),
         (["edit", "nano", "me.jpg", "--efect", "neon"], "no such option: --efect"),
         (["edit"], "missing argument"),
-        (["nonsense"], "no such command 'nonsense'"),
+        (["nonsense"], "no such command 'nonsense'; see: "),
+        (["edt"], "no such command 'edt'. Did you mean 'edit'? See: "),
     ],
 )
 def test_a_usage_error_is_one_line_like_all_others(arguments, words, monkeypatch, capsys):
@@ -92,6 +100,16 @@ def test_a_usage_error_is_one_line_like_all_others(arguments, words, monkeypatch
     assert line.startswith("error: ")
     assert words in line
     assert line.endswith("--help")
+
+
+def test_without_an_argument_the_help_is_all_that_is_shown(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["collectionlora"])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    shown = capsys.readouterr()
+    assert stopped.value.code == 2
+    assert "Make a collection" in shown.out + shown.err
+    assert "error" not in shown.out + shown.err
 
 
 def complete(*words):

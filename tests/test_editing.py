@@ -215,6 +215,8 @@ def test_a_folder_goes_in_and_a_folder_comes_out(adapter, tmp_path, capsys):
     ("arguments", "words"),
     [
         ({"--effect": "gamma"}, "'gamma' is not in this collection; choose from alpha, beta"),
+        ({"--effect": "alph"}, "'alph' is not in this collection; did you mean alpha?"),
+        ({"--effect": "alhpa"}, "'alhpa' is not in this collection; did you mean alpha?"),
         ({"--then": "gamma"}, "'gamma' is not in this collection"),
         ({"--photo": "absent.jpg"}, "there is no such file"),
         ({"--out": "out.docx"}, "is not an image format"),

@@ -141,6 +141,24 @@ def test_a_damaged_preview_is_made_again(studio_folder):
     assert np.array_equal(read_photo(path), again[damaged])
 
 
+def test_a_studio_holds_the_base_as_it_is_told_to(studio_folder, monkeypatch):
+    pytest.importorskip("bitsandbytes")
+    opened = []
+    monkeypatch.setattr("collectionlora.command_line.studio.serve", lambda page, *others: opened.append(page))
+    app(["studio", str(studio_folder), "--port", "0", "--quantization", "nf4"], standalone_mode=False)
+    kept = {path.name: read_photo(path) for path in (studio_folder / "cache" / "previews").iterdir()}
+    assert len(opened) == 1
+    assert len(kept) == len(EFFECTS)
+    packed, whole = (Studio(studio_folder, 8, kind).previews(ignore) for kind in ("nf4", None))
+    assert {path.name for path in (studio_folder / "cache" / "previews").iterdir()} > set(kept)
+    for name in EFFECTS:
+        (again,) = (picture for file, picture in kept.items() if file.startswith(name))
+        assert np.array_equal(packed[name], again)
+        assert not np.array_equal(whole[name], again)
+    with pytest.raises(UserError, match="--quantization: 'nf5' is not a kind of quantisation"):
+        app(["studio", str(studio_folder), "--port", "0", "--quantization", "nf5"], standalone_mode=False)
+
+
 def put_model(folder, weights, config="{}"):
     (folder / "transformer").mkdir(parents=True, exist_ok=True)
     (folder / "model_index.json").write_text('{"_class_name": "QwenImageEditPlusPipeline"}')

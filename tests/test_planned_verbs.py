@@ -16,6 +16,7 @@ import collectionlora
 from collectionlora.adapters.recipe import Recipe, write_adapter
 from collectionlora.backbones import family_of
 from collectionlora.command_line import terminal
+from collectionlora.command_line.studio import load_studio
 from collectionlora.command_line.verbs import app
 from collectionlora.config import ModelSettings, parse_overrides, resolve
 from collectionlora.planning import guard, peaks
@@ -174,8 +175,14 @@ def test_an_edit_over_a_large_base_is_refused_before_it_is_loaded(tmp_path, monk
         base=QWEN, model=model, steps=8, shift=3.0, resolution=1024, effects={"a": "x"}, version="1"
     )
     write_adapter(tmp_path / "one.safetensors", {"layer": (torch.ones(4, 8), torch.ones(8, 4))}, recipe)
-    with pytest.raises(UserError, match="memory: edit: needs 41"):
+    with pytest.raises(UserError, match=r"memory: edit: needs 41.*--quantization nf4"):
         collectionlora.edit(tmp_path / "one.safetensors", np.zeros((32, 32, 3), np.uint8), "a")
+    with pytest.raises(UserError, match=r"memory: studio: needs 57.*--quantization nf4"):
+        load_studio(tmp_path / "one.safetensors", 8, None)
+    monkeypatch.setattr(guard, "free_bytes", lambda: 32 * GIB)
+    with pytest.raises(UserError, match="memory: studio: needs 38"):
+        load_studio(tmp_path / "one.safetensors", 8, "int8")
+    guard.refuse_too_large_adapter("studio", tmp_path / "one.safetensors", quantization="nf4")
 
 
 def test_without_a_gpu_and_for_the_small_base_nothing_is_refused(collection, monkeypatch):

@@ -153,6 +153,11 @@ def test_the_time_left_is_that_of_the_steps_to_come(monkeypatch):
 
 def test_names_and_titles_are_words():
     assert human_name("pencil-sketch") == "Pencil sketch"
+    assert [human_name(name) for name in ("x-ray", "vhs", "rgb-shift-2")] == [
+        *("X-ray", "VHS", "RGB shift 2")
+    ]
+    both = Settings(effects=("x-ray", "rgb-shift"), order=IN_TURN, steps=1, seed=0, strength=1)
+    assert both.describe_effects() == "X-ray, then RGB shift"
     assert title_of(Path("nano")) == "Photo effects"
     assert title_of(SHIPPED.parent / "my-photos.safetensors") == "My photos"
     assert [describe_seconds(seconds) for seconds in (0.4, 59.6, 95.2)] == ["0 s", "1 min 0 s", "1 min 35 s"]

@@ -1,5 +1,6 @@
 """Use a finished adapter: one effect or several, on photos of any size."""
 
+import difflib
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -77,8 +78,11 @@ def compose_prompt(recipe: Recipe, effects: Sequence[str], references: int = 0) 
     """
     for name in effects:
         if name not in recipe.effects:
-            known = ", ".join(recipe.effects)
-            raise UserError("", "effect", f"{name!r} is not in this collection", f"choose from {known}")
+            within = [known for known in recipe.effects if name in known]
+            nearest = within or difflib.get_close_matches(name, recipe.effects)
+            meant, known = " or ".join(nearest), ", ".join(recipe.effects)
+            hint = f"did you mean {meant}?" if nearest else f"choose from {known}"
+            raise UserError("", "effect", f"{name!r} is not in this collection", hint)
     taught = sum(recipe.references.get(name, 0) for name in effects)
     if references != taught:
         names = " and ".join(effects)

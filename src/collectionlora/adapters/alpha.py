@@ -16,6 +16,7 @@ from collectionlora.system.errors import UserError, quote
 
 DIFFUSERS_HEADER = "lora_adapter_metadata"
 PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
 AGAIN = "export or train this LoRA again"
 MAX_STATED = 1_000_000  # a rank or an alpha beyond it is no such number
 # Initialisations of PEFT that move the base's weights.

@@ -30,8 +30,9 @@ def add(
 ) -> None:
     """Teach a finished collection more effects while it replays its own; a repeated command goes on.
 
-    The effects are in the manifest, or one is entered with --teacher and its photos in photos/NAME. The
-    adapter from before is kept until bench --baseline has passed.
+    The effects are in the manifest, or one is entered with --teacher and
+    its photos in photos/NAME. The adapter from before is kept until
+    bench --baseline has passed.
 
     Example: collectionlora add my-collection neon-edges --teacher neon.safetensors
     """

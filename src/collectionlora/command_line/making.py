@@ -60,17 +60,23 @@ def demo(
 
 def init(
     folder: Folder,
+    loras: Annotated[
+        list[Path] | None, typer.Argument(metavar="[LORA]...", help="further files of --from-loras")
+    ] = None,
     base: Annotated[str, typer.Option(help="the base model")] = "nano",
-    from_loras: Annotated[list[Path] | None, typer.Option(help="effect LoRA files to start from")] = None,
+    from_loras: Annotated[
+        list[Path] | None, typer.Option(help="effect LoRA files to start from, or a folder of them")
+    ] = None,
     recipe: Annotated[str, typer.Option(help="default, or paper: the paper's own settings")] = "default",
 ) -> None:
     """Make a new collection folder with a commented manifest.
 
     Example: collectionlora init my-collection --from-loras sketch.safetensors
+    Example: collectionlora init my-collection --from-loras loras/*.safetensors
     """
     from collectionlora.manifest.template import create
 
-    create(folder, base, from_loras or [], recipe)
+    create(folder, base, [*(from_loras or []), *(loras or [])], recipe)
     tell(f"made {folder}; next: edit {folder}/collection.yaml, then {program()} check {folder}")
 
 

@@ -19,6 +19,9 @@ VlmKey = Annotated[str | None, typer.Option("--api-key-env", help="environment v
 VlmTokens = Annotated[
     int | None, typer.Option("--max-tokens-total", help="stop before more tokens are spent")
 ]
+Quantization = Annotated[
+    str | None, typer.Option(help="of the base: none, nf4 or int8; default: as it was distilled")
+]
 Json = Annotated[bool, typer.Option("--json", help="one JSON object on stdout")]
 
 

@@ -4,11 +4,13 @@ import os
 import socket
 import threading
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from collectionlora.command_line.options import Quantization
 from collectionlora.command_line.progress import shown_progress
 from collectionlora.command_line.terminal import console
 from collectionlora.system.environment import without_proxies
@@ -24,9 +26,7 @@ SILENT = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
 
 def studio(
-    collection: Annotated[
-        Path, typer.Argument(help="the collection's folder, the one file, or nano: what ships")
-    ],
+    collection: Annotated[Path, typer.Argument(help="a folder, an adapter file, or nano, which ships")],
     host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="port to listen on; 0 takes a free one")] = 7860,
     auth: Annotated[
@@ -37,6 +37,7 @@ def studio(
         int, typer.Option(min=1, help="largest number of megapixels of one photo")
     ] = 50,
     batch_size: Annotated[int, typer.Option(min=1, help="largest number of pictures in one batch")] = 8,
+    quantization: Quantization = None,
 ) -> None:
     """Open a web page to pick, compose and compare effects; it has an API too.
 
@@ -49,7 +50,7 @@ def studio(
     with private_uploads():
         build_page = import_page(host, accounts)
         check_port(host, port)
-        made = load_studio(collection, batch_size)
+        made = load_studio(collection, batch_size, quantization)
         with shown_progress() as progress:
             previews = made.previews(progress)
         serve(build_page(made, previews, max_megapixels * MEGA), host, port, accounts, max_upload)
@@ -61,17 +62,16 @@ def import_page(host: str, accounts: list[tuple[str, str]]) -> Callable[..., Any
     Raises:
         UserError: Gradio is not installed, or other machines could come in without a password.
     """
-    try:
-        from collectionlora.studio.guard import is_local
-
-        if not is_local(host) and not accounts:
-            hint = f"give --auth FILE or set {AUTH_VARIABLE}, or stay on 127.0.0.1"
-            raise UserError("", "--host", f"{host} lets other machines in without a password", hint)
-        with without_proxies():  # Gradio makes a client of HTTP when it is imported
-            from collectionlora.studio.page import build_page
-    except ImportError as error:
+    if find_spec("gradio") is None:
         hint = "install it: pip install 'collectionlora[studio]'"
-        raise UserError("", "studio", f"needs gradio ({error})", hint) from None
+        raise UserError("", "studio", "needs gradio (it is not installed)", hint)
+    from collectionlora.studio.guard import is_local
+
+    if not is_local(host) and not accounts:
+        hint = f"give --auth FILE or set {AUTH_VARIABLE}, or stay on 127.0.0.1"
+        raise UserError("", "--host", f"{host} lets other machines in without a password", hint)
+    with without_proxies():  # Gradio makes a client of HTTP when it is imported
+        from collectionlora.studio.page import build_page
     return build_page
 
 
@@ -110,17 +110,17 @@ def serve(page: Any, host: str, port: int, accounts: list[tuple[str, str]], max_
         page.close(verbose=False)
 
 
-def load_studio(collection: Path, batch_size: int) -> "Studio":
+def load_studio(collection: Path, batch_size: int, quantization: str | None) -> "Studio":
     """The adapter and its base, if there is room for them.
 
     Raises:
-        UserError: no adapter there, or it needs more memory than is free.
+        UserError: no adapter there, it needs more memory than is free, or no such quantisation.
     """
     from collectionlora.planning.guard import refuse_too_large_adapter
     from collectionlora.studio.pictures import Studio
 
-    refuse_too_large_adapter("studio", collection)
-    return Studio(collection, batch_size)
+    refuse_too_large_adapter("studio", collection, quantization=quantization)
+    return Studio(collection, batch_size, quantization)
 
 
 def check_port(host: str, port: int) -> None:

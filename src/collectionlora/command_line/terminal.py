@@ -38,7 +38,8 @@ def faults_in_a_line() -> Iterator[None]:
         print(f"error: {one_line(str(error))}", file=sys.stderr)
         sys.exit(2)
     except UsageError as error:
-        print(f"error: {one_line(explain_usage(error))}", file=sys.stderr)
+        if error.format_message():  # without any argument the help is shown already
+            print(f"error: {one_line(explain_usage(error))}", file=sys.stderr)
         sys.exit(2)
     except Interrupted as stopped:
         print(f"{stopped}; the same command goes on", file=sys.stderr)
@@ -54,7 +55,8 @@ def faults_in_a_line() -> Iterator[None]:
 def explain_usage(error: Any) -> str:
     """A usage error in one line, with the command that shows what can be given."""
     text, command = error.format_message().rstrip("."), error.ctx.command_path if error.ctx else program()
-    return f"{text[:1].lower()}{text[1:]}; see: {command} --help"
+    joint = " See" if text.endswith("?") else "; see"
+    return f"{text[:1].lower()}{text[1:]}{joint}: {command} --help"
 
 
 @contextmanager
@@ -178,7 +180,7 @@ def settings_table(traced: Sequence[ResolvedSetting]) -> Table:
 
 def effects_table(effects: Mapping[str, str]) -> Table:
     """Effects with their student prompts."""
-    table = Table(*folded("effect", "the student reads"))
+    table = Table(*folded("effect", "prompt"))
     for name, prompt in effects.items():
         table.add_row(name, escape(prompt))
     return table

@@ -10,6 +10,7 @@ from collectionlora.command_line.completion import complete_effects
 from collectionlora.command_line.options import (
     Folder,
     Json,
+    Quantization,
     Set,
     VlmKey,
     VlmTokens,
@@ -45,7 +46,7 @@ def edit(
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace results that exist")] = False,
     steps: Annotated[int | None, typer.Option(min=1, help="default: the adapter's own")] = None,
-    seed: int = 0,
+    seed: Annotated[int, typer.Option(help="of the noise; the same seed makes the same picture")] = 0,
     strength: Annotated[float, typer.Option(min=0, max=1, help="0 is the photo, 1 the whole effect")] = 1.0,
     size: Annotated[
         str | None,
@@ -54,9 +55,7 @@ def edit(
     reference: Annotated[
         list[Path] | None, typer.Option(help="a reference image; as many as the effect was taught with")
     ] = None,
-    quantization: Annotated[
-        str | None, typer.Option(help="of the base: none, nf4 or int8; default: as it was distilled")
-    ] = None,
+    quantization: Quantization = None,
     as_json: Json = False,
 ) -> None:
     """Edit one photo, or all photos of a folder. Photos and existing files are never replaced unasked.
@@ -146,7 +145,7 @@ def bench(
     ] = None,
     methods: Annotated[str, typer.Option(help="names, separated by commas")] = "source,teacher,student",
     crops: Annotated[int, typer.Option(min=1, help="photos of each effect and seed")] = 24,
-    seeds: Annotated[int, typer.Option(min=1)] = 1,
+    seeds: Annotated[int, typer.Option(min=1, help="number of seeds; each has pictures of its own")] = 1,
     judge: Annotated[
         str | None, typer.Option(help="an OpenAI-compatible endpoint that judges, or base")
     ] = None,
@@ -163,8 +162,9 @@ def bench(
 ) -> None:
     """Compare methods on held-out photographs and write a report; a repeated command goes on.
 
-    Methods: source, truth, teacher, teacher-8 (undistilled, few steps), student, student-4, stack,
-    flow-matching, merge-linear, merge-ties, merge-dare, merge-svd, or the name of a run.
+    Methods: source, truth, teacher, teacher-8 (undistilled, few steps),
+    student, student-4, stack, flow-matching, merge-linear, merge-ties,
+    merge-dare, merge-svd, or the name of a run.
 
     Example: collectionlora bench my-collection --methods teacher,student,student-4,stack
     Example: collectionlora bench my-collection --baseline before.json --margin 0.5

@@ -45,7 +45,10 @@ def show_version(value: bool) -> None:
 @app.callback()
 def options(
     context: typer.Context,
-    version: Annotated[bool, typer.Option("--version", callback=show_version, is_eager=True)] = False,
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=show_version, is_eager=True, help="Show the version and exit."),
+    ] = False,
 ) -> None:
     verb = str(context.invoked_subcommand)
     if verb not in SEVERAL_PROCESSES and requested_processes() != 1:

@@ -10,7 +10,7 @@ import torch
 from peft import LoraConfig
 from torch import Tensor
 
-from collectionlora.adapters.alpha import PEFT_CONFIG, PEFT_FILE
+from collectionlora.adapters.alpha import DIFFUSERS_FILE, PEFT_CONFIG, PEFT_FILE
 from collectionlora.adapters.formats import LoraFile
 from collectionlora.adapters.low_rank import change_norm, distance, pad, shrink
 from collectionlora.adapters.recipe import Recipe, adapter_path, read_adapter, read_recipe
@@ -29,7 +29,7 @@ KEYS = {
     "peft": ("base_model.model.{}.lora_A.weight", "base_model.model.{}.lora_B.weight"),
     "comfyui": ("{}.lora_down.weight", "{}.lora_up.weight"),
 }
-FILES = {"diffusers": "pytorch_lora_weights.safetensors", "peft": PEFT_FILE}
+FILES = {"diffusers": DIFFUSERS_FILE, "peft": PEFT_FILE}
 UNKNOWN = ExportFacts("unknown", "other", arguments="")
 COMMON_MULTIPLE = 32  # of the sides that all known bases take
 

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from collectionlora.adapters.alpha import PEFT_CONFIG, PEFT_FILE
+from collectionlora.adapters.alpha import DIFFUSERS_FILE, PEFT_CONFIG, PEFT_FILE
 from collectionlora.adapters.formats import read_header
 from collectionlora.backbones import guess_family
 from collectionlora.backbones.family import Family
@@ -30,6 +30,8 @@ EFFECT = """\
     # truth: heldout/{name}     # for `bench`: true images, a procedural effect's name, or none
     # criteria: keep the face   # for `bench --judge`: what a good picture of this effect has
 """
+# Every adapter has this name; its folder has that of the effect.
+SHARED_NAMES = (PEFT_FILE, DIFFUSERS_FILE)
 FOOTER = """\
 general:                        # keeps the base's ordinary abilities
   photos: photos/general        # unlabelled photos
@@ -45,19 +47,21 @@ recipe: {recipe}               # default, or paper: the paper's own settings
 def create(folder: Path, base: str, loras: Sequence[Path], recipe: str = "default") -> None:
     """Make a collection folder; nothing is written if anything is wrong.
 
+    Args:
+        loras: files, and folders of them (`find_loras`).
+
     Raises:
-        UserError: a manifest is there already, a LoRA file cannot be read, or its prompt is none.
+        UserError: a manifest is there already, a folder holds no LoRA files, a LoRA file cannot be read, or
+            its prompt is none.
     """
+    if folder.is_file():
+        hint = "give the collection's folder first: collectionlora init FOLDER --from-loras FILES"
+        raise UserError(folder, "", "is a file", hint)
     if (folder / MANIFEST).exists():
         raise UserError(folder / MANIFEST, "", "exists already", "edit it, or choose another folder")
     found = {}
-    for path in loras:
-        # PEFT calls every adapter the same; its folder has the name, and a file beside it has alpha.
-        title = path.resolve().parent.name if path.name == PEFT_FILE else path.stem
-        name = (
-            "-".join("".join(c if c.isascii() and c.isalnum() else " " for c in title.lower()).split())
-            or "effect"
-        )
+    for path in find_loras(loras):
+        name = name_effect(path)
         if name in found:
             raise UserError(path, "", f"two files give the effect name {name}", "rename one of them")
         found[name] = read_header(path).get("teacher_prompt", f"apply the {name} effect"), path
@@ -94,6 +98,38 @@ def create(folder: Path, base: str, loras: Sequence[Path], recipe: str = "defaul
         instructions = (family and family.list_instructions()) or INSTRUCTIONS
         write_text(folder / "general.txt", "\n".join(instructions) + "\n")
     write_text(folder / MANIFEST, manifest)
+
+
+def find_loras(places: Sequence[Path]) -> list[Path]:
+    """The LoRA files that are given: files as they are, and those of folders.
+
+    A folder is one adapter as PEFT and diffusers write it, or holds files and such adapters.
+
+    Raises:
+        UserError: a folder holds none.
+    """
+    found = []
+    for place in places:
+        held = list_folder(place) if place.is_dir() else [place]
+        if not held:
+            message = "holds no .safetensors files"
+            raise UserError(place, "--from-loras", message, "give LoRA files, or a folder of them")
+        found += held
+    return found
+
+
+def list_folder(folder: Path) -> list[Path]:
+    """The LoRA files of a folder, in the order of their paths."""
+    adapter = [folder / name for name in SHARED_NAMES if (folder / name).is_file()]
+    inner = [path for name in SHARED_NAMES for path in folder.glob(f"*/{name}")]
+    return adapter or sorted([*folder.glob("[!.]*.safetensors"), *inner])
+
+
+def name_effect(path: Path) -> str:
+    """The name of the effect of a LoRA file: lower-case letters, digits and hyphens."""
+    title = path.resolve().parent.name if path.name in SHARED_NAMES else path.stem
+    words = "".join(c if c.isascii() and c.isalnum() else " " for c in title.lower()).split()
+    return "-".join(words) or "effect"
 
 
 def write_scalar(text: str) -> str:

@@ -96,8 +96,7 @@ def refuse_too_large_adapter(
     side = square_side(size or recipe.resolution, family_of(recipe.base).side_multiple)
     sizes = {"model": model, "data": {"resolution": side}, "student": rank, "critic": rank}
     workload = Workload(recipe.base, len(recipe.effects), replace_settings(resolve(), **sizes))
-    smaller = "--quantization nf4" if verb == "edit" else "an adapter that was distilled on a quantised base"
-    _compare(verb, workload, free, f"use a larger GPU, or {smaller}")
+    _compare(verb, workload, free, "use a larger GPU, or --quantization nf4")
 
 
 def _compare(verb: str, workload: "Workload", free: int, hint: str) -> None:

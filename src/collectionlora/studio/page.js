@@ -28,11 +28,12 @@ window.save = file => {
 
 // Tiles are seen whose names have the words, and are among those of the kind if one is chosen.
 let words = '', kind = [];
+const spaced = text => text.trim().toLowerCase().replaceAll('-', ' ');
 const hideTiles = () => document.querySelectorAll('.effects label').forEach(tile => {
   const name = tile.textContent.trim();
-  tile.hidden = !name.toLowerCase().includes(words) || (kind.length > 0 && !kind.includes(name));
+  tile.hidden = !spaced(name).includes(words) || (kind.length > 0 && !kind.includes(name));
 });
-window.searchEffects = text => { words = text.trim().toLowerCase(); hideTiles(); };
+window.searchEffects = text => { words = spaced(text); hideTiles(); };
 window.chooseKind = names => { kind = names; hideTiles(); };
 
 // A click on the effect that is chosen already changes nothing, and makes a picture all the same.

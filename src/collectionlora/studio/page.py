@@ -1,6 +1,7 @@
 """The web page, and with it the API: its endpoints are those of Gradio's Python client."""
 
 import html
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -68,7 +69,7 @@ def build_page(studio: Studio, previews: dict[str, Photo], max_pixels: int) -> g
     with gr.Blocks(
         title=f"{title} · collectionlora", analytics_enabled=False, delete_cache=(600, 3600)
     ) as page:
-        gr.HTML(f"<h1>{html.escape(title)}</h1>", elem_classes="title")
+        gr.HTML(write_heading(title, len(studio.effects)), elem_classes="title")
         with gr.Tab("Studio"):
             inputs = build_studio(studio, handlers)
         with gr.Tab("All effects"):
@@ -78,6 +79,12 @@ def build_page(studio: Studio, previews: dict[str, Photo], max_pixels: int) -> g
         build_api(handlers, inputs)
         page.load(None, js=f"() => {{{SCRIPT}}}", **AT_ONCE)
     return page
+
+
+def write_heading(title: str, count: int) -> str:
+    """What the page is."""
+    effects = f"{count} effects" if count > 1 else "One effect"
+    return f"<h1>{html.escape(title)}</h1><p>{effects} from one model file.</p>"
 
 
 def build_studio(studio: Studio, handlers: PageHandlers) -> Inputs:
@@ -131,13 +138,17 @@ def option_inputs(studio: Studio) -> tuple[gr.Dropdown, gr.Radio, gr.Radio, gr.N
     then = gr.Dropdown(choices, value=NOTHING, label="Second effect", min_width=120)
     order = gr.Radio([TOGETHER, IN_TURN], value=TOGETHER, label="Two effects")
     steps = gr.Radio(
-        step_choices(studio.recipe.steps), value=studio.recipe.steps, label="Steps", min_width=230
+        step_choices(studio.recipe.steps),
+        value=studio.recipe.steps,
+        label="Steps",
+        info="Fewer are faster.",
+        min_width=230,
     )
     with gr.Row():
         seed = gr.Number(
             0,
             label="Seed",
-            info="empty: a new one each time",
+            info="Leave it empty for a new picture each time.",
             precision=0,
             minimum=0,
             maximum=MAX_SEED,
@@ -146,7 +157,7 @@ def option_inputs(studio: Studio) -> tuple[gr.Dropdown, gr.Radio, gr.Radio, gr.N
         dice = gr.Button("Random seed", min_width=80)
     dice.click(partial(pick_seed, None), outputs=seed, **AT_ONCE)
     (least, most, step), taught = studio.sizes, studio.recipe.resolution
-    info = f"pixels of each side that the network works with, about; the effects were taught with {taught}"
+    info = f"Pixels of a side, about; the picture is then enlarged. The effects were trained at {taught}."
     size = gr.Slider(least, most, value=taught, step=step, label="Size", info=info)
     return then, order, steps, seed, size
 
@@ -231,9 +242,10 @@ def build_sheet(handlers: PageHandlers, inputs: Inputs) -> None:
     with gr.Row(elem_classes="below"):
         every = gr.Button("Make the contact sheet", variant="primary", min_width=220, scale=0)
         stop = gr.Button("Cancel", min_width=90, scale=0, interactive=False)
-    status = gr.HTML("The photo of the first page under all effects.", elem_classes="status")
+    status = gr.HTML("One picture that shows your photo under every effect.", elem_classes="status")
     sheet = gr.Image(
         label="Contact sheet",
+        show_label=False,
         format="jpeg",
         interactive=False,
         buttons=["download", "fullscreen"],
@@ -280,18 +292,25 @@ def build_collection(studio: Studio) -> None:
     if Path(base).is_dir():
         base = Path(base).resolve().name  # where it lies is the machine's own matter
     gr.Markdown(
-        f"{len(studio.effects)} effects in one LoRA, over the base {base}. Pictures are made with about "
-        f"{side} x {side} pixels and enlarged to the photo's size."
+        f"One LoRA file holds {len(studio.effects)} effects. It works on the model {base}, its base. "
+        f"A picture is made with about {side} x {side} pixels, then enlarged to the size of your photo."
     )
-    headers, rows = ["Effect", "Its prompt", "Its teacher was trained with"], studio.prompts()
-    columns = 3 if any(taught for _, _, taught in rows) else 2  # a lone file does not know its teachers
-    gr.Dataframe(
-        [[human_name(name), *texts][:columns] for name, *texts in rows],
-        headers=headers[:columns],
-        interactive=False,
-        wrap=True,
-    )
+    gr.HTML(write_prompts(studio.prompts()), elem_classes="prompts")
     report = studio.report()
     if report is not None:
         # Shown as it was written, in a frame that runs nothing and reaches nothing.
         gr.HTML(f'<iframe class="report" sandbox title="Report" srcdoc="{html.escape(report)}"></iframe>')
+
+
+def write_prompts(rows: Sequence[tuple[str, str, str]]) -> str:
+    """A table of effect, prompt and the teacher's prompt; the last is left out where none is known."""
+    headers = ("Effect", "Prompt", "Prompt of its teacher")
+    columns = 3 if any(taught for _, _, taught in rows) else 2  # a lone file does not know its teachers
+    head = "".join(f'<th scope="col">{text}</th>' for text in headers[:columns])
+    body = "".join(
+        f'<tr><th scope="row">{html.escape(human_name(name))}</th>'
+        + "".join(f"<td>{html.escape(text)}</td>" for text in texts[: columns - 1])
+        + "</tr>"
+        for name, *texts in rows
+    )
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"

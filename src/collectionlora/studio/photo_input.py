@@ -104,5 +104,6 @@ def photo_input(label: str, height: int) -> gr.Image:
         height=height,
         min_width=120,
         buttons=[],
+        placeholder="Drop a photo\nor click here",
         elem_classes="photo",
     )

@@ -30,11 +30,13 @@ class Studio:
     Args:
         place: the collection's folder, or the one file.
         batch_size: pictures made at once, at most.
+        quantization: as in `Editor.load`.
     """
 
-    def __init__(self, place: Path, batch_size: int):
-        self.place, self.editor = place, Editor.load(place)
+    def __init__(self, place: Path, batch_size: int, quantization: str | None = None):
+        self.place, self.editor = place, Editor.load(place, quantization)
         self.recipe = self.editor.recipe
+        self.model = self.recipe.held_as(quantization)
         self.effects = list(self.recipe.effects)
         # Those that need the photo alone, and the most reference images that two effects together need.
         self.alone = [name for name in self.effects if not self.recipe.references.get(name)]
@@ -85,7 +87,8 @@ class Studio:
     def previews(self, progress: Progress) -> dict[str, Photo]:
         """Each effect that needs the photo alone on the same one; in the collection's cache if it can be."""
         photo = load_photograph(HELDOUT[0])
-        key = fingerprint(adapter_path(self.place), base_identity(self.recipe.base))
+        base = base_identity(self.recipe.base), self.model.quantization
+        key = fingerprint(adapter_path(self.place), *base)
         folder = self.place / "cache" / "previews" if self.place.is_dir() else None
         paths = {name: folder / f"{name}-{key}.png" for name in self.alone} if folder else {}
         found = {name: kept for name, path in paths.items() if (kept := read_kept(path)) is not None}

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from PIL import Image, PngImagePlugin
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from collectionlora.studio.words import human_name
+from collectionlora.studio.words import human_name, write_words
 
 KEY = "collectionlora"  # of the PNG's text
 TOGETHER: Literal["in one prompt"] = "in one prompt"
@@ -41,7 +41,7 @@ class Settings(BaseModel):
         """For example "Pencil sketch, then neon edges"."""
         first, *others = self.effects
         joint = ", then" if self.order == IN_TURN else " and"
-        return human_name(first) + "".join(f"{joint} {human_name(name).lower()}" for name in others)
+        return human_name(first) + "".join(f"{joint} {write_words(name)}" for name in others)
 
     def name_file(self, photo: str) -> str:
         """The name of the PNG, for example `me-neon-s0.png`."""

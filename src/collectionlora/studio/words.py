@@ -1,15 +1,23 @@
 """Words that a visitor knows, in place of the names that files and prompts have."""
 
+import re
 from pathlib import Path
 
 from collectionlora.adapters.recipe import SHIPPED, adapter_path
 
 SHIPPED_TITLE = "Photo effects"
+ABBREVIATIONS = ("ascii", "crt", "led", "rgb", "vhs")
+
+
+def write_words(name: str) -> str:
+    """`pencil-sketch` as "pencil sketch", `x-ray` as "x-ray", `rgb-shift` as "RGB shift"."""
+    words = re.sub(r"(?<!\b[A-Za-z])[-_]", " ", name).split()
+    return " ".join(word.upper() if word in ABBREVIATIONS else word for word in words)
 
 
 def human_name(name: str) -> str:
-    """`pencil-sketch` as "Pencil sketch"."""
-    words = name.replace("-", " ").replace("_", " ").strip()
+    """The same with a capital at its beginning: "Pencil sketch"."""
+    words = write_words(name)
     return words[:1].upper() + words[1:]
 
 
