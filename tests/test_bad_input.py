@@ -264,7 +264,7 @@ LORAS = {
     ),
     "a text encoder": (
         lora(lambda tensors, _: {**tensors, "text_encoder.q.lora_A.weight": torch.ones(2, 2)}),
-        *("text_encoder", "trains the text encoder", "on the transformer alone"),
+        *("text_encoder", "trains the text encoder", "write without_text_encoder: true into"),
     ),
     "a bias": (
         lora(lambda tensors, _: {**tensors, "transformer.a.bias": torch.ones(2)}),

@@ -52,6 +52,7 @@ class Effect(Entry):
 
     name: str = Field(pattern=NAME, max_length=64)
     teacher: Place
+    without_text_encoder: bool = False  # leave out what the teacher's file changes of the text encoder
     teacher_prompt: PromptText
     photos: Place
     references: tuple[Place, ...] = ()  # images that are shown beside every photo

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from collectionlora.adapters.alpha import AGAIN, AlphaHeader, module_scale
 from collectionlora.adapters.flux_names import SWAPPED, original_names, swap_halves
-from collectionlora.adapters.keys import ModuleNames, split_key
+from collectionlora.adapters.keys import ModuleNames, is_of_text_encoder, split_key
 from collectionlora.adapters.low_rank import Factors, change_norm
 from collectionlora.adapters.lycoris import MAX_RANK, Rebuilt, dora, rebuild
 from collectionlora.adapters.roles import LoraWeights
@@ -36,6 +36,7 @@ class LoraFile:
     format: str = "diffusers LoRA"
     scales: dict[str, float] = field(default_factory=dict)  # alpha / rank by module
     losses: dict[str, float] = field(default_factory=dict)  # of the change's norm, by converted module
+    left_out: int = 0  # tensors of the text encoder
 
     @property
     def rank(self) -> int:
@@ -54,6 +55,7 @@ class LoraFile:
             "targets": num_targets,
             "norm": sum(norm**2 for norm in norms) ** 0.5,
             "conversion_loss": max(self.losses.values(), default=0.0),
+            "left_out": self.left_out,
         }
 
 
@@ -87,6 +89,7 @@ def read_lora(
     path: Path,
     base: Mapping[str, Tensor] | None = None,
     read_weight: Callable[[str], Tensor] | None = None,
+    without_text_encoder: bool = False,
 ) -> LoraFile:
     """Read an adapter; `W + (alpha / rank) * B @ A`, alpha defaulting to the rank.
 
@@ -95,6 +98,7 @@ def read_lora(
             resolve underscored names, check shapes, and DoRA needs their values. Without them the names are
             taken as they stand.
         read_weight: reads one of these weights where `base` has only its shape, or holds it packed.
+        without_text_encoder: leave out what changes the text encoder; otherwise such a file is refused.
 
     Raises:
         UserError: not a safetensors file, a key that is not used, a module that the base lacks, an incomplete
@@ -102,11 +106,13 @@ def read_lora(
     """
     with open_lora(path) as file:
         metadata = file.metadata() or {}
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    header = AlphaHeader.find(path, metadata)
+        names = list(file.keys())
+        kept = [name for name in names if not (without_text_encoder and is_of_text_encoder(name))]
+        tensors = {name: file.get_tensor(name) for name in kept}
+    header = AlphaHeader.find(path, metadata, without_text_encoder)
     fused = original_names(base or {})
-    names = ModuleNames(None if base is None else {*base, *fused})
-    parts, prefixes = gather_parts(path, tensors, names)
+    modules = ModuleNames(None if base is None else {*base, *fused})
+    parts, prefixes = gather_parts(path, tensors, modules)
     if not parts:
         raise UserError(path, "", "holds no LoRA weights", "give the file of a trained LoRA")
     weights: dict[str, Factors] = {}
@@ -132,7 +138,7 @@ def read_lora(
             if built.loss:
                 losses[piece] = built.loss
     label = f"{'+'.join(sorted(prefixes))} {'+'.join(sorted(kinds))}"
-    return LoraFile(weights, metadata, label, scales, losses)
+    return LoraFile(weights, metadata, label, scales, losses, len(names) - len(kept))
 
 
 def gather_parts(
@@ -162,14 +168,17 @@ def gather_parts(
 
 
 def read_teacher(
-    path: Path, base: Mapping[str, Tensor], read_weight: Callable[[str], Tensor] | None = None
+    path: Path,
+    base: Mapping[str, Tensor],
+    read_weight: Callable[[str], Tensor] | None = None,
+    without_text_encoder: bool = False,
 ) -> LoraFile:
     """Read an effect LoRA as `read_lora` does; one that changes nothing has nothing to teach.
 
     Raises:
         UserError: as `read_lora`, or no module's change differs from zero.
     """
-    lora = read_lora(path, base, read_weight)
+    lora = read_lora(path, base, read_weight, without_text_encoder)
     for a, b in lora.weights.values():
         if change_norm((a, b)) > MIN_CHANGE * float(a.norm()) * float(b.norm()):
             return lora

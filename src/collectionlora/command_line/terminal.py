@@ -134,7 +134,9 @@ def describe_lora(effect: dict[str, Any]) -> str:
     line = f"{effect['name']}: {effect['format']}, rank {ranks}, scale {scales}, "
     line += f"{effect['modules']} of {effect['targets']} modules, norm {effect['norm']:.3g}"
     lost = effect["conversion_loss"]
-    return f"{line}, converted with a loss of {lost:.2g}" if lost else line
+    line += f", converted with a loss of {lost:.2g}" if lost else ""
+    left_out = effect["left_out"]
+    return f"{line}, {left_out} tensors of the text encoder left out" if left_out else line
 
 
 def folded(*names: str) -> list[Column]:
