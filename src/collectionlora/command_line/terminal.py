@@ -20,6 +20,8 @@ from collectionlora.config import SettingsError
 from collectionlora.effectbench.report.columns import find_measured, write_value
 from collectionlora.system.errors import Interrupted, UserError, explain_fault, one_line
 
+if os.environ.get("COLUMNS") == "0":  # of a terminal whose width is not known: rich would show nothing
+    del os.environ["COLUMNS"]
 console = Console(stderr=True)
 UsageError: Any = typer.BadParameter.__bases__[0]  # Typer has no name of its own for it
 # The measures that a terminal has room for; metrics.json and the report have all.
