@@ -110,6 +110,14 @@ def test_init_takes_lora_files_and_keeps_the_alpha_that_peft_writes_beside(tmp_p
     assert read_lora(collection.teacher_path(neon)).scales == {"m": 3.0}
 
 
+def test_init_shortens_a_name_that_no_effect_can_have(tmp_path):
+    title = f"flux-kontext {'x' * 50} rank16 step00004000"
+    save_file({"m.lora_A.weight": torch.ones(1, 1)}, tmp_path / f"{title}.safetensors")
+    create(tmp_path / "new", "nano", [tmp_path / f"{title}.safetensors"])
+    (effect,) = Collection.load(tmp_path / "new").effects
+    assert effect.name == f"flux-kontext-{'x' * 50}"
+
+
 def test_init_writes_any_teacher_prompt_as_yaml(tmp_path):
     prompt = 'style: "neon" # bright\n- really'
     weights = {"to_q": (torch.ones(2, 3), torch.ones(4, 2))}

@@ -4,7 +4,7 @@ Every tensor of a file is either used or the file is refused by name. `docs/lora
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ from collectionlora.system.files import write_tensors
 
 MAX_LOSS = 0.1  # of a converted module's change; beyond it the teacher would no longer be the user's
 MIN_CHANGE = 1e-6  # of what its factors could make; below it is rounding
+LFS_POINTER = b"version https://git-lfs.github.com"
+OTHER_WEIGHTS = (b"PK", b"\x80", b"GGUF")  # torch's files, pickles, llama.cpp's
 MAGNITUDES = ("dora_scale", "lora_magnitude_vector")
 
 
@@ -72,7 +74,21 @@ def open_lora(path: Path) -> Iterator[Any]:
     except FileNotFoundError:
         raise UserError(path, "", "there is no such file", "check the path") from None
     except (SafetensorError, OSError) as error:
-        raise UserError(path, "", f"not a safetensors file ({error})", "convert it to safetensors") from None
+        raise UserError(path, "", f"not a safetensors file ({error})", _advise(path)) from None
+
+
+def _advise(path: Path) -> str:
+    """What to do about a file that is no safetensors: many are something else that was downloaded."""
+    if path.is_dir():
+        return "give the file, not a folder"
+    with suppress(OSError), path.open("rb") as file:
+        start = file.read(len(LFS_POINTER))
+        if start == LFS_POINTER:
+            return "it is a note of Git LFS in place of the file: run git lfs pull"
+        # The length of a header may begin with the same bytes; the header behind its 8 bytes does not.
+        if start.startswith(OTHER_WEIGHTS) and start[8:9] not in (b"", b"{"):
+            return "convert it to safetensors"
+    return "download it again, or export it again"
 
 
 def read_header(path: Path) -> dict[str, str]:

@@ -8,7 +8,7 @@ from collectionlora.adapters.alpha import PEFT_CONFIG, PEFT_FILE
 from collectionlora.adapters.formats import read_header
 from collectionlora.backbones import guess_family
 from collectionlora.backbones.family import Family
-from collectionlora.collection import MANIFEST, Collection
+from collectionlora.collection import MANIFEST, MAX_EFFECT, Collection
 from collectionlora.manifest.instructions import INSTRUCTIONS
 from collectionlora.system.errors import UserError
 from collectionlora.system.files import copy_whole, refuse_other, write_text
@@ -55,10 +55,8 @@ def create(folder: Path, base: str, loras: Sequence[Path], recipe: str = "defaul
     for path in loras:
         # PEFT calls every adapter the same; its folder has the name, and a file beside it has alpha.
         title = path.resolve().parent.name if path.name == PEFT_FILE else path.stem
-        name = (
-            "-".join("".join(c if c.isascii() and c.isalnum() else " " for c in title.lower()).split())
-            or "effect"
-        )
+        words = "".join(c if c.isascii() and c.isalnum() else " " for c in title.lower()).split()
+        name = "-".join(words)[:MAX_EFFECT].rstrip("-") or "effect"
         if name in found:
             raise UserError(path, "", f"two files give the effect name {name}", "rename one of them")
         found[name] = read_header(path).get("teacher_prompt", f"apply the {name} effect"), path
