@@ -172,6 +172,10 @@ MANIFESTS = {
         "finite",
         "inf now",
     ),
+    "a list without brackets": (
+        settings(distill={"rollout_steps": "8,4"}),
+        *("distill.rollout_steps", "valid tuple", "write a list in brackets, [8, 4]"),
+    ),
     "a schedule of no steps": (
         settings(distill={"rollout_steps": [0]}),
         "distill.rollout_steps.0",
