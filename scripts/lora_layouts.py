@@ -21,6 +21,7 @@ from collectionlora.system.errors import UserError
 
 QWEN, TOP = "transformer_blocks.0.attn.to_q", "img_in"
 SINGLE, LAST = "single_transformer_blocks.0", "norm_out.linear"
+SHARED = "double_stream_modulation_img.linear"
 FUSED = [f"{SINGLE}.attn.to_q", f"{SINGLE}.attn.to_k", f"{SINGLE}.attn.to_v", f"{SINGLE}.proj_mlp"]
 RANK, ALPHA = 2, 3.0
 Changes = dict[str, Tensor]
@@ -39,7 +40,7 @@ class Layout:
 
 def make_base(generator: torch.Generator) -> Changes:
     """Weights by name: a block's, one outside the blocks, and those that FLUX's own code has as one."""
-    rows = {QWEN: 8, TOP: 8, LAST: 8, **dict.fromkeys(FUSED, 6), f"{SINGLE}.proj_out": 8}
+    rows = {QWEN: 8, TOP: 8, LAST: 8, SHARED: 8, **dict.fromkeys(FUSED, 6), f"{SINGLE}.proj_out": 8}
     return {name: torch.randn(size, 6, generator=generator) for name, size in rows.items()}
 
 
@@ -107,6 +108,13 @@ def write_layouts(base: Changes, generator: torch.Generator) -> Iterator[Layout]
         f"{last}.lora_A.weight",
         {f"{last}.lora_A.weight": down, f"{last}.lora_B.weight": up},
         {LAST: swapped},
+    )
+    shared = "diffusion_model.double_stream_modulation_img.lin"
+    yield pair(
+        "FLUX.2's own names, shared modulation",
+        f"{shared}.lora_A.weight",
+        f"{shared}.lora_B.weight",
+        SHARED,
     )
     yield from write_other_kinds(base, random)
 

@@ -451,7 +451,7 @@ def test_an_editor_merges_its_adapter_where_the_base_is_whole(settings, folders,
         (QWEN_IMAGE_EDIT_PLUS, {}, 20_430_401_088, 846, 1_183_694_848),
         (QWEN_IMAGE_21, {}, 7_115_124_736, 224, 335_544_320),
         (FLUX_KONTEXT, {"guidance_embeds": True}, 11_901_408_320, 504, None),
-        (FLUX_2, {}, 32_223_281_152, 196, None),
+        (FLUX_2, {}, 32_223_281_152, 203, None),
     ],
 )
 def test_the_true_sizes_carry_lora_on_every_projection(family, config, base, modules, lora):

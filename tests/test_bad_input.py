@@ -49,7 +49,7 @@ MANIFESTS = {
     "no manifest": (gone(MANIFEST), "", "is missing", "collectionlora init"),
     "a folder in its place": (folder_instead(MANIFEST), "", "cannot be read", "put a readable file there"),
     "a link to itself": (link(MANIFEST, MANIFEST), "", "cannot be read", "put a readable file there"),
-    "not UTF-8": (raw(MANIFEST, b"base: \xff\xfe"), "", "is not valid YAML", "fix the syntax"),
+    "not UTF-8": (raw(MANIFEST, b"base: \xff\xfe"), "", "is not text in UTF-8", "save it as UTF-8"),
     "a NUL": (raw(MANIFEST, "base: a\0b"), "", "is not valid YAML", "fix the syntax"),
     "an open bracket": (raw(MANIFEST, "effects: ["), "", "is not valid YAML", "fix the syntax"),
     "a tab": (raw(MANIFEST, "general:\n\tphotos: a"), "", "is not valid YAML", "fix the syntax"),
@@ -173,6 +173,10 @@ MANIFESTS = {
         "finite",
         "inf now",
     ),
+    "a list without brackets": (
+        settings(distill={"rollout_steps": "8,4"}),
+        *("distill.rollout_steps", "valid tuple", "write a list in brackets, [8, 4]"),
+    ),
     "a schedule of no steps": (
         settings(distill={"rollout_steps": [0]}),
         "distill.rollout_steps.0",
@@ -200,51 +204,57 @@ def with_alpha(alpha):
     return lambda tensors, down: {**tensors, down.replace("lora_A.weight", "alpha"): alpha}
 
 
-AGAIN, CONVERT, SAME_BASE = (
+AGAIN, CONVERT, FETCH, SAME_BASE = (
     "export or train this LoRA again",
     "convert it to safetensors",
+    "download it again",
     "LoRA of this base",
 )
 CONFIG = "lora_adapter_metadata"
 LORAS = {
     "no file": (gone(LORA), "", "no such file", "check the path"),
-    "a folder": (folder_instead(LORA), "", "not a safetensors file", CONVERT),
-    "zero bytes": (raw(LORA, ""), "", "not a safetensors file", CONVERT),
-    "seven bytes": (cut(LORA, 7), "", "not a safetensors file", CONVERT),
-    "a cut header": (cut(LORA, 100), "", "not a safetensors file", CONVERT),
-    "cut data": (cut(LORA, -100), "", "not a safetensors file", CONVERT),
+    "a folder": (folder_instead(LORA), "", "not a safetensors file", "give the file, not a folder"),
+    "zero bytes": (raw(LORA, ""), "", "not a safetensors file", FETCH),
+    "seven bytes": (cut(LORA, 7), "", "not a safetensors file", FETCH),
+    "a cut header": (cut(LORA, 100), "", "not a safetensors file", FETCH),
+    "cut data": (cut(LORA, -100), "", "not a safetensors file", FETCH),
     "more than it says": (
         lambda folder: (folder / LORA).write_bytes((folder / LORA).read_bytes() + b"more"),
-        *("", "not a safetensors file", CONVERT),
+        *("", "not a safetensors file", FETCH),
     ),
-    "a header of 100 GB": (claim(100 * 10**9), "", "not a safetensors file", CONVERT),
-    "a header of 2^63 bytes": (claim(2**63), "", "not a safetensors file", CONVERT),
-    "a header of 90 MB": (claim(90 * 10**6), "", "not a safetensors file", CONVERT),
+    "a header of 100 GB": (claim(100 * 10**9), "", "not a safetensors file", FETCH),
+    "a header of 2^63 bytes": (claim(2**63), "", "not a safetensors file", FETCH),
+    "a header of 90 MB": (claim(90 * 10**6), "", "not a safetensors file", FETCH),
     "a header that is not JSON": (
         raw(LORA, b"\x08" + b"\0" * 7 + b"{]}not {"),
         "",
         "not a safetensors",
-        CONVERT,
+        FETCH,
     ),
-    "a header that is a list": (header(lambda entries: list(entries)), "", "not a safetensors file", CONVERT),
-    "a shape that lies": (first_entry(lambda e: {**e, "shape": [3, 3]}), "", "not a safetensors", CONVERT),
-    "a huge shape": (first_entry(lambda e: {**e, "shape": [2**40, 2**40]}), "", "not a safetensors", CONVERT),
-    "an unknown type": (first_entry(lambda e: {**e, "dtype": "F99"}), "", "not a safetensors file", CONVERT),
+    "a header that is a list": (header(lambda entries: list(entries)), "", "not a safetensors file", FETCH),
+    "a shape that lies": (first_entry(lambda e: {**e, "shape": [3, 3]}), "", "not a safetensors", FETCH),
+    "a huge shape": (first_entry(lambda e: {**e, "shape": [2**40, 2**40]}), "", "not a safetensors", FETCH),
+    "an unknown type": (first_entry(lambda e: {**e, "dtype": "F99"}), "", "not a safetensors file", FETCH),
     "offsets beyond the end": (
         first_entry(lambda e: {**e, "data_offsets": [HUGE, HUGE + 4]}),
         "",
         "not a safetensors file",
-        CONVERT,
+        FETCH,
     ),
     "offsets backwards": (
         first_entry(lambda e: {**e, "data_offsets": e["data_offsets"][::-1]}),
         "",
         "not a safetensors",
-        CONVERT,
+        FETCH,
     ),
     "a pickle": (pickled, "", "not a safetensors file", CONVERT),
     "a pickle of torch": (torch_saved, "", "not a safetensors file", CONVERT),
-    "a text": (raw(LORA, "<html>404 not found</html>"), "", "not a safetensors file", CONVERT),
+    "a text": (raw(LORA, "<html>404 not found</html>"), "", "not a safetensors file", FETCH),
+    "llama.cpp's": (raw(LORA, b"GGUF\3" + b"\0" * 40), "", "not a safetensors file", CONVERT),
+    "a pointer": (
+        raw(LORA, "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"),
+        *("", "not a safetensors file", "run git lfs pull"),
+    ),
     "NaN": (lora(with_first(lambda a: a * float("nan"))), "lora_A.weight", "not finite", AGAIN),
     "infinity": (lora(with_first(lambda a: a + float("inf"))), "lora_A.weight", "not finite", AGAIN),
     "no tensors": (lora(lambda *_: {}), "", "holds no LoRA weights", "give the file of a trained LoRA"),
@@ -265,7 +275,7 @@ LORAS = {
     ),
     "a text encoder": (
         lora(lambda tensors, _: {**tensors, "text_encoder.q.lora_A.weight": torch.ones(2, 2)}),
-        *("text_encoder", "trains the text encoder", "on the transformer alone"),
+        *("text_encoder", "trains the text encoder", "write without_text_encoder: true into"),
     ),
     "a bias": (
         lora(lambda tensors, _: {**tensors, "transformer.a.bias": torch.ones(2)}),
@@ -348,8 +358,8 @@ PROMPTS = {
     "UTF-16": (
         raw(TEXT, "blur".encode("utf-16")),
         "general.prompts",
-        "codec can't decode",
-        "give a text file",
+        "is not text in UTF-8",
+        "save it as UTF-8",
     ),
     "a line of 10,000 characters": (
         raw(TEXT, f"a\n{'x' * 10_000}"),
@@ -530,6 +540,18 @@ ARGUMENTS = {
     "a collection that is there": (
         nothing, ["init", "{}"],
         "exists already; edit it, or choose another folder",
+    ),
+    "a new one in place of a photo": (nothing, ["init", "{}/photos/0.png"], "choose another folder, or move"),
+    "a new one around a file": (
+        lambda folder: [(folder / "new").mkdir(), (folder / "new/teachers").touch()],
+        ["init", "{}/new"], "new/teachers: File exists; a file lies where",
+    ),
+    "a host that is not here": (
+        raw("auth", "me:secret"), ["studio", "{}", "--host", "192.0.2.1", "--auth", "{}/auth", "--port", "0"],
+        "--host: cannot listen on 192.0.2.1:0 .*; give an address of this machine",
+    ),
+    "a user with two passwords": (
+        raw("auth", "me:one\nme:two"), ["studio", "{}", "--auth", "{}/auth"], "names a user twice; give each",
     ),
     "a new one of a broken LoRA": (
         cut(LORA, 50), ["init", "{}/new", "--from-loras", "{}/" + LORA], "not a safetensors file",

@@ -153,6 +153,14 @@ def test_init_takes_the_files_that_a_shell_writes_for_a_pattern(tmp_path, loras)
     assert not (tmp_path / "other").exists()
 
 
+def test_init_shortens_a_name_that_no_effect_can_have(tmp_path):
+    title = f"flux-kontext {'x' * 50} rank16 step00004000"
+    save_file({"m.lora_A.weight": torch.ones(1, 1)}, tmp_path / f"{title}.safetensors")
+    create(tmp_path / "new", "nano", [tmp_path / f"{title}.safetensors"])
+    (effect,) = Collection.load(tmp_path / "new").effects
+    assert effect.name == f"flux-kontext-{'x' * 50}"
+
+
 def test_init_writes_any_teacher_prompt_as_yaml(tmp_path):
     prompt = 'style: "neon" # bright\n- really'
     weights = {"to_q": (torch.ones(2, 3), torch.ones(4, 2))}

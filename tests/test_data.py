@@ -131,6 +131,14 @@ def test_sixteen_bits_of_a_dark_photo_stay_dark(tmp_path):
     assert read_photo(tmp_path / "a.png").max() == 0
 
 
+@pytest.mark.parametrize(("white", "expected"), [(1.0, 127), (255.0, 127), (65535.0, 127)])
+def test_the_white_of_a_float_tiff_is_found(tmp_path, white, expected):
+    values = np.linspace(0, white, 5, dtype=np.float32).reshape(1, 5).repeat(4, 0)
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    photo = read_photo(tmp_path / "a.tif")
+    assert photo[0, :, 0].tolist() == pytest.approx([0, 63, expected, 191, 255], abs=1)
+
+
 def test_an_ending_does_not_decide_what_a_photo_is(tmp_path):
     Image.fromarray(PIXELS).save(tmp_path / "real.png")
     (tmp_path / "real.png").rename(tmp_path / "a.jpg")

@@ -14,6 +14,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 import collectionlora
+from collectionlora.adapters.flux_names import original_names
 from collectionlora.adapters.formats import read_lora
 from collectionlora.adapters.low_rank import change
 from collectionlora.adapters.recipe import Recipe, read_adapter, write_adapter
@@ -255,6 +256,31 @@ def test_flux_2_has_its_own_keys_and_nodes(tmp_path, collection, base, guided):
     graph = export_workflow(collection, name, tmp_path / "out", "ModelSamplingAuraFlow")
     assert all(name.startswith("transformer.") for name in names_in(tmp_path / "out"))
     assert (graph["positive"]["class_type"] == "FluxGuidance") == guided
+
+
+def test_flux_2_in_comfyui_lacks_no_module():
+    """It knows these four by their names in diffusers, and the others by those of the base's own code."""
+    weights = target_weights(*FLUX_2.empty_network("black-forest-labs/FLUX.2-dev"))
+    own_names, spelled = original_names(weights), FLUX_2.export.comfyui_names
+    others = {name for name in weights if "transformer_blocks" not in name} - set(spelled)
+    assert others == {"x_embedder", "context_embedder", "norm_out.linear", "proj_out"}
+    for module, theirs in spelled.items():
+        assert own_names[theirs.removeprefix("diffusion_model.")] == (module,)
+
+
+def test_modules_that_comfyui_calls_otherwise_are_read_back(tmp_path, collection):
+    modules = ["double_stream_modulation_img.linear", "single_transformer_blocks.0.attn.to_out"]
+    weights = {name: (torch.randn(4, 6), torch.randn(8, 4)) for name in modules}
+    recipe = RECIPE.model_copy(update={"base": "black-forest-labs/FLUX.2-dev"})
+    write_adapter(collection / "collection.safetensors", weights, recipe)
+    export(collection, "comfyui", tmp_path / "out")
+    keys = names_in(tmp_path / "out")
+    assert "diffusion_model.double_stream_modulation_img.lin.lora_up.weight" in keys
+    assert "transformer.single_transformer_blocks.0.attn.to_out.alpha" in keys
+    base = {name: torch.zeros(8, 6) for name in modules}
+    found = read_lora(tmp_path / "out" / "my-effects.safetensors", base)
+    for name, pair in found.weights.items():
+        torch.testing.assert_close(change(pair), change(weights[name]), rtol=1e-2, atol=1e-2)
 
 
 @pytest.mark.parametrize("family", [f for f in FAMILIES if f.export.workflow], ids=lambda f: f.name)

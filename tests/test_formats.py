@@ -4,6 +4,8 @@ import json
 
 import pytest
 import torch
+import yaml
+from helpers.small_collection import NAMES, build
 from peft import LoraConfig, get_peft_model
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -13,9 +15,12 @@ from collectionlora.adapters.formats import read_lora, read_teacher, write_lora
 from collectionlora.adapters.low_rank import change
 from collectionlora.adapters.recipe import Recipe, read_adapter, write_adapter
 from collectionlora.adapters.roles import STUDENT, Roles, target_weights
+from collectionlora.collection import Collection
 from collectionlora.command_line.terminal import describe_lora
+from collectionlora.config import resolve
 from collectionlora.manifest.template import create
 from collectionlora.planning import checking
+from collectionlora.runs.teacher_files import open_teachers
 from collectionlora.system.errors import UserError
 
 ATTENTION, MLP, CONV = "blocks.0.attn.to_q", "blocks.0.img_mlp.net.0", "mix.1"
@@ -191,6 +196,30 @@ def test_alpha_of_the_header_of_diffusers(tmp_path, base, adapter, stabilised):
     power = 0.5 if stabilised else 1.0
     scales = {ATTENTION: 8 / 4**power, MLP: 1 / 3**power, CONV: 8 / 2**power}
     assert_changes(read_lora(path, base), {name: change(p) * scales[name] for name, p in adapter.items()})
+
+
+def test_the_text_encoder_is_left_out_on_request(tmp_path, base, adapter):
+    """By its tensors, its alphas and its part of the header; the rest is the same teacher."""
+    spelling = ("transformer.{}.lora_A.weight", "transformer.{}.lora_B.weight")
+    header = {"transformer.r": 4, "transformer.lora_alpha": 8, "text_encoder.r": 16}
+    header |= {"transformer.rank_pattern": {MLP: 3, CONV: 2}, "text_encoder.lora_alpha": 1}
+    metadata = {"lora_adapter_metadata": json.dumps(header)}
+    path = written(tmp_path / "a.safetensors", adapter, *spelling, metadata=metadata)
+    with pytest.raises(UserError, match="write without_text_encoder: true"):
+        read_teacher(path, base)
+    scales = {ATTENTION: 8 / 4, MLP: 8 / 3, CONV: 8 / 2}
+    expected = {name: change(pair) * scales[name] for name, pair in adapter.items()}
+    name = "lora_te1_text_model_encoder_layers_0_mlp_fc1"
+    further = {f"{name}.lora_down.weight": torch.ones(1, 2), f"{name}.alpha": torch.tensor(1.0)}
+    further["module.text_encoder.layers.0.q_proj.lora_A.weight"] = torch.ones(1, 2)
+    save_file(load_file(path) | further, path, metadata)
+    found = read_teacher(path, base, without_text_encoder=True)
+    assert_changes(found, expected)
+    line = describe_lora({"name": "a", **found.report(4)})
+    assert line.endswith(", 3 tensors of the text encoder left out")
+    save_file(further, path)
+    with pytest.raises(UserError, match="holds no LoRA weights"):
+        read_teacher(path, base, without_text_encoder=True)
 
 
 def test_a_header_that_contradicts_the_tensors_is_refused(tmp_path, base, adapter):
@@ -550,3 +579,19 @@ def test_a_teacher_that_changes_one_module_is_read(tmp_path, base, adapter):
     spelling = ("transformer.{}.lora_A.weight", "transformer.{}.lora_B.weight")
     path = written(tmp_path / "a.safetensors", some, *spelling)
     assert set(read_teacher(path, base).weights) == set(adapter)
+
+
+def test_the_manifest_leaves_out_the_text_encoder(tmp_path):
+    """`check` says that it is left out, and a run reads the same."""
+    folder = build(tmp_path / "mine")
+    teacher = folder / "teachers" / f"{NAMES[0]}.safetensors"
+    save_file(load_file(teacher) | {"lora_te_layers_0.lora_down.weight": torch.ones(1, 2)}, teacher)
+    (problem,) = checking.check_collection(folder)["problems"]
+    assert problem["hint"].startswith("write without_text_encoder: true into the effect's entry")
+    manifest = yaml.safe_load((folder / "collection.yaml").read_text())
+    manifest["effects"][0]["without_text_encoder"] = True
+    (folder / "collection.yaml").write_text(yaml.safe_dump(manifest))
+    result = checking.check_collection(folder)
+    assert [effect["left_out"] for effect in result["effects"]] == [1, 0]
+    teachers = open_teachers(Collection.load(folder), torch.float32, resolve())
+    assert len(teachers[NAMES[0]]) == len(teachers[NAMES[1]])

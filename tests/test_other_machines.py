@@ -252,6 +252,14 @@ def test_a_terminal_of_ascii_shows_what_it_cannot_as_escapes(monkeypatch):
     assert screen.getvalue() == b"\\xe9 caf\\udce9.png\n"
 
 
+@pytest.mark.parametrize("verb", ["effects", "--help"])
+def test_a_terminal_without_a_width_shows_all(verb):
+    environment = {**os.environ, "COLUMNS": "0"}
+    arguments = [sys.executable, "-m", "collectionlora", verb, *(["nano"] if verb == "effects" else [])]
+    done = subprocess.run(arguments, env=environment, capture_output=True, text=True)
+    assert (done.returncode, "edit" in done.stdout + done.stderr) == (0, True)
+
+
 def test_a_reader_that_has_gone_gets_no_traceback():
     code = "from collectionlora.command_line.terminal import any_terminal as a\nwith a(): print('x' * 10**6)"
     reading, writing = os.pipe()

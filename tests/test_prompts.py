@@ -371,6 +371,7 @@ def test_an_unreachable_port_is_one_line(run):
         (["--vlm", "localhost:8000/v1", "--model", "m"], ["--vlm: is not an http address"]),
         (["--vlm", "http://[::1/v1", "--model", "m"], ["is not an http address"]),
         (["--vlm", "http://a b/v1", "--model", "m"], ["is not an http address"]),
+        (["--vlm", "http://a/v1/chat/completions", "--model", "m"], ["leave that part out: it ends in /v1"]),
         (["--vlm", f"http://me:{KEY}@localhost/v1", "--model", "m"], ["password", "--api-key-env"]),
         (["--vlm", f"http://localhost/v1?key={KEY}", "--model", "m"], ["query", "--api-key-env"]),
         (["--vlm", f"http://me:{KEY}@localhost/v1"], ["--model"]),

@@ -337,8 +337,9 @@ def test_other_machines_need_a_password(folder, monkeypatch):
 
 def test_accounts_come_from_a_file_or_the_environment(tmp_path, monkeypatch):
     path = tmp_path / "accounts"
-    path.write_text("ada:love:lace\n\nbob:x\n")
-    assert read_accounts(path) == [("ada", "love:lace"), ("bob", "x")]
+    for encoding in ("utf-8", "utf-8-sig"):  # editors of Windows write a mark in front
+        path.write_text("ada:love:lace\n\nbob:x\n", encoding)
+        assert read_accounts(path) == [("ada", "love:lace"), ("bob", "x")]
     monkeypatch.setenv("COLLECTIONLORA_AUTH", "eve:y")
     assert read_accounts(None) == [("eve", "y")]
     path.write_text("onlysecret\n")

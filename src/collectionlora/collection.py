@@ -19,6 +19,7 @@ MANIFEST = "collection.yaml"
 RESULT = "collection.safetensors"
 PROMPTS = "prompts.json"  # student prompts, see `prompting.writing`
 NAME = r"^[a-z0-9]+(-[a-z0-9]+)*$"  # of an effect; files are named after it
+MAX_EFFECT = 64  # characters of an effect's name
 MAX_PROMPT = 2000  # characters
 PAIR = '{"photo": "photos/me.jpg", "prompt": "make the sky red"}'  # a line of the general stream's pairs
 TRIGGER = re.compile(r"<[^<>\s]+>")
@@ -50,8 +51,9 @@ class Entry(BaseModel):
 class Effect(Entry):
     """One effect of the manifest; paths are relative to the collection's folder."""
 
-    name: str = Field(pattern=NAME, max_length=64)
+    name: str = Field(pattern=NAME, max_length=MAX_EFFECT)
     teacher: Place
+    without_text_encoder: bool = False  # leave out what the teacher's file changes of the text encoder
     teacher_prompt: PromptText
     photos: Place
     references: tuple[Place, ...] = ()  # images that are shown beside every photo
@@ -109,7 +111,7 @@ class Collection:
         except FileNotFoundError:
             raise UserError(path, "", "is missing", f"make one: collectionlora init {folder}") from None
         except UnicodeDecodeError as error:
-            raise UserError(path, "", f"is not valid YAML ({error})", "fix the syntax") from None
+            raise UserError(path, "", f"is not text in UTF-8 ({error})", "save it as UTF-8") from None
         except OSError as error:
             raise UserError(
                 path, "", f"cannot be read ({error.strerror})", "put a readable file there"
@@ -370,7 +372,9 @@ def _read_lines(path: Path, field: str) -> list[tuple[int, str]]:
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise UserError(path, field, f"is not text in UTF-8 ({error})", "save it as UTF-8") from None
+    except OSError as error:
         raise UserError(path, field, str(error), "give a text file") from None
     lines = ((number, line.strip()) for number, line in enumerate(text.split("\n"), 1))
     return [(number, line) for number, line in lines if line]

@@ -394,6 +394,8 @@ def _explain(error: ValidationError) -> SettingsError:
     message, hint = first["msg"].removeprefix("Value error, "), f"it is {quote(first['input'])} now"
     if first["type"] in ("int_type", "float_type"):
         hint += ": write a plain number"
+    if first["type"] == "tuple_type":
+        hint += ": write a list in brackets, [8, 4]"
     return SettingsError(field, message, hint)
 
 

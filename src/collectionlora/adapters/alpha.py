@@ -11,6 +11,7 @@ from typing import Any
 from peft.utils.other import get_pattern_key
 from torch import Tensor
 
+from collectionlora.adapters.keys import WITHOUT
 from collectionlora.adapters.lycoris import Rebuilt
 from collectionlora.system.errors import UserError, quote
 
@@ -35,8 +36,10 @@ class AlphaHeader:
     place: str = ""
 
     @classmethod
-    def find(cls, path: Path, metadata: Mapping[str, str]) -> "AlphaHeader":
-        """The configuration of a file, empty if it has none.
+    def find(
+        cls, path: Path, metadata: Mapping[str, str], without_text_encoder: bool = False
+    ) -> "AlphaHeader":
+        """The configuration of a file, empty if it has none; what it says of a text encoder may be left out.
 
         Raises:
             UserError: it is there but cannot be read.
@@ -55,9 +58,10 @@ class AlphaHeader:
             config = {key.removeprefix("transformer."): value for key, value in json.loads(text).items()}
         except (ValueError, AttributeError, RecursionError):
             raise UserError(path, place, "is not a JSON object", AGAIN) from None
-        for name in config:
-            if name.startswith("text_encoder"):
-                raise UserError(path, f"{place}: {name}", "is for a text encoder LoRA", "train without it")
+        for name in [name for name in config if name.startswith("text_encoder")]:
+            if not without_text_encoder:
+                raise UserError(path, f"{place}: {name}", "is for a text encoder LoRA", WITHOUT)
+            del config[name]
         start = config.get("init_lora_weights")
         if isinstance(start, str) and start.lower().replace("-", "_").startswith(CHANGES_BASE):
             message = f"says that {start} moved the base's weights before this LoRA was trained"

@@ -39,18 +39,27 @@ SINGLE = (
 )
 # Its scale and shift stand in the other order there: the halves of its rows are swapped.
 SWAPPED = "final_layer.adaLN_modulation.1"
-OUTSIDE = {
-    "img_in": "x_embedder",
-    "txt_in": "context_embedder",
-    "time_in.in_layer": "time_text_embed.timestep_embedder.linear_1",
-    "time_in.out_layer": "time_text_embed.timestep_embedder.linear_2",
-    "guidance_in.in_layer": "time_text_embed.guidance_embedder.linear_1",
-    "guidance_in.out_layer": "time_text_embed.guidance_embedder.linear_2",
-    "vector_in.in_layer": "time_text_embed.text_embedder.linear_1",
-    "vector_in.out_layer": "time_text_embed.text_embedder.linear_2",
-    "final_layer.linear": "proj_out",
-    SWAPPED: "norm_out.linear",
-}
+OUTSIDE = (
+    ("img_in", "x_embedder"),
+    ("txt_in", "context_embedder"),
+    ("final_layer.linear", "proj_out"),
+    (SWAPPED, "norm_out.linear"),
+    # FLUX.1
+    ("time_in.in_layer", "time_text_embed.timestep_embedder.linear_1"),
+    ("time_in.out_layer", "time_text_embed.timestep_embedder.linear_2"),
+    ("guidance_in.in_layer", "time_text_embed.guidance_embedder.linear_1"),
+    ("guidance_in.out_layer", "time_text_embed.guidance_embedder.linear_2"),
+    ("vector_in.in_layer", "time_text_embed.text_embedder.linear_1"),
+    ("vector_in.out_layer", "time_text_embed.text_embedder.linear_2"),
+    # FLUX.2
+    ("time_in.in_layer", "time_guidance_embed.timestep_embedder.linear_1"),
+    ("time_in.out_layer", "time_guidance_embed.timestep_embedder.linear_2"),
+    ("guidance_in.in_layer", "time_guidance_embed.guidance_embedder.linear_1"),
+    ("guidance_in.out_layer", "time_guidance_embed.guidance_embedder.linear_2"),
+    ("double_stream_modulation_img.lin", "double_stream_modulation_img.linear"),
+    ("double_stream_modulation_txt.lin", "double_stream_modulation_txt.linear"),
+    ("single_stream_modulation.lin", "single_stream_modulation.linear"),
+)
 
 
 def original_names(names: Collection[str]) -> dict[str, tuple[str, ...]]:
@@ -65,7 +74,7 @@ def original_names(names: Collection[str]) -> dict[str, tuple[str, ...]]:
             modules = tuple(block + piece for piece in pieces)
             if all(module in names for module in modules):
                 found[f"{kind}.{block.split('.')[1]}.{name}"] = modules
-    return found | {name: (module,) for name, module in OUTSIDE.items() if module in names}
+    return found | {name: (module,) for name, module in OUTSIDE if module in names}
 
 
 def swap_halves(rows: Tensor) -> Tensor:

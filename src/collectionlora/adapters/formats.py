@@ -4,7 +4,7 @@ Every tensor of a file is either used or the file is refused by name. `docs/lora
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from collectionlora.adapters.alpha import AGAIN, AlphaHeader, module_scale
 from collectionlora.adapters.flux_names import SWAPPED, original_names, swap_halves
-from collectionlora.adapters.keys import ModuleNames, split_key
+from collectionlora.adapters.keys import ModuleNames, is_of_text_encoder, split_key
 from collectionlora.adapters.low_rank import Factors, change_norm
 from collectionlora.adapters.lycoris import MAX_RANK, Rebuilt, dora, rebuild
 from collectionlora.adapters.roles import LoraWeights
@@ -24,6 +24,8 @@ from collectionlora.system.files import write_tensors
 
 MAX_LOSS = 0.1  # of a converted module's change; beyond it the teacher would no longer be the user's
 MIN_CHANGE = 1e-6  # of what its factors could make; below it is rounding
+LFS_POINTER = b"version https://git-lfs.github.com"
+OTHER_WEIGHTS = (b"PK", b"\x80", b"GGUF")  # torch's files, pickles, llama.cpp's
 MAGNITUDES = ("dora_scale", "lora_magnitude_vector")
 
 
@@ -36,6 +38,7 @@ class LoraFile:
     format: str = "diffusers LoRA"
     scales: dict[str, float] = field(default_factory=dict)  # alpha / rank by module
     losses: dict[str, float] = field(default_factory=dict)  # of the change's norm, by converted module
+    left_out: int = 0  # tensors of the text encoder
 
     @property
     def rank(self) -> int:
@@ -54,6 +57,7 @@ class LoraFile:
             "targets": num_targets,
             "norm": sum(norm**2 for norm in norms) ** 0.5,
             "conversion_loss": max(self.losses.values(), default=0.0),
+            "left_out": self.left_out,
         }
 
 
@@ -70,7 +74,21 @@ def open_lora(path: Path) -> Iterator[Any]:
     except FileNotFoundError:
         raise UserError(path, "", "there is no such file", "check the path") from None
     except (SafetensorError, OSError) as error:
-        raise UserError(path, "", f"not a safetensors file ({error})", "convert it to safetensors") from None
+        raise UserError(path, "", f"not a safetensors file ({error})", _advise(path)) from None
+
+
+def _advise(path: Path) -> str:
+    """What to do about a file that is no safetensors: many are something else that was downloaded."""
+    if path.is_dir():
+        return "give the file, not a folder"
+    with suppress(OSError), path.open("rb") as file:
+        start = file.read(len(LFS_POINTER))
+        if start == LFS_POINTER:
+            return "it is a note of Git LFS in place of the file: run git lfs pull"
+        # The length of a header may begin with the same bytes; the header behind its 8 bytes does not.
+        if start.startswith(OTHER_WEIGHTS) and start[8:9] not in (b"", b"{"):
+            return "convert it to safetensors"
+    return "download it again, or export it again"
 
 
 def read_header(path: Path) -> dict[str, str]:
@@ -87,6 +105,7 @@ def read_lora(
     path: Path,
     base: Mapping[str, Tensor] | None = None,
     read_weight: Callable[[str], Tensor] | None = None,
+    without_text_encoder: bool = False,
 ) -> LoraFile:
     """Read an adapter; `W + (alpha / rank) * B @ A`, alpha defaulting to the rank.
 
@@ -95,6 +114,7 @@ def read_lora(
             resolve underscored names, check shapes, and DoRA needs their values. Without them the names are
             taken as they stand.
         read_weight: reads one of these weights where `base` has only its shape, or holds it packed.
+        without_text_encoder: leave out what changes the text encoder; otherwise such a file is refused.
 
     Raises:
         UserError: not a safetensors file, a key that is not used, a module that the base lacks, an incomplete
@@ -102,11 +122,13 @@ def read_lora(
     """
     with open_lora(path) as file:
         metadata = file.metadata() or {}
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    header = AlphaHeader.find(path, metadata)
+        names = list(file.keys())
+        kept = [name for name in names if not (without_text_encoder and is_of_text_encoder(name))]
+        tensors = {name: file.get_tensor(name) for name in kept}
+    header = AlphaHeader.find(path, metadata, without_text_encoder)
     fused = original_names(base or {})
-    names = ModuleNames(None if base is None else {*base, *fused})
-    parts, prefixes = gather_parts(path, tensors, names)
+    modules = ModuleNames(None if base is None else {*base, *fused})
+    parts, prefixes = gather_parts(path, tensors, modules)
     if not parts:
         raise UserError(path, "", "holds no LoRA weights", "give the file of a trained LoRA")
     weights: dict[str, Factors] = {}
@@ -132,7 +154,7 @@ def read_lora(
             if built.loss:
                 losses[piece] = built.loss
     label = f"{'+'.join(sorted(prefixes))} {'+'.join(sorted(kinds))}"
-    return LoraFile(weights, metadata, label, scales, losses)
+    return LoraFile(weights, metadata, label, scales, losses, len(names) - len(kept))
 
 
 def gather_parts(
@@ -162,14 +184,17 @@ def gather_parts(
 
 
 def read_teacher(
-    path: Path, base: Mapping[str, Tensor], read_weight: Callable[[str], Tensor] | None = None
+    path: Path,
+    base: Mapping[str, Tensor],
+    read_weight: Callable[[str], Tensor] | None = None,
+    without_text_encoder: bool = False,
 ) -> LoraFile:
     """Read an effect LoRA as `read_lora` does; one that changes nothing has nothing to teach.
 
     Raises:
         UserError: as `read_lora`, or no module's change differs from zero.
     """
-    lora = read_lora(path, base, read_weight)
+    lora = read_lora(path, base, read_weight, without_text_encoder)
     for a, b in lora.weights.values():
         if change_norm((a, b)) > MIN_CHANGE * float(a.norm()) * float(b.norm()):
             return lora

@@ -34,12 +34,10 @@ KEY = re.compile(
 SAME = {"lora_A": "down", "lora_down": "down", "lora.down": "down"}
 SAME |= {"lora_B": "up", "lora_up": "up", "lora.up": "up", "lora_mid": "mid"}
 
+TEXT_ENCODER = r"(lora_te\d?_|text_encoder|text_model|te\d?\.|conditioner\.).*"
+WITHOUT = "write without_text_encoder: true into the effect's entry in collection.yaml, or train without it"
 REFUSED = (
-    (
-        r"(lora_te\d?_|text_encoder|text_model|te\d?\.|conditioner\.).*",
-        "trains the text encoder, which stays as it is here",
-        "train the LoRA again on the transformer alone, or take its text encoder keys out of the file",
-    ),
+    (TEXT_ENCODER, "trains the text encoder, which stays as it is here", WITHOUT),
     (
         r".*\.(diff|diff_b|w_norm|b_norm|set_weight|reshape_weight|bias)",
         "replaces a weight, a bias or a norm, which no LoRA can hold",
@@ -51,6 +49,11 @@ REFUSED = (
         "train a LoRA, LoHa or LoKr in its place",
     ),
 )
+
+
+def is_of_text_encoder(key: str) -> bool:
+    """Whether a tensor changes the text encoder and not the transformer."""
+    return re.fullmatch(TEXT_ENCODER, re.sub(WRAPPERS, "", key)) is not None
 
 
 def split_key(path: Path, key: str) -> tuple[str, str]:

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,8 @@ class ExportFacts:
         size_arguments: those of the pipeline that give the image's `width` and `height`.
         lora_loader: the call that loads the file `LORA` of `folder` into the pipeline `pipe`.
         setup: lines before the pipeline is called; `$seen` is the side at which the text encoder sees photos.
-        comfyui_prefix: under which ComfyUI finds every module by its name in diffusers, if it does.
+        comfyui_prefix: under which ComfyUI finds modules by their names in diffusers, if it can find all.
+        comfyui_names: whole names of the others there, by those in diffusers.
         workflow: makes the ComfyUI workflow of a student, if the base has nodes there.
     """
 
@@ -40,6 +41,7 @@ class ExportFacts:
     lora_loader: str = "pipe.load_lora_weights(folder, weight_name=LORA)"
     setup: str = ""
     comfyui_prefix: str | None = None
+    comfyui_names: Mapping[str, str] = field(default_factory=dict)
     workflow: Callable[[Student], Graph] | None = None
 
 

@@ -27,15 +27,16 @@ from collectionlora.backbones.diffusers_model import (
 )
 from collectionlora.backbones.family import ExportFacts, SectionValues, Speech
 
-# Without the modulations and the embedding of time, which ComfyUI does not know by their names in diffusers.
-LORA_ROOTS = (
-    "transformer_blocks.",
-    "single_transformer_blocks.",
-    "x_embedder",
-    "context_embedder",
-    "norm_out.",
-    "proj_out",
-)
+# What ComfyUI knows by the names of Black Forest Labs' own code alone.
+COMFYUI_NAMES = {
+    "time_guidance_embed.timestep_embedder.linear_1": "diffusion_model.time_in.in_layer",
+    "time_guidance_embed.timestep_embedder.linear_2": "diffusion_model.time_in.out_layer",
+    "time_guidance_embed.guidance_embedder.linear_1": "diffusion_model.guidance_in.in_layer",
+    "time_guidance_embed.guidance_embedder.linear_2": "diffusion_model.guidance_in.out_layer",
+    "double_stream_modulation_img.linear": "diffusion_model.double_stream_modulation_img.lin",
+    "double_stream_modulation_txt.linear": "diffusion_model.double_stream_modulation_txt.lin",
+    "single_stream_modulation.linear": "diffusion_model.single_stream_modulation.lin",
+}
 DEV = {
     "num_layers": 8,
     "num_single_layers": 48,
@@ -179,7 +180,7 @@ FLUX_2 = DiffusersFamily(
     backbone=Flux2,
     network_class="Flux2Transformer2DModel",
     vae_class="AutoencoderKLFlux2",
-    lora_roots=LORA_ROOTS,
+    lora_roots=("",),
     name_part="flux.2",
     known={"black-forest-labs/FLUX.2-dev": KnownBase(DEV, 24_011_361_280)},
     reads_references=True,
@@ -203,6 +204,7 @@ FLUX_2 = DiffusersFamily(
         arguments="guidance_scale={guidance:g}",
         setup=SETUP,
         comfyui_prefix="transformer.",
+        comfyui_names=COMFYUI_NAMES,
         workflow=make_workflow,
     ),
 )
@@ -211,7 +213,7 @@ FLUX_2_KLEIN = KleinFamily(
     backbone=Flux2,
     network_class="Flux2Transformer2DModel",
     vae_class="AutoencoderKLFlux2",
-    lora_roots=LORA_ROOTS,
+    lora_roots=("",),
     name_part="flux.2-klein",
     known={
         "black-forest-labs/FLUX.2-klein-base-4B": KnownBase(KLEIN_4B, QWEN3_4B),
@@ -227,6 +229,7 @@ FLUX_2_KLEIN = KleinFamily(
         arguments="guidance_scale=1.0",
         setup=SETUP,
         comfyui_prefix="transformer.",
+        comfyui_names=COMFYUI_NAMES,
         workflow=make_klein_workflow,
     ),
 )

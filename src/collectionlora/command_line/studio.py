@@ -1,5 +1,6 @@
 """`collectionlora studio`: what may connect, how much it may send, and the page."""
 
+import errno
 import os
 import socket
 import threading
@@ -133,7 +134,10 @@ def check_port(host: str, port: int) -> None:
     try:
         socket.create_server((host, port), family=family).close()
     except OSError as error:
-        raise UserError("", "--port", f"cannot listen on {host}:{port} ({error})", "try --port 0") from None
+        message = f"cannot listen on {host}:{port} ({error})"
+        if error.errno in (errno.EADDRINUSE, errno.EACCES):
+            raise UserError("", "--port", message, "try --port 0") from None
+        raise UserError("", "--host", message, "give an address of this machine, such as 127.0.0.1") from None
 
 
 def read_accounts(path: Path | None) -> list[tuple[str, str]]:
@@ -144,7 +148,7 @@ def read_accounts(path: Path | None) -> list[tuple[str, str]]:
     """
     place = path or AUTH_VARIABLE
     try:
-        text = path.read_text(encoding="utf-8") if path else os.environ.get(AUTH_VARIABLE, "")
+        text = path.read_text(encoding="utf-8-sig") if path else os.environ.get(AUTH_VARIABLE, "")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(place, "--auth", str(error), "give a text file of USER:PASSWORD lines") from None
     accounts = []
@@ -154,6 +158,8 @@ def read_accounts(path: Path | None) -> list[tuple[str, str]]:
             # The line itself may hold a password: it is not repeated.
             raise UserError(place, "--auth", "has a line that is not USER:PASSWORD", "fix that line")
         accounts.append((user, password))
+    if len(dict(accounts)) < len(accounts):
+        raise UserError(place, "--auth", "names a user twice", "give each user one password")
     if path and not accounts:
         raise UserError(place, "--auth", "is empty", "write one USER:PASSWORD a line")
     return accounts

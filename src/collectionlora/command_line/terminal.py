@@ -20,6 +20,8 @@ from collectionlora.config import SettingsError
 from collectionlora.effectbench.report.columns import find_measured, write_value
 from collectionlora.system.errors import Interrupted, UserError, explain_fault, one_line
 
+if os.environ.get("COLUMNS") == "0":  # of a terminal whose width is not known: rich would show nothing
+    del os.environ["COLUMNS"]
 console = Console(stderr=True)
 UsageError: Any = typer.BadParameter.__bases__[0]  # Typer has no name of its own for it
 # The measures that a terminal has room for; metrics.json and the report have all.
@@ -136,7 +138,9 @@ def describe_lora(effect: dict[str, Any]) -> str:
     line = f"{effect['name']}: {effect['format']}, rank {ranks}, scale {scales}, "
     line += f"{effect['modules']} of {effect['targets']} modules, norm {effect['norm']:.3g}"
     lost = effect["conversion_loss"]
-    return f"{line}, converted with a loss of {lost:.2g}" if lost else line
+    line += f", converted with a loss of {lost:.2g}" if lost else ""
+    left_out = effect["left_out"]
+    return f"{line}, {left_out} tensors of the text encoder left out" if left_out else line
 
 
 def folded(*names: str) -> list[Column]:

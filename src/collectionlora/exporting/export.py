@@ -157,14 +157,19 @@ def describe_student(card: Card) -> Student:
 
 def spell(card: Card, weights: LoraWeights, rank: int) -> dict[str, Tensor]:
     """The tensors under the names of a format; alpha is the rank, and ComfyUI is told so."""
-    prefix = (card.facts.comfyui_prefix or "") if card.format == "comfyui" else ""
     down, up = KEYS[card.format]
     tensors: dict[str, Tensor] = {}
     for module, (a, b) in weights.items():
-        tensors |= {prefix + down.format(module): a, prefix + up.format(module): b}
         if card.format == "comfyui":
-            tensors[f"{prefix}{module}.alpha"] = torch.tensor(float(rank))
+            module = comfyui_name(card.facts, module)
+            tensors[f"{module}.alpha"] = torch.tensor(float(rank))
+        tensors |= {down.format(module): a, up.format(module): b}
     return tensors
+
+
+def comfyui_name(facts: ExportFacts, module: str) -> str:
+    """A module's name in ComfyUI, with its prefix."""
+    return facts.comfyui_names.get(module, f"{facts.comfyui_prefix}{module}")
 
 
 def scheduler_config(shift: float, sampler: Sampler) -> dict[str, Any]:

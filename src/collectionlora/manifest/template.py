@@ -8,7 +8,7 @@ from collectionlora.adapters.alpha import DIFFUSERS_FILE, PEFT_CONFIG, PEFT_FILE
 from collectionlora.adapters.formats import read_header
 from collectionlora.backbones import guess_family
 from collectionlora.backbones.family import Family
-from collectionlora.collection import MANIFEST, Collection
+from collectionlora.collection import MANIFEST, MAX_EFFECT, Collection
 from collectionlora.manifest.instructions import INSTRUCTIONS
 from collectionlora.system.errors import UserError
 from collectionlora.system.files import copy_whole, refuse_other, write_text
@@ -26,6 +26,7 @@ EFFECT = """\
     teacher_prompt: {prompt}    # what this LoRA was trained with
     photos: photos/{name}       # about 20 photos, no edited ones needed
     # student_prompt: written by `prompts` unless you give one here
+    # without_text_encoder: true    # leaves out what the LoRA's file changes of the text encoder
     # references: [look.png]    # shown beside every photo, where the base reads several images
     # truth: heldout/{name}     # for `bench`: true images, a procedural effect's name, or none
     # criteria: keep the face   # for `bench --judge`: what a good picture of this effect has
@@ -126,10 +127,10 @@ def list_folder(folder: Path) -> list[Path]:
 
 
 def name_effect(path: Path) -> str:
-    """The name of the effect of a LoRA file: lower-case letters, digits and hyphens."""
+    """The name of the effect of a LoRA file: at most `MAX_EFFECT` lower-case letters, digits and hyphens."""
     title = path.resolve().parent.name if path.name in SHARED_NAMES else path.stem
     words = "".join(c if c.isascii() and c.isalnum() else " " for c in title.lower()).split()
-    return "-".join(words) or "effect"
+    return "-".join(words)[:MAX_EFFECT].rstrip("-") or "effect"
 
 
 def write_scalar(text: str) -> str:

@@ -99,9 +99,7 @@ def to_photo(picture: Picture) -> Photo:
 def _to_rgb(image: Image.Image, path: Path) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
         values = np.nan_to_num(np.asarray(image, dtype=np.float32))
-        # "I;16" is 16 bits however dark; "I" and "F" do not say what their white is.
-        scale = 255 / 65535 if image.mode.startswith("I;16") or values.max() > 255 else 1.0
-        eight = Image.fromarray((values * scale).clip(0, 255).astype(np.uint8))
+        eight = Image.fromarray((values * _scale_of(image.mode, values)).clip(0, 255).astype(np.uint8))
         eight.info = image.info
         return convert_to_srgb(eight, path)
     if image.mode != "CMYK" and ("A" in image.getbands() or "transparency" in image.info):
@@ -111,6 +109,13 @@ def _to_rgb(image: Image.Image, path: Path) -> Image.Image:
         white.paste(colours, mask=layered.getchannel("A"))
         return white
     return convert_to_srgb(image, path)
+
+
+def _scale_of(mode: str, values: NDArray[np.float32]) -> float:
+    """What brings grey numbers to 255: "I;16" is 16 bits however dark; "I" and "F" do not say their white."""
+    if mode == "F" and values.max() <= 1:
+        return 255
+    return 255 / 65535 if mode.startswith("I;16") or values.max() > 255 else 1
 
 
 def crop_square(photo: Photo, side: int) -> Photo:

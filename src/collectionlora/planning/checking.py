@@ -66,7 +66,8 @@ def check_collection(folder: Path, progress: Progress = ignore) -> dict[str, Any
         for effect in collection.effects:
             path = found.attempt(collection.teacher_path, effect)
             if path and base is not None:
-                lora = found.attempt(read_teacher, path, base, family_of(name).weight_reader(name))
+                reader, without = family_of(name).weight_reader(name), effect.without_text_encoder
+                lora = found.attempt(read_teacher, path, base, reader, without)
                 if lora:
                     effects.append({"name": effect.name, **lora.report(len(base))})
     problems = [problem.as_dict() for problem in found.problems]

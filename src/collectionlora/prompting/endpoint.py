@@ -90,6 +90,9 @@ class Endpoint:
         if "@" in parts.netloc or parts.query:
             hint = "put the key into an environment variable and name it: --api-key-env NAME"
             raise UserError("", self.option, "the address carries a password or a query", hint)
+        if parts.path.rstrip("/").endswith("/chat/completions"):
+            hint = "leave that part out: it ends in /v1 or the like"
+            raise UserError("", self.option, "the address ends in /chat/completions, which is added", hint)
 
     @classmethod
     def of(

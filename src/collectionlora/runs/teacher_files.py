@@ -69,11 +69,15 @@ def open_teachers(collection: Collection, dtype: torch.dtype, settings: Settings
         model = settings.model
         key = fingerprint(identity, model.dtype, model.quantization, collection.teacher_path(effect))
         path = cache_path(collection, f"teacher-{effect.name}", key)
-        return Kept(path, lambda: open_teacher(collection.teacher_path(effect), path))
+        return Kept(path, lambda: open_teacher(effect, path))
 
-    def open_teacher(teacher: Path, path: Path) -> TeacherFile:
+    def read_weight(name: str) -> Tensor:
+        return whole_weight(network().get_submodule(name))
+
+    def open_teacher(effect: Effect, path: Path) -> TeacherFile:
         if not is_whole(path):
-            lora = read_teacher(teacher, shapes, lambda name: whole_weight(network().get_submodule(name)))
+            teacher = collection.teacher_path(effect)
+            lora = read_teacher(teacher, shapes, read_weight, effect.without_text_encoder)
             tensors: dict[str, Tensor] = {}
             for module, (a, b) in lora.weights.items():
                 tensors |= {f"{module}.a": a.to(dtype), f"{module}.b": b.to(dtype)}

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 SPACE, ALLOWED = "free some space on that disk", "give yourself the right to it, or choose another folder"
+A_FILE = "a file lies where a folder is needed: choose another folder, or move the file"
 HINTS = {
     **{errno.ENOSPC: SPACE, errno.EDQUOT: SPACE},
     **{errno.EROFS: ALLOWED, errno.EACCES: ALLOWED, errno.EPERM: ALLOWED},
+    **{errno.EEXIST: A_FILE, errno.ENOTDIR: A_FILE},
     errno.ENAMETOOLONG: "give a shorter name",
 }
 LOWER = "lower data.resolution, distill.batch_size, teach.batch_size, student.rank, critic.rank or teach.rank"
