@@ -103,17 +103,17 @@ def read_header(path: Path) -> dict[str, str]:
 
 def read_lora(
     path: Path,
-    base: Mapping[str, Tensor] | None = None,
+    base_weights: Mapping[str, Tensor] | None = None,
     read_weight: Callable[[str], Tensor] | None = None,
     without_text_encoder: bool = False,
 ) -> LoraFile:
     """Read an adapter; `W + (alpha / rank) * B @ A`, alpha defaulting to the rank.
 
     Args:
-        base: weights of all modules of the base that take a LoRA, by name (`roles.target_weights`); they
+        base_weights: of all modules of the base that take a LoRA, by name (`roles.target_weights`). They
             resolve underscored names, check shapes, and DoRA needs their values. Without them the names are
             taken as they stand.
-        read_weight: reads one of these weights where `base` has only its shape, or holds it packed.
+        read_weight: reads one of these weights where `base_weights` has only its shape, or holds it packed.
         without_text_encoder: leave out what changes the text encoder; otherwise such a file is refused.
 
     Raises:
@@ -126,8 +126,8 @@ def read_lora(
         kept = [name for name in names if not (without_text_encoder and is_of_text_encoder(name))]
         tensors = {name: file.get_tensor(name) for name in kept}
     header = AlphaHeader.find(path, metadata, without_text_encoder)
-    fused = original_names(base or {})
-    modules = ModuleNames(None if base is None else {*base, *fused})
+    fused = original_names(base_weights or {})
+    modules = ModuleNames(None if base_weights is None else {*base_weights, *fused})
     parts, prefixes = gather_parts(path, tensors, modules)
     if not parts:
         raise UserError(path, "", "holds no LoRA weights", "give the file of a trained LoRA")
@@ -135,8 +135,9 @@ def read_lora(
     scales, losses, kinds = {}, {}, set()
     for module, found in parts.items():
         pieces = fused.get(module, (module,))
-        read = read_weight if read_weight and found.keys() & set(MAGNITUDES) else (base or {}).__getitem__
-        bases = [] if base is None else [read(piece) for piece in pieces]
+        is_dora = bool(found.keys() & set(MAGNITUDES))
+        read = read_weight if read_weight and is_dora else (base_weights or {}).__getitem__
+        bases = [] if base_weights is None else [read(piece) for piece in pieces]
         weight = torch.cat(bases) if len(bases) > 1 else next(iter(bases), None)
         swapped = module == SWAPPED and module in fused
         weight = swap_halves(weight) if swapped and weight is not None else weight
@@ -185,7 +186,7 @@ def gather_parts(
 
 def read_teacher(
     path: Path,
-    base: Mapping[str, Tensor],
+    base_weights: Mapping[str, Tensor],
     read_weight: Callable[[str], Tensor] | None = None,
     without_text_encoder: bool = False,
 ) -> LoraFile:
@@ -194,7 +195,7 @@ def read_teacher(
     Raises:
         UserError: as `read_lora`, or no module's change differs from zero.
     """
-    lora = read_lora(path, base, read_weight, without_text_encoder)
+    lora = read_lora(path, base_weights, read_weight, without_text_encoder)
     for a, b in lora.weights.values():
         if change_norm((a, b)) > MIN_CHANGE * float(a.norm()) * float(b.norm()):
             return lora
