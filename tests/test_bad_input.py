@@ -541,7 +541,9 @@ ARGUMENTS = {
         nothing, ["init", "{}"],
         "exists already; edit it, or choose another folder",
     ),
-    "a new one in place of a photo": (nothing, ["init", "{}/photos/0.png"], "is a file; give the collection's folder first"),
+    "a new one in place of a photo": (
+        nothing, ["init", "{}/photos/0.png"], "is a file; give the collection's folder first",
+    ),
     "a new one around a file": (
         lambda folder: [(folder / "new").mkdir(), (folder / "new/teachers").touch()],
         ["init", "{}/new"], "new/teachers: File exists; a file lies where",
