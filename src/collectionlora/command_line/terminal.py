@@ -202,7 +202,7 @@ def plan_table(base: str, result: dict[str, Any]) -> Table:
         "each device": "total_bytes_per_device",
         "before it is sharded: base and LoRAs": "start_bytes",
         "while prompts are encoded": "encoding_bytes",
-        "each device, with three bases as in the reference": "reference_layout_bytes",
+        "each device, if every role had a base of its own": "reference_layout_bytes",
         "disk: converted teachers, mapped": "teacher_library_bytes",
         "disk: cache": "cache_bytes",
         "disk: the adapter": "adapter_bytes",
