@@ -54,7 +54,7 @@ test: lint
 	$(PYTEST)
 
 test-thorough: $(VENV)/.dev
-	$(PYTEST) -m thorough
+	$(PYTEST) -m 'thorough and not slow'
 
 clean:
 	rm -rf $(VENV) demo dist build

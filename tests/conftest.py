@@ -10,19 +10,23 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 # The files that take longest come first: none of them is left to one process when the others have ended.
 LONGEST = (
-    "test_toy_world.py",
     "test_processes.py",
-    "test_planning.py",
-    "test_kill.py",
     "test_browser.py",
-    "test_journey.py",
-    "test_real_journey.py",
     "test_backbones.py",
-    "test_security.py",
-    "test_package.py",
-    "test_studio.py",
+    "test_kill.py",
+    "test_journey.py",
+    "test_shapes.py",
+    "test_true_scale.py",
+    "test_toy_world.py",
+    "test_other_machines.py",
+    "test_judging.py",
+    "test_planning.py",
+    "test_watching.py",
+    "test_real_journey.py",
+    "test_own_encoder.py",
     "test_bad_input.py",
-    "test_growing.py",
+    "test_editing.py",
+    "test_studio.py",
 )
 
 

@@ -77,6 +77,7 @@ def assert_same(one, other):
     assert all(one[key].equal(other[key]) for key in one)
 
 
+@pytest.mark.thorough
 def test_a_distillation_killed_again_and_again_ends_bit_for_bit_the_same(undisturbed, copy, capsys):
     whole, folder, rng = undisturbed.folder, copy(), np.random.default_rng(1)
     command, told = ["distill", folder, "--resume", *undisturbed.options], folder.parent / "told"

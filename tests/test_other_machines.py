@@ -252,7 +252,7 @@ def test_a_terminal_of_ascii_shows_what_it_cannot_as_escapes(monkeypatch):
     assert screen.getvalue() == b"\\xe9 caf\\udce9.png\n"
 
 
-@pytest.mark.parametrize("verb", ["effects", "--help"])
+@pytest.mark.parametrize("verb", [pytest.param("effects", marks=pytest.mark.thorough), "--help"])
 def test_a_terminal_without_a_width_shows_all(verb):
     environment = {**os.environ, "COLUMNS": "0"}
     arguments = [sys.executable, "-m", "collectionlora", verb, *(["nano"] if verb == "effects" else [])]

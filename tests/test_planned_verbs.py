@@ -40,13 +40,14 @@ def make_workload(base, assignments, **rest):
     )
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("base", "assignments", "device"),
     [
         (QWEN, PAPER, LARGE_DEVICE),
-        pytest.param(KONTEXT, FOUR_BITS, SMALL_DEVICE, marks=pytest.mark.thorough),
-        pytest.param(KONTEXT, PAPER, LARGE_DEVICE, marks=pytest.mark.thorough),
-        pytest.param(QWEN, FOUR_BITS, SMALL_DEVICE, marks=pytest.mark.thorough),
+        (KONTEXT, FOUR_BITS, SMALL_DEVICE),
+        (KONTEXT, PAPER, LARGE_DEVICE),
+        (QWEN, FOUR_BITS, SMALL_DEVICE),
     ],
 )
 def test_every_verb_fits_the_device_that_its_recipe_names(base, assignments, device):
