@@ -44,7 +44,7 @@ def add_change(out: Tensor, x: Tensor, pair: Factors) -> Tensor:
 
 def add_whole(out: Tensor, x: Tensor, matrix: Tensor) -> Tensor:
     """`out + x W^T` of a change W `[out, in]`, all in the dtype of `out`; shapes as in `add_change`."""
-    return torch.addmm(out.flatten(0, -2), x.flatten(0, -2), matrix.T).view_as(out)
+    return torch.addmm(out.flatten(0, -2), x.flatten(0, -2), matrix.to(out.dtype).T).view_as(out)
 
 
 def change_norm(any_change: Change) -> float:

@@ -11,9 +11,8 @@ The paper calls them generator (student), fake score (critic) and real score (te
 - The teacher is a slot: effect LoRAs wait, converted, and are copied into the slot's parameters. A module
   that an effect LoRA lacks becomes zero, a smaller rank is padded with zeros. It is never trained: the base's
   dtype is enough for it, while what is trained is float32.
-- A change that no small pair holds stands beside the teacher's slot as a matrix of the weight's size. It is
-  there only while its effect is in the slot, and is not added into a weight of the base's dtype, which would
-  round it away.
+- A change that no small pair holds stands beside the teacher's slot as a matrix of the weight's size, while
+  its effect is in the slot. It is not added into the weights of a large base, which would round it away.
 - Masters are float32, so that small updates are not rounded away; over a base of another dtype they compute
   in that one. In float32, as peft would, LoRA moves more bytes than the base (docs/performance.md).
 - Under gradient checkpointing the recomputation must run in the role of the forward: `Roles.checkpoint`.
@@ -173,10 +172,10 @@ class Roles:
     def _merged_weight(self, layer: LoraLayer, role: str) -> Tensor:
         weight = cast(Tensor, layer.get_base_layer()._parameters["weight"])  # not what hides it
         a, b = (factor.to(weight.dtype) for factor in self._pair(layer, role))
-        merged = weight + change((a, b)).view_as(weight)
+        pair = change((a, b)).view_as(weight)
         if role == TEACHER and isinstance(layer, InBaseDtype) and layer.exact is not None:
-            merged = merged + layer.exact
-        return merged
+            return (weight.float() + pair.float() + layer.exact.float()).to(weight.dtype)  # rounded once
+        return weight + pair
 
     @torch.no_grad()
     def merge_for_good(self, role: str) -> None:
