@@ -184,6 +184,8 @@ def gather_parts(
 ) -> tuple[dict[str, dict[str, Tensor]], set[str]]:
     """The tensors of each module by their part, and the formats that their names have.
 
+    Of tensors on the meta device there are no values to look at.
+
     Raises:
         UserError: a key that is not used, a module that the base lacks, or values that are not finite.
     """
@@ -195,7 +197,7 @@ def gather_parts(
             raise UserError(path, key, f"holds {str(tensor.dtype).removeprefix('torch.')} numbers", AGAIN)
         values = tensor.float()
         # Trainers write an alpha beyond half precision where it means nothing: `module_scale` looks.
-        if part != "alpha" and not torch.isfinite(values).all():
+        if part != "alpha" and not tensor.is_meta and not torch.isfinite(values).all():
             raise UserError(path, key, "holds values that are not finite", AGAIN)
         prefix, module = names.resolve(path, spelled)
         if part in parts.setdefault(module, {}):
@@ -217,10 +219,10 @@ def count_exact(path: Path, base_weights: Mapping[str, Tensor]) -> int:
         UserError: not a safetensors file, a key that is not used, or a module that the base lacks.
     """
     with open_lora(path) as file:
-        shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
-    zeros = {n: torch.zeros(()).expand(shape) for n, shape in shapes.items() if not is_of_text_encoder(n)}
+        names = [name for name in file.keys() if not is_of_text_encoder(name)]  # noqa: SIM118
+        empty = {name: torch.empty(file.get_slice(name).get_shape(), device="meta") for name in names}
     fused = original_names(base_weights)
-    parts, _ = gather_parts(path, zeros, ModuleNames({*base_weights, *fused}))
+    parts, _ = gather_parts(path, empty, ModuleNames({*base_weights, *fused}))
     total = 0
     for module, found in parts.items():
         weights = [base_weights[piece] for piece in fused.get(module, (module,))]
