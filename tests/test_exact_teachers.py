@@ -29,7 +29,7 @@ from collectionlora.system.errors import UserError
 
 QUERY, IMAGE_MLP = "transformer_blocks.0.attn.to_q", "transformer_blocks.1.img_mlp.net.2"
 QWEN = {QUERY: (64, 64), IMAGE_MLP: (64, 256)}
-KINDS = ("lokr", "loha", "dora", "dora-of-lokr")
+KINDS = ("lokr", "loha", "dora", "dora-of-lokr", "diff")
 SMALL = {
     "model": {"condition_resolution": 56, "gradient_checkpointing": False, "dtype": "float32"},
     "data": {"resolution": 32},
@@ -73,6 +73,9 @@ def make_parts(kind, rows, columns):
         )
         parts = {"hada_w1_a": wa, "hada_w1_b": wb, "hada_w2_a": wc, "hada_w2_b": wd}
         return {**parts, "alpha": torch.tensor(6.0)}, lambda w: w + (wa @ wb) * (wc @ wd) * 2
+    if kind == "diff":
+        whole = draw(rows, columns)
+        return {"diff": whole}, lambda w: w + whole
     if kind == "lora":
         up, down = draw(rows, 2), draw(2, columns, seed=1)
         return {"lora_up.weight": up, "lora_down.weight": down}, lambda w: w + up @ down
@@ -350,3 +353,15 @@ def test_a_plan_counts_the_largest_whole_change_and_the_guard_names_the_way_out(
         UserError, match="convert the LoRAs that check calls exact to a low rank, or use a larger"
     ):
         guard.refuse_too_large("distill", collection, {})
+
+
+def test_a_small_file_cannot_ask_for_a_matrix_that_fills_the_memory(tmp_path):
+    """Shapes that are not the weight's are refused before anything of their size is made."""
+    base, rank = {"m": draw(16, 16)}, 5
+    lokr = {"m.lokr_w1": torch.ones(300, 300), "m.lokr_w2": draw(300, 300)}
+    sides = {f"m.hada_w{side}_a": draw(100_000, rank, seed=side) for side in (1, 2)}
+    sides |= {f"m.hada_w{side}_b": draw(rank, 100_000, seed=side + 2) for side in (1, 2)}
+    for name, tensors in {"lokr": lokr, "loha": sides}.items():
+        save_file(tensors, tmp_path / f"{name}.safetensors")
+        with pytest.raises(UserError, match=r"changes a weight of \[\d+, \d+\]; the base's is \[16, 16\]"):
+            read_teacher(tmp_path / f"{name}.safetensors", base)

@@ -17,7 +17,7 @@ from collectionlora.adapters.alpha import AGAIN, AlphaHeader, module_scale
 from collectionlora.adapters.flux_names import SWAPPED, original_names, swap_halves
 from collectionlora.adapters.keys import ModuleNames, is_of_text_encoder, split_key
 from collectionlora.adapters.low_rank import Change, Factors, change_norm
-from collectionlora.adapters.lycoris import MAGNITUDES, MAX_RANK, Rebuilt, can_exceed, dora, rebuild
+from collectionlora.adapters.lycoris import MAGNITUDES, MAX_RANK, Rebuilt, Shape, can_exceed, dora, rebuild
 from collectionlora.adapters.roles import LoraWeights
 from collectionlora.system.errors import UserError
 from collectionlora.system.files import write_tensors
@@ -267,11 +267,11 @@ def read_module(
     Args:
         exact: keep the change whole where a pair would lose something; a convolution stays a pair.
     """
-    exact = exact and weight is not None and weight.ndim == 2
+    whole = tuple(weight.shape) if exact and weight is not None and weight.ndim == 2 else None
     magnitudes = {name: parts[name] for name in MAGNITUDES if name in parts}
     matrices = {n: t for n, t in parts.items() if n not in magnitudes and n != "alpha"}
     try:
-        built = rebuild(matrices, exact)
+        built = rebuild(matrices, whole)
     except ValueError as error:
         raise UserError(path, module, str(error), AGAIN) from None
     scale = module_scale(path, module, parts.get("alpha"), built, header)
@@ -279,7 +279,7 @@ def read_module(
     scaled = first * scale if isinstance(first, Tensor) else (first[0], first[1] * scale)
     change, lost = match_shape(path, module, scaled, weight), built.loss
     for name, magnitude in magnitudes.items():
-        change, further = decompose(path, f"{module}.{name}", change, magnitude, weight, exact)
+        change, further = decompose(path, f"{module}.{name}", change, magnitude, weight, whole)
         lost = max(lost, further)
         built = Rebuilt(f"DoRA of {built.kind}", change, built.rank)
     change = change.float() if isinstance(change, Tensor) else change
@@ -310,7 +310,7 @@ def match_shape(path: Path, module: str, change: Change, weight: Tensor | None) 
 
 
 def decompose(
-    path: Path, key: str, inner: Change, magnitude: Tensor, weight: Tensor | None, exact: bool
+    path: Path, key: str, inner: Change, magnitude: Tensor, weight: Tensor | None, whole: Shape | None
 ) -> tuple[Change, float]:
     """DoRA as a change of the base's weight, and its loss.
 
@@ -326,7 +326,7 @@ def decompose(
         message = f"is a magnitude {list(magnitude.shape)} for a weight {list(weight.shape)}"
         raise UserError(path, key, message, "give a LoRA of this base")
     with suppress(torch.linalg.LinAlgError):
-        decomposed, lost = dora(inner, magnitude, weight, by_output, exact)
+        decomposed, lost = dora(inner, magnitude, weight, by_output, whole)
         if not isinstance(decomposed, Tensor) or torch.isfinite(decomposed).all():
             return match_shape(path, key, decomposed, weight), lost
     raise UserError(path, key, "makes values that are not finite", AGAIN)
