@@ -87,7 +87,7 @@ def test_a_stack_is_the_teacher_plus_the_acceleration(session, baselines):
     baselines.method(STACK)
     stacked = add(baselines.sums[f"{STACK}/two"])
     for module, pair in stacked.items():
-        parts = baselines.teachers["two"][module], baselines.acceleration[module]
+        parts = baselines.session.teacher_pairs["two"][module], baselines.acceleration[module]
         torch.testing.assert_close(change(pair), sum(change(part) for part in parts), atol=1e-5, rtol=1e-4)
     general = add(baselines.sums[f"{STACK}/{GENERAL}"])
     torch.testing.assert_close(change(general[module]), change(baselines.acceleration[module]))

@@ -3,7 +3,7 @@
 Every tensor of a file is either used or the file is refused by name. `docs/lora-files.md` says what is read.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,17 +16,19 @@ from torch import Tensor
 from collectionlora.adapters.alpha import AGAIN, AlphaHeader, module_scale
 from collectionlora.adapters.flux_names import SWAPPED, original_names, swap_halves
 from collectionlora.adapters.keys import ModuleNames, is_of_text_encoder, split_key
-from collectionlora.adapters.low_rank import Factors, change_norm
-from collectionlora.adapters.lycoris import MAX_RANK, Rebuilt, dora, rebuild
+from collectionlora.adapters.low_rank import Change, Factors, change_norm
+from collectionlora.adapters.lycoris import MAGNITUDES, MAX_RANK, Rebuilt, Shape, can_exceed, dora, rebuild
 from collectionlora.adapters.roles import LoraWeights
 from collectionlora.system.errors import UserError
 from collectionlora.system.files import write_tensors
 
-MAX_LOSS = 0.1  # of a converted module's change; beyond it the teacher would no longer be the user's
+MAX_LOSS = 0.1  # of a converted module's change; beyond it the LoRA would no longer be the user's
 MIN_CHANGE = 1e-6  # of what its factors could make; below it is rounding
 LFS_POINTER = b"version https://git-lfs.github.com"
 OTHER_WEIGHTS = (b"PK", b"\x80", b"GGUF")  # torch's files, pickles, llama.cpp's
-MAGNITUDES = ("dora_scale", "lora_magnitude_vector")
+
+# Takes the change of one module, `[out, in]`, that a teacher keeps whole.
+KeepWhole = Callable[[str, Tensor], None]
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class LoraFile:
     """One adapter: `weights` with the scale baked in, what the file's header says, and how it was read."""
 
     weights: LoraWeights
+    exact: dict[str, float] = field(default_factory=dict)  # norm of the change by module that is kept whole
     metadata: dict[str, str] = field(default_factory=dict)
     format: str = "diffusers LoRA"
     scales: dict[str, float] = field(default_factory=dict)  # alpha / rank by module
@@ -42,18 +45,19 @@ class LoraFile:
 
     @property
     def rank(self) -> int:
-        """The largest rank of any module."""
-        return max(a.shape[0] for a, _ in self.weights.values())
+        """The largest rank of any pair; 0 if there is none."""
+        return max((a.shape[0] for a, _ in self.weights.values()), default=0)
 
     def report(self, num_targets: int) -> dict[str, Any]:
         """What `check` says of a file; `num_targets` counts the base's modules that take a LoRA."""
-        norms = [change_norm(pair) for pair in self.weights.values()]
+        norms = [*(change_norm(pair) for pair in self.weights.values()), *self.exact.values()]
         return {
             "format": self.format,
             "rank": self.rank,
             "ranks": sorted({a.shape[0] for a, _ in self.weights.values()}),
             "scales": sorted({round(scale, 6) for scale in self.scales.values()}),
-            "modules": len(self.weights),
+            "modules": len(norms),
+            "exact_modules": len(self.exact),
             "targets": num_targets,
             "norm": sum(norm**2 for norm in norms) ** 0.5,
             "conversion_loss": max(self.losses.values(), default=0.0),
@@ -106,6 +110,7 @@ def read_lora(
     base_weights: Mapping[str, Tensor] | None = None,
     read_weight: Callable[[str], Tensor] | None = None,
     without_text_encoder: bool = False,
+    keep_whole: KeepWhole | None = None,
 ) -> LoraFile:
     """Read an adapter; `W + (alpha / rank) * B @ A`, alpha defaulting to the rank.
 
@@ -115,6 +120,8 @@ def read_lora(
             taken as they stand.
         read_weight: reads one of these weights where `base_weights` has only its shape, or holds it packed.
         without_text_encoder: leave out what changes the text encoder; otherwise such a file is refused.
+        keep_whole: takes each change of which a pair would lose something, once and in turn, because all of
+            them together can be as large as the base. Without it such a module is a pair with its loss.
 
     Raises:
         UserError: not a safetensors file, a key that is not used, a module that the base lacks, an incomplete
@@ -132,36 +139,52 @@ def read_lora(
     if not parts:
         raise UserError(path, "", "holds no LoRA weights", "give the file of a trained LoRA")
     weights: dict[str, Factors] = {}
-    scales, losses, kinds = {}, {}, set()
+    exact, scales, losses, kinds = {}, {}, {}, set()
     for module, found in parts.items():
         pieces = fused.get(module, (module,))
-        is_dora = bool(found.keys() & set(MAGNITUDES))
+        is_dora = any(name in found for name in MAGNITUDES)
         read = read_weight if read_weight and is_dora else (base_weights or {}).__getitem__
         bases = [] if base_weights is None else [read(piece) for piece in pieces]
         weight = torch.cat(bases) if len(bases) > 1 else next(iter(bases), None)
         swapped = module == SWAPPED and module in fused
         weight = swap_halves(weight) if swapped and weight is not None else weight
-        built, scale = read_module(path, module, found, header, weight)
+        built, scale = read_module(path, module, found, header, weight, keep_whole is not None)
         kinds.add(built.kind)
-        a, b = built.pair
-        b = swap_halves(b) if swapped else b
-        if not (torch.isfinite(a).all() and torch.isfinite(b).all()):
-            raise UserError(path, module, "overflows: its values or its alpha are too large", AGAIN)
-        sizes = [len(w) for w in bases] or [len(b)]
-        for piece, rows in zip(pieces, b.split(sizes), strict=True):
-            if piece in weights:
+        changes = cut_rows(built.change, [len(w) for w in bases], swapped)
+        for piece, change in zip(pieces, changes, strict=True):
+            if piece in scales:
                 raise UserError(path, module, f"holds {piece} for the second time", "remove one of them")
-            weights[piece], scales[piece] = (a, rows), scale
+            scales[piece] = scale
             if built.loss:
                 losses[piece] = built.loss
+            if isinstance(change, Tensor):
+                assert keep_whole is not None, "no whole change was asked for"
+                exact[piece] = change_norm(change)
+                keep_whole(piece, change)
+            else:
+                weights[piece] = change
     label = f"{'+'.join(sorted(prefixes))} {'+'.join(sorted(kinds))}"
-    return LoraFile(weights, metadata, label, scales, losses, len(names) - len(kept))
+    return LoraFile(weights, exact, metadata, label, scales, losses, len(names) - len(kept))
+
+
+def cut_rows(change: Change, sizes: Sequence[int], swapped: bool) -> list[Change]:
+    """The change of each piece of a fused module, by the rows of the pieces; whole if no sizes are known.
+
+    Args:
+        swapped: the halves of the rows change places first.
+    """
+    rows = change if isinstance(change, Tensor) else change[1]
+    rows = swap_halves(rows) if swapped else rows
+    pieces = rows.split(list(sizes) or [len(rows)])
+    return list(pieces) if isinstance(change, Tensor) else [(change[0], piece) for piece in pieces]
 
 
 def gather_parts(
     path: Path, tensors: Mapping[str, Tensor], names: ModuleNames
 ) -> tuple[dict[str, dict[str, Tensor]], set[str]]:
     """The tensors of each module by their part, and the formats that their names have.
+
+    Of tensors on the meta device there are no values to look at.
 
     Raises:
         UserError: a key that is not used, a module that the base lacks, or values that are not finite.
@@ -174,7 +197,7 @@ def gather_parts(
             raise UserError(path, key, f"holds {str(tensor.dtype).removeprefix('torch.')} numbers", AGAIN)
         values = tensor.float()
         # Trainers write an alpha beyond half precision where it means nothing: `module_scale` looks.
-        if part != "alpha" and not torch.isfinite(values).all():
+        if part != "alpha" and not tensor.is_meta and not torch.isfinite(values).all():
             raise UserError(path, key, "holds values that are not finite", AGAIN)
         prefix, module = names.resolve(path, spelled)
         if part in parts.setdefault(module, {}):
@@ -184,18 +207,46 @@ def gather_parts(
     return parts, prefixes
 
 
+def count_exact(path: Path, base_weights: Mapping[str, Tensor]) -> int:
+    """The weights of all modules that `read_teacher` keeps whole, by the shapes in the file's header.
+
+    Factors whose values have a smaller rank than their shapes allow count too: it is at most so many.
+
+    Args:
+        base_weights: as of `read_teacher`; their shapes are enough.
+
+    Raises:
+        UserError: not a safetensors file, a key that is not used, or a module that the base lacks.
+    """
+    with open_lora(path) as file:
+        names = [name for name in file.keys() if not is_of_text_encoder(name)]  # noqa: SIM118
+        empty = {name: torch.empty(file.get_slice(name).get_shape(), device="meta") for name in names}
+    fused = original_names(base_weights)
+    parts, _ = gather_parts(path, empty, ModuleNames({*base_weights, *fused}))
+    total = 0
+    for module, found in parts.items():
+        weights = [base_weights[piece] for piece in fused.get(module, (module,))]
+        rows, columns = sum(len(weight) for weight in weights), weights[0].shape[1:]
+        if len(columns) == 1 and can_exceed(found, (rows, *columns)):
+            total += rows * columns[0]
+    return total
+
+
 def read_teacher(
     path: Path,
     base_weights: Mapping[str, Tensor],
     read_weight: Callable[[str], Tensor] | None = None,
     without_text_encoder: bool = False,
+    keep_whole: KeepWhole = lambda module, change: None,
 ) -> LoraFile:
-    """Read an effect LoRA as `read_lora` does; one that changes nothing has nothing to teach.
+    """Read an effect LoRA as `read_lora` does, without a loss; one that changes nothing has nothing to teach.
 
     Raises:
         UserError: as `read_lora`, or no module's change differs from zero.
     """
-    lora = read_lora(path, base_weights, read_weight, without_text_encoder)
+    lora = read_lora(path, base_weights, read_weight, without_text_encoder, keep_whole)
+    if any(lora.exact.values()):
+        return lora
     for a, b in lora.weights.values():
         if change_norm((a, b)) > MIN_CHANGE * float(a.norm()) * float(b.norm()):
             return lora
@@ -204,49 +255,64 @@ def read_teacher(
 
 
 def read_module(
-    path: Path, module: str, parts: dict[str, Tensor], header: AlphaHeader, weight: Tensor | None
+    path: Path,
+    module: str,
+    parts: dict[str, Tensor],
+    header: AlphaHeader,
+    weight: Tensor | None,
+    exact: bool = False,
 ) -> tuple[Rebuilt, float]:
-    """One module with the scale baked in, in the shape of the base's weight, and that scale."""
+    """One module with the scale baked in, in the shape of the base's weight, and that scale.
+
+    Args:
+        exact: keep the change whole where a pair would lose something; a convolution stays a pair.
+    """
+    whole = tuple(weight.shape) if exact and weight is not None and weight.ndim == 2 else None
     magnitudes = {name: parts[name] for name in MAGNITUDES if name in parts}
     matrices = {n: t for n, t in parts.items() if n not in magnitudes and n != "alpha"}
     try:
-        built = rebuild(matrices)
+        built = rebuild(matrices, whole)
     except ValueError as error:
         raise UserError(path, module, str(error), AGAIN) from None
     scale = module_scale(path, module, parts.get("alpha"), built, header)
-    a, b = built.pair
-    pair = match_shape(path, module, (a, b * scale), weight)
-    lost = built.loss
+    first = built.change
+    scaled = first * scale if isinstance(first, Tensor) else (first[0], first[1] * scale)
+    change, lost = match_shape(path, module, scaled, weight), built.loss
     for name, magnitude in magnitudes.items():
-        pair, further = decompose(path, f"{module}.{name}", pair, magnitude, weight)
+        change, further = decompose(path, f"{module}.{name}", change, magnitude, weight, whole)
         lost = max(lost, further)
-        built = Rebuilt(f"DoRA of {built.kind}", pair, built.rank)
+        built = Rebuilt(f"DoRA of {built.kind}", change, built.rank)
+    change = change.float() if isinstance(change, Tensor) else change
+    if not all(torch.isfinite(t).all() for t in ([change] if isinstance(change, Tensor) else change)):
+        raise UserError(path, module, "overflows: its values or its alpha are too large", AGAIN)
     if lost > MAX_LOSS:
         message = f"is a {built.kind} that loses {lost:.0%} of its change at rank {MAX_RANK}"
         raise UserError(path, module, message, "train it as a plain LoRA, or extract a LoRA from it")
-    return Rebuilt(built.kind, pair, built.rank, lost), scale
+    return Rebuilt(built.kind, change, built.rank, lost), scale
 
 
-def match_shape(path: Path, module: str, pair: Factors, weight: Tensor | None) -> Factors:
-    """The pair in the shape of the base's weight `[out, in, ...]`; as it is if there is none to compare with.
+def match_shape(path: Path, module: str, change: Change, weight: Tensor | None) -> Change:
+    """A change in the shape of the base's weight `[out, in, ...]`; as it is if there is none to compare with.
 
     Raises:
         UserError: it changes a weight of another size.
     """
     if weight is None:
-        return pair
-    a, b = pair[0].flatten(1), pair[1].flatten(1)
+        return change
+    a, b = (change, change) if isinstance(change, Tensor) else (change[0].flatten(1), change[1].flatten(1))
     if a.shape[1] != weight[0].numel() or len(b) != len(weight):
         message = f"changes a weight of [{len(b)}, {a.shape[1]}]; the base's is {list(weight.shape)}"
         raise UserError(path, module, message, "give a LoRA of this base")
+    if isinstance(change, Tensor):
+        return change
     ones = [1] * (weight.ndim - 2)
     return a.reshape(len(a), *weight.shape[1:]), b.reshape(*b.shape, *ones)
 
 
 def decompose(
-    path: Path, key: str, pair: Factors, magnitude: Tensor, weight: Tensor | None
-) -> tuple[Factors, float]:
-    """DoRA as a pair over the base's weight, and its loss.
+    path: Path, key: str, inner: Change, magnitude: Tensor, weight: Tensor | None, whole: Shape | None
+) -> tuple[Change, float]:
+    """DoRA as a change of the base's weight, and its loss.
 
     Raises:
         UserError: the weight is not at hand, or the magnitude does not fit it.
@@ -259,11 +325,11 @@ def decompose(
     if magnitude.numel() != weight.shape[0 if by_output else 1]:
         message = f"is a magnitude {list(magnitude.shape)} for a weight {list(weight.shape)}"
         raise UserError(path, key, message, "give a LoRA of this base")
-    try:
-        decomposed, lost = dora(pair, magnitude, weight, by_output)
-    except torch.linalg.LinAlgError:
-        raise UserError(path, key, "makes values that are not finite", AGAIN) from None
-    return match_shape(path, key, decomposed, weight), lost
+    with suppress(torch.linalg.LinAlgError):
+        decomposed, lost = dora(inner, magnitude, weight, by_output, whole)
+        if not isinstance(decomposed, Tensor) or torch.isfinite(decomposed).all():
+            return match_shape(path, key, decomposed, weight), lost
+    raise UserError(path, key, "makes values that are not finite", AGAIN)
 
 
 def write_lora(path: Path, weights: LoraWeights, metadata: Mapping[str, str]) -> None:

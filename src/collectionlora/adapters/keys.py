@@ -29,7 +29,7 @@ UNDERSCORED = {"lora_unet_": "kohya", "lycoris_": "lycoris", "lora_transformer_"
 
 KEY = re.compile(
     r"(?P<module>.+?)\.(?P<part>lora_A|lora_B|lora_down|lora_up|lora_mid|lora\.down|lora\.up|alpha|dora_scale|"
-    r"lora_magnitude_vector|hada_w[12]_[ab]|hada_t[12]|lokr_w[12](?:_[ab])?|lokr_t2)(?:\.default|(?:\.[\w-]+)?\.weight)?"
+    r"lora_magnitude_vector|hada_w[12]_[ab]|hada_t[12]|lokr_w[12](?:_[ab])?|lokr_t2|diff)(?:\.default|(?:\.[\w-]+)?\.weight)?"
 )
 SAME = {"lora_A": "down", "lora_down": "down", "lora.down": "down"}
 SAME |= {"lora_B": "up", "lora_up": "up", "lora.up": "up", "lora_mid": "mid"}
@@ -39,9 +39,9 @@ WITHOUT = "write without_text_encoder: true into the effect's entry in collectio
 REFUSED = (
     (TEXT_ENCODER, "trains the text encoder, which stays as it is here", WITHOUT),
     (
-        r".*\.(diff|diff_b|w_norm|b_norm|set_weight|reshape_weight|bias)",
+        r".*\.(diff_b|w_norm|b_norm|set_weight|reshape_weight|bias)",
         "replaces a weight, a bias or a norm, which no LoRA can hold",
-        "train the LoRA again without full, bias and norm training",
+        "train the LoRA again without bias and norm training",
     ),
     (
         r".*\.(oft_.*|boft_.*|on_input|ia3_l|[ab][12]\.weight|.*vera_.*|hra_.*)",

@@ -1,8 +1,8 @@
 """Weight changes as factor pairs: their norm, their distance, and the nearest pair of a smaller rank.
 
 A pair is A `[rank, in, ...]` and B `[out, rank, ...]`; the change of the weight is B @ A with everything
-behind the first two axes flattened into the columns of A. Norms are Frobenius norms, and only `change` forms
-a matrix of the weight's size.
+behind the first two axes flattened into the columns of A. Norms are Frobenius norms. A change that no small
+pair can hold is a matrix of the weight's size.
 """
 
 import torch
@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Factors = tuple[Tensor, Tensor]
+Change = Factors | Tensor  # a pair, or the change itself in the shape of the weight
 NEGLIGIBLE = 1e-9  # singular values below this share of the largest are rounding of the arithmetic
 ROUNDING = 1e-6  # shares of the norm below it drown in the single precision of the result
 
@@ -18,6 +19,14 @@ def change(pair: Factors) -> Tensor:
     """B @ A, `[out, in * ...]`."""
     a, b = pair
     return b.flatten(1) @ a.flatten(1)
+
+
+def as_matrix(any_change: Change) -> Tensor:
+    """The change `[out, in * ...]` in double precision."""
+    if isinstance(any_change, Tensor):
+        return any_change.double().flatten(1)
+    a, b = any_change
+    return change((a.double(), b.double()))
 
 
 def add_change(out: Tensor, x: Tensor, pair: Factors) -> Tensor:
@@ -33,9 +42,16 @@ def add_change(out: Tensor, x: Tensor, pair: Factors) -> Tensor:
     return torch.addmm(out.flatten(0, -2), F.linear(x, a).flatten(0, -2), b.T).view_as(out)
 
 
-def change_norm(pair: Factors) -> float:
-    """The norm of B @ A: of the product of both triangles, Q being orthogonal."""
-    a, b = (factor.flatten(1).double() for factor in pair)
+def add_whole(out: Tensor, x: Tensor, matrix: Tensor) -> Tensor:
+    """`out + x W^T` of a change W `[out, in]`, all in the dtype of `out`; shapes as in `add_change`."""
+    return torch.addmm(out.flatten(0, -2), x.flatten(0, -2), matrix.to(out.dtype).T).view_as(out)
+
+
+def change_norm(any_change: Change) -> float:
+    """The norm; of a pair it is that of the product of both triangles, Q being orthogonal."""
+    if isinstance(any_change, Tensor):
+        return float(any_change.double().norm())
+    a, b = (factor.flatten(1).double() for factor in any_change)
     triangles = torch.linalg.qr(b, mode="r").R @ torch.linalg.qr(a.T, mode="r").R.T
     return float(torch.linalg.matrix_norm(triangles))
 
@@ -62,6 +78,14 @@ def shrink(pair: Factors, rank: int) -> tuple[Factors, float]:
     new_b = (q_b @ u[:, :kept]) * root
     smaller = new_a.float().reshape(kept, *a.shape[1:]), new_b.float().reshape(len(b), kept, *b.shape[2:])
     return smaller, loss(s, kept)
+
+
+def factorize(matrix: Tensor, rank: int) -> tuple[Factors, float]:
+    """As `shrink`, of a change that is a matrix `[out, in]`."""
+    rows, columns = matrix.shape
+    if rows <= columns:
+        return shrink((matrix, torch.eye(rows, dtype=torch.double)), rank)
+    return shrink((torch.eye(columns, dtype=torch.double), matrix), rank)
 
 
 def loss(singular_values: Tensor, kept: int) -> float:

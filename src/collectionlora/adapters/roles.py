@@ -11,6 +11,8 @@ The paper calls them generator (student), fake score (critic) and real score (te
 - The teacher is a slot: effect LoRAs wait, converted, and are copied into the slot's parameters. A module
   that an effect LoRA lacks becomes zero, a smaller rank is padded with zeros. It is never trained: the base's
   dtype is enough for it, while what is trained is float32.
+- A change that no small pair holds stands beside the teacher's slot as a matrix of the weight's size, while
+  its effect is in the slot. It is not added into the weights of a large base, which would round it away.
 - Masters are float32, so that small updates are not rounded away; over a base of another dtype they compute
   in that one. In float32, as peft would, LoRA moves more bytes than the base (docs/performance.md).
 - Under gradient checkpointing the recomputation must run in the role of the forward: `Roles.checkpoint`.
@@ -29,7 +31,7 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 from torch.utils.checkpoint import CheckpointError, checkpoint
 
-from collectionlora.adapters.low_rank import add_change, change
+from collectionlora.adapters.low_rank import add_change, add_whole, change
 from collectionlora.system import processes
 from collectionlora.system.errors import UserError
 
@@ -57,12 +59,20 @@ def target_weights(network: nn.Module, targets: Sequence[str]) -> dict[str, Tens
 
 
 class InBaseDtype:
-    """A linear layer of peft whose active LoRA computes in the dtype of the base."""
+    """A linear layer of peft whose active LoRA computes in the dtype of the base.
+
+    Attributes:
+        exact: the teacher's whole change `[out, in]`, if its effect has one for this layer.
+    """
+
+    exact: Tensor | None = None
 
     def forward(self: Any, x: Tensor) -> Tensor:
         out: Tensor = self.base_layer(x)
         for role in self._active_adapter:
             out = add_change(out, x, (self.lora_A[role].weight, self.lora_B[role].weight))
+            if role == TEACHER and self.exact is not None:
+                out = add_whole(out, x, self.exact)
         return out
 
 
@@ -82,6 +92,7 @@ class Roles:
         seed: of the LoRA initialisation (A random, B zero, so that every role starts as the base).
         teacher_dtype: of the teacher slot.
         fuse: add the active LoRA into the weights, for a base small enough to hold them twice.
+        exact: linear layers have room for whole changes of the teacher.
     """
 
     def __init__(
@@ -92,6 +103,7 @@ class Roles:
         seed: int = 0,
         fuse: bool = False,
         teacher_dtype: torch.dtype = torch.float32,
+        exact: bool = False,
     ):
         self.network = network.requires_grad_(False)
         self._active: list[str] = []
@@ -106,7 +118,7 @@ class Roles:
         for layer in self.layers.values():
             layer._active_adapter = self._active
             base = layer.get_base_layer()
-            if isinstance(base, nn.Linear) and base.weight.dtype != torch.float32:
+            if isinstance(base, nn.Linear) and (exact or base.weight.dtype != torch.float32):
                 # A class of its own: what compiles a network takes the forwards of like layers for one.
                 kind: Any = type(layer)
                 layer.__class__ = in_base_dtype(kind)
@@ -160,7 +172,10 @@ class Roles:
     def _merged_weight(self, layer: LoraLayer, role: str) -> Tensor:
         weight = cast(Tensor, layer.get_base_layer()._parameters["weight"])  # not what hides it
         a, b = (factor.to(weight.dtype) for factor in self._pair(layer, role))
-        return weight + change((a, b)).view_as(weight)
+        pair = change((a, b)).view_as(weight)
+        if role == TEACHER and isinstance(layer, InBaseDtype) and layer.exact is not None:
+            return (weight.float() + pair.float() + layer.exact.float()).to(weight.dtype)  # rounded once
+        return weight + pair
 
     @torch.no_grad()
     def merge_for_good(self, role: str) -> None:
@@ -250,6 +265,23 @@ class Roles:
                 a.copy_(processes.shard_like(whole_a, a))
                 b.copy_(processes.shard_like(whole_b, b))
 
+    def load_exact(self, changes: Mapping[str, Tensor]) -> None:
+        """Let whole changes `[out, in]`, by module, be the teacher's; those from before are freed first.
+
+        Raises:
+            ValueError: a module is not a linear target here, or there is no room for whole changes.
+        """
+        layers = {name: layer for name, layer in self.layers.items() if isinstance(layer, InBaseDtype)}
+        unknown = sorted(set(changes) - set(layers))
+        if unknown:
+            raise ValueError(f"no whole change fits {unknown[:3]} ({len(unknown)} in all)")
+        for layer in layers.values():
+            layer.exact = None
+        for name in changes:
+            slot = self._pair(cast(LoraLayer, layers[name]), TEACHER)[0]
+            # A copy, for a file that is mapped may go.
+            layers[name].exact = changes[name].to(slot.device, slot.dtype, copy=True)
+
     def verify(self, forward: Callable[[], Tensor]) -> None:
         """Prove that a role's output and its gradients are its own; changes no weight and leaves no gradient.
 
@@ -320,11 +352,20 @@ def _broken(fault: str) -> UserError:
 
 
 class TeacherLibrary:
-    """Effect LoRAs, and the slot of `Roles` that holds one of them at a time."""
+    """Effect LoRAs, and the slot of `Roles` that holds one of them at a time.
 
-    def __init__(self, roles: Roles, teachers: Mapping[str, LoraWeights]):
+    Args:
+        exact: by effect, then by module: changes `[out, in]` that are kept whole.
+    """
+
+    def __init__(
+        self,
+        roles: Roles,
+        teachers: Mapping[str, LoraWeights],
+        exact: Mapping[str, Mapping[str, Tensor]] | None = None,
+    ):
         self.roles = roles
-        self.teachers = dict(teachers)
+        self.teachers, self.exact = dict(teachers), dict(exact or {})
         self._loaded: str | None = None
 
     @contextmanager
@@ -332,6 +373,7 @@ class TeacherLibrary:
         """Run the network, without gradient, as the teacher of `effect`; `None` is the bare base."""
         if effect is not None and effect != self._loaded:
             self.roles.load(TEACHER, self.teachers[effect])
+            self.roles.load_exact(self.exact.get(effect, {}))
             self._loaded = effect
         with self.roles.frozen(BASE if effect is None else TEACHER):
             yield

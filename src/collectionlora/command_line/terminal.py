@@ -135,9 +135,10 @@ def program() -> str:
 def describe_lora(effect: dict[str, Any]) -> str:
     """One line of `check` for an effect's LoRA file."""
     ranks, scales = (", ".join(f"{value:g}" for value in effect[key]) for key in ("ranks", "scales"))
-    line = f"{effect['name']}: {effect['format']}, rank {ranks}, scale {scales}, "
+    line = f"{effect['name']}: {effect['format']}, {f'rank {ranks}, ' if ranks else ''}scale {scales}, "
     line += f"{effect['modules']} of {effect['targets']} modules, norm {effect['norm']:.3g}"
-    lost = effect["conversion_loss"]
+    exact, lost = effect["exact_modules"], effect["conversion_loss"]
+    line += f", {exact} modules as exact weight changes" if exact else ""
     line += f", converted with a loss of {lost:.2g}" if lost else ""
     left_out = effect["left_out"]
     return f"{line}, {left_out} tensors of the text encoder left out" if left_out else line

@@ -52,7 +52,6 @@ class Baselines:
 
     def __init__(self, session: Session, encodings: Encodings, progress: Progress):
         self.session, self.encodings, self.progress = session, encodings, progress
-        self.teachers = session.teacher_files
         self.sums: dict[str, list[LoraWeights]] = {}  # by METHOD/EFFECT, what is added up
 
     @cached_property
@@ -67,18 +66,18 @@ class Baselines:
 
     def method(self, name: str) -> Method:
         """One of `BASELINES`; its size is that of its LoRAs in float32, merges and sums as one."""
-        teachers = self.teachers
         prompts = {e.name: e.teacher_prompt for e in self.session.collection.effects}
         if name == STACK:
+            teachers = self.session.teacher_pairs
             method = self._few_steps(name, {e: [lora] for e, lora in teachers.items()}, [], prompts)
             sizes = [num_bytes(lora) for lora in (*teachers.values(), self.acceleration)]
             return replace(method, num_bytes=sum(sizes))
         if name == FLOW_MATCHING:
             one = self._train(self._flow_matching_settings(), FLOW_MATCHING)
-            return self._few_steps(name, {effect: [one] for effect in teachers}, [one], self.session.prompts)
+            return self._few_steps(name, {effect: [one] for effect in prompts}, [one], self.session.prompts)
         rank = self.session.settings.student.rank
-        merged = merge(list(teachers.values()), name.removeprefix("merge-"), rank)
-        return self._few_steps(name, {effect: [merged] for effect in teachers}, [merged], prompts)
+        merged = merge(list(self.session.teacher_pairs.values()), name.removeprefix("merge-"), rank)
+        return self._few_steps(name, {effect: [merged] for effect in prompts}, [merged], prompts)
 
     def _flow_matching_settings(self) -> Settings:
         """As many updates as the student has, all of them flow matching on the targets of all effects."""

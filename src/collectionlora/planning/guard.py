@@ -73,7 +73,10 @@ def refuse_too_large(
     from collectionlora.planning.workload import make_workload
 
     workload = make_workload(collection, None, None, None, overrides, devices=processes.world_size())
-    _compare(verb, workload, free, f"collectionlora plan {collection.folder} says what to lower by --set")
+    hint = f"collectionlora plan {collection.folder} says what to lower by --set"
+    if max(workload.exact, default=0):
+        hint = f"convert the LoRAs that check calls exact to a low rank, or use a larger GPU; {hint}"
+    _compare(verb, workload, free, hint)
 
 
 def refuse_too_large_adapter(

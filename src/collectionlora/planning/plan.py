@@ -133,7 +133,9 @@ def count_sizes(workload: Workload, backbone: Backbone, step: Workload) -> Sizes
     whole = WHOLE_BYTES[settings.model.dtype]
     loras = {role: 4 * rank * ends for role, rank in ranks.items()}
     trained = sum(size for role, size in loras.items() if role != TEACHER)
-    loras[TEACHER] = round(whole * ranks[TEACHER] * ends)
+    teacher = round(whole * ranks[TEACHER] * ends)
+    # Beside the slot lie the whole changes of the effect that is in it; on disk those of all.
+    loras[TEACHER] = teacher + round(whole * max(workload.exact, default=0))
     # With quantisation one layer at a time is unpacked.
     packed = settings.model.quantization != "none"
     unpacked = round(whole * max(w.numel() for w in weights)) if packed else 0
@@ -155,7 +157,7 @@ def count_sizes(workload: Workload, backbone: Backbone, step: Workload) -> Sizes
         picture=picture,
         cache=cache,
         data=data,
-        teachers=workload.effects * loras[TEACHER],
+        teachers=workload.effects * teacher + round(whole * sum(workload.exact)),
     )
 
 

@@ -1,11 +1,13 @@
 """What is planned: a base under settings, and how much of it."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from collectionlora.adapters.roles import STUDENT, TEACHER, critic_role
+from collectionlora.adapters.formats import count_exact
+from collectionlora.adapters.roles import STUDENT, TEACHER, critic_role, target_weights
 from collectionlora.backbones import family_of
 from collectionlora.collection import Collection, open_collection
 from collectionlora.config import Settings, replace_settings, resolve
@@ -20,6 +22,7 @@ class Workload:
     Attributes:
         photos: of each effect.
         teacher_rank: the largest rank of the effects' LoRAs.
+        exact: weights that each effect's teacher changes by whole matrices; nothing where no file is known.
         references: the most reference images of an effect.
         devices: GPUs of all `hosts`.
         sharding: what each of several devices holds: all (`ddp`), or its share (`fsdp`).
@@ -30,6 +33,7 @@ class Workload:
     settings: Settings
     photos: int = 20
     teacher_rank: int | None = None
+    exact: tuple[int, ...] = ()
     references: int = 0
     devices: int = 1
     hosts: int = 1
@@ -44,6 +48,16 @@ class Workload:
             TEACHER: self.teacher_rank or settings.student.rank,
             **critics,
         }
+
+
+def count_exact_weights(collection: Collection) -> tuple[int, ...]:
+    """The weights that each teacher changes by whole matrices, by its header; of one not there yet none."""
+    base, counts = collection.manifest.base, []
+    shapes = target_weights(*family_of(base).empty_network(base))
+    for effect in collection.effects:
+        with suppress(UserError):  # `check` tells what is wrong with a file
+            counts.append(count_exact(collection.teacher_path(effect), shapes))
+    return tuple(counts)
 
 
 def make_workload(
@@ -73,6 +87,7 @@ def make_workload(
         collection = open_collection(collection)
         settings = resolve_settings(collection, layer)
         rest["references"] = max(len(e.references) for e in collection.effects)
+        rest["exact"] = count_exact_weights(collection)
         base, effects = collection.manifest.base, effects or len(collection.effects)
         if pairs := collection.count_pairs():
             settings = replace_settings(settings, targets={"general": pairs})

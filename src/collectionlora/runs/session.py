@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from collectionlora.adapters.lycoris import MAX_RANK
 from collectionlora.adapters.merging import merge
 from collectionlora.adapters.recipe import Recipe, write_adapter
 from collectionlora.adapters.roles import (
@@ -94,10 +95,16 @@ def check_resolution(collection: Collection, backbone: Backbone, settings: Setti
         raise UserError(collection.folder / MANIFEST, field, f"{side} does not fit the base", hint)
 
 
-def build_roles(backbone: Backbone, ranks: Mapping[str, int], seed: int, settings: Settings) -> Roles:
-    """LoRA roles over a base; under gradient checkpointing each block is recomputed in its forward's role."""
+def build_roles(
+    backbone: Backbone, ranks: Mapping[str, int], seed: int, settings: Settings, exact: bool = False
+) -> Roles:
+    """LoRA roles over a base; under gradient checkpointing each block is recomputed in its forward's role.
+
+    Args:
+        exact: with room for whole changes of the teacher.
+    """
     fuse = backbone.fuses_lora and settings.model.sharding == "none"
-    roles = Roles(backbone.network, backbone.lora_targets, ranks, seed, fuse, backbone.dtype)
+    roles = Roles(backbone.network, backbone.lora_targets, ranks, seed, fuse, backbone.dtype, exact)
     if settings.model.gradient_checkpointing:
         backbone.network.enable_gradient_checkpointing(roles.checkpoint)
     if settings.model.compile:
@@ -124,9 +131,12 @@ class Session:
         check_references(collection, settings)
         self.teacher_files = open_teachers(collection, self.backbone.dtype, settings)
         ranks = {STUDENT: settings.student.rank}
-        ranks[TEACHER] = max(file.rank for file in self.teacher_files.values())
+        # A slot has at least rank 1, also where every change is kept whole.
+        ranks[TEACHER] = max(1, *(file.rank for file in self.teacher_files.values()))
+        self.has_exact = any(file.exact for file in self.teacher_files.values())
         if with_sums:
-            ranks[TEACHER] = max(ranks.values()) + settings.student.rank
+            largest = max(*ranks.values(), MAX_RANK if self.has_exact else 0)
+            ranks[TEACHER] = largest + settings.student.rank
         if with_critics:
             ranks |= {critic_role(n): settings.critic.rank for n in settings.distill.rollout_steps}
         self.ranks = ranks
@@ -138,11 +148,23 @@ class Session:
 
     @cached_property
     def roles(self) -> Roles:
-        return build_roles(self.backbone, self.ranks, self.settings.distill.seed, self.settings)
+        seed = self.settings.distill.seed
+        return build_roles(self.backbone, self.ranks, seed, self.settings, self.has_exact)
 
     @cached_property
     def teachers(self) -> TeacherLibrary:
-        return TeacherLibrary(self.roles, self.teacher_files)
+        exact = {name: file.exact for name, file in self.teacher_files.items()}
+        return TeacherLibrary(self.roles, self.teacher_files, exact)
+
+    @cached_property
+    def teacher_pairs(self) -> dict[str, LoraWeights]:
+        """The teachers as pairs alone, for what adds them up.
+
+        Raises:
+            UserError: a pair would lose too much of a change.
+        """
+        sources = {effect.name: self.collection.teacher_path(effect) for effect in self.collection.effects}
+        return {name: file.as_pairs(sources[name]) for name, file in self.teacher_files.items()}
 
     def release_network(self) -> None:
         """Free the network and all roles over it, after the last picture that is drawn with them."""
@@ -152,7 +174,7 @@ class Session:
 
     def merge_teachers(self) -> LoraWeights:
         """The mean of the teachers, as near as the student's rank comes."""
-        return merge(list(self.teacher_files.values()), "svd", self.settings.student.rank)
+        return merge(list(self.teacher_pairs.values()), "svd", self.settings.student.rank)
 
     def references(self, effect: str) -> list[Tensor]:
         """An effect's reference images, each `[1, 3, height, width]` in [0, 1]."""

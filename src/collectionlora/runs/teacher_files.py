@@ -4,50 +4,95 @@ The operating system holds one copy of a mapped file for all processes of a mach
 room. A file is named after the teacher's contents and all that its conversion depends on.
 """
 
-from collections.abc import Iterator, Mapping
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import cast
+from typing import TypeVar, cast
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor, nn
 
-from collectionlora.adapters.formats import read_teacher
-from collectionlora.adapters.roles import target_weights
+from collectionlora.adapters.formats import MAX_LOSS, read_teacher
+from collectionlora.adapters.low_rank import Factors, factorize
+from collectionlora.adapters.lycoris import MAX_RANK
+from collectionlora.adapters.roles import LoraWeights, target_weights
 from collectionlora.backbones import family_of, load_backbone
 from collectionlora.backbones.base import free_memory
 from collectionlora.backbones.quantization import whole_weight
 from collectionlora.cache import base_identity, cache_path
 from collectionlora.collection import Collection, Effect
 from collectionlora.config import Settings
+from collectionlora.system.errors import UserError
 from collectionlora.system.files import fingerprint, is_whole, write_tensors
 from collectionlora.system.shared_files import Kept, make_together
 
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+LAYOUT = "pairs and whole changes"  # of the files; another one makes them again
 
-class TeacherFile(Mapping[str, tuple[Tensor, Tensor]]):
-    """A converted teacher as `LoraWeights`, of which a module is read when it is asked for.
+
+class Modules(Mapping[str, T]):
+    """Modules of a mapped file, of which one is read when it is asked for."""
+
+    def __init__(self, names: Iterable[str], read: Callable[[str], T]):
+        self._names, self._read = dict.fromkeys(names), read
+
+    def __getitem__(self, module: str) -> T:
+        if module not in self._names:
+            raise KeyError(module)
+        return self._read(module)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+class TeacherFile(Modules[Factors]):
+    """A converted teacher as `LoraWeights`, mapped into memory.
+
+    Attributes:
+        rank: the largest of a pair; 0 if there is none.
+        exact: the changes `[out, in]` that are kept whole.
 
     Raises:
         SafetensorError, OSError: the file is damaged, or cannot be read.
     """
 
     def __init__(self, path: Path):
-        self._file = safe_open(path, framework="pt")
-        self.rank = int(self._file.metadata()["rank"])
-        self._modules = [key.removesuffix(".a") for key in self._file.keys() if key.endswith(".a")]  # noqa: SIM118
+        file = safe_open(path, framework="pt")
+        names = list(file.keys())
 
-    def __getitem__(self, module: str) -> tuple[Tensor, Tensor]:
-        try:
-            return self._file.get_tensor(f"{module}.a"), self._file.get_tensor(f"{module}.b")
-        except SafetensorError:
-            raise KeyError(module) from None
+        def named(part: str) -> list[str]:
+            return [name.removesuffix(part) for name in names if name.endswith(part)]
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._modules)
+        super().__init__(
+            named(".a"), lambda name: (file.get_tensor(f"{name}.a"), file.get_tensor(f"{name}.b"))
+        )
+        self.rank = int(file.metadata()["rank"])
+        self.exact = Modules(named(".exact"), lambda name: cast(Tensor, file.get_tensor(f"{name}.exact")))
 
-    def __len__(self) -> int:
-        return len(self._modules)
+    def as_pairs(self, source: Path) -> LoraWeights:
+        """Pairs alone, for what adds teachers up: a whole change becomes the nearest pair.
+
+        Args:
+            source: the user's file, for messages.
+
+        Raises:
+            UserError: a pair would lose too much of a change.
+        """
+        nearest: dict[str, Factors] = {}
+        for module, whole in self.exact.items():
+            nearest[module], lost = factorize(whole.double(), MAX_RANK)
+            if lost > MAX_LOSS:
+                message = f"loses {lost:.0%} of its change at rank {MAX_RANK}, which a sum of teachers needs"
+                hint = "leave out the merge, or extract a LoRA from the file"
+                raise UserError(source, module, message, hint)
+            log.warning("%s: %s loses %.1f %% of its change in a sum", source, module, 100 * lost)
+        return {**self, **nearest} if nearest else self
 
 
 def open_teachers(collection: Collection, dtype: torch.dtype, settings: Settings) -> dict[str, TeacherFile]:
@@ -67,7 +112,8 @@ def open_teachers(collection: Collection, dtype: torch.dtype, settings: Settings
 
     def keep(effect: Effect) -> Kept[TeacherFile]:
         model = settings.model
-        key = fingerprint(identity, model.dtype, model.quantization, collection.teacher_path(effect))
+        held = identity, model.dtype, model.quantization
+        key = fingerprint(LAYOUT, *held, collection.teacher_path(effect))
         path = cache_path(collection, f"teacher-{effect.name}", key)
         return Kept(path, lambda: open_teacher(effect, path))
 
@@ -77,8 +123,12 @@ def open_teachers(collection: Collection, dtype: torch.dtype, settings: Settings
     def open_teacher(effect: Effect, path: Path) -> TeacherFile:
         if not is_whole(path):
             teacher = collection.teacher_path(effect)
-            lora = read_teacher(teacher, shapes, read_weight, effect.without_text_encoder)
             tensors: dict[str, Tensor] = {}
+
+            def keep_whole(module: str, whole: Tensor) -> None:
+                tensors[f"{module}.exact"] = whole.to(dtype, copy=True)
+
+            lora = read_teacher(teacher, shapes, read_weight, effect.without_text_encoder, keep_whole)
             for module, (a, b) in lora.weights.items():
                 tensors |= {f"{module}.a": a.to(dtype), f"{module}.b": b.to(dtype)}
             write_tensors(path, tensors, {"rank": str(lora.rank)})
