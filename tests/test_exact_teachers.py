@@ -12,7 +12,7 @@ from torch.nn import functional as F
 import collectionlora
 from collectionlora.adapters import lycoris
 from collectionlora.adapters.formats import count_exact, read_lora, read_teacher
-from collectionlora.adapters.low_rank import change
+from collectionlora.adapters.low_rank import Kronecker, add_whole, as_matrix, change, tensors_of
 from collectionlora.adapters.roles import STUDENT, TEACHER, Roles, target_weights
 from collectionlora.backbones import family_of, load_backbone
 from collectionlora.backbones.base import Condition
@@ -22,7 +22,7 @@ from collectionlora.planning import guard, peaks
 from collectionlora.planning import plan as planning
 from collectionlora.planning.checking import check_collection
 from collectionlora.planning.plan import plan
-from collectionlora.planning.workload import Workload, count_exact_weights
+from collectionlora.planning.workload import Workload, count_exact_numbers
 from collectionlora.runs.session import Session, resolve_settings
 from collectionlora.sampling import Denoiser
 from collectionlora.system.errors import UserError
@@ -203,13 +203,14 @@ def test_a_whole_change_lies_beside_a_quantised_weight(kind, folder, tmp_path):
     model = {"quantization": kind, "dtype": "bfloat16"}
     collection, _ = make_collection(tmp_path / "mine", folder, QWEN, KINDS, model=model)
     session = open_session(collection)
-    assert {whole.dtype for whole in session.teacher_files["dora"].exact.values()} == {torch.bfloat16}
+    exact = [whole for name in KINDS for whole in session.teacher_files[name].exact.values()]
+    assert {tensor.dtype for whole in exact for tensor in tensors_of(whole)} == {torch.bfloat16}
     x = draw(5, 64).bfloat16()
     layer = session.roles.layers[QUERY]
     for name in KINDS:
         with session.teachers.use(name):
             moved = layer(x) - layer.get_base_layer()(x)
-        expected = F.linear(x.float(), session.teacher_files[name].exact[QUERY].float())
+        expected = F.linear(x.float(), as_matrix(session.teacher_files[name].exact[QUERY]).float())
         assert (moved.float() - expected).norm() < 0.02 * expected.norm()
     streams = session.make_targets(lambda *_: None)
     assert not torch.equal(streams.effects[0].targets, streams.effects[2].targets)
@@ -257,6 +258,23 @@ def test_fused_modules_are_cut_by_rows_and_swapped(tmp_path):
         assert count_exact(path, base) == sum(
             weight.numel() for name, weight in base.items() if name in moved
         )
+
+
+def test_a_lokr_stays_its_two_sides_where_no_rows_are_cut(tmp_path):
+    """Each side whole, or of two factors; under DoRA and in fused modules it becomes a matrix."""
+    base = {"m": draw(24, 20)}
+    w1, (a, b), x = draw(6, 5), (draw(4, 3, seed=1), draw(3, 4, seed=2)), draw(2, 3, 20, seed=3)
+    for second in ({"lokr_w2": a @ b}, {"lokr_w2_a": a, "lokr_w2_b": b, "alpha": torch.tensor(3.0)}):
+        tensors = {f"m.{name}": tensor for name, tensor in {"lokr_w1": w1, **second}.items()}
+        save_file(tensors, tmp_path / "a.safetensors")
+        found = {}
+        lora = read_teacher(tmp_path / "a.safetensors", base, keep_whole=found.__setitem__)
+        assert isinstance(found["m"], Kronecker)
+        assert count_exact(tmp_path / "a.safetensors", base) == sum(t.numel() for t in tensors_of(found["m"]))
+        whole = torch.kron(w1, a @ b)
+        assert lora.exact["m"] == pytest.approx(float(whole.norm()), rel=1e-5)
+        out = torch.ones(2, 3, 24)
+        torch.testing.assert_close(add_whole(out, x, found["m"]), out + F.linear(x, whole))
 
 
 def test_what_a_pair_holds_stays_a_pair(tmp_path):
@@ -335,10 +353,10 @@ def test_a_plan_counts_the_largest_whole_change_and_the_guard_names_the_way_out(
     for name in ("activation_bytes", "sampling_bytes", "teaching_bytes"):
         monkeypatch.setattr(planning, name, lambda workload: 0)
     monkeypatch.setattr(planning, "vae_bytes", lambda workload: (0, 0))
-    collection, _ = make_collection(tmp_path / "mine", folder, QWEN, ("lokr", "lora"))
+    collection, _ = make_collection(tmp_path / "mine", folder, QWEN, ("dora", "lokr", "lora"))
     (collection.folder / "lora.safetensors").unlink()  # not there yet: nothing is known of it
-    weights = 64 * 64 + 64 * 256
-    assert count_exact_weights(collection) == (weights,)
+    weights, sides = 64 * 64 + 64 * 256, 4 * 4 + 16 * 16 + 4 * 4 + 16 * 64
+    assert count_exact_numbers(collection) == (weights, sides)
     settings = resolve_settings(collection, {})
     without, counted = (Workload(str(folder), 2, settings, exact=exact) for exact in ((), (weights, 7)))
     less, more = plan(without), plan(counted)

@@ -16,8 +16,18 @@ from torch import Tensor
 from collectionlora.adapters.alpha import AGAIN, AlphaHeader, module_scale
 from collectionlora.adapters.flux_names import SWAPPED, original_names, swap_halves
 from collectionlora.adapters.keys import ModuleNames, is_of_text_encoder, split_key
-from collectionlora.adapters.low_rank import Change, Factors, change_norm
-from collectionlora.adapters.lycoris import MAGNITUDES, MAX_RANK, Rebuilt, Shape, can_exceed, dora, rebuild
+from collectionlora.adapters.low_rank import (
+    Change,
+    Factors,
+    Kronecker,
+    Whole,
+    apply,
+    as_matrix,
+    change_norm,
+    scale_change,
+    tensors_of,
+)
+from collectionlora.adapters.lycoris import MAGNITUDES, MAX_RANK, Rebuilt, Shape, count_whole, dora, rebuild
 from collectionlora.adapters.roles import LoraWeights
 from collectionlora.system.errors import UserError
 from collectionlora.system.files import write_tensors
@@ -28,7 +38,7 @@ LFS_POINTER = b"version https://git-lfs.github.com"
 OTHER_WEIGHTS = (b"PK", b"\x80", b"GGUF")  # torch's files, pickles, llama.cpp's
 
 # Takes the change of one module, `[out, in]`, that a teacher keeps whole.
-KeepWhole = Callable[[str, Tensor], None]
+KeepWhole = Callable[[str, Whole], None]
 
 
 @dataclass(frozen=True)
@@ -157,7 +167,7 @@ def read_lora(
             scales[piece] = scale
             if built.loss:
                 losses[piece] = built.loss
-            if isinstance(change, Tensor):
+            if isinstance(change, Whole):
                 assert keep_whole is not None, "no whole change was asked for"
                 exact[piece] = change_norm(change)
                 keep_whole(piece, change)
@@ -173,6 +183,10 @@ def cut_rows(change: Change, sizes: Sequence[int], swapped: bool) -> list[Change
     Args:
         swapped: the halves of the rows change places first.
     """
+    if isinstance(change, Kronecker):
+        if len(sizes) == 1 and not swapped:
+            return [change]
+        change = as_matrix(change).float()
     rows = change if isinstance(change, Tensor) else change[1]
     rows = swap_halves(rows) if swapped else rows
     pieces = rows.split(list(sizes) or [len(rows)])
@@ -208,7 +222,7 @@ def gather_parts(
 
 
 def count_exact(path: Path, base_weights: Mapping[str, Tensor]) -> int:
-    """The weights of all modules that `read_teacher` keeps whole, by the shapes in the file's header.
+    """The numbers of all changes that `read_teacher` keeps whole, by the shapes in the file's header.
 
     Factors whose values have a smaller rank than their shapes allow count too: it is at most so many.
 
@@ -227,8 +241,9 @@ def count_exact(path: Path, base_weights: Mapping[str, Tensor]) -> int:
     for module, found in parts.items():
         weights = [base_weights[piece] for piece in fused.get(module, (module,))]
         rows, columns = sum(len(weight) for weight in weights), weights[0].shape[1:]
-        if len(columns) == 1 and can_exceed(found, (rows, *columns)):
-            total += rows * columns[0]
+        if len(columns) == 1:
+            cut = len(weights) > 1 or (module == SWAPPED and module in fused)
+            total += count_whole(found, (rows, *columns), cut)
     return total
 
 
@@ -275,15 +290,13 @@ def read_module(
     except ValueError as error:
         raise UserError(path, module, str(error), AGAIN) from None
     scale = module_scale(path, module, parts.get("alpha"), built, header)
-    first = built.change
-    scaled = first * scale if isinstance(first, Tensor) else (first[0], first[1] * scale)
-    change, lost = match_shape(path, module, scaled, weight), built.loss
+    change, lost = match_shape(path, module, scale_change(built.change, scale), weight), built.loss
     for name, magnitude in magnitudes.items():
         change, further = decompose(path, f"{module}.{name}", change, magnitude, weight, whole)
         lost = max(lost, further)
         built = Rebuilt(f"DoRA of {built.kind}", change, built.rank)
-    change = change.float() if isinstance(change, Tensor) else change
-    if not all(torch.isfinite(t).all() for t in ([change] if isinstance(change, Tensor) else change)):
+    change = apply(Tensor.float, change)
+    if not all(torch.isfinite(tensor).all() for tensor in tensors_of(change)):
         raise UserError(path, module, "overflows: its values or its alpha are too large", AGAIN)
     if lost > MAX_LOSS:
         message = f"is a {built.kind} that loses {lost:.0%} of its change at rank {MAX_RANK}"
@@ -299,12 +312,13 @@ def match_shape(path: Path, module: str, change: Change, weight: Tensor | None) 
     """
     if weight is None:
         return change
-    a, b = (change, change) if isinstance(change, Tensor) else (change[0].flatten(1), change[1].flatten(1))
-    if a.shape[1] != weight[0].numel() or len(b) != len(weight):
-        message = f"changes a weight of [{len(b)}, {a.shape[1]}]; the base's is {list(weight.shape)}"
+    rows, columns = change.shape if isinstance(change, Whole) else (len(change[1]), change[0][0].numel())
+    if columns != weight[0].numel() or rows != len(weight):
+        message = f"changes a weight of [{rows}, {columns}]; the base's is {list(weight.shape)}"
         raise UserError(path, module, message, "give a LoRA of this base")
-    if isinstance(change, Tensor):
+    if isinstance(change, Whole):
         return change
+    a, b = change[0].flatten(1), change[1].flatten(1)
     ones = [1] * (weight.ndim - 2)
     return a.reshape(len(a), *weight.shape[1:]), b.reshape(*b.shape, *ones)
 

@@ -19,6 +19,7 @@ from collectionlora.adapters.low_rank import (
     NEGLIGIBLE,
     Change,
     Factors,
+    Kronecker,
     as_matrix,
     change,
     factorize,
@@ -34,6 +35,7 @@ Shape = tuple[int, ...]
 LORA, LOHA = {"down", "up"}, {"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"}
 TUCKER = {"mid", "hada_t1", "hada_t2", "lokr_t2"}
 LOKR_SIDES = ("lokr_w1", "lokr_w2")
+LOKR = {f"{side}{end}" for side in LOKR_SIDES for end in ("", "_a", "_b")}
 # The parts whose smaller side is the rank of one of two factors.
 RANKED = {"diff", "hada_w1_b", "hada_w2_b", *LOKR_SIDES, *(f"{side}_b" for side in LOKR_SIDES)}
 
@@ -54,6 +56,23 @@ def can_exceed(parts: Parts, shape: Sequence[int]) -> bool:
         return False
     ranks = [min(tensor.shape, default=0) for name, tensor in parts.items() if name in RANKED]
     return any(name in parts for name in MAGNITUDES) or math.prod(ranks) > MAX_RANK
+
+
+def count_whole(parts: Parts, shape: Sequence[int], cut: bool) -> int:
+    """The numbers of a whole change at most, told by shapes alone; 0 where a pair holds it.
+
+    Args:
+        shape: `[out, in]` of the weight.
+        cut: its rows are cut or swapped, so that a LoKr becomes a matrix.
+    """
+    if not can_exceed(parts, shape):
+        return 0
+    if cut or not parts.keys() - {"alpha"} <= LOKR:
+        return math.prod(shape)
+    rows = [parts.get(side, parts.get(f"{side}_a")) for side in LOKR_SIDES]
+    columns = [parts.get(side, parts.get(f"{side}_b")) for side in LOKR_SIDES]
+    sides = zip(rows, columns, strict=True)
+    return sum(len(a) * b.shape[1:].numel() for a, b in sides if a is not None and b is not None)
 
 
 def rebuild(parts: Parts, whole: Shape | None = None) -> Rebuilt:
@@ -146,7 +165,7 @@ def lokr(parts: Parts, whole: Shape | None) -> Rebuilt:
     kept = min(MAX_RANK, max(1, int((values > NEGLIGIBLE * values[0]).sum())))
     lost = loss(values, kept)
     if lost and whole == (len(u1) * len(u2), v1.shape[1] * v2.shape[1]):
-        return Rebuilt("LoKr", torch.kron(*matrices), rank)
+        return Rebuilt("LoKr", Kronecker(*matrices), rank)
     first, second = order[:kept] // len(s2), order[:kept] % len(s2)
     root = values[:kept].sqrt()
     a = torch.einsum("ri,rj->rij", v1[first], v2[second]).flatten(1) * root[:, None]

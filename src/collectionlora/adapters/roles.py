@@ -21,7 +21,7 @@ The paper calls them generator (student), fake score (critic) and real score (te
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import cache
+from functools import cache, partial
 from typing import Any, cast
 
 import torch
@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 from torch.utils.checkpoint import CheckpointError, checkpoint
 
-from collectionlora.adapters.low_rank import add_change, add_whole, change
+from collectionlora.adapters.low_rank import Whole, add_change, add_whole, apply, as_matrix, change
 from collectionlora.system import processes
 from collectionlora.system.errors import UserError
 
@@ -65,7 +65,7 @@ class InBaseDtype:
         exact: the teacher's whole change `[out, in]`, if its effect has one for this layer.
     """
 
-    exact: Tensor | None = None
+    exact: Whole | None = None
 
     def forward(self: Any, x: Tensor) -> Tensor:
         out: Tensor = self.base_layer(x)
@@ -174,7 +174,9 @@ class Roles:
         a, b = (factor.to(weight.dtype) for factor in self._pair(layer, role))
         pair = change((a, b)).view_as(weight)
         if role == TEACHER and isinstance(layer, InBaseDtype) and layer.exact is not None:
-            return (weight.float() + pair.float() + layer.exact.float()).to(weight.dtype)  # rounded once
+            return (weight.float() + pair.float() + as_matrix(layer.exact).float()).to(
+                weight.dtype
+            )  # rounded once
         return weight + pair
 
     @torch.no_grad()
@@ -265,7 +267,7 @@ class Roles:
                 a.copy_(processes.shard_like(whole_a, a))
                 b.copy_(processes.shard_like(whole_b, b))
 
-    def load_exact(self, changes: Mapping[str, Tensor]) -> None:
+    def load_exact(self, changes: Mapping[str, Whole]) -> None:
         """Let whole changes `[out, in]`, by module, be the teacher's; those from before are freed first.
 
         Raises:
@@ -280,7 +282,8 @@ class Roles:
         for name in changes:
             slot = self._pair(cast(LoraLayer, layers[name]), TEACHER)[0]
             # A copy, for a file that is mapped may go.
-            layers[name].exact = changes[name].to(slot.device, slot.dtype, copy=True)
+            copy = partial(Tensor.to, device=slot.device, dtype=slot.dtype, copy=True)
+            layers[name].exact = cast(Whole, apply(copy, changes[name]))
 
     def verify(self, forward: Callable[[], Tensor]) -> None:
         """Prove that a role's output and its gradients are its own; changes no weight and leaves no gradient.
@@ -362,7 +365,7 @@ class TeacherLibrary:
         self,
         roles: Roles,
         teachers: Mapping[str, LoraWeights],
-        exact: Mapping[str, Mapping[str, Tensor]] | None = None,
+        exact: Mapping[str, Mapping[str, Whole]] | None = None,
     ):
         self.roles = roles
         self.teachers, self.exact = dict(teachers), dict(exact or {})

@@ -22,7 +22,7 @@ class Workload:
     Attributes:
         photos: of each effect.
         teacher_rank: the largest rank of the effects' LoRAs.
-        exact: weights that each effect's teacher changes by whole matrices; nothing where no file is known.
+        exact: numbers of the whole changes of each effect's teacher; nothing where no file is known.
         references: the most reference images of an effect.
         devices: GPUs of all `hosts`.
         sharding: what each of several devices holds: all (`ddp`), or its share (`fsdp`).
@@ -50,8 +50,8 @@ class Workload:
         }
 
 
-def count_exact_weights(collection: Collection) -> tuple[int, ...]:
-    """The weights that each teacher changes by whole matrices, by its header; of one not there yet none."""
+def count_exact_numbers(collection: Collection) -> tuple[int, ...]:
+    """The numbers of each teacher's whole changes, by its header; none of a file that is not there yet."""
     base, counts = collection.manifest.base, []
     shapes = target_weights(*family_of(base).empty_network(base))
     for effect in collection.effects:
@@ -87,7 +87,7 @@ def make_workload(
         collection = open_collection(collection)
         settings = resolve_settings(collection, layer)
         rest["references"] = max(len(e.references) for e in collection.effects)
-        rest["exact"] = count_exact_weights(collection)
+        rest["exact"] = count_exact_numbers(collection)
         base, effects = collection.manifest.base, effects or len(collection.effects)
         if pairs := collection.count_pairs():
             settings = replace_settings(settings, targets={"general": pairs})

@@ -6,7 +6,7 @@ room. A file is named after the teacher's contents and all that its conversion d
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TypeVar, cast
 
@@ -15,7 +15,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from collectionlora.adapters.formats import MAX_LOSS, read_teacher
-from collectionlora.adapters.low_rank import Factors, factorize
+from collectionlora.adapters.low_rank import Factors, Kronecker, Whole, apply, as_matrix, factorize
 from collectionlora.adapters.lycoris import MAX_RANK
 from collectionlora.adapters.roles import LoraWeights, target_weights
 from collectionlora.backbones import family_of, load_backbone
@@ -73,7 +73,14 @@ class TeacherFile(Modules[Factors]):
             named(".a"), lambda name: (file.get_tensor(f"{name}.a"), file.get_tensor(f"{name}.b"))
         )
         self.rank = int(file.metadata()["rank"])
-        self.exact = Modules(named(".exact"), lambda name: cast(Tensor, file.get_tensor(f"{name}.exact")))
+        products = dict.fromkeys(named(".first"))
+
+        def read_whole(name: str) -> Whole:
+            if name in products:
+                return Kronecker(file.get_tensor(f"{name}.first"), file.get_tensor(f"{name}.second"))
+            return cast(Tensor, file.get_tensor(f"{name}.whole"))
+
+        self.exact = Modules([*named(".whole"), *products], read_whole)
 
     def as_pairs(self, source: Path) -> LoraWeights:
         """Pairs alone, for what adds teachers up: a whole change becomes the nearest pair.
@@ -85,13 +92,17 @@ class TeacherFile(Modules[Factors]):
             UserError: a pair would lose too much of a change.
         """
         nearest: dict[str, Factors] = {}
+        most = 0.0
         for module, whole in self.exact.items():
-            nearest[module], lost = factorize(whole.double(), MAX_RANK)
+            nearest[module], lost = factorize(as_matrix(whole), MAX_RANK)
             if lost > MAX_LOSS:
                 message = f"loses {lost:.0%} of its change at rank {MAX_RANK}, which a sum of teachers needs"
                 hint = "leave out the merge, or extract a LoRA from the file"
                 raise UserError(source, module, message, hint)
-            log.warning("%s: %s loses %.1f %% of its change in a sum", source, module, 100 * lost)
+            most = max(most, lost)
+        if nearest:
+            message = "%s: at rank %d for a sum of teachers, its modules lose at most %.1f %% of their change"
+            log.warning(message, source, MAX_RANK, 100 * most)
         return {**self, **nearest} if nearest else self
 
 
@@ -125,8 +136,12 @@ def open_teachers(collection: Collection, dtype: torch.dtype, settings: Settings
             teacher = collection.teacher_path(effect)
             tensors: dict[str, Tensor] = {}
 
-            def keep_whole(module: str, whole: Tensor) -> None:
-                tensors[f"{module}.exact"] = whole.to(dtype, copy=True)
+            def keep_whole(module: str, whole: Whole) -> None:
+                held = apply(partial(Tensor.to, dtype=dtype, copy=True), whole)
+                if isinstance(held, Kronecker):
+                    tensors.update({f"{module}.first": held.first, f"{module}.second": held.second})
+                else:
+                    tensors[f"{module}.whole"] = cast(Tensor, held)
 
             lora = read_teacher(teacher, shapes, read_weight, effect.without_text_encoder, keep_whole)
             for module, (a, b) in lora.weights.items():
