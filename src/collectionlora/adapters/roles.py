@@ -174,9 +174,8 @@ class Roles:
         a, b = (factor.to(weight.dtype) for factor in self._pair(layer, role))
         pair = change((a, b)).view_as(weight)
         if role == TEACHER and isinstance(layer, InBaseDtype) and layer.exact is not None:
-            return (weight.float() + pair.float() + as_matrix(layer.exact).float()).to(
-                weight.dtype
-            )  # rounded once
+            both = pair.double() + as_matrix(layer.exact)
+            return (weight + both).to(weight.dtype)  # rounded once
         return weight + pair
 
     @torch.no_grad()
