@@ -19,11 +19,11 @@ TWELVE = {
     "matching-distilled-1": "one LoRA, 1",
 }
 FIFTY = {
-    "teacher": "teachers, 40 forwards",
-    "stack": "teacher + acceleration, 8",
-    "student": "one LoRA, 8",
-    "flow-matching": "flow matching, 8",
-    "merge-svd": "SVD merge, 8",
+    "teacher": "teachers, 16 forwards",
+    "student-8": "one LoRA, 8",
+    "student-4": "one LoRA, 4",
+    "student-2": "one LoRA, 2",
+    "student-1": "one LoRA, 1",
 }
 STREAMS = {"teacher": "base", "all": "whole method", "aop-ts-ta": "without the general stream"}
 
@@ -44,7 +44,7 @@ def bars(methods: Mapping[str, Mapping[str, Any]], names: Mapping[str, str], key
 
 def draw_charts() -> dict[str, str]:
     """Each chart by the name of its file."""
-    twelve, fifty = read_methods("long_run/metrics.json"), read_methods("tables/main-50.json")
+    twelve, fifty = read_methods("long_run/metrics.json"), read_methods("tables/fifty.json")
     ablation = read_methods("tables/ablation.json")
     speed = read_methods("tables/deployment.json")
     rates = [(name, *[row["images_per_second"]] * 3) for name, row in speed.items()]

@@ -175,6 +175,7 @@ TABLES = {  # a pattern of several files is of several seeds
     "tables/main-seed-*.json": "docs/results.md",
     "tables/noise-seed-*.json": "docs/few-steps.md",
     "tables/main-50.json": "docs/results.md",
+    "tables/fifty.json": "docs/results.md",
     "tables/scaling.json": "docs/results.md",
     "tables/ablation.json": "docs/results.md",
     "tables/starts-seed-0.json": "docs/results.md",
