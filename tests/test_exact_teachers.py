@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 import torch
-import yaml
 from helpers import tiny_pipelines
-from PIL import Image
+from helpers.tiny_collection import open_session, write_collection, write_photos
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
@@ -16,7 +15,6 @@ from collectionlora.adapters.low_rank import Kronecker, add_whole, as_matrix, ch
 from collectionlora.adapters.roles import STUDENT, TEACHER, Roles, target_weights
 from collectionlora.backbones import family_of, load_backbone
 from collectionlora.backbones.base import Condition
-from collectionlora.collection import Collection
 from collectionlora.command_line.terminal import describe_lora
 from collectionlora.planning import guard, peaks
 from collectionlora.planning import plan as planning
@@ -30,15 +28,7 @@ from collectionlora.system.errors import UserError
 QUERY, IMAGE_MLP = "transformer_blocks.0.attn.to_q", "transformer_blocks.1.img_mlp.net.2"
 QWEN = {QUERY: (64, 64), IMAGE_MLP: (64, 256)}
 KINDS = ("lokr", "loha", "dora", "dora-of-lokr", "diff")
-SMALL = {
-    "model": {"condition_resolution": 56, "gradient_checkpointing": False, "dtype": "float32"},
-    "data": {"resolution": 32},
-    "student": {"rank": 2},
-    "critic": {"rank": 2},
-    "targets": {"steps": 1, "guidance_scale": 4, "general": 2},
-    "distill": {"student_updates": 2, "student_update_every": 1, "rollout_steps": [2], "effect_ratio": 1},
-    "log": {"tracker": "none"},
-}
+OWN = {"model": {"dtype": "float32"}, "distill": {"student_updates": 2}}
 
 
 @pytest.fixture(autouse=True)
@@ -100,27 +90,10 @@ def write_teacher(path, kind, shapes, name="diffusion_model.{}.{}"):
 
 
 def make_collection(path, base, shapes, kinds, **settings):
-    rng = np.random.default_rng(0)
-    (path / "photos").mkdir(parents=True)
-    for index in range(2):
-        Image.fromarray(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(path / f"photos/{index}.png")
-    (path / "general.txt").write_text("blur\n")
+    write_photos(path, 2)
     moves = {kind: write_teacher(path / f"{kind}.safetensors", kind, shapes) for kind in kinds}
-    effects = [
-        {"name": kind, "teacher": f"{kind}.safetensors", "teacher_prompt": kind, "photos": "photos"}
-        for kind in kinds
-    ]
-    layers = {name: {**SMALL.get(name, {}), **settings.get(name, {})} for name in {*SMALL, *settings}}
-    if base == "nano":
-        del layers["model"]  # it has its own
-    general = {"photos": "photos", "prompts": "general.txt"}
-    manifest = {"base": str(base), "effects": effects, "general": general, "settings": layers}
-    (path / "collection.yaml").write_text(yaml.safe_dump(manifest))
-    return Collection.load(path), moves
-
-
-def open_session(collection, **rest):
-    return Session(collection, resolve_settings(collection, {}), **{"with_critics": False, **rest})
+    layers = {name: {**OWN.get(name, {}), **settings.get(name, {})} for name in {*OWN, *settings}}
+    return write_collection(path, base, {kind: kind for kind in kinds}, layers), moves
 
 
 def encode(backbone):

@@ -5,10 +5,9 @@ import shutil
 import numpy as np
 import pytest
 import torch
-import yaml
 from diffusers import QwenImageEditPlusPipeline, QwenImageTransformer2DModel
 from helpers import small_collection, tiny_pipelines
-from PIL import Image
+from helpers.tiny_collection import open_session, write_collection, write_photos
 from safetensors.torch import load_file, save_file
 
 import collectionlora
@@ -90,26 +89,13 @@ def test_guidance_of_a_large_base_is_two_forwards_without_a_mask(folder):
     torch.testing.assert_close(apart, joint, atol=1e-4, rtol=1e-4)
 
 
-SMALL = {
-    "model": {"condition_resolution": 56, "gradient_checkpointing": False},
-    "data": {"resolution": 32},
-    "student": {"rank": 2},
-    "critic": {"rank": 2},
-    "targets": {"steps": 1, "guidance_scale": 4, "general": 2},
-    "teach": {"steps": 1, "rank": 2},
-    "distill": {"student_updates": 1, "student_update_every": 1, "rollout_steps": [2], "effect_ratio": 1},
-    "log": {"tracker": "none"},
-}
 QUERY, IMAGE_MLP = "transformer_blocks.0.attn.to_q", "transformer_blocks.1.img_mlp.net.2"
 
 
 def make_collection(path, base, **settings):
     """Two effects over a tiny base: a LoRA, and a DoRA in PEFT's words."""
-    rng, generator = np.random.default_rng(0), torch.Generator().manual_seed(0)
-    (path / "photos").mkdir(parents=True)
-    for index in range(3):
-        Image.fromarray(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(path / f"photos/{index}.png")
-    (path / "general.txt").write_text("blur\n")
+    write_photos(path, 3)
+    generator = torch.Generator().manual_seed(0)
     lora = {}
     for module, (outs, ins) in {QUERY: (64, 64), IMAGE_MLP: (64, 256)}.items():
         lora[f"transformer.{module}.lora_A.weight"] = torch.randn(2, ins, generator=generator)
@@ -117,24 +103,8 @@ def make_collection(path, base, **settings):
     save_file(lora, path / "plain.safetensors")
     magnitude = 1 + torch.rand(64, generator=generator)
     save_file({**lora, f"transformer.{QUERY}.lora_magnitude_vector": magnitude}, path / "dora.safetensors")
-    effects = [
-        {
-            "name": name,
-            "teacher": f"{name}.safetensors",
-            "teacher_prompt": f"make it {name}",
-            "photos": "photos",
-        }
-        for name in ("plain", "dora")
-    ]
-    layers = {name: {**SMALL.get(name, {}), **settings.get(name, {})} for name in {*SMALL, *settings}}
-    general = {"photos": "photos", "prompts": "general.txt"}
-    manifest = {"base": str(base), "effects": effects, "general": general, "settings": layers}
-    (path / "collection.yaml").write_text(yaml.safe_dump(manifest))
-    return Collection.load(path), magnitude
-
-
-def open_session(collection, **rest):
-    return Session(collection, resolve_settings(collection, {}), **{"with_critics": False, **rest})
+    prompts = {name: f"make it {name}" for name in ("plain", "dora")}
+    return write_collection(path, base, prompts, settings), magnitude
 
 
 @pytest.mark.parametrize("kind", ["nf4", "int8"])

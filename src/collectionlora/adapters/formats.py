@@ -130,7 +130,7 @@ def read_lora(
             taken as they stand.
         read_weight: reads one of these weights where `base_weights` has only its shape, or holds it packed.
         without_text_encoder: leave out what changes the text encoder; otherwise such a file is refused.
-        keep_whole: takes each change of which a pair would lose something, once and in turn, because all of
+        keep_whole: takes each change whose rank can be beyond `MAX_RANK`, once and in turn, because all of
             them together can be as large as the base. Without it such a module is a pair with its loss.
 
     Raises:
@@ -224,8 +224,6 @@ def gather_parts(
 def count_exact(path: Path, base_weights: Mapping[str, Tensor]) -> int:
     """The numbers of all changes that `read_teacher` keeps whole, by the shapes in the file's header.
 
-    Factors whose values have a smaller rank than their shapes allow count too: it is at most so many.
-
     Args:
         base_weights: as of `read_teacher`; their shapes are enough.
 
@@ -280,7 +278,7 @@ def read_module(
     """One module with the scale baked in, in the shape of the base's weight, and that scale.
 
     Args:
-        exact: keep the change whole where a pair would lose something; a convolution stays a pair.
+        exact: keep the change whole where its rank can be beyond `MAX_RANK`; a convolution stays a pair.
     """
     whole = tuple(weight.shape) if exact and weight is not None and weight.ndim == 2 else None
     magnitudes = {name: parts[name] for name in MAGNITUDES if name in parts}

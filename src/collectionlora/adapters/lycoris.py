@@ -4,8 +4,9 @@ LoHa is `(w1_a w1_b) * (w2_a w2_b)` (elementwise; FedPara, arXiv 2108.06098), Lo
 arXiv 2309.14859), and DoRA is `magnitude * V / |V| - W` with `V = W + B A` (arXiv 2402.09353). The rank of
 LoHa and LoKr is the product of the ranks of their parts; DoRA has none and depends on the base's weight W.
 A full difference (`.diff`) is the change itself; alpha means nothing to it, as in ComfyUI and LyCORIS.
-A reader that names the shape of a linear weight gets the `whole` change where a pair of `MAX_RANK` would lose
-a part of it. No matrix of another shape is formed: a small file could ask for one that fills the memory.
+A reader that names the shape of a linear weight gets the `whole` change where the shapes of its parts allow a
+rank beyond `MAX_RANK`; nothing is decomposed then. No matrix of another shape is formed: a small file could
+ask for one that fills the memory.
 """
 
 import math
@@ -59,7 +60,7 @@ def can_exceed(parts: Parts, shape: Sequence[int]) -> bool:
 
 
 def count_whole(parts: Parts, shape: Sequence[int], cut: bool) -> int:
-    """The numbers of a whole change at most, told by shapes alone; 0 where a pair holds it.
+    """The numbers of a whole change, told by shapes alone; 0 where a pair holds it.
 
     Args:
         shape: `[out, in]` of the weight.
@@ -79,7 +80,7 @@ def rebuild(parts: Parts, whole: Shape | None = None) -> Rebuilt:
     """The change of one module from all its tensors but alpha and magnitude, before alpha.
 
     Args:
-        whole: `[out, in]` of the weight, to get a whole change where a pair would lose something.
+        whole: `[out, in]` of the weight, to get a whole change where its rank can be beyond `MAX_RANK`.
 
     Raises:
         ValueError: the parts are not those of one LoRA, LoHa or LoKr, or do not fit together.
@@ -138,12 +139,12 @@ def loha(parts: Parts, whole: Shape | None) -> Rebuilt:
             a, b = tucker(parts[f"hada_t{side}"].double(), b.T, a)
         sides.append((a.flatten(1), b))
     (a1, b1), (a2, b2) = sides
+    rank = len(parts["hada_w1_b"])
+    if whole == (len(b1), a1.shape[1]) and can_exceed(parts, whole):
+        return Rebuilt("LoHa", change((a1, b1)) * change((a2, b2)), rank)
     a = torch.einsum("ri,si->rsi", a1, a2).flatten(0, 1)
     b = torch.einsum("or,os->ors", b1, b2).flatten(1)
     pair, lost = shrink((a, b), MAX_RANK)
-    rank = len(parts["hada_w1_b"])
-    if lost and whole == (len(b), a.shape[1]):
-        return Rebuilt("LoHa", change((a1, b1)) * change((a2, b2)), rank)
     return Rebuilt("LoHa", pair, rank, lost)
 
 
@@ -160,17 +161,17 @@ def lokr(parts: Parts, whole: Shape | None) -> Rebuilt:
                 a, b = tucker(parts["lokr_t2"].double(), b.T, a)
             matrix = change((a, b))
         matrices.append(matrix)
+    product = Kronecker(*matrices)
+    if whole == product.shape and can_exceed(parts, whole):
+        return Rebuilt("LoKr", product, rank)
     (u1, s1, v1), (u2, s2, v2) = (torch.linalg.svd(matrix, full_matrices=False) for matrix in matrices)
     values, order = torch.outer(s1, s2).flatten().sort(descending=True)
     kept = min(MAX_RANK, max(1, int((values > NEGLIGIBLE * values[0]).sum())))
-    lost = loss(values, kept)
-    if lost and whole == (len(u1) * len(u2), v1.shape[1] * v2.shape[1]):
-        return Rebuilt("LoKr", Kronecker(*matrices), rank)
     first, second = order[:kept] // len(s2), order[:kept] % len(s2)
     root = values[:kept].sqrt()
     a = torch.einsum("ri,rj->rij", v1[first], v2[second]).flatten(1) * root[:, None]
     b = torch.einsum("or,pr->opr", u1[:, first], u2[:, second]).flatten(0, 1) * root
-    return Rebuilt("LoKr", (a.float(), b.float()), rank, lost)
+    return Rebuilt("LoKr", (a.float(), b.float()), rank, loss(values, kept))
 
 
 def dora(
