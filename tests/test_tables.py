@@ -42,15 +42,15 @@ def test_each_step_took_what_lies_between_its_end_and_the_one_before(tables, tmp
 
 def test_teachers_of_a_folder_follow_those_that_ship(tables, tmp_path):
     first, shipped = tables("study").first_teachers, shipped_teachers()
-    for name in ("sepia", "season"):
+    for name in ("mirror", "season"):
         shutil.copyfile(shipped["season"], tmp_path / f"{name}.safetensors")
-    assert first(None, [tmp_path]) == {**shipped, "sepia": tmp_path / "sepia.safetensors"}
+    assert first(None, [tmp_path]) == {**shipped, "mirror": tmp_path / "mirror.safetensors"}
     assert list(first(3, [tmp_path])) == list(shipped)[:3]
     (tmp_path / "more").mkdir()
-    shutil.copyfile(shipped["season"], tmp_path / "more" / "bloom.safetensors")
-    assert list(first(None, [tmp_path, tmp_path / "more"]))[-2:] == ["sepia", "bloom"]
-    with pytest.raises(UserError, match="14 effects are asked for and there are 13 teachers"):
-        first(14, [tmp_path])
+    shutil.copyfile(shipped["season"], tmp_path / "more" / "bokeh.safetensors")
+    assert list(first(None, [tmp_path, tmp_path / "more"]))[-2:] == ["mirror", "bokeh"]
+    with pytest.raises(UserError, match="52 effects are asked for and there are 51 teachers"):
+        first(52, [tmp_path])
     (tmp_path / "other.safetensors").touch()
     with pytest.raises(UserError, match=r"other\.safetensors: name: is not an effect's"):
         first(None, [tmp_path])

@@ -1,10 +1,10 @@
-"""Twelve effects in one LoRA, beside its controls, on photographs that nothing was trained on; resumes.
+"""Many effects in one LoRA, beside its controls, on photographs that nothing was trained on; resumes.
 
     torchrun --nproc-per-node 2 scripts/nano/long_run.py --data DATA --out DIR [--set section.name=value ...]
 
 Two processes of one thread are faster than one of two; `python scripts/nano/long_run.py` works as well.
 
-Runs the method over all teachers: the warm start, and from its last state the distillation; then, as
+Runs the method over the first teachers: the warm start, and from its last state the distillation; then, as
 a control of equal time from the same state, more of the warm start (teacher matching, no critic) for as long
 as the distillation took; and the distillation from where the control ended. Judges source, teachers in their
 many steps, undistilled teachers in few, and the four students; writes sheet.png, report.html and metrics.json
@@ -16,7 +16,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from tables.study import NO_DISTILLATION, Study, add_options, step_seconds
+from tables.study import NO_DISTILLATION, Study, add_effects_option, add_options, step_seconds
 
 from collectionlora.adapters.roles import TEACHER
 from collectionlora.command_line.progress import joined_processes
@@ -51,9 +51,10 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_options(parser)
+    add_effects_option(parser, default=12)
     args = parser.parse_args()
     with faults_in_a_line(), joined_processes() as progress:
-        study = Study(args, LONG, None, progress, NUM_GENERAL)
+        study = Study(args, LONG, args.effects, progress, NUM_GENERAL)
         study.train(WARM, NO_DISTILLATION)
         study.train(DISTILLED, start=WARM)
         longer = equal_time(study.run_folder(DISTILLED) / LOG, study.settings)

@@ -1,6 +1,6 @@
 """Write the card of the shipped weights from what the runs logged.
 
-python scripts/nano/model_card.py --data DATA --folder RUN --teachers DIR
+python scripts/nano/model_card.py --data DATA --folder RUN --teachers DIR [DIR ...]
 """
 
 import argparse
@@ -115,13 +115,14 @@ def main() -> None:
     )
     parser.add_argument("--data", type=Path, required=True, help="folder made by photographs.py")
     parser.add_argument("--folder", type=Path, required=True, help="folder of the pretraining run")
-    parser.add_argument("--teachers", type=Path, required=True, help="folder made by teachers.py")
+    parser.add_argument("--teachers", type=Path, nargs="+", required=True, help="folders made by teachers.py")
     parser.add_argument("--out", type=Path, default=WEIGHTS.with_name("README.md"))
     args = parser.parse_args()
     shipped = {path.stem for path in (WEIGHTS.parent / "teachers").glob("*.safetensors")}
-    tried = {row["effect"]: row for row in read_lines(args.teachers / "teachers.jsonl")}
+    tries = [row for folder in args.teachers for row in read_lines(folder / "teachers.jsonl")]
+    tried = {row["effect"]: row for row in tries}  # of an effect tried again, the last
     teachers = [tried[name] for name in sorted(shipped)]
-    refused = [row for row in tried.values() if not row["passed"]]
+    refused = [row for name, row in sorted(tried.items()) if name not in shipped]
     heldout = read_lines(args.folder / "heldout.jsonl")[-1]
     licences = json.loads((args.data / "licences.json").read_text())
     write_text(args.out, build_card(heldout, teachers, refused, licences) + COLLECTION)

@@ -29,7 +29,9 @@ from collectionlora.system.files import write_text
 from collectionlora.system.progress import Progress
 
 RUN = "demo"
-FIRST = ("pencil-sketch", "neon-edges", "thermal", "season")  # what a demo of 4 effects shows; one is random
+# The order of a small collection: a demo of four effects has three with one right result and a random one.
+FIRST = ("pencil-sketch", "neon-edges", "thermal", "season", "cyanotype", "duotone", "emboss", "light-leak")
+FIRST += ("night-vision", "spotlight", "technicolor", "x-ray")
 PHOTOS, GENERAL_PHOTOS, JUDGED = 64, 48, 24
 CLASSIFIER_STEPS = 600
 
