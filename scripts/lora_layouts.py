@@ -120,7 +120,7 @@ def write_layouts(base: Changes, generator: torch.Generator) -> Iterator[Layout]
 
 
 def write_other_kinds(base: Changes, random: Callable[..., Tensor]) -> Iterator[Layout]:
-    """LoHa, LoKr and DoRA of one module."""
+    """LoHa, LoKr, DoRA and the whole change of one module."""
     key, alpha = f"lycoris_{QWEN.replace('.', '_')}", torch.tensor(ALPHA)
     one, two, three, four = random(8, RANK), random(RANK, 6), random(8, RANK), random(RANK, 6)
     parts = {"hada_w1_a": one, "hada_w1_b": two, "hada_w2_a": three, "hada_w2_b": four, "alpha": alpha}
@@ -143,6 +143,8 @@ def write_other_kinds(base: Changes, random: Callable[..., Tensor]) -> Iterator[
     comfy = f"diffusion_model.{QWEN}"
     full = {f"{comfy}.lokr_w1": w1, f"{comfy}.lokr_w2": w2, f"{comfy}.alpha": torch.tensor(float("inf"))}
     yield Layout("ai-toolkit LoKr, full rank", f"{comfy}.lokr_w2", full, {QWEN: torch.kron(w1, w2)})
+    whole = random(8, 6)
+    yield Layout("ComfyUI, whole change", f"{comfy}.diff", {f"{comfy}.diff": whole}, {QWEN: whole})
     down, up, weight = random(RANK, 6), random(8, RANK), base[QWEN]
     moved = weight + up @ down
     for origin, name, axis, prefix in (
