@@ -16,7 +16,7 @@ from collectionlora.command_line.verbs import app
 from collectionlora.config import SettingsError
 from collectionlora.effectbench import bench, benching
 from collectionlora.effects import EFFECTS
-from collectionlora.pictures.photographs import TRAIN, pool
+from collectionlora.pictures.photographs import TRAIN, load_photograph, pool
 from collectionlora.system.errors import UserError
 from collectionlora.system.files import read_tensors
 
@@ -193,7 +193,7 @@ def test_a_pair_without_its_partner_is_named(folder):
         lonely.unlink()
 
 
-def test_demo_ends_with_table_sheet_and_report(tmp_path, monkeypatch, capsys):
+def test_demo_ends_with_table_pictures_and_report(tmp_path, monkeypatch, capsys):
     teachers = write_random_loras(tmp_path, ("sepia", "technicolor"))
     monkeypatch.setattr(demo_module, "shipped_teachers", lambda: teachers)
     for constant, value in (("PHOTOS", 3), ("GENERAL_PHOTOS", 2), ("JUDGED", 2), ("CLASSIFIER_STEPS", 2)):
@@ -214,6 +214,10 @@ def test_demo_ends_with_table_sheet_and_report(tmp_path, monkeypatch, capsys):
     assert page.count("data:image/") == 2 * 2 * (2 + 2) + 2
     assert "<polyline" in page
     assert Image.open(tmp_path / "demo" / "sheet.png").width > 800
+    shown = np.asarray(Image.open(tmp_path / "demo" / "pictures.png")).astype(int)
+    photo, sepia, technicolor = (shown[12:172, 12 + i * 246 : 252 + i * 246] for i in range(3))
+    assert np.abs(sepia - technicolor).mean() > 0.1
+    assert np.abs(photo - np.asarray(Image.fromarray(load_photograph("chelsea")).resize((240, 160)))).mean() < 4
     assert [e.name for e in Collection.load(tmp_path / "demo" / "collection").effects] == [
         "sepia",
         "technicolor",

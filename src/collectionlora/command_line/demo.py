@@ -1,4 +1,4 @@
-"""The whole journey on the embedded base: photographs, teachers, distillation, table, sheet, report."""
+"""The whole journey on the embedded base: photographs, teachers, distillation, table, pictures, report."""
 
 import shutil
 import time
@@ -13,14 +13,16 @@ import yaml
 from collectionlora import distill
 from collectionlora.adapters.roles import STUDENT, TEACHER
 from collectionlora.collection import MANIFEST, Collection
+from collectionlora.editing import Editor
 from collectionlora.effectbench.heldout import Heldout, heldout_photographs
 from collectionlora.effectbench.report.page import write_results
 from collectionlora.effectbench.running import run_bench
 from collectionlora.effects import ALL_EFFECTS
 from collectionlora.effects.crops import PhotoPool
 from collectionlora.effects.ordinary import general_instructions
-from collectionlora.pictures.photographs import TRAIN, pool
-from collectionlora.pictures.photos import write_photo
+from collectionlora.pictures.photographs import HELDOUT, TRAIN, load_photograph, pool
+from collectionlora.pictures.photos import Photo, write_photo
+from collectionlora.pictures.sheets import labelled_grid
 from collectionlora.runs.session import resolve_settings
 from collectionlora.runs.trainer import LOG
 from collectionlora.system import processes
@@ -34,6 +36,7 @@ FIRST = ("pencil-sketch", "neon-edges", "thermal", "season", "cyanotype", "duoto
 FIRST += ("night-vision", "spotlight", "technicolor", "x-ray")
 PHOTOS, GENERAL_PHOTOS, JUDGED = 64, 48, 24
 CLASSIFIER_STEPS = 600
+SHOWN_SIZE = 128  # pixels of a side that the network works with for the last pictures; it was taught at 64
 
 
 def shipped_teachers() -> dict[str, Path]:
@@ -75,6 +78,13 @@ def build_collection(
     return Collection.load(folder)
 
 
+def draw_pictures(folder: Path) -> Photo:
+    """One photograph that nothing was trained on, and the same under every effect."""
+    editor, photo = Editor.load(folder), load_photograph(HELDOUT[0])
+    made = {name: np.asarray(editor.edit(photo, name, size=SHOWN_SIZE)) for name in editor.effects}
+    return labelled_grid({"photo": photo, **made}, columns=5)
+
+
 def demo(
     out: Path, num_effects: int, seed: int, overrides: dict[str, Any], progress: Progress
 ) -> dict[str, Any]:
@@ -106,4 +116,5 @@ def demo(
     if processes.is_main():
         for place in (out, folder / "bench"):  # for people, and where the studio looks
             write_results(place, result, logs)
+        write_photo(out / "pictures.png", draw_pictures(folder))
     return result.metrics

@@ -117,7 +117,7 @@ def next_after_demo(out: Path, effect: str) -> str:
     """What to do with a finished demo, from a look to a collection of one's own."""
     tool = program()
     return f"""
-look      {out}/sheet.png, {out}/report.html
+look      {out}/pictures.png, {out}/report.html
 edit      {tool} edit {out}/collection YOURS.jpg --effect {effect}
 click     {tool} studio {out}/collection
 take out  {tool} export {out}/collection --format diffusers --out {out}/lora
