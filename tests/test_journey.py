@@ -217,7 +217,9 @@ def test_demo_ends_with_table_pictures_and_report(tmp_path, monkeypatch, capsys)
     shown = np.asarray(Image.open(tmp_path / "demo" / "pictures.png")).astype(int)
     photo, sepia, technicolor = (shown[12:172, 12 + i * 246 : 252 + i * 246] for i in range(3))
     assert np.abs(sepia - technicolor).mean() > 0.1
-    assert np.abs(photo - np.asarray(Image.fromarray(load_photograph("chelsea")).resize((240, 160)))).mean() < 4
+    assert (
+        np.abs(photo - np.asarray(Image.fromarray(load_photograph("chelsea")).resize((240, 160)))).mean() < 4
+    )
     assert [e.name for e in Collection.load(tmp_path / "demo" / "collection").effects] == [
         "sepia",
         "technicolor",

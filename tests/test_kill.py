@@ -117,6 +117,7 @@ def test_one_holds_a_run_ctrl_c_saves_it_and_a_new_one_does_not_take_its_place(u
     assert losses(whole) == losses(folder)
 
 
+@pytest.mark.thorough
 def test_teaching_that_was_killed_ends_bit_for_bit_the_same(undisturbed, copy):
     whole, killed, start = copy(), copy(), undisturbed.start
     run_to_end(["teach", whole, "sepia"], whole.parent / "told")

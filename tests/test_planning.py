@@ -157,6 +157,7 @@ def test_the_sharding_of_a_plan_is_that_of_the_settings(without_peaks):
     assert make_workload(None, QWEN, 50, 128, {}).sharding == "ddp"
 
 
+@pytest.mark.thorough
 def test_on_the_command_line():
     result = CliRunner().invoke(app, ["plan", "--base", "nano", "--effects", "4", "--json"])
     assert result.exit_code == 0, result.output

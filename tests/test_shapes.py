@@ -290,7 +290,8 @@ LARGE = {
 }
 
 
-@pytest.mark.parametrize("name", ["nano", pytest.param("qwen_image_edit", marks=pytest.mark.thorough)])
+@pytest.mark.thorough
+@pytest.mark.parametrize("name", ["nano", "qwen_image_edit"])
 def test_photos_of_several_shapes_through_the_whole_journey(name, tiny, tmp_path):
     settings = {} if name == "nano" else LARGE
     collection = build(tmp_path / "mine", tiny(name), settings)
@@ -322,6 +323,7 @@ def test_photos_of_several_shapes_through_the_whole_journey(name, tiny, tmp_path
     assert editor.edit(photo, ["one"]).size == photo.shape[1::-1]
 
 
+@pytest.mark.thorough
 def test_a_run_that_goes_on_draws_the_sizes_of_a_whole_one(tmp_path):
     collection = build(tmp_path, "nano", {"match": {"loss": "flow"}})
     collectionlora.teach(collection)
