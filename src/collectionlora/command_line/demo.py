@@ -32,10 +32,20 @@ from collectionlora.system.progress import Progress
 
 RUN = "demo"
 # The order of a small collection: a demo of four effects has three with one right result and a random one.
-FIRST = (
-    "pencil-sketch neon-edges thermal season cyanotype duotone emboss light-leak night-vision spotlight "
-    "technicolor x-ray"
-).split()
+FIRST = [
+    "pencil-sketch",
+    "neon-edges",
+    "thermal",
+    "season",
+    "cyanotype",
+    "duotone",
+    "emboss",
+    "light-leak",
+    "night-vision",
+    "spotlight",
+    "technicolor",
+    "x-ray",
+]
 PHOTOS, GENERAL_PHOTOS, JUDGED = 64, 48, 24
 CLASSIFIER_STEPS = 600
 SHOWN_SIZE = 128  # pixels of a side that the network works with for the last pictures; it was taught at 64
