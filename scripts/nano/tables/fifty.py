@@ -1,6 +1,7 @@
-"""Many effects in one LoRA: flow matching on samples of all teachers, then distribution matching on top.
+"""Many effects in one LoRA: flow matching on samples of all teachers, then on the noise that they came from.
 
-`flow` is the warm start alone. `student` goes on from its last state by the whole method. Both sample by
+`flow` is flow matching alone, on fresh noise. `student` goes on from its last state for `--coupled` further
+updates, in which high sigmas reuse the noise of the teacher's sample (docs/few-steps.md). Both sample by
 Euler.
 """
 
@@ -9,7 +10,7 @@ from typing import Any
 
 from collectionlora.adapters.roles import TEACHER
 from collectionlora.system.progress import Progress
-from tables.study import COUNTS, NO_DISTILLATION, Study, add_options
+from tables.study import NO_DISTILLATION, Study, add_effects_option, add_options
 
 FLOW, STUDENT = "flow", "student"  # names of the runs
 STEPS = (8, 4, 2, 1)
@@ -18,17 +19,21 @@ LAYER: dict[str, dict[str, Any]] = {
     "targets": {"steps": 8, "general": NUM_GENERAL},
     "match": {"loss": "flow"},
     "sampling": {"sampler": "euler"},
+    **NO_DISTILLATION,
 }
+COUPLED = {"coupled_above": 0.75, "fresh_share": 0.6}
 
 
 def options(parser: ArgumentParser) -> None:
     add_options(parser)
-    parser.add_argument("--effects", type=int, choices=COUNTS, metavar="N", help="the first ones")
+    add_effects_option(parser, default=50)
+    parser.add_argument("--coupled", type=int, default=14000, metavar="N", help="further updates of student")
 
 
 def make(args: Namespace, progress: Progress) -> None:
     study = Study(args, LAYER, args.effects, progress, NUM_GENERAL)
-    study.train(FLOW, NO_DISTILLATION)
-    study.train(STUDENT, start=FLOW)
+    study.train(FLOW)
+    updates = study.settings.match.updates + args.coupled
+    study.train(STUDENT, {"match": {**COUPLED, "updates": updates}}, start=FLOW)
     few = [f"{name}-{steps}" for name in (TEACHER, FLOW, STUDENT) for steps in STEPS]
     study.write(args.out, study.judge(["source", TEACHER, *few]))
