@@ -41,7 +41,7 @@ def main() -> None:
     )
     parser.add_argument("adapter", nargs="?", default="nano")
     parser.add_argument("--steps", type=int, help="by default the adapter's own")
-    parser.add_argument("--columns", type=int, default=4, help="beside the photo")
+    parser.add_argument("--columns", type=int, default=6, help="beside the photo")
     parser.add_argument("--out", type=Path, default=OUT)
     args = parser.parse_args()
     draw(Editor.load(args.adapter), args.steps, args.columns).save(args.out, quality=QUALITY)

@@ -341,12 +341,12 @@ def test_a_plain_folder_or_file_is_refused_with_a_hint(tmp_path):
 
 def test_nano_is_the_collection_that_ships():
     editor = Editor.load("nano")
-    assert len(editor.recipe.effects) == 12
+    assert len(editor.recipe.effects) == 50
     photo = np.tile(np.linspace(0, 255, 64, dtype=np.uint8)[:, None, None], (1, 64, 3))
     hot = editor.edit(photo, ["thermal"])
     assert np.abs(np.asarray(hot).astype(int) - photo).mean() > 30
     assert editor.effects == list(editor.recipe.effects)
-    assert repr(editor).startswith("<Editor over nano, 12 effects: pencil-sketch, ")
+    assert repr(editor).startswith("<Editor over nano, 50 effects: pencil-sketch, ")
 
 
 @pytest.mark.parametrize("seed", [-1, -(2**63), 2**64, 10**30])
