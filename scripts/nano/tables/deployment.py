@@ -27,7 +27,7 @@ from collectionlora.backbones.base import encode_condition
 from collectionlora.backbones.nano import RECOMMENDED, NanoBackbone
 from collectionlora.command_line.demo import shipped_teachers
 from collectionlora.editing import Editor
-from collectionlora.effects import EFFECTS
+from collectionlora.effects import ALL_EFFECTS
 from collectionlora.pictures.photographs import HELDOUT, load_photograph
 from collectionlora.sampling import Denoiser, sample_student
 from collectionlora.studio.batching import Batcher, Request
@@ -65,7 +65,7 @@ class AdapterServer:
         """Pictures of one effect as one batch."""
         if not self.in_memory:
             self.library = TeacherLibrary(self.roles, {effect: read_lora(self.files[effect]).weights})
-        texts = [EFFECTS[effect].teacher_prompt] * len(requests)
+        texts = [ALL_EFFECTS[effect].teacher_prompt] * len(requests)
         condition = encode_condition(self.backbone, texts, torch.cat([r.image for r in requests]))
         with self.library.use(effect):
             denoiser, seeds = Denoiser(self.backbone, condition), [request.seed for request in requests]
