@@ -122,9 +122,8 @@ def make_base(work: Work) -> None:
 def make_teachers(work: Work) -> int:
     """By several processes on one device; returns how many passed."""
     entries, folder = work.begin("teachers"), work.folder / "teachers"
-    names = sorted(path.stem for path in (work.weights / "teachers").glob("*.safetensors"))[
-        : work.sizes.effects
-    ]
+    shipped = sorted((work.weights / "teachers").glob("*.safetensors"))
+    names = [path.stem for path in shipped[: work.sizes.effects]]
     common = ["--data", str(work.data), "--out", str(folder), *work.sizes.teacher, "--effects"]
     shares = [names[index :: work.sizes.workers] for index in range(work.sizes.workers)]
 
