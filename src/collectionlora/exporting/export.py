@@ -1,5 +1,6 @@
 """A finished adapter for use elsewhere: diffusers, PEFT or ComfyUI, with what its users need beside it."""
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -56,7 +57,7 @@ def export(
 
     Raises:
         UserError: no finished adapter, a format that is unknown or not for its base, a rank above the
-            adapter's, a preview of no effect, or a file that exists.
+            adapter's, a preview of no effect, a file that exists, or the adapter itself in place of a file.
     """
     source, out = adapter_path(Path(collection)), Path(out)
     if format not in KEYS:
@@ -82,7 +83,9 @@ def export(
     )
     writers = plan_files(card, weights)
     writers |= {f"images/{path.name}": partial(copy_whole, path) for path in images.values()}
-    taken = [out / name for name in writers if (out / name).exists()]
+    if any((out / name).exists() and (out / name).samefile(source) for name in writers):
+        raise UserError(source, "--out", "would be replaced by its own export", "give another folder")
+    taken = [out / name for name in writers if os.path.lexists(out / name)]
     if taken and not overwrite and not holds_adapter(out / card.file):
         raise UserError(taken[0], "--out", "exists already", "give --overwrite, or another folder")
     for name, write in writers.items():
@@ -215,7 +218,7 @@ def preview_names(previews: Sequence[Path | str], recipe: Recipe) -> dict[str, P
     """Preview images by the effect that each is named after.
 
     Raises:
-        UserError: an image is missing, is not an image, or is named after no effect.
+        UserError: an image is missing, is not an image, is named after no effect, or is not the only one.
     """
     found = {}
     for path in map(Path, previews):
@@ -224,5 +227,8 @@ def preview_names(previews: Sequence[Path | str], recipe: Recipe) -> dict[str, P
         if path.stem not in recipe.effects:
             hint = f"name it after one of {', '.join(recipe.effects)}"
             raise UserError(path, "preview", "is named after no effect of this collection", hint)
+        if path.stem in found:
+            message = f"is a second image of {path.stem}, beside {found[path.stem]}"
+            raise UserError(path, "preview", message, "give one image for each effect")
         found[path.stem] = path
     return found
