@@ -100,7 +100,7 @@ def test_weights_of_a_folder_that_init_does_not_read_are_named(tmp_path, caplog)
 
 @pytest.mark.parametrize("ending", [".ico", ".pdf", ".eps", ".xbm", ".h5", ".docx", ""])
 def test_a_result_is_a_picture_with_all_its_pixels_or_refused_before_any_work(tmp_path, ending):
-    with pytest.raises(UserError, match="is not an image format that is written; end the name in"):
+    with pytest.raises(UserError, match="is not an image format; end the name in"):
         photo_format(tmp_path / f"out{ending}")
 
 

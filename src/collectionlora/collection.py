@@ -405,8 +405,9 @@ def _explain(path: Path, error: ValidationError) -> UserError:
     first = error.errors()[0]
     field = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
-        model = {"effects": Effect, "general": General}.get(str(first["loc"][0]), Manifest)
-        known = model.model_fields if len(first["loc"]) > 1 else Manifest.model_fields
+        inside: dict[str, type[Entry]] = {"effects": Effect, "general": General}
+        place = inside.get(str(first["loc"][0]), Manifest) if len(first["loc"]) > 1 else Manifest
+        known = place.model_fields
         nearest = difflib.get_close_matches(str(first["loc"][-1]), known, n=1, cutoff=0.0)[0]
         return UserError(path, field, "no such key", f"did you mean {nearest}?")
     if first["type"] == "missing":

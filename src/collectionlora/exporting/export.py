@@ -83,11 +83,7 @@ def export(
     )
     writers = plan_files(card, weights)
     writers |= {f"images/{path.name}": partial(copy_whole, path) for path in images.values()}
-    if any((out / name).exists() and (out / name).samefile(source) for name in writers):
-        raise UserError(source, "--out", "would be replaced by its own export", "give another folder")
-    taken = [out / name for name in writers if os.path.lexists(out / name)]
-    if taken and not overwrite and not holds_adapter(out / card.file):
-        raise UserError(taken[0], "--out", "exists already", "give --overwrite, or another folder")
+    refuse_taken(out, list(writers), source, overwrite or holds_adapter(out / card.file))
     for name, write in writers.items():
         write(out / name)
     size = lora.rank if rank is None else rank
@@ -110,6 +106,19 @@ def at_rank(source: Path, lora: LoraFile, rank: int | None) -> tuple[LoraWeights
     if 1 <= rank <= lora.rank:
         return reduce_rank(lora.weights, rank)
     raise UserError(source, "rank", f"is {lora.rank}, so it cannot become {rank}", "give a smaller rank")
+
+
+def refuse_taken(out: Path, names: Sequence[str], source: Path, replace: bool) -> None:
+    """Refuse a folder in which the files of an export would take the place of others.
+
+    Raises:
+        UserError: one of them is there and not to be replaced, or is the adapter that is exported.
+    """
+    if any((out / name).exists() and (out / name).samefile(source) for name in names):
+        raise UserError(source, "--out", "would be replaced by its own export", "give another folder")
+    taken = [out / name for name in names if os.path.lexists(out / name)]
+    if taken and not replace:
+        raise UserError(taken[0], "--out", "exists already", "give --overwrite, or another folder")
 
 
 def holds_adapter(path: Path) -> bool:
@@ -220,7 +229,7 @@ def preview_names(previews: Sequence[Path | str], recipe: Recipe) -> dict[str, P
     Raises:
         UserError: an image is missing, is not an image, is named after no effect, or is not the only one.
     """
-    found = {}
+    found: dict[str, Path] = {}
     for path in map(Path, previews):
         if not path.is_file() or path.suffix.lower() not in PHOTO_SUFFIXES:
             raise UserError(path, "preview", "is not an image file", f"give {', '.join(PHOTO_SUFFIXES)}")

@@ -154,8 +154,7 @@ def photo_format(path: Path) -> str:
     """
     kind = Image.registered_extensions().get(path.suffix.lower())
     if kind is None or kind not in WRITTEN:
-        message = f"{path.suffix!r} is not an image format that is written"
-        raise UserError(path, "", message, "end the name in .png or .jpg")
+        raise UserError(path, "", f"{path.suffix!r} is not an image format", "end the name in .png or .jpg")
     return kind
 
 

@@ -16,7 +16,7 @@ HINTS = {
     errno.EISDIR: "a folder lies where a file is needed: move it away",
     errno.ELOOP: "links lead in a circle: correct them",
     errno.ENAMETOOLONG: "give a shorter name",
-    **{errno.EMFILE: FILES, errno.ENFILE: FILES, errno.EFBIG: "raise the limit of the shell: ulimit -f"},
+    **{errno.EMFILE: FILES, errno.ENFILE: FILES},
     **{errno.EIO: DISK, errno.ESTALE: DISK, errno.ENODEV: DISK, errno.ENXIO: DISK},
 }
 LOWER = "lower data.resolution, distill.batch_size, teach.batch_size, student.rank, critic.rank or teach.rank"
