@@ -6,12 +6,15 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 
+import httpx
 import numpy as np
 import pytest
 import torch
 import yaml
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import save_file
 
 from collectionlora.adapters.formats import read_header, read_teacher
@@ -29,6 +32,8 @@ from collectionlora.prompting.rewriting import find_fault
 from collectionlora.prompting.vlm import Answer
 from collectionlora.runs.checkpoint import find_unfinished
 from collectionlora.runs.trainer import open_log, stop_requested
+from collectionlora.studio.uploads import private_uploads
+from collectionlora.system.environment import without_proxies
 from collectionlora.system.errors import UserError, explain_fault
 
 RECIPE = Recipe(
@@ -114,6 +119,29 @@ def test_the_transparent_grey_of_a_png_of_16_bits_is_laid_over_white(tmp_path):
     greys = np.array([[0, 40000]], np.uint16)
     Image.fromarray(greys).save(tmp_path / "grey.png", transparency=0)
     assert read_photo(tmp_path / "grey.png")[0, :, 0].tolist() == [255, 155]
+
+
+@pytest.mark.parametrize(
+    ("gamma", "srgb", "expected"),
+    [
+        (1.0, False, 228),
+        (1 / 2.2, False, 200),
+        (0.45455, False, 200),
+        (1 / 1.8, False, 209),
+        (1.0, True, 200),
+    ],
+)
+def test_the_gamma_that_a_png_names_is_applied(tmp_path, gamma, srgb, expected):
+    chunks = PngInfo()
+    chunks.add(b"gAMA", round(gamma * 100_000).to_bytes(4, "big"))
+    if srgb:
+        chunks.add(b"sRGB", b"\0")
+    for mode, white in (("RGB", (200, 200, 200)), ("RGBA", (200, 200, 200, 255)), ("L", 200), ("P", 0)):
+        image = Image.new(mode, (2, 2), white)
+        if mode == "P":
+            image.putpalette([200, 200, 200])
+        image.save(tmp_path / "photo.png", pnginfo=chunks)
+        assert read_photo(tmp_path / "photo.png")[0, 0].tolist() == [expected] * 3
 
 
 @pytest.mark.parametrize(
@@ -266,6 +294,24 @@ def test_certificates_that_cannot_be_read_are_a_line(monkeypatch):
     monkeypatch.setenv("SSL_CERT_FILE", "/nowhere/ca.pem")
     with pytest.raises(UserError, match=r"environment: SSL_CERT_FILE: cannot be read .*unset SSL_CERT_FILE"):
         EndpointVlm(Endpoint("http://127.0.0.1:1/v1", "m"), resolve().vlm)
+
+
+def test_the_studio_needs_no_certificates_for_its_own_page(monkeypatch):
+    monkeypatch.setenv("SSL_CERT_FILE", "/nowhere/ca.pem")
+    with without_proxies():
+        httpx.Client().close()
+    assert os.environ["SSL_CERT_FILE"] == "/nowhere/ca.pem"
+
+
+@pytest.mark.parametrize("variable", ["GRADIO_TEMP_DIR", "TMPDIR"])
+def test_a_folder_for_uploads_that_cannot_be_made_is_a_line(tmp_path, monkeypatch, variable):
+    monkeypatch.delenv("GRADIO_TEMP_DIR", raising=False)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+    if variable == "GRADIO_TEMP_DIR":
+        monkeypatch.setenv(variable, str(tmp_path / "nowhere"))
+    said = rf"environment: {variable}: .*nowhere cannot hold uploads"
+    with pytest.raises(UserError, match=said), private_uploads():
+        pass
 
 
 @pytest.mark.parametrize("number", [errno.EISDIR, errno.EIO, errno.EMFILE, errno.ELOOP, errno.ESTALE])
