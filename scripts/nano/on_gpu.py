@@ -22,7 +22,6 @@ from entries import Entries
 from parts import run_apart
 
 ROOT = Path(__file__).parents[2]
-TRIED = ROOT / "docs" / "results" / "tables" / "teachers.jsonl"
 IN_A_FILE = 30  # teachers, of half a megabyte each
 MIN_TEACHERS = 2
 
@@ -120,19 +119,11 @@ def make_base(work: Work) -> None:
     entries.put(made=exported.exists())
 
 
-def choose_effects(weights: Path, number: int) -> list[str]:
-    """Those that ship, then those whose teachers passed before; variants of another last."""
-    rows = [json.loads(line) for line in TRIED.read_text().splitlines()]
-    passed = [row["effect"] for row in rows if row["passed"]]
-    shipped = sorted(path.stem for path in (weights / "teachers").glob("*.safetensors"))
-    names = dict.fromkeys([*shipped, *sorted(passed, key=lambda name: name[-1].isdigit())])
-    return list(names)[:number]
-
-
 def make_teachers(work: Work) -> int:
     """By several processes on one device; returns how many passed."""
     entries, folder = work.begin("teachers"), work.folder / "teachers"
-    names = choose_effects(work.weights, work.sizes.effects)
+    shipped = sorted((work.weights / "teachers").glob("*.safetensors"))
+    names = [path.stem for path in shipped[: work.sizes.effects]]
     common = ["--data", str(work.data), "--out", str(folder), *work.sizes.teacher, "--effects"]
     shares = [names[index :: work.sizes.workers] for index in range(work.sizes.workers)]
 
@@ -168,7 +159,7 @@ def make_student(work: Work, number: int) -> None:
     """One LoRA of all that passed, or of those that ship, beside its teachers."""
     entries, folder = work.begin("student"), work.folder / "student"
     os.environ["OMP_NUM_THREADS"] = str(work.sizes.threads)
-    number = number if number >= MIN_TEACHERS else min(12, work.sizes.effects)
+    number = number if number >= MIN_TEACHERS else work.sizes.effects
     options = ["scaling", "--data", str(work.data), "--out", str(folder), "--sizes", str(number)]
     well = work.run("table.py", entries, [*options, *work.sizes.student])
     run = f"{number}-effects"

@@ -1,6 +1,7 @@
 """A collection: the folder that a user brings, its manifest, and what can be wrong with it."""
 
 import difflib
+import os
 import re
 import unicodedata
 from collections import Counter
@@ -13,6 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from collectionlora.pictures.folders import by_name, find_spelling, list_photos, warn_of_left_out
 from collectionlora.system.errors import UserError, quote
+from collectionlora.system.files import is_utf8
 from collectionlora.system.yaml_reading import read_yaml
 
 MANIFEST = "collection.yaml"
@@ -106,6 +108,9 @@ class Collection:
         path = folder / MANIFEST
         if not folder.is_dir():
             raise UserError(folder, "", "there is no such folder", f"make one: collectionlora init {folder}")
+        if not is_utf8(folder):
+            message = "is a path that is not UTF-8, in which safetensors opens no file"
+            raise UserError(folder, "", message, "rename the folder")
         try:
             return cls.parse(folder, path.read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -192,6 +197,9 @@ class Collection:
         Raises:
             UserError: it leaves the folder, or the system cannot follow it.
         """
+        # A manifest that was written on Windows; elsewhere a name may hold the sign itself.
+        if "\\" in relative and not os.path.lexists(self.folder / relative):
+            relative = relative.replace("\\", "/")
         path = self.folder / relative
         try:
             path = path if relative.isascii() else find_spelling(self.folder, relative)
@@ -375,7 +383,7 @@ def _read_lines(path: Path, field: str) -> list[tuple[int, str]]:
     except UnicodeDecodeError as error:
         raise UserError(path, field, f"is not text in UTF-8 ({error})", "save it as UTF-8") from None
     except OSError as error:
-        raise UserError(path, field, str(error), "give a text file") from None
+        raise UserError(path, field, f"cannot be read ({error.strerror})", "give a text file") from None
     lines = ((number, line.strip()) for number, line in enumerate(text.split("\n"), 1))
     return [(number, line) for number, line in lines if line]
 
@@ -397,7 +405,9 @@ def _explain(path: Path, error: ValidationError) -> UserError:
     first = error.errors()[0]
     field = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
-        known = [*Manifest.model_fields, *Effect.model_fields, *General.model_fields]
+        inside: dict[str, type[Entry]] = {"effects": Effect, "general": General}
+        place = inside.get(str(first["loc"][0]), Manifest) if len(first["loc"]) > 1 else Manifest
+        known = place.model_fields
         nearest = difflib.get_close_matches(str(first["loc"][-1]), known, n=1, cutoff=0.0)[0]
         return UserError(path, field, "no such key", f"did you mean {nearest}?")
     if first["type"] == "missing":

@@ -87,7 +87,7 @@ class DataSettings(Section):
     """The size and the shape in which photos are worked on."""
 
     resolution: int = Field(
-        64, ge=8, description="a photo keeps its shape, with the pixels of a square of this side"
+        64, ge=8, le=8192, description="a photo keeps its shape, with the pixels of a square of this side"
     )
     crop: Literal["none", "square"] = Field(
         "none", description="square trains and judges on the middle squares of photos"

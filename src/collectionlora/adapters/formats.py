@@ -30,7 +30,7 @@ from collectionlora.adapters.low_rank import (
 from collectionlora.adapters.lycoris import MAGNITUDES, MAX_RANK, Rebuilt, Shape, count_whole, dora, rebuild
 from collectionlora.adapters.roles import LoraWeights
 from collectionlora.system.errors import UserError
-from collectionlora.system.files import write_tensors
+from collectionlora.system.files import is_utf8, write_tensors
 
 MAX_LOSS = 0.1  # of a converted module's change; beyond it the LoRA would no longer be the user's
 MIN_CHANGE = 1e-6  # of what its factors could make; below it is rounding
@@ -83,10 +83,17 @@ def open_lora(path: Path) -> Iterator[Any]:
         UserError: no such file, or not a safetensors file.
     """
     try:
-        with safe_open(path, framework="pt") as file:
-            yield file
+        path.open("rb").close()  # safetensors says of every file that it cannot open that there is none
+    except IsADirectoryError:
+        pass
     except FileNotFoundError:
         raise UserError(path, "", "there is no such file", "check the path") from None
+    except OSError as error:
+        hint = "give yourself the right to read it"
+        raise UserError(path, "", f"cannot be read ({error.strerror})", hint) from None
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
     except (SafetensorError, OSError) as error:
         raise UserError(path, "", f"not a safetensors file ({error})", _advise(path)) from None
 
@@ -95,6 +102,8 @@ def _advise(path: Path) -> str:
     """What to do about a file that is no safetensors: many are something else that was downloaded."""
     if path.is_dir():
         return "give the file, not a folder"
+    if not is_utf8(path):
+        return "rename the file or its folder: safetensors opens only paths in UTF-8"
     with suppress(OSError), path.open("rb") as file:
         start = file.read(len(LFS_POINTER))
         if start == LFS_POINTER:
@@ -294,7 +303,7 @@ def read_module(
         lost = max(lost, further)
         built = Rebuilt(f"DoRA of {built.kind}", change, built.rank)
     change = apply(Tensor.float, change)
-    if not all(torch.isfinite(tensor).all() for tensor in tensors_of(change)):
+    if not all(torch.isfinite(tensor.norm()) for tensor in tensors_of(change)):
         raise UserError(path, module, "overflows: its values or its alpha are too large", AGAIN)
     if lost > MAX_LOSS:
         message = f"is a {built.kind} that loses {lost:.0%} of its change at rank {MAX_RANK}"

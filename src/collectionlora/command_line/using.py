@@ -24,7 +24,7 @@ from collectionlora.command_line.terminal import (
     say,
 )
 from collectionlora.config import parse_overrides
-from collectionlora.system.errors import UserError
+from collectionlora.system.errors import UserError, one_line
 
 if TYPE_CHECKING:
     from collectionlora.editing import EditedFiles
@@ -91,7 +91,9 @@ def edit(
 
 def edited_lines(edited: "EditedFiles") -> list[str]:
     """What an edit did, a line for each file."""
-    lines = [f"error: {fault}" for fault in edited.failed] + [f"wrote {path}" for path in edited.written]
+    lines = [f"error: {fault}" for fault in edited.failed] + [
+        f"wrote {one_line(str(path))}" for path in edited.written
+    ]
     if edited.skipped:
         lines.append(f"{len(edited.skipped)} results exist already; --overwrite makes them again")
     return lines

@@ -56,11 +56,27 @@ def options(
         raise UserError("environment", "WORLD_SIZE", message, hint)
 
 
+def refuse_surroundings() -> None:
+    """Refuse what a shell did unasked, before it is taken for something else.
+
+    Raises:
+        UserError: an argument is empty (a path would be this folder), or docstrings are stripped.
+    """
+    if "" in sys.argv[1:]:
+        before = sys.argv[sys.argv.index("", 1) - 1]
+        message, hint = "an argument is empty", "give it, or set the variable that stands for it"
+        raise UserError("", f"after {before}", message, hint)
+    if sys.flags.optimize > 1:
+        message, hint = "strips docstrings, which transformers reads", "unset it, or set it to 1"
+        raise UserError("environment", "PYTHONOPTIMIZE", message, hint)
+
+
 def main() -> None:
     """The entry point: fixable faults are one line and exit code 2."""
     # Pillow warns of photos that `read_photo` reads all the same, or refuses in its own words.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     spare_this_machine_the_proxy()
     with any_terminal(), faults_in_a_line():
+        refuse_surroundings()
         # Typer would put a usage error into a box of several lines.
         sys.exit(app(standalone_mode=False) or 0)

@@ -1,5 +1,6 @@
 """A finished adapter for use elsewhere: diffusers, PEFT or ComfyUI, with what its users need beside it."""
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -56,7 +57,7 @@ def export(
 
     Raises:
         UserError: no finished adapter, a format that is unknown or not for its base, a rank above the
-            adapter's, a preview of no effect, or a file that exists.
+            adapter's, a preview of no effect, a file that exists, or the adapter itself in place of a file.
     """
     source, out = adapter_path(Path(collection)), Path(out)
     if format not in KEYS:
@@ -82,9 +83,7 @@ def export(
     )
     writers = plan_files(card, weights)
     writers |= {f"images/{path.name}": partial(copy_whole, path) for path in images.values()}
-    taken = [out / name for name in writers if (out / name).exists()]
-    if taken and not overwrite and not holds_adapter(out / card.file):
-        raise UserError(taken[0], "--out", "exists already", "give --overwrite, or another folder")
+    refuse_taken(out, list(writers), source, overwrite or holds_adapter(out / card.file))
     for name, write in writers.items():
         write(out / name)
     size = lora.rank if rank is None else rank
@@ -107,6 +106,19 @@ def at_rank(source: Path, lora: LoraFile, rank: int | None) -> tuple[LoraWeights
     if 1 <= rank <= lora.rank:
         return reduce_rank(lora.weights, rank)
     raise UserError(source, "rank", f"is {lora.rank}, so it cannot become {rank}", "give a smaller rank")
+
+
+def refuse_taken(out: Path, names: Sequence[str], source: Path, replace: bool) -> None:
+    """Refuse a folder in which the files of an export would take the place of others.
+
+    Raises:
+        UserError: one of them is there and not to be replaced, or is the adapter that is exported.
+    """
+    if any((out / name).exists() and (out / name).samefile(source) for name in names):
+        raise UserError(source, "--out", "would be replaced by its own export", "give another folder")
+    taken = [out / name for name in names if os.path.lexists(out / name)]
+    if taken and not replace:
+        raise UserError(taken[0], "--out", "exists already", "give --overwrite, or another folder")
 
 
 def holds_adapter(path: Path) -> bool:
@@ -215,14 +227,17 @@ def preview_names(previews: Sequence[Path | str], recipe: Recipe) -> dict[str, P
     """Preview images by the effect that each is named after.
 
     Raises:
-        UserError: an image is missing, is not an image, or is named after no effect.
+        UserError: an image is missing, is not an image, is named after no effect, or is not the only one.
     """
-    found = {}
+    found: dict[str, Path] = {}
     for path in map(Path, previews):
         if not path.is_file() or path.suffix.lower() not in PHOTO_SUFFIXES:
             raise UserError(path, "preview", "is not an image file", f"give {', '.join(PHOTO_SUFFIXES)}")
         if path.stem not in recipe.effects:
             hint = f"name it after one of {', '.join(recipe.effects)}"
             raise UserError(path, "preview", "is named after no effect of this collection", hint)
+        if path.stem in found:
+            message = f"is a second image of {path.stem}, beside {found[path.stem]}"
+            raise UserError(path, "preview", message, "give one image for each effect")
         found[path.stem] = path
     return found

@@ -1,6 +1,7 @@
 """What `init` writes: a folder and a manifest that explains itself."""
 
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +11,8 @@ from collectionlora.backbones import guess_family
 from collectionlora.backbones.family import Family
 from collectionlora.collection import MANIFEST, MAX_EFFECT, Collection
 from collectionlora.manifest.instructions import INSTRUCTIONS
-from collectionlora.system.errors import UserError
+from collectionlora.pictures.folders import LeftOut, describe_left_out
+from collectionlora.system.errors import UserError, one_line
 from collectionlora.system.files import copy_whole, refuse_other, write_text
 from collectionlora.system.yaml_reading import read_yaml
 
@@ -33,6 +35,10 @@ EFFECT = """\
 """
 # Every adapter has this name; its folder has that of the effect.
 SHARED_NAMES = (PEFT_FILE, DIFFUSERS_FILE)
+READ = ".safetensors"
+WEIGHTS = (READ, ".pt", ".pth", ".bin", ".ckpt", ".gguf")
+NOT_READ = "only .safetensors files of the folder itself are read, and adapters in sub-folders"
+log = logging.getLogger(__name__)
 FOOTER = """\
 general:                        # keeps the base's ordinary abilities
   photos: photos/general        # unlabelled photos
@@ -106,6 +112,8 @@ def find_loras(places: Sequence[Path]) -> list[Path]:
 
     A folder is one adapter as PEFT and diffusers write it, or holds files and such adapters.
 
+    Weights of a folder that are not read are said in one line.
+
     Raises:
         UserError: a folder holds none.
     """
@@ -116,14 +124,22 @@ def find_loras(places: Sequence[Path]) -> list[Path]:
             message = "holds no .safetensors files"
             raise UserError(place, "--from-loras", message, "give LoRA files, or a folder of them")
         found += held
+        others = [p for p in sorted(place.rglob("*")) if is_weights(p, WEIGHTS) and p not in held]
+        for line in describe_left_out(place, [LeftOut(path, NOT_READ) for path in others]):
+            log.warning("%s: %s", one_line(str(place)), line)
     return found
+
+
+def is_weights(path: Path, endings: Sequence[str] = (READ,)) -> bool:
+    """Whether a file of a folder could be a LoRA, by its ending in small or capital letters."""
+    return path.suffix.lower() in endings and not path.name.startswith(".") and path.is_file()
 
 
 def list_folder(folder: Path) -> list[Path]:
     """The LoRA files of a folder, in the order of their paths."""
     adapter = [folder / name for name in SHARED_NAMES if (folder / name).is_file()]
     inner = [path for name in SHARED_NAMES for path in folder.glob(f"*/{name}")]
-    return adapter or sorted([*folder.glob("[!.]*.safetensors"), *inner])
+    return adapter or sorted([*(p for p in folder.iterdir() if is_weights(p)), *inner])
 
 
 def name_effect(path: Path) -> str:

@@ -13,6 +13,7 @@ log = logging.getLogger(__name__)
 INTENT = ImageCms.Intent.RELATIVE_COLORIMETRIC
 FLAGS = ImageCms.Flags.BLACKPOINTCOMPENSATION
 MODES = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK"}  # of Pillow, by the name of a profile's colour space
+GAMMA = 1 / 2.2  # of sRGB, about, as a PNG names it
 STORED = {"1": "L", "L": "L", "CMYK": "CMYK"}  # all others are RGB, or become it
 
 
@@ -25,7 +26,7 @@ def convert_to_srgb(image: Image.Image, path: Path) -> Image.Image:
     """
     profile = image.info.get("icc_profile")
     if not profile:
-        return image.convert("RGB")
+        return apply_gamma(image.convert("RGB"))
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         mode, stored = MODES[source.profile.xcolor_space], STORED.get(image.mode, "RGB")
@@ -41,3 +42,15 @@ def convert_to_srgb(image: Image.Image, path: Path) -> Image.Image:
         return image.convert("RGB")
     assert converted is not None  # it is only where the image itself is changed
     return converted
+
+
+def apply_gamma(image: Image.Image) -> Image.Image:
+    """An RGB image whose PNG says that its numbers are light to another power than sRGB's, as sRGB.
+
+    PNG specification, third edition, gAMA: a chunk sRGB stands above it. A gamma within 5 % of sRGB's is that
+    of sRGB, as libpng takes it.
+    """
+    gamma = image.info.get("gamma", 0)
+    if "srgb" in image.info or gamma <= 0 or abs(gamma / GAMMA - 1) < 0.05:
+        return image
+    return image.point([round(255 * (level / 255) ** (GAMMA / gamma)) for level in range(256)] * 3)

@@ -18,6 +18,8 @@ from collectionlora.system.files import write_whole
 MAX_PIXELS = 200_000_000
 # Whatever the name of a file says. Pillow reads more, some by programs that it starts (EPS: Ghostscript).
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
+# Others hold fewer pixels (ICO), are no pictures (PDF), or Pillow only writes other modes than RGB.
+WRITTEN = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF", "JPEG2000")
 Photo = NDArray[np.uint8]  # [H, W, 3]
 Picture = Path | str | Image.Image | NDArray[np.uint8]  # what `to_photo` takes
 
@@ -44,6 +46,8 @@ def _opened(path: Path, max_pixels: int, reduced: bool = False) -> Iterator[Imag
 
         pillow_heif.register_heif_opener()
         formats = (*FORMATS, "HEIF")
+    if path.is_fifo():  # which would be waited for
+        raise UserError(path, "", "is a pipe", "write it to a file first")
     try:
         with Image.open(path, formats=formats) as image:
             if reduced:
@@ -101,7 +105,10 @@ def _to_rgb(image: Image.Image, path: Path) -> Image.Image:
         values = np.nan_to_num(np.asarray(image, dtype=np.float32))
         eight = Image.fromarray((values * _scale_of(image.mode, values)).clip(0, 255).astype(np.uint8))
         eight.info = image.info
-        return convert_to_srgb(eight, path)
+        grey = convert_to_srgb(eight, path)
+        if "transparency" in image.info:  # one grey of a PNG, in the numbers of the file
+            grey.paste("white", mask=Image.fromarray(values == image.info["transparency"]))
+        return grey
     if image.mode != "CMYK" and ("A" in image.getbands() or "transparency" in image.info):
         layered = image.convert("RGBA")
         colours = convert_to_srgb(image.convert("L") if image.mode == "LA" else layered.convert("RGB"), path)
@@ -143,10 +150,10 @@ def photo_format(path: Path) -> str:
     """The format that a path's suffix stands for, in Pillow's words.
 
     Raises:
-        UserError: a suffix that is not an image format.
+        UserError: a suffix that is not one of `WRITTEN`.
     """
     kind = Image.registered_extensions().get(path.suffix.lower())
-    if kind is None or kind not in Image.SAVE:
+    if kind is None or kind not in WRITTEN:
         raise UserError(path, "", f"{path.suffix!r} is not an image format", "end the name in .png or .jpg")
     return kind
 

@@ -82,7 +82,8 @@ class Endpoint:
     def __post_init__(self) -> None:
         try:
             parts = urlsplit(self.url)
-            usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+            host = (parts.hostname or "").encode("idna")  # as whoever connects writes it
+            usable = parts.scheme in ("http", "https") and bool(host) and parts.port != 0
         except ValueError:
             usable = False
         if not usable or not re.fullmatch(r"[^\s\x00-\x1f]+", self.url):
@@ -212,6 +213,9 @@ class EndpointVlm(Vlm):
                 "correct or unset HTTP_PROXY, HTTPS_PROXY and ALL_PROXY (SOCKS: pip install 'httpx[socks]')"
             )
             raise UserError("environment", "proxy", str(error), hint) from None
+        except OSError as error:
+            hint = "correct or unset SSL_CERT_FILE and SSL_CERT_DIR"
+            raise UserError("environment", "SSL_CERT_FILE", f"cannot be read ({error})", hint) from None
 
     def _ask(self, images: Sequence[Image.Image], text: str, expected: int) -> Answer:
         """Ask the endpoint.
@@ -277,7 +281,11 @@ class EndpointVlm(Vlm):
             hint = self._hint(words) or HINTS.get(error.status_code, again)
             hint = hint.format(option=option, model_option=model_option(option))
             return self._fault(f"answers {error.status_code} {self._quote(words)}", hint)
-        return self._fault("cannot be reached", f"start the server, or fix the address after {option}")
+        reason = self._quote(str(error.__cause__ or error))
+        hint = f"start the server, or fix the address after {option}"
+        if "CERTIFICATE" in reason:
+            hint = "name the file of the server's own certificate in SSL_CERT_FILE"
+        return self._fault(f"cannot be reached ({reason})", hint)
 
     def _hint(self, words: str) -> str:
         """What to do about a server's words; empty if they are of no known kind."""

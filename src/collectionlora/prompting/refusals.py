@@ -10,7 +10,7 @@ REFUSALS = {
     "English, I or we": (
         r"\b(?:i|we)(?:'m| am|'re| are|'d| would)? (?:\w+ )?(?:sorry|afraid|unable|not able|not comfortable|"
         r"not allowed|not permitted|cannot|can't|can not|couldn't|could not|won't|will not|don't|do not|"
-        r"must decline|have to decline|decline|refuse|apologi[sz]e|prefer not|need (?:to see|the))\b"
+        r"(?:must|have to) (?:\w+ )?decline|decline|refuse|apologi[sz]e|prefer not|need (?:to see|the))\b"
     ),
     "English, what it is": (
         r"\bas an? (?:\w+[ -]){0,4}(?:ai|language model|assistant)\b|\bi'm (?:just |only )?an ai\b|"
@@ -24,7 +24,7 @@ REFUSALS = {
         r"no (?:images?|photos?|pictures?)\b|"
         r"it (?:seems|looks like|appears)(?: that)?,? (?:no|there|you|the|i)\b|"
         r"there (?:is|are|was|were|seems to be) no (?:images?|photos?|pictures?)|"
-        r"(?:this|the|that|your) (?:request|content|images?|photos?) (?:\w+ ){1,8}?(?:not|violates?|missing|"
+        r"(?:this|the|that|your) (?:request|content|images?|photos?) (?:\w+ ){0,8}?(?:not|violates?|missing|"
         r"rejected|blocked|denied|flagged|inappropriate|explicit|sensitive)\b(?! only))"
     ),
     "Chinese": (
@@ -40,25 +40,28 @@ REFUSALS = {
     ),
     "French": r"désolée?\b|\bje ne (?:peux|suis|puis)|^malheureusement|\ben tant qu",
     "Spanish": (r"\blo siento|\bno puedo\b|^lament|^disculp|^desafortunadamente|\bcomo (?:un )?modelo"),
-    "Portuguese": r"\bdesculp|\bsinto muito|\bnão posso|^infelizmente",
+    "Portuguese": r"\bdesculp|\bsinto muito|\bnão (?:posso|consigo)|^infelizmente",
     "Italian": r"\bmi dispiace|\bnon posso\b|^spiacente|^purtroppo",
     "Dutch": r"\bhet spijt me|\bik kan (?:\w+ ){0,6}niet|^helaas",
     "Polish": r"\bprzepraszam|\bprzykro mi|^niestety|\bnie mogę",
-    "Czech": r"omlouvám|^bohužel|\bnemohu\b",
+    "Czech": r"omlouvám|^bohužel|\bnem(?:ohu|ůžu)\b",
     "Russian": r"извините|простите|к сожалению|я не могу|не могу (?:помочь|выполнить)",
     "Ukrainian": r"вибачте|на жаль|я не можу",
     "Turkish": r"üzgünüm|özür dile|maalesef|olamam",
     "Arabic": r"آسف|عذر|أعتذر|لا (?:أستطيع|يمكنني)",
-    "Hebrew": r"מצטער|סליחה|לא יכול",
+    "Hebrew": r"מצטער|סליחה|לא יכול|לא ניתן",
     "Hindi": r"क्षमा|माफ़|माफ |खेद",
     "Vietnamese": r"xin lỗi|tôi không thể|rất tiếc",
     "Indonesian": r"^maaf|saya tidak (?:bisa|dapat)",
     "Thai": r"ขออภัย|ขอโทษ|ไม่สามารถ",
-    "Swedish, Danish, Norwegian": r"^tyvärr|\bjag kan inte|förlåt|\bbeklager|\bjeg kan ikke|^desværre",
+    "Swedish, Danish, Norwegian": (
+        r"^tyvärr|\bjag kan (?:\w+ )?inte|\bkan jag (?:\w+ )?inte|förlåt|\bbeklager|"
+        r"\bjeg kan (?:\w+ )?ikke|\bkan jeg (?:\w+ )?ikke|^desværre"
+    ),
     "Finnish": r"^valitettavasti|\ben voi\b|pahoittelen|anteeksi",
     "Greek": r"λυπάμαι|συγγνώμη|δεν μπορώ",
     "Hungarian": r"\bsajn(?:álom|os)\b",
-    "Romanian": r"îmi pare rău",
+    "Romanian": r"îmi pare rău|\bnu pot\b",
 }
 ANY = re.compile("|".join(REFUSALS.values()), re.IGNORECASE)
 

@@ -22,7 +22,7 @@ style, colours, light, material, lines and background.
 REFUSAL = "\n\nYour last answer was refused because it {fault}. Answer again, with the prompt alone."
 MAX_LETTERS = 2000
 TRIES = 2
-EMPTY = re.compile(r"\W*(?:n/?a|none|null|nil|undefined)?\W*", re.IGNORECASE)
+EMPTY = re.compile(r"\W*(?:n/?a|none|null|nil|undefined|no|nope|yes|ok(?:ay)?|sure|done)?\W*", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,8 @@ def find_fault(answer: Answer, description: str) -> str:
         return "has angle brackets"  # they mark triggers, and special tokens of models
     if description[0] in "{[":
         return "is JSON without a prompt"
+    if "\ufffd" in description:
+        return "has characters that are not UTF-8"
     return "" if description.isprintable() else "has control characters"
 
 

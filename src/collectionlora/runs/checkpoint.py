@@ -124,8 +124,9 @@ def find_unfinished(folder: Path) -> tuple[int, int] | None:
     """The newest checkpoint's step and the number of steps, if there are steps left to take."""
     for path in checkpoints(folder):
         facts = read_json(path.with_suffix(".json")) or {}
-        if "step" in facts and "num_steps" in facts:
-            return (facts["step"], facts["num_steps"]) if facts["step"] < facts["num_steps"] else None
+        step, num_steps = facts.get("step"), facts.get("num_steps")
+        if isinstance(step, int) and isinstance(num_steps, int):
+            return (step, num_steps) if step < num_steps else None
     return None
 
 

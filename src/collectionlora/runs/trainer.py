@@ -58,7 +58,7 @@ StepProgress = Callable[[int, int, dict[str, float]], None]  # (steps done, step
 
 @contextmanager
 def stop_requested() -> Iterator[Callable[[], bool]]:
-    """Turn Ctrl-C and SIGTERM into a question that the loop asks between two steps."""
+    """Turn Ctrl-C, SIGTERM and a terminal that closes into a question that the loop asks between steps."""
     asked = threading.Event()
 
     def ask(_signal: int, _frame: FrameType | None) -> None:
@@ -67,7 +67,10 @@ def stop_requested() -> Iterator[Callable[[], bool]]:
     if threading.current_thread() is not threading.main_thread():
         yield asked.is_set
         return
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as `nohup` asks
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, ask) for number in numbers}
     try:
         yield asked.is_set
     finally:
@@ -177,10 +180,10 @@ def open_log(path: Path, first: int) -> Iterator[Callable[[int, dict[str, float]
 def _cut_log(log: Path, first: int) -> float:
     """Forget lines of steps that will be taken again; the seconds of those that are kept."""
     kept = []
-    for line in log.read_text(errors="replace").splitlines() if log.exists() else []:
+    for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []:
         try:
             entry = json.loads(line)
-            if entry["step"] >= first:
+            if entry["step"] >= first or not isinstance(entry["seconds"], int | float):
                 break
         except (ValueError, KeyError, TypeError):
             break  # a process that was killed leaves half a line at the end

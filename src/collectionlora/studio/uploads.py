@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from collectionlora.system.errors import UserError
+
 VARIABLE = "GRADIO_TEMP_DIR"  # Gradio reads it when it is imported, and later
 # A pipe closes when its only writer ends, killed or not: then the reader removes the folder.
 REMOVE_AT_END = "import shutil, sys; sys.stdin.read(); shutil.rmtree(sys.argv[1], ignore_errors=True)"
@@ -19,9 +21,17 @@ def private_uploads() -> Iterator[Path]:
     """Gradio's files in a new private folder that is removed when the block ends, or this process is killed.
 
     It lies in the folder that `GRADIO_TEMP_DIR` names, by default in the system's for temporary files.
+
+    Raises:
+        UserError: it cannot be made.
     """
     parent = os.environ.get(VARIABLE)
-    folder = Path(tempfile.mkdtemp(prefix="collectionlora-studio-", dir=parent))
+    try:
+        folder = Path(tempfile.mkdtemp(prefix="collectionlora-studio-", dir=parent))
+    except OSError as error:
+        message = f"{parent or tempfile.tempdir} cannot hold uploads ({error.strerror})"
+        hint = "name a folder that exists and can be written"
+        raise UserError("environment", VARIABLE if parent else "TMPDIR", message, hint) from None
     os.environ[VARIABLE] = str(folder)
     command = [sys.executable, "-I", "-S", "-c", REMOVE_AT_END, str(folder)]
     # Its own session, so that Ctrl-C in a terminal reaches this process alone.

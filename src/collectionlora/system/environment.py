@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from collectionlora.system.errors import UserError, quote
 
 PROXIES = ("http_proxy", "https_proxy", "all_proxy")
+CERTIFICATES = ("ssl_cert_file", "ssl_cert_dir")  # a client of HTTP reads them when it is made
 THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
 
 
@@ -36,8 +37,9 @@ def spare_this_machine_the_proxy() -> None:
 
 @contextmanager
 def without_proxies() -> Iterator[None]:
-    """No proxy inside the block, for work that asks no other machine."""
-    named = {name: os.environ.pop(name) for name in list(os.environ) if name.lower() in PROXIES}
+    """No proxy and no certificates inside the block, for work that asks no other machine."""
+    unused = (*PROXIES, *CERTIFICATES)
+    named = {name: os.environ.pop(name) for name in list(os.environ) if name.lower() in unused}
     try:
         yield
     finally:

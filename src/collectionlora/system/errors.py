@@ -7,11 +7,17 @@ from typing import Any
 
 SPACE, ALLOWED = "free some space on that disk", "give yourself the right to it, or choose another folder"
 A_FILE = "a file lies where a folder is needed: choose another folder, or move the file"
+FILES = "raise the limit of the shell: ulimit -n 65536"
+DISK = "look at the disk or the mount: the system's log says more"
 HINTS = {
     **{errno.ENOSPC: SPACE, errno.EDQUOT: SPACE},
     **{errno.EROFS: ALLOWED, errno.EACCES: ALLOWED, errno.EPERM: ALLOWED},
     **{errno.EEXIST: A_FILE, errno.ENOTDIR: A_FILE},
+    errno.EISDIR: "a folder lies where a file is needed: move it away",
+    errno.ELOOP: "links lead in a circle: correct them",
     errno.ENAMETOOLONG: "give a shorter name",
+    **{errno.EMFILE: FILES, errno.ENFILE: FILES},
+    **{errno.EIO: DISK, errno.ESTALE: DISK, errno.ENODEV: DISK, errno.ENXIO: DISK},
 }
 LOWER = "lower data.resolution, distill.batch_size, teach.batch_size, student.rank, critic.rank or teach.rank"
 SAVE = "model.gradient_checkpointing=true, distill.moments=8bit or model.quantization=nf4"

@@ -71,6 +71,11 @@ def write_whole(path: Path) -> Iterator[Path]:
         raise cannot_write(path, error) from None
 
 
+def is_utf8(path: Path) -> bool:
+    """Whether a path is text, as safetensors needs it; names from an old archive may be other bytes."""
+    return os.fsencode(path).decode("utf-8", "replace") == str(path)
+
+
 def put_on_disk(path: Path) -> None:
     """Wait until a file, or a folder's list of names, survives a loss of power."""
     # Windows syncs only what is open for writing.
