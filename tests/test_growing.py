@@ -207,6 +207,19 @@ def test_a_teacher_file_enters_the_manifest(folder, run, tmp_path):
     assert Collection.load(folder).effect("neon").teacher_prompt == "glow"
 
 
+def test_a_teacher_is_entered_once(folder, tmp_path):
+    entered, manifest = folder / "teachers" / "mine.safetensors", (folder / "collection.yaml").read_text()
+    collection = Collection.load(folder)
+    assert growing.enter_teacher(collection, "mine", entered, None) == collection
+    with pytest.raises(UserError, match=r"collection\.yaml: mine: has another teacher_prompt; leave out"):
+        growing.enter_teacher(collection, "mine", entered, "another")
+    other = tmp_path / "other.safetensors"
+    shutil.copyfile(folder / "teachers" / "sepia.safetensors", other)
+    with pytest.raises(UserError, match=r"mine\.safetensors: exists already and is not .*other\.safetensors"):
+        growing.enter_teacher(collection, "mine", other, None)
+    assert (folder / "collection.yaml").read_text() == manifest
+
+
 def test_a_teacher_of_another_base_is_refused_before_anything_is_written(folder, tmp_path):
     write_photo(folder / "photos" / "neon" / "0.png", photo(3))
     write_lora(tmp_path / "x.safetensors", {"nowhere": (torch.zeros(2, 8), torch.zeros(8, 2))}, {})

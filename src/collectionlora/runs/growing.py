@@ -33,13 +33,20 @@ def backup_path(collection: Collection) -> Path:
 def enter_teacher(collection: Collection, name: str, teacher: Path, teacher_prompt: str | None) -> Collection:
     """Copy an effect LoRA into a collection and enter it in the manifest, with photos from `photos/NAME`.
 
+    An effect that is entered already with this file stays as it is: a stopped command can be repeated.
+
     Raises:
-        UserError: the manifest has the effect already, the file does not fit the base, there are no photos,
-            or no prompt is known; nothing is written then.
+        UserError: the manifest has the effect with another file or prompt, the file does not fit the base,
+            there are no photos, or no prompt is known; nothing is written then.
     """
     place = collection.folder / MANIFEST
     if name in (e.name for e in collection.effects):
-        raise UserError(place, name, "is in the manifest already", "leave out --teacher")
+        entered = collection.effect(name)
+        refuse_other(teacher, collection.teacher_path(entered))
+        if teacher_prompt not in (None, entered.teacher_prompt):
+            hint = "leave out --teacher-prompt, or correct it in the file"
+            raise UserError(place, name, "has another teacher_prompt", hint)
+        return collection
     base = collection.manifest.base
     family = family_of(base)
     read_teacher(teacher, target_weights(*family.empty_network(base)), family.weight_reader(base))
