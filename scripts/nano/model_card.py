@@ -62,8 +62,8 @@ Only the weights ship, no photograph. Packages, versions and licences (per file:
 COLLECTION = """
 ## The collection
 
-`collection.safetensors` holds all fifty effects in one LoRA of rank 64 for 8 steps, distilled from these
-teachers by `scripts/nano/table.py fifty`; `collectionlora edit nano` and `collectionlora studio nano` use it.
+`collection.safetensors` holds all fifty effects in one LoRA of rank 64 for 8 steps, taught by these
+teachers in `scripts/nano/table.py fifty`; `collectionlora edit nano` and `collectionlora studio nano` use it.
 `docs/results.md` says how good it is.
 """
 
