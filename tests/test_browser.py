@@ -158,6 +158,7 @@ def set_strength(page, value):
     box.press("Tab")
 
 
+@pytest.mark.thorough
 def test_strength_is_mixed_at_once_and_then_made_by_the_network(page, folder, photo, tmp_path):
     drop(page, photo)
     tile(page, "Negative").click()

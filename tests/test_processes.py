@@ -30,6 +30,9 @@ from collectionlora.runs.watching import PREVIEWS
 from collectionlora.system import processes
 from collectionlora.system.errors import UserError
 
+# The launches share one fixture, which takes a minute and more processes than a run of the tests has.
+pytestmark = pytest.mark.thorough
+
 
 def torchrun(*arguments):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -223,7 +226,7 @@ def two_whole_runs(folder, settings, monkeypatch):
 # a wrong gradient would show as a whole step, of 1e-3.
 @pytest.mark.parametrize(
     ("run", "layer", "atol"),
-    [("default", {}, 1e-6), pytest.param("sharded", SHARDED, 1e-4, marks=pytest.mark.thorough)],
+    [("default", {}, 1e-6), ("sharded", SHARDED, 1e-4)],
 )
 def test_a_distilled_collection_is_that_of_one_process(collections, monkeypatch, run, layer, atol):
     first, second = collections
@@ -256,7 +259,6 @@ def test_each_process_holds_its_share_and_a_teacher_of_its_own(collections):
             assert max(own, other) < 0.55 * whole, part
 
 
-@pytest.mark.thorough
 def test_a_sharded_run_goes_on_from_its_checkpoint_in_shards_and_without(collections, monkeypatch):
     first, second = collections
     checkpoints = [first / "runs" / name / "checkpoints" for name in ("sharded", "resumed")]
