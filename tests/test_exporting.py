@@ -78,6 +78,7 @@ def in_base_model(collection, recipe):
         ("diffusers", "pytorch_lora_weights.safetensors"),
         ("peft", "adapter_model.safetensors"),
         ("comfyui", "my-effects.safetensors"),
+        ("lightx2v", "my-effects.safetensors"),
     ],
 )
 def test_an_export_is_the_same_adapter_and_can_itself_be_used(tmp_path, collection, format, file):
@@ -104,6 +105,16 @@ def test_a_file_that_exists_is_replaced_only_on_request(tmp_path, collection):
     export(collection, "diffusers", tmp_path / "out")
     with pytest.raises(UserError, match=r"README\.md: --out: exists already"):
         export(collection, "peft", tmp_path / "out")
+
+
+def test_keys_for_lightx2v_are_the_names_of_modules_alone(tmp_path, collection):
+    export(collection, "lightx2v", tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "README.md",
+        "my-effects.safetensors",
+    ]
+    keys = set(load_file(tmp_path / "out" / "my-effects.safetensors"))
+    assert keys == {f"{name}.lora_{side}.weight" for name in TARGETS for side in "AB"}
 
 
 def test_diffusers_keys_carry_their_scale(tmp_path, collection):
@@ -403,7 +414,7 @@ def test_the_command_prints_one_json_object(tmp_path, collection):
 def test_what_cannot_be_exported_is_refused(tmp_path, collection):
     Image.new("RGB", (4, 4)).save(tmp_path / "oil.png")
     cases = [
-        ({"format": "gguf"}, "choose from diffusers, peft, comfyui"),
+        ({"format": "gguf"}, "choose from diffusers, peft, comfyui, lightx2v"),
         ({"rank": 5}, "give a smaller rank"),
         ({"previews": [tmp_path / "oil.png"]}, "named after no effect"),
         ({"previews": [tmp_path / "neon.png"]}, "not an image file"),

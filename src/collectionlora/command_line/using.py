@@ -114,7 +114,7 @@ def choose_photo(argument: Path | None, option: Path | None) -> Path:
 
 def export(
     collection: Annotated[Path, typer.Argument(help="a folder, or an adapter file")],
-    format: Annotated[str, typer.Option(help="diffusers, peft or comfyui")],
+    format: Annotated[str, typer.Option(help="diffusers, peft, comfyui or lightx2v")],
     out: Annotated[Path, typer.Option(help="the folder to write")],
     rank: Annotated[int | None, typer.Option(min=1, help="reduce to this rank by singular values")] = None,
     preview: Annotated[

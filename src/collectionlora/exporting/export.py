@@ -1,4 +1,4 @@
-"""A finished adapter for use elsewhere: diffusers, PEFT or ComfyUI, with what its users need beside it."""
+"""A finished adapter for use elsewhere: diffusers, PEFT, ComfyUI or LightX2V, with what its users need."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -29,6 +29,7 @@ KEYS = {
     "diffusers": ("transformer.{}.lora_A.weight", "transformer.{}.lora_B.weight"),
     "peft": ("base_model.model.{}.lora_A.weight", "base_model.model.{}.lora_B.weight"),
     "comfyui": ("{}.lora_down.weight", "{}.lora_up.weight"),
+    "lightx2v": ("{}.lora_A.weight", "{}.lora_B.weight"),
 }
 FILES = {"diffusers": DIFFUSERS_FILE, "peft": PEFT_FILE}
 UNKNOWN = ExportFacts("unknown", "other", arguments="")
@@ -47,7 +48,7 @@ def export(
 
     Args:
         collection: the collection's folder, or the one file.
-        format: "diffusers", "peft" or "comfyui".
+        format: "diffusers", "peft", "comfyui" or "lightx2v".
         rank: reduce the adapter to this rank by singular values.
         previews: images for the model card, named after their effects.
         overwrite: replace files that exist in `out`; those of an earlier export are replaced anyway.
@@ -140,6 +141,8 @@ def plan_files(card: Card, weights: LoraWeights) -> dict[str, Callable[[Path], N
     if card.format == "comfyui":
         if make_workflow := card.facts.workflow:
             writers["workflow.json"] = lambda path: write_json(path, make_workflow(describe_student(card)))
+        return writers
+    if card.format == "lightx2v":
         return writers
     scheduler = scheduler_config(card.recipe.shift, card.recipe.sampler)
     writers["scheduler/scheduler_config.json"] = lambda path: write_json(path, scheduler)

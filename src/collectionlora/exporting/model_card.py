@@ -109,6 +109,8 @@ The script says how the LoRA is loaded. The scheduler comes by
     "comfyui": """\
 Put `$file` into `models/loras`, load `workflow.json`, choose your photo and your files of the base, and give
 the prompt of an effect.""",
+    "lightx2v": """\
+Name `$file` as the `path` of an entry in `lora_configs`, and give the prompt of an effect.""",
 }
 EMBEDDED_USE = """\
 `collectionlora edit $file PHOTO --effect EFFECT` edits one photo. The $base base is embedded
