@@ -267,3 +267,12 @@ def test_a_reader_that_has_gone_gets_no_traceback():
     done = subprocess.run([sys.executable, "-c", code], stdout=writing, stderr=subprocess.PIPE, text=True)
     os.close(writing)
     assert (done.returncode, done.stderr) == (1, "")
+
+
+@pytest.mark.thorough
+def test_a_command_says_nothing_of_the_libraries_below_it(tmp_path):
+    command = ["export", "nano", "--format", "peft", "--out", tmp_path, "--json"]
+    arguments = [sys.executable, "-m", "collectionlora", *command]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    assert json.loads(done.stdout)["format"] == "peft"

@@ -5,6 +5,7 @@ fix it (one line), 1 a fault of ours (traceback) or nobody reads the output any 
 the state saved.
 """
 
+import logging
 import sys
 import warnings
 from collections.abc import Callable
@@ -75,6 +76,8 @@ def main() -> None:
     """The entry point: fixable faults are one line and exit code 2."""
     # Pillow warns of photos that `read_photo` reads all the same, or refuses in its own words.
     warnings.filterwarnings("ignore", module=r"PIL\.")
+    # bitsandbytes, which peft imports, advises a kernel for 4 bits on CPUs, whatever the command is.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     spare_this_machine_the_proxy()
     with any_terminal(), faults_in_a_line():
         refuse_surroundings()
