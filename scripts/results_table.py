@@ -1,11 +1,14 @@
-"""The tables of README and docs/results.md from metrics.json: python scripts/results_table.py FILE [FILE ...]
+"""The tables of README and docs/results.md from metrics.json.
+
+    python scripts/results_table.py FILE [FILE ...] [--below METHOD]
 
 `fixed` and `random` are the mean PSNR of effects with one valid outcome and with more. Of several files,
 which are of several seeds, it prints the means; their intervals are then from the lowest file to the highest.
+`--below` compares each method with one, effect by effect.
 """
 
+import argparse
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -13,6 +16,7 @@ from typing import Any
 
 from collectionlora.effects import ALL_EFFECTS
 
+MARGIN, NUM_WORST = 1.5, 5  # dB; effects that are named
 HEAD = ["", "forwards", "PSNR", "fixed", "random", "perceptual distance"]
 HEAD += ["concept accuracy", "bad cases", "ordinary edits"]
 Scores = Mapping[str, Any]  # of one method
@@ -63,6 +67,20 @@ def methods_table(files: Sequence[Metrics]) -> str:
     many = len(files) > 1
     scores = {n: mean_over_files([f["methods"][n] for f in files]) if many else names[n] for n in names}
     return markdown(HEAD, [row(name, scores[name]) for name in names])
+
+
+def below_table(metrics: Metrics, reference: str) -> str:
+    """PSNR of every effect, less that of `reference`: how many are close, how many above, and the worst."""
+    methods = metrics["methods"]
+    rows = []
+    for name, scores in methods.items():
+        ours, theirs = scores["per_effect"], methods[reference]["per_effect"]
+        differences = {effect: ours[effect]["psnr"] - theirs[effect]["psnr"] for effect in ours}
+        close = sum(value >= -MARGIN for value in differences.values())
+        above = sum(value > 0 for value in differences.values())
+        worst = sorted(differences.items(), key=lambda item: item[1])[:NUM_WORST]
+        rows.append([name, str(close), str(above), ", ".join(f"{e} {v:+.1f}" for e, v in worst)])
+    return markdown(["", f"within {MARGIN:g} dB of {reference}", "above it", "the worst, dB"], rows)
 
 
 def scaling_table(metrics: Metrics) -> str:
@@ -164,4 +182,13 @@ def table(*paths: Path) -> str:
 
 
 if __name__ == "__main__":
-    print(table(*(Path(name) for name in sys.argv[1:])))
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("files", type=Path, nargs="+", metavar="FILE")
+    parser.add_argument("--below", metavar="METHOD", help="compare all with this one, of the first file")
+    args = parser.parse_args()
+    if args.below:
+        print(below_table(json.loads(args.files[0].read_text(encoding="utf-8")), args.below))
+    else:
+        print(table(*args.files))

@@ -38,3 +38,14 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def tiny_qwen(tmp_path_factory):
+    """The folder of a complete Qwen-Image-Edit-2509 of tiny parts, to be read alone."""
+    from helpers import tiny_pipelines  # seconds, for the tests that need it
+
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("qwen")
+    tiny_pipelines.qwen_image_edit().save_pretrained(path)
+    return path

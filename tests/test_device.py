@@ -8,7 +8,6 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from helpers import tiny_pipelines
 
 from collectionlora.adapters.roles import STUDENT, TEACHER, TeacherLibrary, critic_role
 from collectionlora.backbones import family_of, load_backbone
@@ -50,11 +49,8 @@ def exact(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("qwen")
-    tiny_pipelines.qwen_image_edit().save_pretrained(path)
-    return str(path)
+def folder(tiny_qwen):
+    return str(tiny_qwen)
 
 
 def open_base(name, folder, device, settings):

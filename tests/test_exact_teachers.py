@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from helpers import tiny_pipelines
-from helpers.tiny_collection import open_session, write_collection, write_photos
+from helpers.tiny_collection import assert_goes_on, open_session, write_collection, write_photos
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
@@ -35,14 +34,6 @@ OWN = {"model": {"dtype": "float32"}, "distill": {"student_updates": 2}}
 def small_pairs(monkeypatch):
     """Pairs hold rank 4, so that small modules have changes that no pair holds."""
     monkeypatch.setattr(lycoris, "MAX_RANK", 4)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("qwen")
-    tiny_pipelines.qwen_image_edit().save_pretrained(path)
-    return path
 
 
 def draw(*shape, seed=0):
@@ -115,10 +106,10 @@ def nano_shapes():
 
 @pytest.mark.parametrize("base", ["qwen", "nano"])
 def test_a_teacher_is_the_base_with_its_weights_changed_by_the_formula_of_the_origin(
-    base, folder, tmp_path, monkeypatch
+    base, tiny_qwen, tmp_path, monkeypatch
 ):
     monkeypatch.setattr("collectionlora.backbones.nano.fastest", lambda: (torch.device("cpu"), torch.float32))
-    base, shapes = ("nano", nano_shapes()) if base == "nano" else (folder, QWEN)
+    base, shapes = ("nano", nano_shapes()) if base == "nano" else (tiny_qwen, QWEN)
     collection, moves = make_collection(tmp_path / "mine", base, shapes, (*KINDS, "lora"))
     session = open_session(collection)
     assert session.roles.fuse == (base == "nano")
@@ -139,8 +130,8 @@ def test_a_teacher_is_the_base_with_its_weights_changed_by_the_formula_of_the_or
             assert (found[effect] - found[None]).norm() > 1e-3 * found[None].norm()
 
 
-def test_switching_effects_and_roles_leaves_nothing_behind(folder, tmp_path):
-    collection, _ = make_collection(tmp_path / "mine", folder, QWEN, ("lokr", "lora"))
+def test_switching_effects_and_roles_leaves_nothing_behind(tiny_qwen, tmp_path):
+    collection, _ = make_collection(tmp_path / "mine", tiny_qwen, QWEN, ("lokr", "lora"))
     session = open_session(collection)
     condition, teachers = encode(session.backbone), session.teachers
     with teachers.use("lora"):
@@ -171,10 +162,10 @@ def test_roles_prove_themselves_with_a_whole_change_in_the_slot():
 
 
 @pytest.mark.parametrize("kind", ["nf4", "int8"])
-def test_a_whole_change_lies_beside_a_quantised_weight(kind, folder, tmp_path):
+def test_a_whole_change_lies_beside_a_quantised_weight(kind, tiny_qwen, tmp_path):
     pytest.importorskip("bitsandbytes")
     model = {"quantization": kind, "dtype": "bfloat16"}
-    collection, _ = make_collection(tmp_path / "mine", folder, QWEN, KINDS, model=model)
+    collection, _ = make_collection(tmp_path / "mine", tiny_qwen, QWEN, KINDS, model=model)
     session = open_session(collection)
     exact = [whole for name in KINDS for whole in session.teacher_files[name].exact.values()]
     assert {tensor.dtype for whole in exact for tensor in tensors_of(whole)} == {torch.bfloat16}
@@ -189,19 +180,14 @@ def test_a_whole_change_lies_beside_a_quantised_weight(kind, folder, tmp_path):
     assert not torch.equal(streams.effects[0].targets, streams.effects[2].targets)
 
 
-def test_a_run_over_whole_changes_goes_on_bit_by_bit_and_finds_its_teachers_again(folder, tmp_path):
-    collection, _ = make_collection(tmp_path / "mine", folder, QWEN, ("lokr", "dora"))
+def test_a_run_over_whole_changes_goes_on_bit_by_bit_and_finds_its_teachers_again(tiny_qwen, tmp_path):
+    collection, _ = make_collection(tmp_path / "mine", tiny_qwen, QWEN, ("lokr", "dora"))
     settings = resolve_settings(collection, {})
     whole = Session(collection, settings, with_critics=True).distillation(lambda *_: None)
     made = {path: path.stat().st_mtime_ns for path in collection.folder.glob("cache/teacher-*")}
     assert len(made) == 2
     whole(0)
-    kept = {name: tensor.clone() for name, tensor in whole.tensors().items()}
-    whole(1)
-    resumed = Session(collection, settings, with_critics=True).distillation(lambda *_: None)
-    resumed.load_tensors(kept)
-    resumed(1)
-    assert all(map(torch.equal, whole.tensors().values(), resumed.tensors().values()))
+    assert_goes_on(collection, settings, whole)
     assert {path: path.stat().st_mtime_ns for path in made} == made
 
 
@@ -281,9 +267,9 @@ def test_only_teachers_are_kept_whole(tmp_path):
         read_teacher(tmp_path / "c.safetensors", {"m": torch.zeros(16, 16)})  # rows without a direction
 
 
-def test_a_sum_of_teachers_takes_pairs_and_refuses_a_large_loss(folder, tmp_path):
+def test_a_sum_of_teachers_takes_pairs_and_refuses_a_large_loss(tiny_qwen, tmp_path):
     collection, _ = make_collection(
-        tmp_path / "mine", folder, QWEN, ("dora", "lora"), match={"start": "merge"}
+        tmp_path / "mine", tiny_qwen, QWEN, ("dora", "lora"), match={"start": "merge"}
     )
     session = open_session(collection, with_sums=True)
     assert session.ranks[TEACHER] == 256 + 2
@@ -294,10 +280,10 @@ def test_a_sum_of_teachers_takes_pairs_and_refuses_a_large_loss(folder, tmp_path
     collectionlora.distill(collection)  # starts from the merge
 
 
-def test_a_sum_of_teachers_refuses_what_loses_too_much(folder, tmp_path, monkeypatch):
+def test_a_sum_of_teachers_refuses_what_loses_too_much(tiny_qwen, tmp_path, monkeypatch):
     monkeypatch.setattr("collectionlora.runs.teacher_files.MAX_RANK", 4)
     collection, _ = make_collection(
-        tmp_path / "mine", folder, QWEN, ("lokr", "lora"), match={"start": "merge"}
+        tmp_path / "mine", tiny_qwen, QWEN, ("lokr", "lora"), match={"start": "merge"}
     )
     with pytest.raises(
         UserError, match=r"lokr\.safetensors: .*loses .* at rank 4, which a sum of teachers needs"
@@ -305,8 +291,8 @@ def test_a_sum_of_teachers_refuses_what_loses_too_much(folder, tmp_path, monkeyp
         collectionlora.distill(collection)
 
 
-def test_check_tells_how_many_modules_are_exact(folder, tmp_path):
-    collection, _ = make_collection(tmp_path / "mine", folder, QWEN, ("lokr", "lora"))
+def test_check_tells_how_many_modules_are_exact(tiny_qwen, tmp_path):
+    collection, _ = make_collection(tmp_path / "mine", tiny_qwen, QWEN, ("lokr", "lora"))
     result = check_collection(collection.folder)
     assert result["ok"], result["problems"]
     whole, pairs = result["effects"]
@@ -321,17 +307,17 @@ def test_check_tells_how_many_modules_are_exact(folder, tmp_path):
 
 
 def test_a_plan_counts_the_largest_whole_change_and_the_guard_names_the_way_out(
-    folder, tmp_path, monkeypatch
+    tiny_qwen, tmp_path, monkeypatch
 ):
     for name in ("activation_bytes", "sampling_bytes", "teaching_bytes"):
         monkeypatch.setattr(planning, name, lambda workload: 0)
     monkeypatch.setattr(planning, "vae_bytes", lambda workload: (0, 0))
-    collection, _ = make_collection(tmp_path / "mine", folder, QWEN, ("dora", "lokr", "lora"))
+    collection, _ = make_collection(tmp_path / "mine", tiny_qwen, QWEN, ("dora", "lokr", "lora"))
     (collection.folder / "lora.safetensors").unlink()  # not there yet: nothing is known of it
     weights, sides = 64 * 64 + 64 * 256, 4 * 4 + 16 * 16 + 4 * 4 + 16 * 64
     assert count_exact_numbers(collection) == (weights, sides)
     settings = resolve_settings(collection, {})
-    without, counted = (Workload(str(folder), 2, settings, exact=exact) for exact in ((), (weights, 7)))
+    without, counted = (Workload(str(tiny_qwen), 2, settings, exact=exact) for exact in ((), (weights, 7)))
     less, more = plan(without), plan(counted)
     for verb in ("targets", "distill", "bench"):
         grown = more["verbs"][verb]["device_bytes"] - less["verbs"][verb]["device_bytes"]

@@ -86,6 +86,18 @@ def test_a_true_picture_of_a_pair_is_one_of_its_right_answers(tables, pair):
     assert composition.fidelity(pair, [photo], [other]) < 40
 
 
+def test_effects_are_compared_with_those_of_another_method():
+    below = runpy.run_path(str(ROOT / "scripts" / "results_table.py"))["below_table"]
+    values = {"teacher": (20.0, 20.0, 20.0), "student": (18.5, 18.4, 20.1)}
+    names = ("thermal", "season", "sepia")
+    methods = {
+        name: {"per_effect": {effect: {"psnr": psnr} for effect, psnr in zip(names, psnrs, strict=True)}}
+        for name, psnrs in values.items()
+    }
+    last = below({"methods": methods}, "teacher").splitlines()[-1]
+    assert last == "| student | 2 | 1 | season -1.6, thermal -1.5, sepia +0.1 |"
+
+
 def test_of_several_files_the_table_has_means_and_the_range(tmp_path):
     table = runpy.run_path(str(ROOT / "scripts" / "results_table.py"))["table"]
     for seed, value in enumerate([20.0, 22.0]):

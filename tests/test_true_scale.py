@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 from diffusers import QwenImageEditPlusPipeline, QwenImageTransformer2DModel
-from helpers import small_collection, tiny_pipelines
-from helpers.tiny_collection import open_session, write_collection, write_photos
+from helpers import small_collection
+from helpers.tiny_collection import assert_goes_on, open_session, write_collection, write_photos
 from safetensors.torch import load_file, save_file
 
 import collectionlora
@@ -39,15 +39,6 @@ from collectionlora.system.errors import UserError
 MODEL = ModelSettings(condition_resolution=56)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A complete Qwen-Image-Edit-2509 of tiny parts."""
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("qwen")
-    tiny_pipelines.qwen_image_edit().save_pretrained(path)
-    return path
-
-
 def encode(backbone, side, texts):
     images = torch.rand(len(texts), 3, side, side, generator=torch.Generator().manual_seed(0))
     prompts = [
@@ -57,8 +48,8 @@ def encode(backbone, side, texts):
 
 
 @pytest.mark.parametrize(("side", "images"), [(1024, 1), (512, 4), (64, 256)])
-def test_a_forward_takes_as_many_images_as_have_the_tokens_of_one_large_edit(side, images, folder):
-    backbone = load_backbone(str(folder), MODEL)
+def test_a_forward_takes_as_many_images_as_have_the_tokens_of_one_large_edit(side, images, tiny_qwen):
+    backbone = load_backbone(str(tiny_qwen), MODEL)
     latents = torch.empty(1, 16, side // 8, side // 8, device="meta")
     condition = Condition(None, latents)
     assert backbone.max_batch(condition) == images
@@ -68,8 +59,8 @@ def test_a_forward_takes_as_many_images_as_have_the_tokens_of_one_large_edit(sid
     assert NanoBackbone.load().max_batch(condition) == 16
 
 
-def test_guidance_of_a_large_base_is_two_forwards_without_a_mask(folder):
-    backbone = load_backbone(str(folder), MODEL)
+def test_guidance_of_a_large_base_is_two_forwards_without_a_mask(tiny_qwen):
+    backbone = load_backbone(str(tiny_qwen), MODEL)
     condition = encode(backbone, 32, ["make it warm and bright", "blur"])
     uncond = condition.with_prompt(encode(backbone, 32, ["", ""]).prompt)
     seen = []
@@ -108,9 +99,9 @@ def make_collection(path, base, **settings):
 
 
 @pytest.mark.parametrize("kind", ["nf4", "int8"])
-def test_a_session_over_a_quantised_base_reads_teachers_of_every_kind(kind, folder, tmp_path):
+def test_a_session_over_a_quantised_base_reads_teachers_of_every_kind(kind, tiny_qwen, tmp_path):
     pytest.importorskip("bitsandbytes")
-    collection, magnitude = make_collection(tmp_path / "mine", folder, model={"quantization": kind})
+    collection, magnitude = make_collection(tmp_path / "mine", tiny_qwen, model={"quantization": kind})
     session = open_session(collection)
     plain, dora = (session.teacher_files[name] for name in ("plain", "dora"))
     assert set(plain) == set(dora) == {QUERY, IMAGE_MLP}
@@ -124,8 +115,8 @@ def test_a_session_over_a_quantised_base_reads_teachers_of_every_kind(kind, fold
 
 
 @pytest.mark.parametrize("updates", [0, pytest.param(1, marks=pytest.mark.thorough)])
-def test_the_base_answers_ordinary_instructions_only_for_a_warm_start(updates, folder, tmp_path):
-    collection, _ = make_collection(tmp_path / "mine", folder, match={"updates": updates})
+def test_the_base_answers_ordinary_instructions_only_for_a_warm_start(updates, tiny_qwen, tmp_path):
+    collection, _ = make_collection(tmp_path / "mine", tiny_qwen, match={"updates": updates})
     counts = collectionlora.targets(collection)
     assert counts == {"plain": 3, "dora": 3, "general": 2 * updates}
     assert any(collection.folder.glob("cache/general-encoded-*"))
@@ -134,9 +125,9 @@ def test_the_base_answers_ordinary_instructions_only_for_a_warm_start(updates, f
     collectionlora.distill(collection, overrides={"distill": {"effect_ratio": 0}})
 
 
-def test_memory_settings_change_where_things_lie_and_what_moments_weigh(folder, tmp_path):
+def test_memory_settings_change_where_things_lie_and_what_moments_weigh(tiny_qwen, tmp_path):
     pytest.importorskip("bitsandbytes")
-    collection, _ = make_collection(tmp_path / "mine", folder, student={"rank": 64}, critic={"rank": 64})
+    collection, _ = make_collection(tmp_path / "mine", tiny_qwen, student={"rank": 64}, critic={"rank": 64})
     layer = {"distill": {"ema_on_host": True, "moments": "8bit", "student_updates": 2, "ema": 0.5}}
     settings = resolve_settings(collection, layer)
     whole = Session(collection, settings, with_critics=True).distillation(lambda *_: None)
@@ -148,12 +139,7 @@ def test_memory_settings_change_where_things_lie_and_what_moments_weigh(folder, 
     moments = [m for s in whole.optimizers[STUDENT].state.values() for m in (s["state1"], s["state2"])]
     assert {m.dtype for m in moments if m.numel() >= 4096} == {torch.uint8}
     # A checkpoint holds them, and a run goes on from it bit by bit.
-    kept = {name: tensor.clone() for name, tensor in whole.tensors().items()}
-    whole(1)
-    resumed = Session(collection, settings, with_critics=True).distillation(lambda *_: None)
-    resumed.load_tensors(kept)
-    resumed(1)
-    assert all(map(torch.equal, whole.tensors().values(), resumed.tensors().values()))
+    assert_goes_on(collection, settings, whole)
 
 
 @pytest.fixture
@@ -175,9 +161,9 @@ def loads(monkeypatch):
 
 
 @pytest.mark.thorough
-def test_a_bench_holds_one_base_and_encodes_before_it_loads_it(folder, tmp_path, loads):
+def test_a_bench_holds_one_base_and_encodes_before_it_loads_it(tiny_qwen, tmp_path, loads):
     # In float32, where the Editor's merged weights round as LoRA beside the weights does.
-    collection, _ = make_collection(tmp_path / "mine", folder, model={"dtype": "float32"})
+    collection, _ = make_collection(tmp_path / "mine", tiny_qwen, model={"dtype": "float32"})
     collectionlora.distill(collection)
     # The first is for the DoRA, and gone when its effect is converted.
     assert [part for part in loads if part != "vae"] == ["transformer", "text", "transformer"]
@@ -196,8 +182,8 @@ def test_a_bench_holds_one_base_and_encodes_before_it_loads_it(folder, tmp_path,
     assert (torch.from_numpy(np.stack(to_photos(alone))).int() - judged.int()).abs().max() <= 1
 
 
-def test_effects_are_taught_one_photo_at_a_time_after_all_are_encoded(folder, tmp_path, loads):
-    collection, _ = make_collection(tmp_path / "mine", folder)
+def test_effects_are_taught_one_photo_at_a_time_after_all_are_encoded(tiny_qwen, tmp_path, loads):
+    collection, _ = make_collection(tmp_path / "mine", tiny_qwen)
     for name in ("plain", "dora"):
         shutil.copytree(collection.folder / "photos", collection.folder / "pairs" / name / "source")
         shutil.copytree(collection.folder / "photos", collection.folder / "pairs" / name / "target")
@@ -206,8 +192,8 @@ def test_effects_are_taught_one_photo_at_a_time_after_all_are_encoded(folder, tm
     assert [part for part in loads if part != "vae"] == ["text", "transformer"]
 
 
-def test_a_converted_teacher_is_mapped_into_memory_and_found_again(folder, tmp_path):
-    collection, _ = make_collection(tmp_path / "mine", folder)
+def test_a_converted_teacher_is_mapped_into_memory_and_found_again(tiny_qwen, tmp_path):
+    collection, _ = make_collection(tmp_path / "mine", tiny_qwen)
     teacher = open_session(collection).teacher_files["plain"]
     whole = read_lora(collection.folder / "plain.safetensors").weights
     assert all(torch.equal(a, b.bfloat16()) for a, b in zip(teacher[QUERY], whole[QUERY], strict=True))
@@ -229,8 +215,8 @@ def test_teachers_of_the_small_base_stay_exact(tmp_path):
             assert all(map(torch.equal, teacher[module], pair))
 
 
-def test_a_dora_teacher_is_checked_and_added_without_the_network(folder, tmp_path, loads):
-    collection, _ = make_collection(tmp_path / "mine", folder)
+def test_a_dora_teacher_is_checked_and_added_without_the_network(tiny_qwen, tmp_path, loads):
+    collection, _ = make_collection(tmp_path / "mine", tiny_qwen)
     result = check_collection(collection.folder)
     assert result["ok"], result["problems"]
     assert loads == []
@@ -251,16 +237,16 @@ def test_a_dora_teacher_is_checked_and_added_without_the_network(folder, tmp_pat
     assert loads == []
 
 
-def test_a_weight_is_read_from_a_base_in_several_files(folder, tmp_path):
-    whole = read_weight(str(folder), "transformer", QUERY)
-    shutil.copytree(folder, tmp_path / "cut")
-    network = QwenImageTransformer2DModel.from_pretrained(folder, subfolder="transformer")
+def test_a_weight_is_read_from_a_base_in_several_files(tiny_qwen, tmp_path):
+    whole = read_weight(str(tiny_qwen), "transformer", QUERY)
+    shutil.copytree(tiny_qwen, tmp_path / "cut")
+    network = QwenImageTransformer2DModel.from_pretrained(tiny_qwen, subfolder="transformer")
     shutil.rmtree(tmp_path / "cut" / "transformer")
     network.save_pretrained(tmp_path / "cut" / "transformer", max_shard_size="100KB")
     assert len(list((tmp_path / "cut" / "transformer").glob("*.safetensors"))) > 1
     assert torch.equal(read_weight(str(tmp_path / "cut"), "transformer", QUERY), whole)
     with pytest.raises(UserError, match=r"lacks nothing\.here\.weight"):
-        read_weight(str(folder), "transformer", "nothing.here")
+        read_weight(str(tiny_qwen), "transformer", "nothing.here")
     with pytest.raises(
         UserError, match="a DoRA teacher means nothing without its weights; get it: hf download"
     ):
@@ -268,13 +254,13 @@ def test_a_weight_is_read_from_a_base_in_several_files(folder, tmp_path):
 
 
 @pytest.mark.parametrize("side", [32, 64])
-def test_a_photo_is_encoded_and_decoded_in_the_memory_that_is_planned(side, folder):
+def test_a_photo_is_encoded_and_decoded_in_the_memory_that_is_planned(side, tiny_qwen):
     settings = resolve(
         {"model": {"dtype": "float32", "condition_resolution": 56}, "data": {"resolution": side}}
     )
-    workload = Workload(str(folder), 1, settings)
+    workload = Workload(str(tiny_qwen), 1, settings)
     weights, picture = vae_bytes(workload)
-    backbone = load_backbone(str(folder), settings.model)
+    backbone = load_backbone(str(tiny_qwen), settings.model)
     largest, *_ = working_sizes(workload, backbone)
     with MemoryTally() as tally:
         vae = backbone.vae

@@ -1,6 +1,7 @@
 """A collection of LoRA files over any base, with few small photos, and sessions of it."""
 
 import numpy as np
+import torch
 import yaml
 from PIL import Image
 
@@ -45,3 +46,13 @@ def write_collection(path, base, prompts, settings):
 
 def open_session(collection, **rest):
     return Session(collection, resolve_settings(collection, {}), **{"with_critics": False, **rest})
+
+
+def assert_goes_on(collection, settings, run):
+    """The second step of a distillation is the same, bit by bit, in a new session with the state of `run`."""
+    kept = {name: tensor.clone() for name, tensor in run.tensors().items()}
+    run(1)
+    resumed = Session(collection, settings, with_critics=True).distillation(lambda *_: None)
+    resumed.load_tensors(kept)
+    resumed(1)
+    assert all(map(torch.equal, run.tensors().values(), resumed.tensors().values()))

@@ -10,6 +10,7 @@ from typing import Any
 
 from collectionlora.adapters.roles import TEACHER
 from collectionlora.system.progress import Progress
+from tables.noise import COARSE
 from tables.study import NO_DISTILLATION, Study, add_effects_option, add_options
 
 FLOW, STUDENT = "flow", "student"  # names of the runs
@@ -21,7 +22,6 @@ LAYER: dict[str, dict[str, Any]] = {
     "sampling": {"sampler": "euler"},
     **NO_DISTILLATION,
 }
-COUPLED = {"coupled_above": 0.75, "fresh_share": 0.6}
 
 
 def options(parser: ArgumentParser) -> None:
@@ -34,6 +34,6 @@ def make(args: Namespace, progress: Progress) -> None:
     study = Study(args, LAYER, args.effects, progress, NUM_GENERAL)
     study.train(FLOW)
     updates = study.settings.match.updates + args.coupled
-    study.train(STUDENT, {"match": {**COUPLED, "updates": updates}}, start=FLOW)
+    study.train(STUDENT, {"match": {**COARSE, "updates": updates}}, start=FLOW)
     few = [f"{name}-{steps}" for name in (TEACHER, FLOW, STUDENT) for steps in STEPS]
     study.write(args.out, study.judge(["source", TEACHER, *few]))

@@ -20,10 +20,8 @@ LAYER: dict[str, dict[str, Any]] = {
     "sampling": {"sampler": "euler"},
     **NO_DISTILLATION,
 }
-ROWS: dict[str, Overrides] = {
-    "fresh": {},
-    "coarse": {"match": {"coupled_above": 0.75, "fresh_share": 0.6}},
-}
+COARSE = {"coupled_above": 0.75, "fresh_share": 0.6}
+ROWS: dict[str, Overrides] = {"fresh": {}, "coarse": {"match": COARSE}}
 
 
 def options(parser: ArgumentParser) -> None:
