@@ -15,8 +15,9 @@ from helpers.studio_server import write_collection
 from PIL import Image
 from skimage import data
 
+from collectionlora.backbones import family_of
 from collectionlora.command_line.verbs import app
-from collectionlora.config import Settings, setting_names
+from collectionlora.config import RECIPES, Settings, resolve, result_settings, setting_names
 
 ROOT = Path(__file__).parents[1]
 SOURCE = "\n".join(path.read_text() for path in sorted((ROOT / "src").rglob("*.py")))
@@ -56,6 +57,14 @@ def test_every_message_of_troubleshooting_is_one_that_the_program_gives():
 def test_every_function_of_the_method_page_exists():
     for name in quoted("method.md", r"`(?:[a-z]+\.)*([A-Za-z_0-9]+)` \|$"):
         assert re.search(rf"(def|class) {name}\b", SOURCE), name
+
+
+@every(["Qwen/Qwen-Image-Edit-2509", "black-forest-labs/FLUX.2-klein-4B"])
+def test_the_method_page_lists_every_setting_in_which_the_two_recipes_differ(base):
+    recommended = family_of(base).recommended_settings(base)
+    ours, papers = (result_settings(resolve(recommended, layer)) for layer in RECIPES.values())
+    page = (ROOT / "docs" / "method.md").read_text().partition("## Two recipes")[2]
+    assert [name for name in ours if ours[name] != papers[name] and f"`{name}`" not in page] == []
 
 
 def test_every_heading_that_the_code_cites_is_there():
