@@ -193,7 +193,7 @@ def effects_table(effects: Mapping[str, str]) -> Table:
 
 def plan_table(base: str, result: dict[str, Any]) -> Table:
     """What each device holds, what is kept elsewhere, and which devices are large enough."""
-    table = Table("", "GiB", title=f"{base}: counted, not measured on a GPU")
+    table = Table("", "GiB", title=f"{base}: counted")
     rows = {
         "base, {base_parameters:,} parameters": "base_bytes",
         "LoRAs of all roles; the student's {lora_parameters:,} in {lora_modules} modules": "lora_bytes",
