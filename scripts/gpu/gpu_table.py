@@ -11,7 +11,7 @@ from typing import Any
 DOCS = Path(__file__).parents[2] / "docs"
 RESULT, PAGE = DOCS / "results" / "gpu.json", DOCS / "gpu.md"
 BEGIN, END = "<!-- made by scripts/gpu/gpu_table.py -->\n", "<!-- end -->\n"
-NOTHING = "There are no measurements yet.\n"
+NOTHING = "No measurement is here yet.\n"
 GIB = 2**30
 
 
