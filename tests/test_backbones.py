@@ -29,6 +29,7 @@ from collectionlora.backbones.diffusers_model import from_tokens, pack, to_token
 from collectionlora.backbones.flux2 import FLUX_2
 from collectionlora.backbones.flux_kontext import FLUX_KONTEXT
 from collectionlora.backbones.nano import NanoBackbone
+from collectionlora.backbones.quantization import encoder_layers
 from collectionlora.backbones.qwen_image_21 import QWEN_IMAGE_21
 from collectionlora.backbones.qwen_image_edit import QWEN_IMAGE_EDIT_PLUS, QwenImageEditPlus
 from collectionlora.collection import Collection
@@ -37,6 +38,7 @@ from collectionlora.editing import Editor
 from collectionlora.objectives import guided
 from collectionlora.pictures.photos import to_images, write_photo
 from collectionlora.planning.checking import check_collection
+from collectionlora.planning.plan import encoder_bytes
 from collectionlora.runs.session import Session, build_roles, resolve_settings
 from collectionlora.sampling import Denoiser, sample_many_steps
 from collectionlora.system.errors import UserError
@@ -396,6 +398,36 @@ def test_a_quantised_base_is_near_the_whole_one_and_loras_learn_over_it(kind, dt
     found = [g for g in gradients(backbone, roles, cond, x) if g is not None]
     assert found
     assert all(g.dtype == torch.float32 and torch.isfinite(g).all() for g in found)
+
+
+@pytest.mark.parametrize(("kind", "error"), [("nf4", 0.4), ("int8", 0.04)])
+@pytest.mark.parametrize("name", REAL)
+def test_text_encoders_are_quantised_with_the_network_and_have_the_planned_size(name, kind, error, folders):
+    pytest.importorskip("bitsandbytes")
+    settings = SETTINGS.model_copy(update={"quantization": kind})
+    whole, packed = load(name, folders), load(name, folders, settings)
+    seen = to_images([photo()])
+    tokens = whole.encode_prompt(["blur"], [seen]).tokens
+    found = packed.encode_prompt(["blur"], [seen]).tokens
+    assert 0 < (found - tokens).norm() / tokens.norm() < error
+    assert {layer.weight.element_size() for layer in encoder_layers_of(packed)} == {1}
+    size = REAL[name].encoder_size(str(folders[name]))
+    assert size.packed == sum(layer.weight.numel() for layer in encoder_layers_of(whole)) > 0
+    assert size.parameters == sum(p.numel() for part in encoders(whole) for p in part.parameters())
+    held, _ = encoder_bytes(str(folders[name]), settings)
+    assert held == pytest.approx(
+        sum(p.nbytes for part in encoders(packed) for p in part.parameters()), rel=0.05
+    )
+
+
+def encoders(backbone):
+    """Its text encoders."""
+    return [part for part in backbone.text_pipeline.components.values() if isinstance(part, torch.nn.Module)]
+
+
+def encoder_layers_of(backbone):
+    """The layers of its text encoders that are packed, or would be."""
+    return [layer for part in encoders(backbone) for layer in encoder_layers(part).values()]
 
 
 @pytest.mark.parametrize(

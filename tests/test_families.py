@@ -62,7 +62,7 @@ def test_diffusers_has_the_classes_and_reads_the_arguments(family):
     assert family.lora_roots
     for known in family.known.values():
         assert known.transformer.keys() <= set(inspect.signature(network).parameters)
-        assert known.encoder_parameters > 1e9
+        assert known.encoders.parameters > known.encoders.packed > 1e9
 
 
 def test_every_family_has_its_tiny_pipeline_and_names_of_its_own():

@@ -55,8 +55,7 @@ def test_every_verb_fits_the_device_that_its_recipe_names(base, assignments, dev
     assert planned["fits"][device]
     assert set(planned["verbs"]) == set(VERBS)
     for verb, row in planned["verbs"].items():
-        # The studio alone keeps its encoders beside the network.
-        assert fits(row["device_bytes"], device) or (verb == "studio" and device == SMALL_DEVICE), verb
+        assert fits(row["device_bytes"], device), verb
         assert row["seconds"] >= 0
 
 
@@ -181,7 +180,7 @@ def test_an_edit_over_a_large_base_is_refused_before_it_is_loaded(tmp_path, monk
     with pytest.raises(UserError, match=r"memory: studio: needs 57.*--quantization nf4"):
         load_studio(tmp_path / "one.safetensors", 8, None)
     monkeypatch.setattr(guard, "free_bytes", lambda: 32 * GIB)
-    with pytest.raises(UserError, match="memory: studio: needs 38"):
+    with pytest.raises(UserError, match="memory: studio: needs 31"):
         load_studio(tmp_path / "one.safetensors", 8, "int8")
     guard.refuse_too_large_adapter("studio", tmp_path / "one.safetensors", quantization="nf4")
 

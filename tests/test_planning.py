@@ -78,7 +78,7 @@ def test_true_configurations_are_counted_without_the_model(base, parameters, mod
         assert result["lora_bytes"] == (2 * 4 + 2) * lora  # the teacher's is as the base, bfloat16
         # Gradients of one role at a time, and moments; the average is on the host.
         assert result["optimizer_bytes"] == (1 + 2 * 2) * 4 * lora
-    assert result["encoding_bytes"] == 2 * family_of(base).encoder_parameters(base)
+    assert result["encoding_bytes"] == 2 * family_of(base).encoder_size(base).parameters
 
 
 @pytest.mark.parametrize(("kind", "gigabytes"), [("int8", 20.5), ("nf4", 10.6)])

@@ -5,10 +5,12 @@ diffusers is an extra: its classes are named by strings and found when one is fi
 
 import importlib
 import json
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from huggingface_hub.utils import get_session
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from collectionlora.backbones.family import EncoderSize
 from collectionlora.collection import MANIFEST
 from collectionlora.system.errors import UserError
 
@@ -24,6 +27,8 @@ INDEX = "model_index.json"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 ENDPOINT = constants.ENDPOINT
 PROBE_SECONDS = 3
+# A layer of a stack, by the names of stacks in transformers; in T5 two parts of a stack's layers stay whole.
+PACKED = re.compile(r"\.(?:layers|blocks?|\w+_list)\.\d+\.(?!.*(?:\.wo\.|relative_attention_bias))")
 
 
 def find_class(base: str, name: str) -> Any:
@@ -117,20 +122,33 @@ def list_files(base: str) -> tuple[Path, list[Path]]:
     return folder, [path for path in files if not any(p[0] == "." for p in path.relative_to(folder).parts)]
 
 
-def stored_names(folder: Path) -> set[str]:
-    """The names of all tensors in a part's files, from their headers.
+def stored_shapes(folder: Path) -> dict[str, list[int]]:
+    """The shapes of all tensors in a part's files by their names, from the headers.
 
     Raises:
         ValueError: a file is damaged.
     """
-    names: set[str] = set()
+    shapes: dict[str, list[int]] = {}
     for path in sorted(folder.glob("*.safetensors")):
         try:
             with safe_open(path, framework="pt") as file:
-                names |= set(file.keys())
+                shapes |= {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
         except SafetensorError as error:
             raise ValueError(f"{path.name}: {error}") from None
-    return names
+    return shapes
+
+
+def measure_encoders(base: str) -> EncoderSize:
+    """The size of the text encoders in a model's folder; of layers in stacks the matrices are packed.
+
+    Raises:
+        UserError: a file is damaged.
+    """
+    with opening(base):
+        parts = [stored_shapes(part) for part in sorted(Path(base).glob("text_encoder*"))]
+    shapes = [item for part in parts for item in part.items()]
+    packed = [prod(shape) for name, shape in shapes if len(shape) == 2 and PACKED.search(name)]
+    return EncoderSize(sum(prod(shape) for _, shape in shapes), sum(packed))
 
 
 def read_weight(base: str, part: str, module: str) -> Tensor:

@@ -24,9 +24,16 @@ from torch import Tensor, nn
 
 from collectionlora.backbones.attention import set_attention
 from collectionlora.backbones.base import Backbone, Condition, free_memory
-from collectionlora.backbones.diffusers_files import find_class, list_files, locate, opening, read_weight
-from collectionlora.backbones.family import Family, SectionValues
-from collectionlora.backbones.quantization import quantize
+from collectionlora.backbones.diffusers_files import (
+    find_class,
+    list_files,
+    locate,
+    measure_encoders,
+    opening,
+    read_weight,
+)
+from collectionlora.backbones.family import EncoderSize, Family, SectionValues
+from collectionlora.backbones.quantization import block_layers, encoder_layers, quantize
 from collectionlora.backbones.speaking import Speaker
 from collectionlora.config import ModelSettings
 from collectionlora.objectives import guided
@@ -54,12 +61,12 @@ UNGUIDED = {**LARGE["distill"], "guidance_scale": 1}
 class KnownBase(NamedTuple):
     """True facts of a base on the hub, so that a plan needs no download.
 
-    The transformer's config, the number of parameters of the text encoders, what of the VAE's config its
-    class has otherwise, and whether it is distilled to few steps without guidance.
+    The transformer's config, the text encoders' size, what of the VAE's config its class has otherwise, and
+    whether it is distilled to few steps without guidance.
     """
 
     transformer: dict[str, Any]
-    encoder_parameters: int
+    encoders: EncoderSize
     vae: Mapping[str, Any] = MappingProxyType({})
     is_distilled: bool = False
 
@@ -142,9 +149,10 @@ class DiffusersFamily(Family):
         config = self.transformer_config(base)
         return {name: config[name] for name in ("num_layers", "num_single_layers") if name in config}
 
-    def encoder_parameters(self, base: str) -> int | None:
-        known = self.find_known(base)
-        return known.encoder_parameters if known else None
+    def encoder_size(self, base: str) -> EncoderSize | None:
+        if known := self.find_known(base):
+            return known.encoders
+        return measure_encoders(base) if Path(base).is_dir() else None
 
 
 def pack(latents: Tensor) -> Tensor:
@@ -209,7 +217,7 @@ class DiffusersBackbone(Backbone):
     def network(self) -> Any:
         network = self._load(self.family.network_class, "transformer")
         if self.settings.quantization != "none":
-            quantize(network, self.settings.quantization, self.dtype)
+            quantize(network, block_layers(network), self.settings.quantization, self.dtype)
         network.to(self.device)
         if self.settings.attention != "native":
             set_attention(network, self.settings.attention, self.device, self.dtype, self.masks_attention)
@@ -227,12 +235,16 @@ class DiffusersBackbone(Backbone):
 
     @cached_property
     def text_pipeline(self) -> Any:
-        """The pipeline with its text encoders and tokenizers alone."""
+        """The pipeline with its text encoders, quantised as the network is, and tokenizers alone."""
         pipeline_class, absent = self.pipeline_class, {"transformer": None, "vae": None}
         with opening(self.base):
             pipeline = pipeline_class.from_pretrained(
                 **locate(self.base), **absent, dtype=self.dtype, use_safetensors=True
             )
+        if self.settings.quantization != "none":
+            for part in pipeline.components.values():
+                if isinstance(part, nn.Module):
+                    quantize(part, encoder_layers(part), self.settings.quantization, self.dtype)
         return pipeline.to(self.device)
 
     @cached_property

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -43,6 +43,13 @@ class ExportFacts:
     comfyui_prefix: str | None = None
     comfyui_names: Mapping[str, str] = field(default_factory=dict)
     workflow: Callable[[Student], Graph] | None = None
+
+
+class EncoderSize(NamedTuple):
+    """Parameters of all text encoders, and how many of them lie in layers that quantisation packs."""
+
+    parameters: int
+    packed: int
 
 
 @dataclass(frozen=True)
@@ -118,6 +125,6 @@ class Family(ABC):
         """The ordinary edits that its bases know; none if they know more than a list can hold."""
         return []
 
-    def encoder_parameters(self, base: str) -> int | None:
-        """The number of parameters of the text encoders, if it is known without opening the base."""
+    def encoder_size(self, base: str) -> EncoderSize | None:
+        """The size of the text encoders, if it is known without loading them."""
         return None

@@ -25,7 +25,7 @@ from collectionlora.backbones.diffusers_model import (
     from_tokens,
     to_tokens,
 )
-from collectionlora.backbones.family import ExportFacts, SectionValues, Speech
+from collectionlora.backbones.family import EncoderSize, ExportFacts, SectionValues, Speech
 
 # What ComfyUI knows by the names of Black Forest Labs' own code alone.
 COMFYUI_NAMES = {
@@ -62,7 +62,9 @@ KLEIN_9B = {
     "num_attention_heads": 32,
     "joint_attention_dim": 12288,
 }
-QWEN3_4B, QWEN3_8B = 4_022_468_096, 8_190_735_360  # parameters of Klein's text encoders
+# Klein's text encoders.
+QWEN3_4B = EncoderSize(4_022_468_096, 3_633_315_840)
+QWEN3_8B = EncoderSize(8_190_735_360, 6_945_767_424)
 
 
 @dataclass(frozen=True)
@@ -182,7 +184,7 @@ FLUX_2 = DiffusersFamily(
     vae_class="AutoencoderKLFlux2",
     lora_roots=("",),
     name_part="flux.2",
-    known={"black-forest-labs/FLUX.2-dev": KnownBase(DEV, 24_011_361_280)},
+    known={"black-forest-labs/FLUX.2-dev": KnownBase(DEV, EncoderSize(24_011_361_280, 22_632_464_384))},
     reads_references=True,
     # Its tokenizer is a PixtralProcessor; [klein]'s encoder is a Qwen3, which does not see.
     speech=Speech(

@@ -19,7 +19,7 @@ from collectionlora.backbones.diffusers_model import (
     pack,
     unpack,
 )
-from collectionlora.backbones.family import ExportFacts
+from collectionlora.backbones.family import EncoderSize, ExportFacts
 
 DEV = {
     "num_layers": 19,
@@ -146,7 +146,11 @@ FLUX_KONTEXT = DiffusersFamily(
     # All 504 linear layers: LoRAs for FLUX in the wild train any of them.
     lora_roots=("",),
     name_part="kontext",
-    known={"black-forest-labs/FLUX.1-Kontext-dev": KnownBase(DEV, 4_885_371_136, DEV_VAE)},
+    known={
+        "black-forest-labs/FLUX.1-Kontext-dev": KnownBase(
+            DEV, EncoderSize(4_885_371_136, 3_708_813_312), DEV_VAE
+        )
+    },
     recommended={
         **LARGE,
         "model": {**LARGE["model"], "embedded_guidance": 2.5},

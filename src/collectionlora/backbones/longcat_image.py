@@ -9,7 +9,7 @@ from torch import Tensor
 
 from collectionlora.backbones.base import Condition, Prompt, Shapes
 from collectionlora.backbones.diffusers_model import LARGE, DiffusersFamily, KnownBase, pack, unpack
-from collectionlora.backbones.family import ExportFacts
+from collectionlora.backbones.family import EncoderSize, ExportFacts
 from collectionlora.backbones.flux_kontext import DEV_VAE, FluxVae, positions
 from collectionlora.backbones.qwen_image_edit import QWEN_25_VL
 from collectionlora.pictures.photos import to_photos
@@ -110,7 +110,11 @@ LONGCAT_IMAGE_EDIT = DiffusersFamily(
     vae_class="AutoencoderKL",
     lora_roots=("transformer_blocks.", "single_transformer_blocks."),
     name_part="longcat-image-edit",
-    known={"meituan-longcat/LongCat-Image-Edit": KnownBase(TRANSFORMER, 8_292_166_656, DEV_VAE)},
+    known={
+        "meituan-longcat/LongCat-Image-Edit": KnownBase(
+            TRANSFORMER, EncoderSize(8_292_166_656, 7_155_253_248), DEV_VAE
+        )
+    },
     speech=replace(QWEN_25_VL, processor="text_processor"),
     recommended={**LARGE, "targets": {"steps": 50, "guidance_scale": 4.5}},
     export=ExportFacts(

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from collectionlora.backbones.base import Condition, Prompt, Shapes
 from collectionlora.backbones.family import ExportFacts, Family, SectionValues
 from collectionlora.backbones.nano_network import EncodedCondition, NanoConfig, NanoTransformer
-from collectionlora.backbones.quantization import quantize
+from collectionlora.backbones.quantization import block_layers, quantize
 from collectionlora.collection import MANIFEST
 from collectionlora.config import ModelSettings
 from collectionlora.effects.ordinary import general_instructions
@@ -201,7 +201,7 @@ class NanoFamily(Family):
         device, dtype = fastest()
         nano.network.to(dtype=dtype)
         if settings.quantization != "none":
-            quantize(nano.network, settings.quantization, dtype)
+            quantize(nano.network, block_layers(nano.network), settings.quantization, dtype)
             nano.fuses_lora = False
         nano.network.to(device)
         return nano

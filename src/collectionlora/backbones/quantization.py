@@ -1,4 +1,10 @@
-"""The frozen base in 4 or 8 bits by bitsandbytes; LoRAs over it stay whole (QLoRA, arXiv 2305.14314)."""
+"""The frozen base and its text encoders in 4 or 8 bits by bitsandbytes.
+
+LoRAs over the base stay whole (QLoRA, arXiv 2305.14314).
+"""
+
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,10 +35,19 @@ def block_layers(network: nn.Module) -> dict[str, nn.Linear]:
     return {name: layer for name, layer in layers.items() if "transformer_blocks." in name}
 
 
-def quantize(network: nn.Module, kind: str, dtype: torch.dtype) -> None:
-    """Put quantised layers in the place of the blocks' linear ones; moving them to a device packs them.
+def encoder_layers(encoder: Any) -> dict[str, nn.Linear]:
+    """The linear layers in a text encoder's stacks, by name, without those that transformers keeps whole."""
+    stacks = (name for name, module in encoder.named_modules() if isinstance(module, nn.ModuleList))
+    inside, whole = tuple(f"{name}." for name in stacks), set(encoder._keep_in_fp32_modules or ())
+    layers = {name: module for name, module in encoder.named_modules() if isinstance(module, nn.Linear)}
+    return {n: layer for n, layer in layers.items() if n.startswith(inside) and not whole & set(n.split("."))}
+
+
+def quantize(module: nn.Module, layers: Mapping[str, nn.Linear], kind: str, dtype: torch.dtype) -> None:
+    """Put quantised layers in the place of a module's linear ones; moving them to a device packs them.
 
     Args:
+        layers: by their names in the module.
         kind: "nf4" (4 bits, normal float) or "int8".
         dtype: in which the layers compute.
 
@@ -45,7 +60,7 @@ def quantize(network: nn.Module, kind: str, dtype: torch.dtype) -> None:
         hint = "install it: pip install 'collectionlora[quantization]'"
         raise UserError(MANIFEST, "settings.model.quantization", f"{kind} needs bitsandbytes", hint) from None
 
-    for name, layer in block_layers(network).items():
+    for name, layer in layers.items():
         sizes = {"input_features": layer.in_features, "output_features": layer.out_features}
         with torch.device("meta"):
             if kind == "nf4":
@@ -59,4 +74,4 @@ def quantize(network: nn.Module, kind: str, dtype: torch.dtype) -> None:
                 layer.weight.data, requires_grad=False, has_fp16_weights=False
             )
         packed.weight, packed.bias = weight, layer.bias
-        network.set_submodule(name, packed)
+        module.set_submodule(name, packed)

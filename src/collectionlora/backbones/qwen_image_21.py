@@ -25,7 +25,7 @@ from collectionlora.backbones.diffusers_model import (
     from_tokens,
     to_tokens,
 )
-from collectionlora.backbones.family import ExportFacts, Speech
+from collectionlora.backbones.family import EncoderSize, ExportFacts, Speech
 from collectionlora.backbones.qwen_image_edit import TEXT_TOKENS, QwenBackbone
 from collectionlora.pictures.photos import to_photos
 
@@ -193,7 +193,7 @@ QWEN_IMAGE_21 = DiffusersFamily(
     lora_roots=("transformer_blocks.",),
     name_part="qwen-image-2.1",
     side_multiple=SIDE_MULTIPLE,
-    known={"Qwen/Qwen-Image-2.1": KnownBase(TRANSFORMER, 8_767_123_696)},
+    known={"Qwen/Qwen-Image-2.1": KnownBase(TRANSFORMER, EncoderSize(8_767_123_696, 7_477_161_984))},
     reads_references=True,
     # Its processor is a Qwen3VLProcessor, whose chat template sets no system before the turn.
     speech=Speech(

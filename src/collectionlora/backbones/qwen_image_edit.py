@@ -26,7 +26,7 @@ from collectionlora.backbones.diffusers_model import (
     pack,
     unpack,
 )
-from collectionlora.backbones.family import ExportFacts, Speech
+from collectionlora.backbones.family import EncoderSize, ExportFacts, Speech
 from collectionlora.objectives import guided
 from collectionlora.pictures.photos import to_photos
 
@@ -44,11 +44,11 @@ TRANSFORMER = {
 # Pixels of two tokens, to which its pipeline rounds photos too: where a side has an odd number of tokens,
 # diffusers and ComfyUI centre the tokens' positions differently.
 SIDE_MULTIPLE = 32
-ENCODER_PARAMETERS = 8_292_166_656
-KNOWN = KnownBase(TRANSFORMER, ENCODER_PARAMETERS)
+ENCODER = EncoderSize(8_292_166_656, 7_155_253_248)
+KNOWN = KnownBase(TRANSFORMER, ENCODER)
 # 2511 reads the photos as if at sigma 0, whatever the noisy image's.
 CLEAN_PHOTOS = "zero_cond_t"
-KNOWN_2511 = KnownBase({**TRANSFORMER, CLEAN_PHOTOS: True}, ENCODER_PARAMETERS)
+KNOWN_2511 = KnownBase({**TRANSFORMER, CLEAN_PHOTOS: True}, ENCODER)
 
 # Its processor is a Qwen2VLProcessor; the turn is that of its chat template.
 QWEN_25_VL = Speech(

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from PIL import Image
 
-from collectionlora.backbones.diffusers_files import list_files, opening, read_index, stored_names
+from collectionlora.backbones.diffusers_files import list_files, opening, read_index, stored_shapes
 from collectionlora.backbones.family import Family, Speech
 from collectionlora.system.errors import UserError
 
@@ -40,7 +40,7 @@ def find_silence(family: Family, base: str) -> str:
     except UserError:  # it is fetched when it is first needed
         return ""
     with opening(base):
-        names = stored_names(folder / PART)
+        names = stored_shapes(folder / PART)
         if not names or any(stored.endswith(HEAD) for stored in names) or ties_words(folder):
             return ""
     return f"has a text encoder without its last layer, {HEAD}: it cannot write"

@@ -7,7 +7,6 @@ the deep one (docs/planning.md).
 """
 
 import math
-from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -16,7 +15,7 @@ from collectionlora.adapters.roles import STUDENT, TEACHER, target_weights
 from collectionlora.backbones import family_of
 from collectionlora.backbones.base import Backbone
 from collectionlora.backbones.quantization import block_layers
-from collectionlora.config import Settings
+from collectionlora.config import ModelSettings, Settings
 from collectionlora.planning.peaks import (
     activation_bytes,
     sampling_bytes,
@@ -116,12 +115,13 @@ def fits(size: int, device: str) -> bool:
     return size <= (DEVICES[device] * (1 - RESERVED_SHARE) - RESERVED_GIB) * GIB
 
 
-def encoder_bytes(base: str, bytes_each: float) -> int:
-    """The text encoders: counted for bases of the package; for a folder the size of its files; else 0."""
-    parameters = family_of(base).encoder_parameters(base)
-    if parameters is not None:
-        return round(parameters * bytes_each)
-    return sum(path.stat().st_size for path in Path(base).glob("text_encoder*/*.safetensors"))
+def encoder_bytes(base: str, model: ModelSettings) -> tuple[int, int]:
+    """The text encoders as a device holds them, and before they are packed; 0 where nothing is known."""
+    size, whole = family_of(base).encoder_size(base), WHOLE_BYTES[model.dtype]
+    if size is None:
+        return 0, 0
+    saved = whole - PACKED_BYTES.get(model.quantization, whole)
+    return round(size.parameters * whole - size.packed * saved), round(size.parameters * whole)
 
 
 def count_sizes(workload: Workload, backbone: Backbone, step: Workload) -> Sizes:
@@ -140,11 +140,13 @@ def count_sizes(workload: Workload, backbone: Backbone, step: Workload) -> Sizes
     packed = settings.model.quantization != "none"
     unpacked = round(whole * max(w.numel() for w in weights)) if packed else 0
     vae, picture = vae_bytes(step)
+    encoders, whole_encoders = encoder_bytes(workload.base, settings.model)
     cache, data = cache_bytes(workload, backbone)
     return Sizes(
         base=base_bytes(network, settings),
         whole_base=round(whole * sum(p.numel() for p in network.parameters())),
-        encoders=encoder_bytes(workload.base, whole),
+        encoders=encoders,
+        whole_encoders=whole_encoders,
         loras=loras,
         one_rank=4 * ends,
         moments=round(MOMENT_BYTES[distill.moments] * trained / 4),

@@ -19,7 +19,7 @@ class Sizes:
 
     Attributes:
         base: of the frozen network on a device; `whole_base` while it is read, before it is packed.
-        encoders: of the text encoders; 0 where they are not known.
+        encoders: of the text encoders, and `whole_encoders` before they are packed; 0 if not known.
         loras: by role, as they are held.
         one_rank: of a LoRA of rank 1 in float32.
         moments: of the optimizers of student and critics.
@@ -35,6 +35,7 @@ class Sizes:
     base: int
     whole_base: int
     encoders: int
+    whole_encoders: int
     loras: dict[str, int]
     one_rank: int
     moments: int
@@ -122,9 +123,9 @@ def host_bytes(sizes: Sizes) -> dict[str, int]:
     """The most in one process: the base while it is read, or what a run keeps and a checkpoint copies."""
     checkpoint = sizes.trained + sizes.moments + sizes.average
     kept = sizes.data + (sizes.average if sizes.average_on_host else 0) + checkpoint
-    loading = max(sizes.whole_base, sizes.encoders)
+    loading = max(sizes.whole_base, sizes.whole_encoders)
     most = dict.fromkeys(VERBS, loading)
-    most |= {"prompts": sizes.encoders, "targets": max(loading, sizes.data)}
+    most |= {"prompts": sizes.whole_encoders, "targets": max(loading, sizes.data)}
     most |= {verb: max(loading, kept) for verb in ("distill", "add")}
     return {verb: PROCESS_BYTES + size for verb, size in most.items()}
 
