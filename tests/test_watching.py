@@ -17,7 +17,7 @@ from collectionlora.pictures.photographs import TRAIN, pool
 from collectionlora.pictures.photos import write_photo
 from collectionlora.runs.checkpoint import latest_checkpoint
 from collectionlora.runs.session import Session, resolve_settings
-from collectionlora.runs.watching import curves, teacher_distance
+from collectionlora.runs.watching import cell_side, curves, teacher_distance
 from collectionlora.streams import EffectData
 from collectionlora.system.errors import UserError
 
@@ -159,6 +159,11 @@ def test_metrics_go_under_their_stream_and_effect():
         "loss/backward": 1.0, "stream/general/backward": 1.0, "grad_norm/critic": 2.0
     }  # fmt: skip
     assert curves(metrics, "effect", "sepia")["effect/sepia/backward"] == 1.0
+
+
+@pytest.mark.parametrize(("effects", "side"), [(1, 1672), (8, 591), (50, 236), (1000, 128)])
+def test_the_pictures_of_many_effects_are_smaller(effects, side):
+    assert cell_side(effects) == side
 
 
 def test_the_distance_is_nought_at_a_teachers_picture_and_one_at_the_photo():

@@ -11,6 +11,7 @@ Previews are `previews/step-00000200.png` in the run's folder; several processes
 effects. `teach` has neither streams nor previews: its curves are `loss` and `grad_norm`.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -33,7 +34,8 @@ from collectionlora.system.errors import UserError
 
 PREVIEWS, PHOTOS_SHOWN, SEED = "previews", 2, 0
 COLUMNS = ["photo", "teacher", "student"] * PHOTOS_SHOWN
-MIN_CELL, MAX_CELL = 128, 256  # pixels of a picture's side in the grid
+MIN_CELL, MAX_CELL = 128, 512  # pixels of a picture's side in the grid
+MAX_GRID = 4096**2  # pixels of the pictures in a grid: one of many effects shows them smaller
 GRAD_NORM = "_grad_norm"
 
 
@@ -151,7 +153,7 @@ class Watch:
                 for data, row in zip(shown, cells, strict=True)
             ]
             path = self.folder / PREVIEWS / f"step-{done:08d}.png"
-            write_photo(path, contact_sheet(rows, COLUMNS, self.side))
+            write_photo(path, contact_sheet(rows, COLUMNS, min(self.side, cell_side(len(rows)))))
         return {f"distance/{d.name}": float(x) for d, x in zip(shown, distances, strict=True)}
 
     def choose(self, done: int) -> list[EffectData]:
@@ -195,6 +197,11 @@ class Watch:
         """The first of an effect's pictures, as cells of the grid."""
         photos = [to_photos(self.run.backbone.decode(image[None]))[0] for image in latents[:PHOTOS_SHOWN]]
         return [square_cell(photo, self.side) for photo in photos]
+
+
+def cell_side(effects: int) -> int:
+    """The side of a picture, at which a grid of so many effects is not too large to look at."""
+    return max(MIN_CELL, math.isqrt(MAX_GRID // (effects * len(COLUMNS))))
 
 
 def teacher_distance(made: Sequence[Tensor] | Tensor, data: EffectData) -> float:
