@@ -62,7 +62,9 @@ class ModelSettings(Section):
     dtype: Literal["float32", "bfloat16"] = Field(
         "float32", description="number format of the frozen base; trained weights stay in float32"
     )
-    quantization: Quantization = Field("none", description="of the frozen base's blocks, by bitsandbytes")
+    quantization: Quantization = Field(
+        "none", description="of the blocks of the base and its text encoders, by bitsandbytes"
+    )
     sharding: Literal["none", "fsdp"] = Field(
         "none", description="fsdp splits the frozen base over processes", json_schema_extra=NO_RESULT
     )
@@ -125,6 +127,10 @@ class TeachSettings(Section):
     rank: int = Field(16, ge=1, description="LoRA rank; alpha equals it")
     learning_rate: float = Field(1e-4, gt=0, description="of AdamW")
     batch_size: int = Field(8, ge=1, description="pairs in one update")
+    max_grad_norm: float = Field(1.0, gt=0, description="a longer gradient is scaled down to this norm")
+    decay_ratio: float = Field(
+        0.4, ge=0, le=1, description="share of the updates, at the end, in which the learning rate falls"
+    )
     seed: int = Field(0, ge=0, lt=2**63, description="of first weights, noise and the order of pairs")
 
 

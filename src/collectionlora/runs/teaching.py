@@ -87,9 +87,8 @@ class Teaching:
         loss = flow_matching_loss(velocity, x0, noise)
         self.optimizer.zero_grad()
         loss.backward()
-        norm = clip_grad_norm_(self.parameters, 1.0)
-        # Hold, then fall linearly to zero over the last 40%.
-        remaining = (teach.steps - step) / (0.4 * teach.steps)
+        norm = clip_grad_norm_(self.parameters, teach.max_grad_norm)
+        remaining = (teach.steps - step) / (teach.decay_ratio * teach.steps) if teach.decay_ratio else 1.0
         self.optimizer.param_groups[0]["lr"] = teach.learning_rate * min(1.0, remaining)
         self.optimizer.step()
         return {"loss": loss.item(), "grad_norm": norm.item()}
