@@ -146,6 +146,8 @@ def test_a_student_update_moves_the_student_alone_and_a_critic_update_the_critic
     def moved(update):
         before = {role: run.roles.weights(role) for role in (STUDENT, CRITIC)}
         update()
+        # No role keeps its gradients while the other one learns.
+        assert all(p.grad is None for role in before for p in run.roles.parameters(role))
         after = {role: run.roles.weights(role) for role in (STUDENT, CRITIC)}
         return {
             role
