@@ -1,10 +1,10 @@
 """The tables of README and docs/results.md from metrics.json.
 
-    python scripts/results_table.py FILE [FILE ...] [--below METHOD]
+    python scripts/results_table.py FILE [FILE ...] [--below METHOD | --earlier FILE]
 
 `fixed` and `random` are the mean PSNR of effects with one valid outcome and with more. Of several files,
 which are of several seeds, it prints the means; their intervals are then from the lowest file to the highest.
-`--below` compares each method with one, effect by effect.
+`--below` compares each method with one, effect by effect, and `--earlier` with itself in an earlier version.
 """
 
 import argparse
@@ -81,6 +81,16 @@ def below_table(metrics: Metrics, reference: str) -> str:
         worst = sorted(differences.items(), key=lambda item: item[1])[:NUM_WORST]
         rows.append([name, str(close), str(above), ", ".join(f"{e} {v:+.1f}" for e, v in worst)])
     return markdown(["", f"within {MARGIN:g} dB of {reference}", "above it", "the worst, dB"], rows)
+
+
+def earlier_table(metrics: Metrics, earlier: Metrics) -> str:
+    """Each method of an earlier version and of this one, with the intervals of both."""
+    rows = []
+    for name in metrics["methods"]:
+        for version, scores in (("earlier", earlier["methods"][name]), ("now", metrics["methods"][name])):
+            cells = [with_interval(scores, "psnr", 1), with_interval(scores, "concept_accuracy", 2)]
+            rows.append([f"{name}, {version}", *cells, f"{scores['general_psnr']:.1f}"])
+    return markdown(["", "PSNR", "concept accuracy", "ordinary edits"], rows)
 
 
 def scaling_table(metrics: Metrics) -> str:
@@ -187,8 +197,13 @@ if __name__ == "__main__":
     )
     parser.add_argument("files", type=Path, nargs="+", metavar="FILE")
     parser.add_argument("--below", metavar="METHOD", help="compare all with this one, of the first file")
+    parser.add_argument("--earlier", type=Path, metavar="FILE", help="compare with an earlier version's file")
     args = parser.parse_args()
-    if args.below:
+    if args.earlier:
+        print(
+            earlier_table(*(json.loads(p.read_text(encoding="utf-8")) for p in (*args.files, args.earlier)))
+        )
+    elif args.below:
         print(below_table(json.loads(args.files[0].read_text(encoding="utf-8")), args.below))
     else:
         print(table(*args.files))

@@ -208,6 +208,13 @@ def test_the_tables_are_those_of_the_results(result):
     assert table(*files) in (ROOT / TABLES[result]).read_text()
 
 
+def test_the_demo_is_compared_with_that_of_an_earlier_version():
+    table = runpy.run_path(str(ROOT / "scripts" / "results_table.py"))["earlier_table"]
+    demo = ROOT / "docs" / "results" / "demo"
+    files = (json.loads((demo / name).read_text()) for name in ("metrics.json", "earlier.json"))
+    assert table(*files) in (ROOT / "docs" / "results.md").read_text()
+
+
 @every(["toy_world", "toy_critic"])
 def test_the_toy_worlds_tables_are_those_of_their_results(name):
     study = runpy.run_path(str(ROOT / "scripts" / "toy_table.py"))
