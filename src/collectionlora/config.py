@@ -1,7 +1,8 @@
 """Every setting of the method, typed and frozen. An unknown name is an error that names the nearest one.
 
-Defaults are the paper's recipe where it gives one; `collection.yaml` and `--set section.name=value` override
-them, and the resolved settings are saved with every run.
+Defaults are the paper's but for those that docs/method.md#two-recipes lists. Over them lie, in this order,
+what the base recommends, the recipe, `collection.yaml` and `--set section.name=value`. The resolved settings
+are saved with every run.
 """
 
 import difflib
