@@ -19,7 +19,7 @@ from collectionlora.system.files import fingerprint
 
 @dataclass(frozen=True)
 class CompositionShard(Shard):
-    """The items whose second effect is `second`; each one's first effect, and the place of its photo there."""
+    """The items whose second effect is `second`; the first effect of each, and its photo's place there."""
 
     second: Effect
     below: list[tuple[str, int]]

@@ -23,7 +23,7 @@ SHARD = 256  # items
 
 @dataclass(frozen=True)
 class Shard:
-    """Some of the items: the first of them is item `first` of all `total`; all shards but the last are full."""
+    """Some of the items, from item `first` of all `total`; all shards but the last are equally long."""
 
     photos: list[Path]
     prompts: list[str]

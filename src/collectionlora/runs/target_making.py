@@ -131,8 +131,8 @@ class TargetMaker:
         if not composed:
             return effect_data, general_data, None
         by_name = {data.name: data for data in effect_data}
-        answers = make_together([self._sample_composition(shard, by_name) for shard in composed])
-        return effect_data, general_data, gather_shards(compositions, answers, self.composition_seed)
+        stacked = make_together([self._sample_composition(shard, by_name) for shard in composed])
+        return effect_data, general_data, gather_shards(compositions, stacked, self.composition_seed)
 
     def _encode_effect(self, effect: Effect, student_prompt: str) -> Kept[dict[str, Tensor]]:
         photos = self.collection.photo_paths(effect)
