@@ -68,7 +68,7 @@ def encode(collection, progress=lambda *_: None):
     settings = resolve_settings(collection, {})
     backbone = load_backbone(collection.manifest.base, settings.model)
     maker = TargetMaker(collection, backbone, lambda: None, settings, progress)
-    kept = [maker._encode_general(shard) for shard in list_shards(collection, settings)]
+    kept = [maker._encode_items("general", shard) for shard in list_shards(collection, settings)]
     return [one.path for one in kept], [one.get() for one in kept]
 
 

@@ -94,7 +94,7 @@ def test_every_sample_of_a_mixed_batch_is_routed_by_itself():
     for step in range(20):
         batch = streams.mixed_batch(step)
         parts = [
-            streams._draw(streams._route(step, part), step, part, 1) for part in range(len(batch.target))
+            streams._draw(streams._mixed_data(step, part), step, part, 1) for part in range(len(batch.target))
         ]
         assert batch.effect is None
         for index, part in enumerate(parts):

@@ -119,6 +119,9 @@ class TargetSettings(Section):
     guidance_scale: float = Field(5.0, ge=0, description="w of the base's own guidance; 1 means no guidance")
     samples: int = Field(1, ge=1, description="teacher samples for each photo")
     general: int = Field(256, ge=1, description="photos that get a randomly drawn instruction")
+    compositions: int = Field(
+        0, ge=0, description="for each effect, samples of it on another effect's picture; for match.loss=flow"
+    )
 
 
 class TeachSettings(Section):
@@ -151,6 +154,9 @@ class MatchSettings(Section):
     )
     fresh_share: float = Field(
         0.6, ge=0, le=1, description="share of fresh noise in it, a standard deviation"
+    )
+    composition_ratio: float = Field(
+        0.25, ge=0, le=1, description="share of compositions among the samples of the effect stream"
     )
     start: Literal["base", "merge"] = Field(
         "base", description="merge begins as the SVD merge of the teachers"
@@ -287,9 +293,11 @@ class Settings(Section):
         return self
 
     @model_validator(mode="after")
-    def _samples_are_coupled(self) -> "Settings":
+    def _samples_are_learned(self) -> "Settings":
         if self.match.coupled_above < 1 and self.match.loss != "flow":
             raise ValueError("match.coupled_above needs match.loss=flow, which learns from teacher samples")
+        if self.targets.compositions and self.match.loss != "flow":
+            raise ValueError("targets.compositions needs match.loss=flow, which asks no teacher")
         return self
 
     @model_validator(mode="after")

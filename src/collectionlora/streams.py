@@ -20,7 +20,7 @@ from collectionlora.backbones.base import Condition, Prompt, repeat_references
 from collectionlora.pictures.buckets import Buckets, Images, take
 
 # Separate the uses of one (seed, step, rank), so that they are independent of each other.
-ROUTE, BATCH, NOISE, LENGTH, FAVOUR, STOP = range(6)
+ROUTE, BATCH, NOISE, LENGTH, FAVOUR, STOP, COMPOSITION = range(7)
 CPU = torch.device("cpu")
 Origin = tuple[int, int, int]  # seed of the targets, photo, sample: what a sample's noise is drawn from
 
@@ -114,10 +114,12 @@ class ShardedPrompt:
 
 @dataclass(frozen=True)
 class GeneralData:
-    """The general stream, encoded: N photos, each with an instruction and the bare base's answer.
+    """N photos, each with a prompt of its own and an answer, encoded.
 
-    `sources` and `targets` are N times `[C, H, W]`, `prompt` has a batch of N, `uncond` of 1 or N. The
-    targets, whose noise was drawn from `seed`, serve the warm start alone; without one there are none.
+    The general stream, with instructions and the bare base's answers; and compositions, with the prompts of
+    two effects and the second one's sample on the first one's picture. `sources` and `targets` are N times
+    `[C, H, W]`, `prompt` has a batch of N, `uncond` of 1 or N. The targets, whose noise was drawn from
+    `seed`, serve the warm start alone; without one there are none.
     """
 
     sources: Images
@@ -169,6 +171,7 @@ class Streams:
     Args:
         asymmetric_prompts: the student and critic read `student_prompt` (AOP); otherwise the teacher's
             prompt, the ablation.
+        compositions: what a mixed batch takes in place of an effect with probability `composition_ratio`.
         same_stream: all processes take the effect stream, or all the general one, and stop their simulations
             at the same steps, so that they run the same forwards: a sharded base needs it.
     """
@@ -185,8 +188,11 @@ class Streams:
         asymmetric_prompts: bool = True,
         rank: int = 0,
         same_stream: bool = False,
+        compositions: GeneralData | None = None,
+        composition_ratio: float = 0.0,
     ):
         self.effects, self.general = list(effects), general
+        self.compositions, self.composition_ratio = compositions, composition_ratio
         self.seed, self.batch_size, self.rank = seed, batch_size, rank
         self.effect_ratio, self.route_every = effect_ratio, route_every
         self.asymmetric_prompts, self.leader = asymmetric_prompts, 0 if same_stream else None
@@ -229,20 +235,22 @@ class Streams:
 
     def batch(self, step: int, part: int = 0, size: int | None = None) -> Batch:
         """Batch `part` of a step: a pure function of (seed, step, part, rank); by default of `batch_size`."""
-        return self._draw(self._route(step, part), step, part, size or self.batch_size)
+        index = self._route(step, part)
+        data = self.general if index is None else self.effects[index]
+        return self._draw(data, step, part, size or self.batch_size)
 
     def mixed_batch(self, step: int, size: int | None = None) -> Batch:
         """A batch whose samples are each routed by themselves, for losses that ask no teacher.
 
         All have the first one's size. A stream without a photo of it leaves its place to the first one's.
         """
-        size, own = size or self.batch_size, self._route(step, 0)
+        size, own = size or self.batch_size, self._mixed_data(step, 0)
         parts = [self._draw(own, step, 0, 1)]
         shape = parts[0].student.source.shape[1:]
         for part in range(1, size):
-            index = self._route(step, part)
-            alike = self._buckets(index).holds(shape)
-            parts.append(self._draw(index if alike else own, step, part, 1, shape))
+            data = self._mixed_data(step, part)
+            alike = data.buckets.holds(shape)
+            parts.append(self._draw(data if alike else own, step, part, 1, shape))
         return Batch(
             effect=None,
             target=torch.cat([part.target for part in parts]),
@@ -252,16 +260,29 @@ class Streams:
             origins=tuple(origin for part in parts for origin in part.origins),
         )
 
-    def _buckets(self, index: int | None) -> Buckets:
-        return self.general.buckets if index is None else self.effects[index].buckets
+    def _mixed_data(self, step: int, part: int) -> EffectData | GeneralData:
+        """What a sample of a mixed batch is drawn from."""
+        index = self._route(step, part)
+        if index is None:
+            return self.general
+        if self.compositions is not None:
+            rng = generator_for(self.seed, step, self.rank, COMPOSITION, part)
+            if rng.random() < self.composition_ratio:
+                return self.compositions
+        return self.effects[index]
 
     def _draw(
-        self, index: int | None, step: int, part: int, size: int, shape: torch.Size | None = None
+        self,
+        data: EffectData | GeneralData,
+        step: int,
+        part: int,
+        size: int,
+        shape: torch.Size | None = None,
     ) -> Batch:
         """`size` samples of an effect or of the general stream; `shape` is that of the photos' latents."""
         rng = generator_for(self.seed, step, self.rank, BATCH, part)
-        photo = self._buckets(index).draw(rng, size, shape)
-        return self._general(photo) if index is None else self._effect(self.effects[index], photo, rng)
+        photo = data.buckets.draw(rng, size, shape)
+        return self._effect(data, photo, rng) if isinstance(data, EffectData) else self._general(data, photo)
 
     def _effect(self, data: EffectData, photo: Tensor, rng: np.random.Generator) -> Batch:
         sample = torch.from_numpy(rng.integers(len(data.targets[0]), size=len(photo)))
@@ -276,8 +297,7 @@ class Streams:
             origins=tuple((data.seed, p, s) for p, s in zip(photo.tolist(), sample.tolist(), strict=True)),
         )
 
-    def _general(self, photo: Tensor) -> Batch:
-        data = self.general
+    def _general(self, data: GeneralData, photo: Tensor) -> Batch:
         condition = Condition(data.prompt.of_photos(photo), take(data.sources, photo))
         uncond = condition.with_prompt(data.uncond.of_photos(photo))
         # Without a warm start nothing reads an answer but its shape, which is the photo's.

@@ -1,8 +1,8 @@
 """Many effects in one LoRA: flow matching on samples of all teachers, then on the noise that they came from.
 
 `flow` is flow matching alone, on fresh noise. `student` goes on from its last state for `--coupled` further
-updates, in which high sigmas reuse the noise of the teacher's sample (docs/few-steps.md). Both sample by
-Euler.
+updates, in which high sigmas reuse the noise of the teacher's sample (docs/few-steps.md), and which also show
+two effects in one prompt. Both sample by Euler.
 """
 
 from argparse import ArgumentParser, Namespace
@@ -15,7 +15,8 @@ from tables.study import NO_DISTILLATION, Study, add_effects_option, add_options
 
 FLOW, STUDENT = "flow", "student"  # names of the runs
 STEPS = (8, 4, 2, 1)
-NUM_GENERAL = 256
+NUM_GENERAL = 4096
+COMPOSITIONS = 128
 LAYER: dict[str, dict[str, Any]] = {
     "targets": {"steps": 8, "general": NUM_GENERAL},
     "match": {"loss": "flow"},
@@ -27,13 +28,13 @@ LAYER: dict[str, dict[str, Any]] = {
 def options(parser: ArgumentParser) -> None:
     add_options(parser)
     add_effects_option(parser, default=50)
-    parser.add_argument("--coupled", type=int, default=14000, metavar="N", help="further updates of student")
+    parser.add_argument("--coupled", type=int, default=40000, metavar="N", help="further updates of student")
 
 
 def make(args: Namespace, progress: Progress) -> None:
     study = Study(args, LAYER, args.effects, progress, NUM_GENERAL)
     study.train(FLOW)
-    updates = study.settings.match.updates + args.coupled
-    study.train(STUDENT, {"match": {**COARSE, "updates": updates}}, start=FLOW)
+    match = {**COARSE, "updates": study.settings.match.updates + args.coupled}
+    study.train(STUDENT, {"targets": {"compositions": COMPOSITIONS}, "match": match}, start=FLOW)
     few = [f"{name}-{steps}" for name in (TEACHER, FLOW, STUDENT) for steps in STEPS]
     study.write(args.out, study.judge(["source", TEACHER, *few]))

@@ -1,4 +1,7 @@
-"""The general stream's items, a photo and an instruction each, in shards: a file of the cache holds one."""
+"""Items of a photo and a prompt each, in shards: a file of the cache holds one.
+
+They are the general stream's, with instructions, and the compositions', with the prompts of two effects.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,16 +23,13 @@ SHARD = 256  # items
 
 @dataclass(frozen=True)
 class Shard:
-    """Some of the items: the first of them is item `first` of all `total`."""
+    """Some of the items, from item `first` of all `total`; all shards but the last are equally long."""
 
     photos: list[Path]
     prompts: list[str]
     first: int
     total: int
-
-    @property
-    def number(self) -> int:
-        return self.first // SHARD
+    number: int
 
 
 def list_shards(collection: Collection, settings: Settings) -> list[Shard]:
@@ -44,7 +44,8 @@ def list_shards(collection: Collection, settings: Settings) -> list[Shard]:
     shards = []
     for part in chunks(len(items), SHARD):
         photos, prompts = zip(*items[part], strict=True)
-        shards.append(Shard(list(photos), list(prompts), part.start, len(items)))
+        number = part.start // SHARD
+        shards.append(Shard(list(photos), list(prompts), part.start, len(items), number))
     return shards
 
 
@@ -59,22 +60,23 @@ def _draw_items(collection: Collection, settings: Settings) -> list[tuple[Path, 
 def gather_shards(
     encoded: Sequence[Mapping[str, Tensor]], answers: Sequence[Mapping[str, Tensor]], seed: int
 ) -> GeneralData:
-    """The stream of all shards, whose files are mapped: nothing is read before it is drawn.
+    """The items of all shards, whose files are mapped: nothing is read before it is drawn.
 
     Args:
         encoded: `sources`, `prompt` and `uncond` of each shard.
         answers: `targets` of each shard; none without a warm start.
         seed: with an item's position it gives the noise of its answer.
     """
+    sources = [find_images("sources", shard) for shard in encoded]
     return GeneralData(
-        chain_images([find_images("sources", shard) for shard in encoded]),
-        _gather_prompts("prompt", encoded),
+        chain_images(sources),
+        _gather_prompts("prompt", encoded, len(sources[0])),
         chain_images([find_images("targets", shard) for shard in answers]) if answers else None,
-        _gather_prompts("uncond", encoded),
+        _gather_prompts("uncond", encoded, len(sources[0])),
         seed,
     )
 
 
-def _gather_prompts(name: str, encoded: Sequence[Mapping[str, Tensor]]) -> Prompt | ShardedPrompt:
+def _gather_prompts(name: str, encoded: Sequence[Mapping[str, Tensor]], size: int) -> Prompt | ShardedPrompt:
     shards = [Prompt.from_tensors(name, shard) for shard in encoded]
-    return shards[0] if len(shards) == 1 else ShardedPrompt(shards, SHARD)
+    return shards[0] if len(shards) == 1 else ShardedPrompt(shards, size)

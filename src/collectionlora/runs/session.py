@@ -186,7 +186,7 @@ class Session:
         if processes.is_main():
             self.writer.save()
         maker = TargetMaker(self.collection, self.backbone, lambda: self.teachers, self.settings, progress)
-        effects, general = maker.make(self.prompts)
+        effects, general, compositions = maker.make(self.prompts)
         self.cache_keys = {f"cache.{name}": key for name, key in maker.used.items()}
         distill = self.settings.distill
         return Streams(
@@ -199,6 +199,8 @@ class Session:
             asymmetric_prompts=distill.asymmetric_prompts,
             rank=processes.rank(),
             same_stream=self.settings.model.sharding == "fsdp",
+            compositions=compositions,
+            composition_ratio=self.settings.match.composition_ratio,
         )
 
     def distillation(self, progress: Progress) -> Distillation:

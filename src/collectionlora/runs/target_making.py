@@ -30,6 +30,7 @@ from collectionlora.pictures.buckets import (
 )
 from collectionlora.pictures.photos import chunks, read_photo, to_images
 from collectionlora.pictures.sizes import WorkingSizes
+from collectionlora.runs.compositions import CompositionShard, list_compositions
 from collectionlora.runs.general_items import Shard, gather_shards, list_shards
 from collectionlora.sampling import Denoiser, sample_many_steps
 from collectionlora.streams import EffectData, GeneralData, sample_noise
@@ -94,14 +95,29 @@ class TargetMaker:
         self.used: dict[str, str] = {}  # fingerprints by name of all that was made or found
         # Not of the items: a line more leaves the answers to the others as they are.
         self.general_seed = int(samples_key(collection, settings), 16)
+        self.composition_seed = int(samples_key(collection, settings, "composition"), 16)
 
-    def make(self, student_prompts: Mapping[str, str]) -> tuple[list[EffectData], GeneralData]:
-        """All effects, and the general stream; `student_prompts` by effect."""
+    def make(
+        self, student_prompts: Mapping[str, str]
+    ) -> tuple[list[EffectData], GeneralData, GeneralData | None]:
+        """All effects, the general stream, and compositions if there are any; `student_prompts` by effect.
+
+        Raises:
+            UserError: compositions are asked for, of a base whose prompts are read together with the photo.
+        """
         effects = self.collection.effects
         shards = list_shards(self.collection, self.settings)
+        composed = list_compositions(self.collection, self.settings, student_prompts)
+        if composed and self.backbone.prompts_see_photos:
+            # The encoders are gone when the first effect's picture, which the prompt would see, is made.
+            message = "is for bases whose prompts are read without the photo"
+            raise UserError(self.collection.folder / MANIFEST, "targets.compositions", message, "set it to 0")
         encodings = [self._encode_effect(e, student_prompts[e.name]) for e in effects]
-        encoded = make_together([*encodings, *map(self._encode_general, shards)])
+        items = [self._encode_items("general", shard) for shard in shards]
+        items += [self._encode_items("composition", shard) for shard in composed]
+        encoded = make_together([*encodings, *items])
         encoded, general = encoded[: len(effects)], encoded[len(effects) :]
+        general, compositions = general[: len(shards)], general[len(shards) :]
         self.backbone.release_encoders()
         samples = [self._sample_effect(*both) for both in zip(effects, encoded, strict=True)]
         # The bare base's answers if there is a warm start: nothing else reads them.
@@ -111,7 +127,12 @@ class TargetMaker:
             self._effect(effect, tensors, find_images("targets", made))
             for effect, tensors, made in zip(effects, encoded, sampled, strict=False)
         ]
-        return effect_data, gather_shards(general, sampled[len(effects) :], self.general_seed)
+        general_data = gather_shards(general, sampled[len(effects) :], self.general_seed)
+        if not composed:
+            return effect_data, general_data, None
+        by_name = {data.name: data for data in effect_data}
+        stacked = make_together([self._sample_composition(shard, by_name) for shard in composed])
+        return effect_data, general_data, gather_shards(compositions, stacked, self.composition_seed)
 
     def _encode_effect(self, effect: Effect, student_prompt: str) -> Kept[dict[str, Tensor]]:
         photos = self.collection.photo_paths(effect)
@@ -119,9 +140,9 @@ class TargetMaker:
         for_each = {name: [text] * len(photos) for name, text in texts.items()}
         return self._encode(effect.name, photos, for_each, effect)
 
-    def _encode_general(self, shard: Shard) -> Kept[dict[str, Tensor]]:
+    def _encode_items(self, name: str, shard: Shard) -> Kept[dict[str, Tensor]]:
         texts = {"prompt": shard.prompts, "uncond": [""] * len(shard.prompts)}
-        return self._encode("general", shard.photos, texts, shard=shard)
+        return self._encode(name, shard.photos, texts, shard=shard)
 
     def _encode(
         self,
@@ -199,6 +220,29 @@ class TargetMaker:
             return name_images("targets", gather_images([answer[0] for answer in answers]))
 
         return self._keep("general", key, make, shard.number)
+
+    def _sample_composition(
+        self, shard: CompositionShard, effects: Mapping[str, EffectData]
+    ) -> Kept[dict[str, Tensor]]:
+        """The second effect's samples on the first effects' pictures."""
+        second = effects[shard.second.name]
+        below = [effects[name].targets[place][0] for name, place in shard.below]
+        seen = [second.seed, shard.first, *((effects[name].seed, place) for name, place in shard.below)]
+        key = samples_key(self.collection, self.settings, *seen)
+
+        def make() -> dict[str, Tensor]:
+            sources = gather_images(below)
+
+            def read(photo: Tensor) -> tuple[Condition, Prompt]:
+                condition = Condition(second.teacher_prompt.of_photos(photo), take(sources, photo))
+                return condition, second.uncond.of_photos(photo)
+
+            with self.teachers().use(second.name):
+                seed, first, total = self.composition_seed, shard.first, shard.total
+                answers = self._sample("composition", sources, read, 1, seed, first, total)
+            return name_images("targets", gather_images([answer[0] for answer in answers]))
+
+        return self._keep("composition", key, make, shard.number)
 
     def _keep(
         self, name: str, key: str, make: Callable[[], dict[str, Tensor]], number: int = 0

@@ -1,0 +1,147 @@
+"""Compositions: two effects on one photo under one prompt, taught by one teacher after the other."""
+
+import pytest
+import torch
+from helpers.small_collection import build
+
+from collectionlora.backbones.base import Condition
+from collectionlora.collection import Collection
+from collectionlora.prompting.triggers import compose
+from collectionlora.runs.compositions import list_compositions
+from collectionlora.runs.session import Session, resolve_settings
+from collectionlora.runs.target_making import TargetMaker
+from collectionlora.sampling import Denoiser, sample_many_steps
+from collectionlora.streams import GeneralData, sample_noise
+from collectionlora.system.errors import UserError
+
+COUNT = 3
+SETTINGS = {
+    "targets": {"steps": 2, "guidance_scale": 2, "general": 4, "compositions": COUNT},
+    "match": {"updates": 5, "loss": "flow", "composition_ratio": 0.5},
+    "distill": {"student_updates": 0, "effect_ratio": 0.5},
+    "data": {"resolution": 16},
+    "student": {"rank": 2},
+    "critic": {"rank": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def session(tmp_path_factory):
+    folder = build(tmp_path_factory.mktemp("compositions") / "mine", settings=SETTINGS)
+    return new_session(Collection.load(folder))
+
+
+def new_session(collection, overrides=None):
+    return Session(collection, resolve_settings(collection, overrides or {}), with_critics=False)
+
+
+@pytest.fixture(scope="module")
+def streams(session):
+    return session.make_targets(lambda *_: None)
+
+
+def test_every_effect_lies_on_pictures_of_others(session):
+    shards = list_compositions(session.collection, session.settings, session.prompts)
+    assert [(shard.second.name, shard.first, shard.number) for shard in shards] == [
+        ("sepia", 0, 0),
+        ("technicolor", COUNT, 1),
+    ]
+    for shard in shards:
+        assert shard.total == 2 * COUNT
+        for photo, prompt, (name, place) in zip(shard.photos, shard.prompts, shard.below, strict=True):
+            assert name != shard.second.name
+            assert prompt == compose([session.prompts[name], session.prompts[shard.second.name]])
+            assert photo == session.collection.photo_paths(session.collection.effect(name))[place]
+
+
+def test_the_second_teacher_answers_on_the_first_ones_picture(session, streams):
+    """Sample by sample: the student sees the photo, the second teacher what the first one made of it."""
+    data, backbone = streams.compositions, session.backbone
+    effects = {effect.name: effect for effect in streams.effects}
+    shards = list_compositions(session.collection, session.settings, session.prompts)
+    for shard in shards:
+        second = effects[shard.second.name]
+        for row, (name, place) in enumerate(shard.below):
+            position = shard.first + row
+            assert torch.equal(data.sources[position], effects[name].sources[place])
+            below = effects[name].targets[place][:1]
+            condition = Condition(second.teacher_prompt, below)
+            noise = sample_noise((data.seed, position, 0), below.shape[1:])[None]
+            with session.teachers.use(second.name):
+                teacher = Denoiser(backbone, condition, condition.with_prompt(second.uncond), 2)
+                expected = sample_many_steps(teacher, noise, 2)
+            # Alone and in a batch sums round otherwise.
+            assert torch.allclose(data.targets[position], expected[0], atol=1e-4)
+            assert not torch.allclose(expected[0], below[0], atol=1e-2)
+
+
+def test_the_student_reads_the_prompt_that_edit_writes(session, streams):
+    shards = list_compositions(session.collection, session.settings, session.prompts)
+    texts = [text for shard in shards for text in shard.prompts]
+    expected = session.backbone.encode_prompt(texts)
+    places = torch.arange(len(texts))
+    assert torch.equal(streams.compositions.prompt.of_photos(places).trim().tokens, expected.trim().tokens)
+
+
+def count_compositions(streams, steps=300):
+    """Samples of mixed batches by their target: compositions, effects, general."""
+    kinds = {"composition": 0, "effect": 0, "general": 0}
+    ours = {tuple(target.flatten().tolist()) for target in streams.compositions.targets}
+    general = {tuple(target.flatten().tolist()) for target in streams.general.targets}
+    for step in range(steps):
+        for target in streams.mixed_batch(step, size=4).target:
+            key = tuple(target.flatten().tolist())
+            kinds["composition" if key in ours else "general" if key in general else "effect"] += 1
+    return kinds
+
+
+def test_a_share_of_the_effect_stream_is_compositions(streams):
+    kinds = count_compositions(streams)
+    assert 0.45 < kinds["general"] / 1200 < 0.55
+    assert 0.20 < kinds["composition"] / 1200 < 0.30
+    assert 0.20 < kinds["effect"] / 1200 < 0.30
+
+
+def test_the_noise_of_a_composition_is_drawn_again(streams):
+    batch = next(
+        batch
+        for batch in (streams.mixed_batch(step, size=1) for step in range(100))
+        if any(torch.equal(batch.target[0], target) for target in streams.compositions.targets)
+    )
+    (seed, position, sample) = batch.origins[0]
+    assert (seed, sample) == (streams.compositions.seed, 0)
+    assert torch.equal(batch.target[0], streams.compositions.targets[position])
+
+
+def test_none_are_made_where_none_are_asked_for(session):
+    off = new_session(session.collection, {"targets": {"compositions": 0}})
+    assert off.make_targets(lambda *_: None).compositions is None
+    unused = {"match": {"updates": 0}, "distill": {"student_updates": 1}}
+    assert new_session(session.collection, unused).make_targets(lambda *_: None).compositions is None
+
+
+def test_compositions_are_found_in_the_cache(session, streams):
+    made = []
+    again = TargetMaker(
+        session.collection,
+        session.backbone,
+        lambda: session.teachers,
+        session.settings,
+        lambda what, *_: made.append(what),
+    )
+    assert isinstance(again.make(session.prompts)[2], GeneralData)
+    assert made == []
+
+
+def test_what_compositions_need(session):
+    collection = session.collection
+    with pytest.raises(UserError, match=r"targets\.compositions needs match\.loss=flow"):
+        resolve_settings(collection, {"match": {"loss": "velocity"}})
+    with pytest.raises(UserError, match=r"targets\.compositions: needs two effects"):
+        new_session(collection.only(["sepia"])).make_targets(lambda *_: None)
+    seeing = new_session(collection)
+    seeing.backbone.prompts_see_photos = True
+    with pytest.raises(
+        UserError, match=r"targets\.compositions: is for bases whose prompts are read without"
+    ):
+        seeing.make_targets(lambda *_: None)
