@@ -14,6 +14,7 @@ import yaml
 from helpers import bench_collection, tiny_pipelines
 from helpers.lives import launch_two
 from helpers.two_processes import (
+    ACCUMULATED,
     FADING,
     SHARDED,
     judge_quickly,
@@ -60,14 +61,14 @@ class TwoThreads:
         self.meeting, self.given = threading.Barrier(2, timeout=60), {}
         monkeypatch.setattr(processes, "average_gradients", self.average)
 
-    def average(self, parameters, _shares=1):
+    def average(self, parameters, shares=1):
         name = threading.current_thread().name
         self.given[name] = [p.grad for p in parameters]
         self.meeting.wait()
         means = []
         for one, other in zip(*(self.given[rank] for rank in sorted(self.given)), strict=True):
             parts = [g for g in (one, other) if g is not None]
-            means.append(sum(parts) / 2 if parts else None)
+            means.append(sum(parts) / (2 * shares) if parts else None)
         self.meeting.wait()
         for parameter, mean in zip(parameters, means, strict=True):
             parameter.grad = mean
@@ -139,7 +140,7 @@ def launched(tmp_path_factory):
     bench_collection.build(folder / "judged", prompts)
     # Behind the dashes nothing is read as an abbreviated option of torchrun.
     said = torchrun("-m", "--", "collectionlora", "distill", folder / "first", "--json")
-    parts = ("whole", "stopped", "sharded", "previewed", "merged", "judged")
+    parts = ("whole", "stopped", "sharded", "accumulated", "previewed", "merged", "judged")
     write_converted(folder)
     codes, told = launch_two([folder, *parts], folder, run_parts)
     assert codes == [0, 0], told
@@ -238,7 +239,7 @@ def two_whole_runs(folder, settings, monkeypatch):
 # a wrong gradient would show as a whole step, of 1e-3.
 @pytest.mark.parametrize(
     ("run", "layer", "atol"),
-    [("default", {}, 1e-6), ("sharded", SHARDED, 1e-4)],
+    [("default", {}, 1e-6), ("sharded", SHARDED, 1e-4), ("accumulated", ACCUMULATED, 1e-4)],
 )
 def test_a_distilled_collection_is_that_of_one_process(collections, monkeypatch, run, layer, atol):
     first, second = collections
@@ -269,6 +270,12 @@ def test_each_process_holds_its_share_and_a_teacher_of_its_own(collections):
         else:
             assert own + other == whole
             assert max(own, other) < 0.55 * whole, part
+
+
+def test_no_role_keeps_gradients_after_an_update_in_shards(launched):
+    for rank in (0, 1):
+        left = json.loads((launched[0] / f"left-{rank}.json").read_text())
+        assert left == [0] * 16  # one of the warm start; five of the student, each with two of a critic
 
 
 def test_a_sharded_run_goes_on_from_its_checkpoint_in_shards_and_without(collections, monkeypatch):

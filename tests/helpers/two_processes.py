@@ -15,6 +15,7 @@ import collectionlora
 from collectionlora.adapters import low_rank, merging
 from collectionlora.adapters.roles import STUDENT, TEACHER
 from collectionlora.collection import Collection
+from collectionlora.distillation import Distillation
 from collectionlora.effectbench import bench, benching
 from collectionlora.runs import checkpoint, teacher_files
 from collectionlora.runs.session import Session, resolve_settings
@@ -34,6 +35,7 @@ TRAINED = (
 FADING = ({"distill": {"backward_weight": 0, "critic_samples": "simulated"}},)
 # The paper's critic, which takes as many forwards as its simulations' random steps say: the same in all.
 SHARDED = {"model": {"sharding": "fsdp"}, "distill": {"critic_samples": "simulated"}}
+ACCUMULATED = {**SHARDED, "distill": {**SHARDED["distill"], "accumulate": 2}}
 
 
 @cache
@@ -120,6 +122,28 @@ def sharded(folder):
     }
     numbers = {name: held(tensors) for name, tensors in parts.items()}
     (runs / f"held-{processes.rank()}.json").write_text(json.dumps(numbers))
+
+
+def count_gradients(run):
+    """Wraps the updates of a kind of run; the roles' gradients that each leaves behind, in a list to come."""
+    plain, left = run.step, []
+
+    def step(self, *args):
+        norm = plain(self, *args)
+        left.append(sum(p.grad is not None for role in self.roles.ranks for p in self.roles.parameters(role)))
+        return norm
+
+    run.step = step
+    return left
+
+
+def accumulated(folder):
+    """A run in shards whose updates take two batches of each process."""
+    plain = Distillation.step
+    left = count_gradients(Distillation)
+    collectionlora.distill(folder / "first", "accumulated", ACCUMULATED)
+    Distillation.step = plain
+    (folder / f"left-{processes.rank()}.json").write_text(json.dumps(left))
 
 
 def preview(folder):
