@@ -527,6 +527,10 @@ ARGUMENTS = {
         lambda folder: shutil.copy(folder / LORA, folder / ADAPTER),
         ["export", "{}", "--format", "onnx", "--out", "{}/out"], "'onnx' is not known; choose from",
     ),
+    "a large base without photographs to judge on": (
+        manifest(base="Qwen/Qwen-Image-Edit-2509"), ["bench", "{}"],
+        r"^error: --photos: is needed to judge over Qwen/.* enlarge the small .*: --photos FOLDER",
+    ),
     "an unknown method": (nothing, ["bench", "{}", "--methods", "best"], "'best' is not a method; choose"),
     "no earlier metrics": (nothing, ["bench", "{}", "--baseline", "{}/none.json"], "none.json: --baseline: "),
     "earlier metrics that are a list": (

@@ -86,6 +86,29 @@ def test_verifying_the_roles_costs_less_than_a_step_and_changes_nothing(world):
     assert all(torch.equal(tensor, before[name]) for name, tensor in run.tensors().items())
 
 
+@pytest.mark.parametrize("number", [1, 3])
+def test_no_role_keeps_gradients_after_an_update(world, number):
+    layers = {"match": {"updates": 1}}, {"distill": {"rollout_steps": [4, 2], "accumulate": number}}
+    run = world.distillation(toy_settings(COLD, GUIDED, *layers))
+    plain, had, kept = run.step, [], []
+
+    def gradients():
+        return {role for role in run.roles.ranks for p in run.roles.parameters(role) if p.grad is not None}
+
+    def step(role, *args):
+        had.append((role, gradients() | ({role} if run.collected else set())))
+        norm = plain(role, *args)
+        kept.append((gradients(), len(run.collected)))
+        return norm
+
+    run.step = step
+    for index in range(12):
+        run(index)
+    assert {role for role, _ in had} == {STUDENT, *run.critics}
+    assert all(learners == {role} for role, learners in had)
+    assert kept == [(set(), 0)] * (1 + 11 * 6)
+
+
 @pytest.mark.parametrize(
     ("off", "name"),
     [("target_weight", "target"), ("anchor_weight", "anchor"), ("backward_weight", "backward")],

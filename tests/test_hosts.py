@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from helpers import bench_collection
 from helpers.lives import begin_two, launch_two
 
@@ -32,18 +33,16 @@ def files(folder, *suffixes):
 
 
 def two_folders(folder):
-    """A collection as its user brings it, and a copy of it for the other host."""
+    """A collection as its user brings it, always the same, and a copy of it for the other host."""
+    torch.manual_seed(0)
     bench_collection.build(folder / "first", PROMPTS)
     (folder / "first" / "collection.safetensors").unlink()
     shutil.copytree(folder / "first", folder / "second")
     return folder / "first", folder / "second"
 
 
-@pytest.fixture(scope="module")
-def hosts(tmp_path_factory):
-    """Two folders after a distillation by `torchrun --nnodes 2`, as users start one."""
-    folder = tmp_path_factory.mktemp("hosts")
-    folders = two_folders(folder)
+def launch_hosts(folders, *arguments):
+    """A distillation by `torchrun --nnodes 2`, as users start one; what each host prints."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
@@ -51,12 +50,18 @@ def hosts(tmp_path_factory):
     launches = []
     for number, own in enumerate(folders):
         command = [*launcher, "--node-rank", str(number), "-m", "--", "collectionlora", "distill", str(own)]
-        launches.append(
-            subprocess.Popen([*command, "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        )
+        command += ["--json", *arguments]
+        launches.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE))
     said = [launch.communicate(timeout=200) for launch in launches]
     assert [launch.returncode for launch in launches] == [0, 0], said
-    return folders, [out.decode() for out, _ in said]
+    return [out.decode() for out, _ in said]
+
+
+@pytest.fixture(scope="module")
+def hosts(tmp_path_factory):
+    """Two folders after a distillation on two hosts."""
+    folders = two_folders(tmp_path_factory.mktemp("hosts"))
+    return folders, launch_hosts(folders)
 
 
 def test_hosts_without_a_shared_folder_make_each_file_once_and_have_it_both(hosts):
@@ -74,6 +79,26 @@ def test_the_main_host_alone_holds_the_run_and_speaks(hosts):
     assert (first / "collection.safetensors").exists()
     assert not (second / "collection.safetensors").exists()
     assert not (second / "runs").exists()
+
+
+def test_hosts_with_a_shared_folder_make_the_same_adapter_and_go_on_from_one_checkpoint(hosts, tmp_path):
+    (first, _), _ = hosts
+    shared, _ = two_folders(tmp_path)
+    often = ["--set", "distill.checkpoint_minutes=0"]
+    said = launch_hosts([shared, shared], *often)
+    adapter = shared / "collection.safetensors"
+    assert [json.loads(said[0]), said[1]] == [{"adapter": str(adapter)}, ""]
+    assert adapter.read_bytes() == (first / "collection.safetensors").read_bytes()
+    cached = [path.name for path in sorted((shared / "cache").iterdir())]
+    assert cached == [path.name for path in sorted((first / "cache").iterdir())]
+    run = shared / "runs" / "default"
+    for name in ("step-00000002.json", "step-00000002.safetensors"):  # as if it had stopped before this step
+        (run / "checkpoints" / name).unlink()
+    made = adapter.read_bytes()
+    adapter.unlink()
+    launch_hosts([shared, shared], "--resume", *often)
+    assert adapter.read_bytes() == made
+    assert [json.loads(line)["step"] for line in (run / "log.jsonl").read_text().splitlines()] == [0, 1]
 
 
 @pytest.fixture(scope="module")

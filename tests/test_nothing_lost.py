@@ -2,13 +2,18 @@
 
 import json
 import shutil
+import sys
 
 import pytest
+import torch
 from helpers import small_collection
 
 import collectionlora
 from collectionlora.collection import Collection
+from collectionlora.command_line.verbs import main
+from collectionlora.distillation import Distillation
 from collectionlora.manifest.template import create
+from collectionlora.runs.checkpoint import latest_checkpoint
 from collectionlora.system.errors import UserError
 from collectionlora.system.files import keep_earlier
 
@@ -68,6 +73,47 @@ def test_again_keeps_the_earlier_run_and_its_adapter(folder):
     assert json.loads((run / "run.json").read_text())["distill.seed"] == 1
     with pytest.raises(UserError, match="--again: cannot go with --resume"):
         collectionlora.distill(folder, again=True, resume=True)
+
+
+@pytest.mark.parametrize(("minutes", "kept"), [(0, 3), (60, 0)])
+def test_memory_that_runs_out_goes_back_to_the_last_checkpoint(
+    distilled, tmp_path, monkeypatch, capsys, minutes, kept
+):
+    """It runs out in the fourth step, between the student's update and the critic's."""
+    long = ["--set", "distill.student_updates=5", "--set", f"distill.checkpoint_minutes={minutes}"]
+    folders = [shutil.copytree(distilled, tmp_path / name) for name in ("whole", "cut")]
+
+    def distill(folder, *more):
+        monkeypatch.setattr(sys, "argv", ["collectionlora", "distill", str(folder), *long, *more])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return ended.value.code, [x for x in capsys.readouterr().err.splitlines() if x.startswith("error")]
+
+    assert distill(folders[0], "--again") == (0, [])
+    plain, calls = Distillation.update_critic, []
+
+    def run_out(self, *args):
+        calls.append(args)
+        if len(calls) == 4:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore of CUDA")
+        return plain(self, *args)
+
+    monkeypatch.setattr(Distillation, "update_critic", run_out)
+    adapter = (folders[1] / "collection.safetensors").read_bytes()
+    code, [line] = distill(folders[1], "--again")
+    monkeypatch.setattr(Distillation, "update_critic", plain)
+    assert code == 2
+    assert line.startswith("error: memory: is not enough (cuda out of memory.")
+    assert "; lower data.resolution, distill.batch_size" in line
+    checkpoints = folders[1] / "runs" / "default" / "checkpoints"
+    assert (latest_checkpoint(checkpoints) or (0, {}))[0] == kept
+    assert (folders[1] / "collection.safetensors").read_bytes() == adapter
+    assert distill(folders[1], "--resume") == (0, [])
+    whole, cut = (folder / "runs" / "default" for folder in folders)
+    (step, expected), (_, found) = (latest_checkpoint(run / "checkpoints") for run in (whole, cut))
+    assert step == 5
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    assert (cut / "collection.safetensors").read_bytes() == (whole / "collection.safetensors").read_bytes()
 
 
 def test_again_keeps_what_a_run_without_facts_left(folder):

@@ -99,13 +99,18 @@ def test_pictures_are_decoded_beside_the_network_and_encoded_beside_the_text_enc
     assert rows["prompts"] == planned["encoding_bytes"] + weights + picture
 
 
-def test_teachers_are_held_once_for_all_processes_of_a_machine(without_peaks):
+def test_mapped_files_are_held_once_for_all_processes_of_a_machine(without_peaks):
     shared = [make_workload(QWEN, [], devices=devices, sharding="fsdp") for devices in (2, 8)]
     one, eight = (plan(workload)["verbs"]["distill"] for workload in shared)
     teachers = plan(make_workload(QWEN, []))["teacher_library_bytes"]
     assert teachers / GIB == pytest.approx(50 * 2.197, rel=0.01)
     assert one["host_bytes"] == eight["host_bytes"]
     assert eight["machine_bytes"] == 8 * eight["host_bytes"] + teachers
+    whole = 2 * 20_430_401_088  # read before there is anything to checkpoint
+    packed = plan(make_workload(QWEN, ["model.quantization=nf4"], devices=8))["verbs"]
+    assert packed["targets"]["machine_bytes"] == 8 * packed["targets"]["host_bytes"] + whole + teachers
+    assert packed["edit"]["machine_bytes"] == packed["edit"]["host_bytes"] + whole
+    assert packed["edit"]["host_bytes"] == 2 * GIB  # the base is no part of it
 
 
 def test_hours_follow_from_the_seconds_of_a_forward(without_peaks):

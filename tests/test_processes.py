@@ -13,16 +13,28 @@ import torch
 import yaml
 from helpers import bench_collection, tiny_pipelines
 from helpers.lives import launch_two
-from helpers.two_processes import FADING, SHARDED, judge_quickly, preview, run_parts, toy_run
+from helpers.two_processes import (
+    ACCUMULATED,
+    FADING,
+    SHARDED,
+    judge_quickly,
+    merges,
+    preview,
+    run_parts,
+    toy_run,
+    write_converted,
+)
 from safetensors.torch import load_file
 
 import collectionlora
+from collectionlora.adapters import merging
 from collectionlora.adapters.formats import read_lora, write_lora
 from collectionlora.adapters.roles import target_weights
 from collectionlora.backbones import family_of
 from collectionlora.collection import Collection
 from collectionlora.editing import Editor
 from collectionlora.pictures.photos import write_photo
+from collectionlora.runs import teacher_files
 from collectionlora.runs.checkpoint import latest_checkpoint
 from collectionlora.runs.folder import hold
 from collectionlora.runs.session import Session, resolve_settings
@@ -49,14 +61,14 @@ class TwoThreads:
         self.meeting, self.given = threading.Barrier(2, timeout=60), {}
         monkeypatch.setattr(processes, "average_gradients", self.average)
 
-    def average(self, parameters, _shares=1):
+    def average(self, parameters, shares=1):
         name = threading.current_thread().name
         self.given[name] = [p.grad for p in parameters]
         self.meeting.wait()
         means = []
         for one, other in zip(*(self.given[rank] for rank in sorted(self.given)), strict=True):
             parts = [g for g in (one, other) if g is not None]
-            means.append(sum(parts) / 2 if parts else None)
+            means.append(sum(parts) / (2 * shares) if parts else None)
         self.meeting.wait()
         for parameter, mean in zip(parameters, means, strict=True):
             parameter.grad = mean
@@ -128,7 +140,8 @@ def launched(tmp_path_factory):
     bench_collection.build(folder / "judged", prompts)
     # Behind the dashes nothing is read as an abbreviated option of torchrun.
     said = torchrun("-m", "--", "collectionlora", "distill", folder / "first", "--json")
-    parts = ("whole", "stopped", "sharded", "previewed", "copied", "judged")
+    parts = ("whole", "stopped", "sharded", "accumulated", "previewed", "merged", "judged")
+    write_converted(folder)
     codes, told = launch_two([folder, *parts], folder, run_parts)
     assert codes == [0, 0], told
     return folder, said
@@ -226,7 +239,7 @@ def two_whole_runs(folder, settings, monkeypatch):
 # a wrong gradient would show as a whole step, of 1e-3.
 @pytest.mark.parametrize(
     ("run", "layer", "atol"),
-    [("default", {}, 1e-6), ("sharded", SHARDED, 1e-4)],
+    [("default", {}, 1e-6), ("sharded", SHARDED, 1e-4), ("accumulated", ACCUMULATED, 1e-4)],
 )
 def test_a_distilled_collection_is_that_of_one_process(collections, monkeypatch, run, layer, atol):
     first, second = collections
@@ -257,6 +270,12 @@ def test_each_process_holds_its_share_and_a_teacher_of_its_own(collections):
         else:
             assert own + other == whole
             assert max(own, other) < 0.55 * whole, part
+
+
+def test_no_role_keeps_gradients_after_an_update_in_shards(launched):
+    for rank in (0, 1):
+        left = json.loads((launched[0] / f"left-{rank}.json").read_text())
+        assert left == [0] * 16  # one of the warm start; five of the student, each with two of a critic
 
 
 def test_a_sharded_run_goes_on_from_its_checkpoint_in_shards_and_without(collections, monkeypatch):
@@ -315,9 +334,19 @@ def test_a_launch_that_is_not_one_says_so(collections, monkeypatch):
         collectionlora.distill(collections[1], overrides={"model": {"sharding": "fsdp"}})
 
 
-def test_what_is_copied_from_the_main_process_is_the_same_in_all(launched):
+def test_processes_share_the_modules_of_a_merge_that_is_one_processs(launched, monkeypatch):
+    folder = launched[0]
+    counts = [json.loads((folder / f"merged-{rank}.json").read_text()) for rank in (0, 1)]
+    for owner, name in ((teacher_files, "factorize"), (merging, "shrink")):
+        monkeypatch.setattr(owner, name, getattr(owner, name))  # `merges` counts their calls
+    expected, whole = merges(folder)
+    assert whole == {"nearest pairs": 3, "svd": 4, "start": 34}
+    for name, number in whole.items():
+        assert [count[name] for count in counts] == [number - number // 2, number // 2], name
     for rank in (0, 1):
-        assert json.loads((launched[0] / f"copied-{rank}.json").read_text()) == [7, 7]
+        found = load_file(folder / f"merged-{rank}.safetensors")
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
 
 def test_a_bench_of_two_processes_is_that_of_one(launched, monkeypatch):

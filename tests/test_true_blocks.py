@@ -5,6 +5,7 @@ Minutes and 6 GB: run by hand, `pytest -m slow -s tests/test_true_blocks.py`. It
 
 import json
 import math
+import os
 import resource
 import time
 
@@ -32,6 +33,9 @@ from collectionlora.runs.session import resolve_settings
 
 pytestmark = pytest.mark.slow
 RANK, SIDE = 128, 64
+# Share of the plan that a step may stay below it. Of only two blocks the last one's text side, which has no
+# gradients and moments, is a large part; and no layer is unpacked where the other activations are the most.
+MAX_UNUSED = 0.1
 # Of true width but for the text encoder's side, which is tiny.
 SHAPE = {**TRANSFORMER, "num_layers": 2, "joint_attention_dim": 32}
 SETTINGS = {
@@ -42,8 +46,10 @@ SETTINGS = {
     "targets": {"steps": 1, "guidance_scale": 4, "general": 2},
     "sampling": {"steps": 2},
     "distill": {
-        **{"student_updates": 1, "student_update_every": 2, "rollout_steps": [4]},
-        **{"effect_ratio": 1, "ema_on_host": True},
+        # Two updates: only the second finds all moments, as `plan` counts.
+        **{"student_updates": 2, "student_update_every": 1, "rollout_steps": [4]},
+        # The average stays on the device: on the CPU the tally sees the host's memory too.
+        **{"effect_ratio": 1, "ema_on_host": False},
     },
     "log": {"tracker": "none"},
 }
@@ -97,7 +103,7 @@ def say(kind, what, began, **more):
 def test_two_true_blocks_go_from_targets_to_an_edited_photo(kind, base, tmp_path, monkeypatch):
     if kind == "nf4":
         pytest.importorskip("bitsandbytes")
-    torch.set_num_threads(2)
+    torch.set_num_threads(min(2, len(os.sched_getaffinity(0))))
     folder = tmp_path / "mine"
     write_collection(folder, base)
     overrides = {"model": {"quantization": kind}}
@@ -112,23 +118,31 @@ def test_two_true_blocks_go_from_targets_to_an_edited_photo(kind, base, tmp_path
     assert all(torch.isfinite(tensor).all() for tensor in made)
     assert not torch.equal(*made)
 
-    began, plain = time.perf_counter(), Distillation.__call__
+    began, plain, peaks = time.perf_counter(), Distillation.__call__, []
     with MemoryTally() as tally:
-        # While a base is read it is there twice, in the host's memory: here that is the device's too.
-        monkeypatch.setattr(Distillation, "__call__", lambda *args: (tally.begin_phase(), plain(*args))[1])
+
+        def count(*args):
+            # Alone: a base is read and a checkpoint copied in the host's memory, which is the device's here.
+            tally.begin_phase()
+            metrics = plain(*args)
+            peaks.append(tally.peaks[-1])
+            return metrics
+
+        monkeypatch.setattr(Distillation, "__call__", count)
         collectionlora.distill(folder, overrides=overrides)
-    peak, total = max(tally.peaks[1:]), planned["total_bytes_per_device"]
+    peak, total = max(peaks), planned["total_bytes_per_device"]
     say(kind, "distill", began, step=f"{peak / GIB:.2f} GiB", plan=f"{total / GIB:.2f} GiB")
+    assert (1 - MAX_UNUSED) * total <= peak <= total
     log = [json.loads(line) for line in (folder / "runs/default/log.jsonl").read_text().splitlines()]
     print(f"{kind}: metrics: {log[-1]}")
     assert {"backward", "target", "anchor", "critic"} <= log[0].keys()
     assert all(math.isfinite(value) for line in log for value in line.values())
     student = read_lora(folder / "collection.safetensors").weights
-    assert len(student) == planned["lora_modules"] == 28
+    assert len(student) == planned["lora_modules"] == 34
     assert any(b.abs().max() > 0 for _, b in student.values())
 
     began = time.perf_counter()
     photo = np.full((SIDE, SIDE, 3), 128, np.uint8)
     edited = Editor.load(folder).edit(photo, ["one"])
     say(kind, "edit", began)
-    assert edited.shape == photo.shape
+    assert edited.size == (SIDE, SIDE)

@@ -147,9 +147,9 @@ def loads(monkeypatch):
     """What is loaded, in order: "text", "vae", "transformer"."""
     seen, load, pipeline = [], DiffusersBackbone._load, QwenImageEditPlusPipeline.from_pretrained
 
-    def load_part(self, component, subfolder):
+    def load_part(self, component, subfolder, *device):
         seen.append(subfolder)
-        return load(self, component, subfolder)
+        return load(self, component, subfolder, *device)
 
     def load_pipeline(**where):
         seen.append("text")
@@ -169,13 +169,15 @@ def test_a_bench_holds_one_base_and_encodes_before_it_loads_it(tiny_qwen, tmp_pa
     assert [part for part in loads if part != "vae"] == ["transformer", "text", "transformer"]
     loads.clear()
     methods = ["source", "teacher", "student", "student-1"]
-    collectionlora.bench(collection, methods=methods, crops=2)
+    photos = collection.folder / "photos"
+    collectionlora.bench(collection, photos, methods=methods, crops=2)
     assert [part for part in loads if part != "vae"] == ["text", "transformer"]
 
     pictures = collection.folder / "bench" / "pictures"
     (made,) = pictures.glob("student/plain-[!s]*")
     judged = load_file(made)["pictures"]
-    cases = Heldout(heldout_photographs(None), pool(TRAIN), 2, [0], 1).draw(collection, WorkingSizes(32, 32))
+    heldout = Heldout(heldout_photographs(photos, str(tiny_qwen)), pool(TRAIN), 2, [0], 1)
+    cases = heldout.draw(collection, WorkingSizes(32, 32))
     editor = Editor.load(collection.folder)
     images, prompts = to_images(cases.photos), [editor.prompt(["plain"])] * 2
     alone = editor.sample(images, prompts, cases.seeds)

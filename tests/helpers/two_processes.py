@@ -5,18 +5,21 @@ import os
 import shutil
 import signal
 import sys
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import torch
 from torch.distributed.tensor import DTensor
 
 import collectionlora
+from collectionlora.adapters import low_rank, merging
 from collectionlora.adapters.roles import STUDENT, TEACHER
 from collectionlora.collection import Collection
+from collectionlora.distillation import Distillation
 from collectionlora.effectbench import bench, benching
-from collectionlora.runs import checkpoint
+from collectionlora.runs import checkpoint, teacher_files
 from collectionlora.runs.session import Session, resolve_settings
+from collectionlora.runs.teacher_files import TeacherFile
 from collectionlora.runs.trainer import load_newest, train
 from collectionlora.runs.watching import Watch
 from collectionlora.system import processes
@@ -32,6 +35,7 @@ TRAINED = (
 FADING = ({"distill": {"backward_weight": 0, "critic_samples": "simulated"}},)
 # The paper's critic, which takes as many forwards as its simulations' random steps say: the same in all.
 SHARDED = {"model": {"sharding": "fsdp"}, "distill": {"critic_samples": "simulated"}}
+ACCUMULATED = {**SHARDED, "distill": {**SHARDED["distill"], "accumulate": 2}}
 
 
 @cache
@@ -120,6 +124,28 @@ def sharded(folder):
     (runs / f"held-{processes.rank()}.json").write_text(json.dumps(numbers))
 
 
+def count_gradients(run):
+    """Wraps the updates of a kind of run; the roles' gradients that each leaves behind, in a list to come."""
+    plain, left = run.step, []
+
+    def step(self, *args):
+        norm = plain(self, *args)
+        left.append(sum(p.grad is not None for role in self.roles.ranks for p in self.roles.parameters(role)))
+        return norm
+
+    run.step = step
+    return left
+
+
+def accumulated(folder):
+    """A run in shards whose updates take two batches of each process."""
+    plain = Distillation.step
+    left = count_gradients(Distillation)
+    collectionlora.distill(folder / "first", "accumulated", ACCUMULATED)
+    Distillation.step = plain
+    (folder / f"left-{processes.rank()}.json").write_text(json.dumps(left))
+
+
 def preview(folder):
     """The effects that this process sampled for a preview of a run's start, and all distances."""
     collection = Collection.load(folder)
@@ -135,10 +161,44 @@ def previewed(folder):
     (folder / "first" / "runs" / f"previewed-{processes.rank()}.json").write_text(json.dumps(result))
 
 
-def copied(folder):
-    tensor = torch.full((2,), float(7 - processes.rank()))
-    processes.copy_from_main([tensor])
-    (folder / f"copied-{processes.rank()}.json").write_text(json.dumps(tensor.tolist()))
+def write_converted(folder):
+    """Two teachers as runs keep them: one of three pairs, one of three whole changes and a pair."""
+    generator = torch.Generator().manual_seed(0)
+    draw = partial(torch.randn, generator=generator)
+    pairs = {f"{m}.{part}": draw(*shape) for m in "wxy" for part, shape in (("a", (2, 8)), ("b", (6, 2)))}
+    whole = {f"{m}.whole": draw(6, 8) for m in "xyz"} | {"w.a": draw(3, 8), "w.b": draw(6, 3)}
+    for name, tensors in (("pairs", pairs), ("whole", whole)):
+        write_tensors(folder / f"converted-{name}.safetensors", tensors, {"rank": "3"})
+
+
+def merges(folder):
+    """All merges of those teachers, the start of a run from a merge, and the modules that were made here."""
+    made = []
+
+    def count(name, function):
+        return lambda *args: made.append(name) or function(*args)
+
+    teacher_files.factorize = count("nearest pairs", low_rank.factorize)
+    merging.shrink = count("svd", low_rank.shrink)
+    teachers = [TeacherFile(folder / f"converted-{name}.safetensors") for name in ("pairs", "whole")]
+    pairs = [teacher.as_pairs(folder) for teacher in teachers]
+    named = {how: merging.merge(pairs, how, 2) for how in merging.MERGES}
+    counts = {name: made.count(name) for name in ("nearest pairs", "svd")}
+    collection = Collection.load(folder / "first")
+    session = Session(collection, resolve_settings(collection, {}), with_critics=True)
+    session.first_student = session.merge_teachers
+    named["start"] = session.distillation(quiet).roles.weights(STUDENT)
+    counts["start"] = made.count("svd") - counts["svd"]
+    flat = {
+        f"{how}.{m}.{i}": t for how, lora in named.items() for m, p in lora.items() for i, t in enumerate(p)
+    }
+    return flat, counts
+
+
+def merged(folder):
+    tensors, counts = merges(folder)
+    write_tensors(folder / f"merged-{processes.rank()}.safetensors", tensors, {})
+    (folder / f"merged-{processes.rank()}.json").write_text(json.dumps(counts))
 
 
 def judge_quickly(put):

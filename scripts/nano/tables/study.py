@@ -47,7 +47,7 @@ def training_photographs(data: Path) -> PhotoPool:
 
 def unseen_photographs(data: Path) -> dict[str, Photo]:
     """Whole photographs that neither base, teachers nor students were trained on."""
-    debian = heldout_photographs(data / "photographs" / "heldout")
+    debian = heldout_photographs(data / "photographs" / "heldout", "nano")
     return debian | {name: load_photograph(name) for name in (*HELDOUT, *TRAIN)}
 
 

@@ -8,6 +8,8 @@ from torch import Tensor
 
 from collectionlora.adapters.low_rank import Factors, pad, shrink
 from collectionlora.adapters.roles import LoraWeights
+from collectionlora.system import processes
+from collectionlora.system.files import fingerprint
 
 DENSITY = 0.5  # share of the entries that TIES and DARE keep, peft's own example
 # Merges of each factor on its own, as peft's `add_weighted_adapter` does; from factors and their weights.
@@ -31,19 +33,25 @@ def add(loras: Sequence[LoraWeights], weight: float = 1.0) -> LoraWeights:
 
 
 def merge(loras: Sequence[LoraWeights], how: str, rank: int, seed: int = 0) -> LoraWeights:
-    """The mean of several LoRAs by one of `MERGES`.
+    """The mean of several LoRAs by one of `MERGES`; several processes share the modules, so all must call it.
 
     Args:
         rank: of the result by "svd", the nearest of this rank to the exact mean; the others keep the largest
             rank of `loras`.
-        seed: of the entries that DARE drops.
+        seed: of the entries that DARE drops, together with the module's name.
     """
-    if how == "svd":
-        return {name: shrink(pair, rank)[0] for name, pair in add(loras, 1 / len(loras)).items()}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        modules = dict.fromkeys(module for lora in loras for module in lora)
-        return {m: _merge_factors([lora[m] for lora in loras if m in lora], how, len(loras)) for m in modules}
+
+    def merge_module(module: str) -> Factors:
+        own = [lora for lora in loras if module in lora]
+        if how == "svd":
+            only = [{module: lora[module]} for lora in own]
+            return shrink(add(only, 1 / len(loras))[module], rank)[0]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(fingerprint(seed, module), 16))
+            return _merge_factors([lora[module] for lora in own], how, len(loras))
+
+    modules = list(dict.fromkeys(module for lora in loras for module in lora))
+    return {module: (a, b) for module, (a, b) in processes.make_shared(modules, merge_module).items()}
 
 
 def _merge_factors(pairs: Sequence[Factors], how: str, num_loras: int) -> Factors:

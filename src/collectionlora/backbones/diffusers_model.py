@@ -203,10 +203,14 @@ class DiffusersBackbone(Backbone):
     def pipeline_class(self) -> Any:
         return find_class(self.base, self.family.name)
 
-    def _load(self, name: str, subfolder: str) -> Any:
+    def _load(self, name: str, subfolder: str, device: torch.device | None = None) -> Any:
+        """A part on the CPU, where its weights stay in the mapped file, or tensor by tensor on a device.
+
+        Mapped is what has the file's dtype, as the weights of all known bases: one copy for all processes.
+        """
         part, where = find_class(self.base, name), {**locate(self.base), "subfolder": subfolder}
         with opening(self.base):
-            loaded = part.from_pretrained(**where, dtype=self.dtype, use_safetensors=True)
+            loaded = part.from_pretrained(**where, dtype=self.dtype, use_safetensors=True, device_map=device)
         return loaded.requires_grad_(False).eval()
 
     @property
@@ -215,10 +219,11 @@ class DiffusersBackbone(Backbone):
 
     @cached_property
     def network(self) -> Any:
-        network = self._load(self.family.network_class, "transformer")
-        if self.settings.quantization != "none":
+        whole = self.settings.quantization == "none"
+        network = self._load(self.family.network_class, "transformer", self.device if whole else None)
+        if not whole:
             quantize(network, block_layers(network), self.settings.quantization, self.dtype)
-        network.to(self.device)
+            network.to(self.device)
         if self.settings.attention != "native":
             set_attention(network, self.settings.attention, self.device, self.dtype, self.masks_attention)
         return network

@@ -121,7 +121,9 @@ def demo(
     settings = resolve_settings(collection, overrides)
     others = [n for n in settings.distill.rollout_steps if n != settings.sampling.steps]
     methods = ["source", TEACHER, STUDENT, *(f"{STUDENT}-{n}" for n in others)]
-    heldout = Heldout(heldout_photographs(None), pool(TRAIN), JUDGED, [seed + 1], CLASSIFIER_STEPS)
+    heldout = Heldout(
+        heldout_photographs(None, collection.manifest.base), pool(TRAIN), JUDGED, [seed + 1], CLASSIFIER_STEPS
+    )
     result = run_bench(collection, settings, methods, heldout, progress)
     result.metrics["seconds"] = time.perf_counter() - began
     logs = {RUN: folder / "runs" / RUN / LOG}

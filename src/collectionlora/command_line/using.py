@@ -143,7 +143,10 @@ def export(
 def bench(
     folder: Folder,
     photos: Annotated[
-        Path | None, typer.Option(help="held-out photographs; default: three that ship with scikit-image")
+        Path | None,
+        typer.Option(
+            help="held-out photographs; default, for the nano base alone: three that ship with scikit-image"
+        ),
     ] = None,
     methods: Annotated[str, typer.Option(help="names, separated by commas")] = "source,teacher,student",
     crops: Annotated[int, typer.Option(min=1, help="photos of each effect and seed")] = 24,

@@ -36,7 +36,8 @@ def bench(
     """EffectBench over a collection; writes into `bench/`.
 
     Args:
-        photos: a folder of photographs that nothing was trained on; by default some that ship with packages.
+        photos: a folder of photographs that nothing was trained on; over the nano base by default some that
+            ship with packages.
         methods: names, see `MethodMaker.method`.
         crops: photos of each effect and seed: random crops of the photographs, or the middles of whole ones
             if an effect has no procedural truth.
@@ -47,15 +48,15 @@ def bench(
         the content of metrics.json.
 
     Raises:
-        UserError: an unknown method, no finished adapter, too few photographs, a model or judge that
+        UserError: an unknown method, no finished adapter, no or too few photographs, a model or judge that
             fails, or a kept effect that lost more than the margin; all is written then.
     """
     collection = open_collection(collection)
     settings = resolve_settings(collection, overrides or {})
     out = collection.folder / "bench"
     gate = Gate.load(baseline, margin, out / "metrics.json") if baseline else None
-    photographs, numbers = heldout_photographs(photos), list(range(seeds))
-    heldout = Heldout(photographs, pool(TRAIN), crops, numbers, CLASSIFIER_STEPS)
+    photographs = heldout_photographs(photos, collection.manifest.base)
+    heldout = Heldout(photographs, pool(TRAIN), crops, list(range(seeds)), CLASSIFIER_STEPS)
     open_judge = vlm_opener(judge, collection.manifest.base, settings.vlm)
     result = run_bench(collection, settings, methods, heldout, progress, open_judge)
     if gate:

@@ -18,7 +18,7 @@ class Sizes:
     """Bytes of everything that memory is made of.
 
     Attributes:
-        base: of the frozen network on a device; `whole_base` while it is read, before it is packed.
+        base: of the frozen network on a device; `whole_base` in its files, before it is packed.
         encoders: of the text encoders, and `whole_encoders` before they are packed; 0 if not known.
         loras: by role, as they are held.
         one_rank: of a LoRA of rank 1 in float32.
@@ -70,7 +70,7 @@ def plan_verbs(
     workload: Workload, sizes: Sizes, step: int, held: int, seconds_per_forward: float
 ) -> dict[str, dict[str, Any]]:
     """By verb `device_bytes`, `host_bytes` of a process, `machine_bytes` of all processes of a host with the
-    mapped teachers, `disk_bytes`, and `seconds`.
+    mapped files, `disk_bytes`, and `seconds`.
 
     Args:
         step: bytes on a device in a step of the distillation.
@@ -82,11 +82,10 @@ def plan_verbs(
     for verb in VERBS:
         of_host = workload.devices // workload.hosts
         processes = of_host if verb in ("targets", "distill", "bench") else 1
-        mapped = 0 if verb in ("teach", "prompts", "edit", "studio") else sizes.teachers
         rows[verb] = {
             "device_bytes": device[verb],
             "host_bytes": host[verb],
-            "machine_bytes": processes * host[verb] + mapped,
+            "machine_bytes": machine_bytes(verb, sizes, processes, host[verb]),
             "disk_bytes": disk[verb],
             "seconds": forwards[verb] * seconds_per_forward,
         }
@@ -120,14 +119,22 @@ def device_bytes(workload: Workload, sizes: Sizes, step: int, held: int) -> dict
 
 
 def host_bytes(sizes: Sizes) -> dict[str, int]:
-    """The most in one process: the base while it is read, or what a run keeps and a checkpoint copies."""
+    """The most in one process, beside mapped files: what a run keeps, and what a checkpoint copies."""
     checkpoint = sizes.trained + sizes.moments + sizes.average
     kept = sizes.data + (sizes.average if sizes.average_on_host else 0) + checkpoint
-    loading = max(sizes.whole_base, sizes.whole_encoders)
-    most = dict.fromkeys(VERBS, loading)
-    most |= {"prompts": sizes.whole_encoders, "targets": max(loading, sizes.data)}
-    most |= {verb: max(loading, kept) for verb in ("distill", "add")}
+    most = dict.fromkeys(VERBS, 0) | {"targets": sizes.data, "distill": kept, "add": kept}
     return {verb: PROCESS_BYTES + size for verb, size in most.items()}
+
+
+def machine_bytes(verb: str, sizes: Sizes, processes: int, host: int) -> int:
+    """All processes of a machine, and once what they read from mapped files.
+
+    A base, or its text encoders, is read before a run has anything to checkpoint, teachers all the time.
+    """
+    read = sizes.whole_encoders if verb == "prompts" else max(sizes.whole_base, sizes.whole_encoders)
+    begun = PROCESS_BYTES + (sizes.data if verb in ("targets", "distill", "add") else 0)
+    teachers = 0 if verb in ("teach", "prompts", "edit", "studio") else sizes.teachers
+    return max(processes * host, processes * begun + read) + teachers
 
 
 def disk_bytes(workload: Workload, sizes: Sizes) -> dict[str, int]:

@@ -158,7 +158,7 @@ class Session:
 
     @cached_property
     def teacher_pairs(self) -> dict[str, LoraWeights]:
-        """The teachers as pairs alone, for what adds them up.
+        """The teachers as pairs alone, for what adds them up; all processes must ask for them at once.
 
         Raises:
             UserError: a pair would lose too much of a change.
@@ -173,7 +173,7 @@ class Session:
         self.backbone.release_network()
 
     def merge_teachers(self) -> LoraWeights:
-        """The mean of the teachers, as near as the student's rank comes."""
+        """The mean of the teachers, as near as the student's rank comes; all processes must ask for it."""
         return merge(list(self.teacher_pairs.values()), "svd", self.settings.student.rank)
 
     def references(self, effect: str) -> list[Tensor]:
@@ -208,8 +208,6 @@ class Session:
         streams = self.make_targets(lambda what, *state: progress(f"targets {what}", *state))
         if self.first_student is not None:
             self.roles.load(STUDENT, self.first_student())
-            # Signs of a merge's singular vectors may differ between kinds of processors.
-            processes.copy_from_main(self.roles.parameters(STUDENT))
         if self.settings.model.sharding == "fsdp":
             # Only now: making targets is shared by files, so processes run different forwards.
             shard(self.roles)

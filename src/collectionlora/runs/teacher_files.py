@@ -24,6 +24,7 @@ from collectionlora.backbones.quantization import whole_weight
 from collectionlora.cache import base_identity, cache_path
 from collectionlora.collection import Collection, Effect
 from collectionlora.config import Settings
+from collectionlora.system import processes
 from collectionlora.system.errors import UserError
 from collectionlora.system.files import fingerprint, is_whole, write_tensors
 from collectionlora.system.shared_files import Kept, make_together
@@ -85,25 +86,30 @@ class TeacherFile(Modules[Factors]):
     def as_pairs(self, source: Path) -> LoraWeights:
         """Pairs alone, for what adds teachers up: a whole change becomes the nearest pair.
 
+        Several processes share the whole changes, so all must call it.
+
         Args:
             source: the user's file, for messages.
 
         Raises:
             UserError: a pair would lose too much of a change.
         """
-        nearest: dict[str, Factors] = {}
-        most = 0.0
-        for module, whole in self.exact.items():
-            nearest[module], lost = factorize(as_matrix(whole), MAX_RANK)
+        if not self.exact:
+            return self
+
+        def find_nearest(module: str) -> tuple[Tensor, Tensor, Tensor]:
+            (a, b), lost = factorize(as_matrix(self.exact[module]), MAX_RANK)
             if lost > MAX_LOSS:
                 message = f"loses {lost:.0%} of its change at rank {MAX_RANK}, which a sum of teachers needs"
                 hint = "leave out the merge, or extract a LoRA from the file"
                 raise UserError(source, module, message, hint)
-            most = max(most, lost)
-        if nearest:
-            message = "%s: at rank %d for a sum of teachers, its modules lose at most %.1f %% of their change"
-            log.warning(message, source, MAX_RANK, 100 * most)
-        return {**self, **nearest} if nearest else self
+            return a, b, torch.tensor(lost)
+
+        found = processes.make_shared(list(self.exact), find_nearest)
+        most = max(float(lost) for _, _, lost in found.values())
+        message = "%s: at rank %d for a sum of teachers, its modules lose at most %.1f %% of their change"
+        log.warning(message, source, MAX_RANK, 100 * most)
+        return {**self, **{module: (a, b) for module, (a, b, _) in found.items()}}
 
 
 def open_teachers(collection: Collection, dtype: torch.dtype, settings: Settings) -> dict[str, TeacherFile]:

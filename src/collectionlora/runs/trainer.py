@@ -133,7 +133,7 @@ def load_newest(step: Step, checkpoints: Path) -> int:
     first = processes.from_main(first)
     if first == 0:
         return 0
-    tensors = processes.FromMain(held)
+    tensors = processes.FromProcess(held)
     for name, tensor in step.tensors().items():
         shape = tensors.shape(name)
         if shape != list(tensor.shape):

@@ -14,7 +14,7 @@ Without a launcher there is one process, and everything here does nothing. Choic
 import json
 import os
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -136,13 +136,17 @@ def share(items: Sequence[T]) -> Sequence[T]:
 
 def from_main(value: T) -> T:
     """The main process' value in all of them, for which all must ask: a fact that JSON can hold."""
+    return _from_process(value, 0)
+
+
+def _from_process(value: T, source: int) -> T:
     if world_size() == 1:
         return value
     text = torch.frombuffer(bytearray(json.dumps(value), "utf-8"), dtype=torch.uint8)
     size = torch.tensor(len(text))
-    dist.broadcast(size, 0)
-    told = text if is_main() else torch.empty(int(size), dtype=torch.uint8)
-    dist.broadcast(told, 0)
+    dist.broadcast(size, source)
+    told = text if rank() == source else torch.empty(int(size), dtype=torch.uint8)
+    dist.broadcast(told, source)
     fact: T = json.loads(told.numpy().tobytes())
     return fact
 
@@ -163,27 +167,20 @@ def find_different(values: Mapping[str, Any]) -> str | None:
     return None
 
 
-@torch.no_grad()
-def copy_from_main(tensors: Sequence[Tensor]) -> None:
-    """Give tensors, none of them sharded, the main process' values; all must call it."""
-    if world_size() > 1:
-        for tensor in tensors:
-            dist.broadcast(tensor, 0)
-
-
-class FromMain(Mapping[str, Tensor]):
-    """The main process' whole tensors, on the CPU, each of them sent when it is asked for.
+class FromProcess(Mapping[str, Tensor]):
+    """The whole tensors of one process, on the CPU, each of them sent when it is asked for.
 
     All processes must ask for the same ones in the same order, so that a process holds one at a time.
 
     Args:
-        tensors: those of the main process; what the others give is not looked at.
+        tensors: those of that process; what the others give is not looked at.
+        source: the process, by default the main one.
     """
 
-    def __init__(self, tensors: Mapping[str, Tensor]):
-        self._tensors = tensors
+    def __init__(self, tensors: Mapping[str, Tensor], source: int = 0):
+        self._tensors, self._source = tensors, source
         kinds = {n: (list(t.shape), str(t.dtype).removeprefix("torch.")) for n, t in tensors.items()}
-        self._kinds: dict[str, tuple[list[int], str]] = from_main(kinds)
+        self._kinds: dict[str, tuple[list[int], str]] = _from_process(kinds, source)
 
     def shape(self, name: str) -> list[int] | None:
         """Of a tensor, which is not sent for it; None if there is none."""
@@ -193,11 +190,12 @@ class FromMain(Mapping[str, Tensor]):
         shape, dtype = self._kinds[name]
         if world_size() == 1:
             return self._tensors[name]
+        has_it = rank() == self._source
         tensor = (
-            self._tensors[name].contiguous() if is_main() else torch.empty(shape, dtype=getattr(torch, dtype))
+            self._tensors[name].contiguous() if has_it else torch.empty(shape, dtype=getattr(torch, dtype))
         )
         # As bytes: gloo sends not every kind of number.
-        dist.broadcast(tensor.reshape(-1).view(torch.uint8), 0)
+        dist.broadcast(tensor.reshape(-1).view(torch.uint8), self._source)
         return tensor
 
     def __iter__(self) -> Iterator[str]:
@@ -205,6 +203,22 @@ class FromMain(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._kinds)
+
+
+def make_shared(
+    names: Sequence[str], make: Callable[[str], Sequence[Tensor]]
+) -> dict[str, tuple[Tensor, ...]]:
+    """What `make` gives for each name: every process makes its share, then they exchange; all must call it.
+
+    Args:
+        make: gives whole tensors on the CPU, which may depend on the name alone.
+    """
+    own = {f"{name}/{index}": made for name in share(names) for index, made in enumerate(make(name))}
+    found = {name: list[Tensor]() for name in names}
+    for source in range(world_size()):
+        for name, tensor in FromProcess(own, source).items():
+            found[name.rpartition("/")[0]].append(tensor)
+    return {name: tuple(made) for name, made in found.items()}
 
 
 def whole(tensor: Tensor) -> Tensor:
