@@ -156,7 +156,7 @@ def plan(
     ] = None,
     rank: Annotated[int | None, typer.Option(min=1, help="rank of student and critic")] = None,
     teacher_rank: Annotated[
-        int | None, typer.Option(min=1, help="rank of the teachers; default: --rank")
+        int | None, typer.Option(min=1, help="rank of all teachers; default: their files' or the student's")
     ] = None,
     photos: Annotated[int, typer.Option(min=1, help="photos of each effect")] = 20,
     devices: Annotated[int, typer.Option(min=1, help="number of GPUs of all hosts")] = 1,

@@ -74,7 +74,7 @@ def refuse_too_large(
 
     workload = make_workload(collection, None, None, None, overrides, devices=processes.world_size())
     hint = f"collectionlora plan {collection.folder} says what to lower by --set"
-    if max(workload.exact, default=0):
+    if any(teacher.exact for teacher in workload.teachers):
         hint = f"convert the LoRAs that check calls exact to a low rank, or use a larger GPU; {hint}"
     _compare(verb, workload, free, hint)
 

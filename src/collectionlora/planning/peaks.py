@@ -207,5 +207,5 @@ def step_of(workload: Workload) -> Workload:
     """The same for all requests whose steps make the same tensors."""
     held = {"moments": "float32", "ema_on_host": False}
     settings = replace_settings(workload.settings, model={"quantization": "none"}, distill=held)
-    alone = replace(workload, exact=(), devices=1, hosts=1, sharding="ddp")
-    return replace(alone, settings=settings, effects=1, photos=1)
+    alone = replace(workload, teachers=(), teacher_rank=workload.ranks()[TEACHER], devices=1, hosts=1)
+    return replace(alone, settings=settings, sharding="ddp", effects=1, photos=1)

@@ -133,9 +133,9 @@ def count_sizes(workload: Workload, backbone: Backbone, step: Workload) -> Sizes
     whole = WHOLE_BYTES[settings.model.dtype]
     loras = {role: 4 * rank * ends for role, rank in ranks.items()}
     trained = sum(size for role, size in loras.items() if role != TEACHER)
-    teacher = round(whole * ranks[TEACHER] * ends)
+    teachers = workload.all_teachers(ends)
     # Beside the slot lie the whole changes of the effect that is in it; on disk those of all.
-    loras[TEACHER] = teacher + round(whole * max(workload.exact, default=0))
+    loras[TEACHER] = round(whole * (ranks[TEACHER] * ends + max(teacher.exact for teacher in teachers)))
     # With quantisation one layer at a time is unpacked.
     packed = settings.model.quantization != "none"
     unpacked = round(whole * max(w.numel() for w in weights)) if packed else 0
@@ -157,7 +157,7 @@ def count_sizes(workload: Workload, backbone: Backbone, step: Workload) -> Sizes
         picture=picture,
         cache=cache,
         data=data,
-        teachers=workload.effects * teacher + round(whole * sum(workload.exact)),
+        teachers=round(whole * sum(teacher.pairs + teacher.exact for teacher in teachers)),
     )
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from collectionlora.adapters.formats import count_exact
+from collectionlora.adapters.headers import LoraSizes, read_sizes
 from collectionlora.adapters.roles import STUDENT, TEACHER, critic_role, target_weights
 from collectionlora.backbones import family_of
 from collectionlora.collection import Collection, open_collection
@@ -21,8 +21,8 @@ class Workload:
 
     Attributes:
         photos: of each effect.
-        teacher_rank: the largest rank of the effects' LoRAs.
-        exact: numbers of the whole changes of each effect's teacher; nothing where no file is known.
+        teachers: of the effects whose files are there.
+        teacher_rank: of the other effects' LoRAs; by default the student's.
         references: the most reference images of an effect.
         devices: GPUs of all `hosts`.
         sharding: what each of several devices holds: all (`ddp`), or its share (`fsdp`).
@@ -32,8 +32,8 @@ class Workload:
     effects: int
     settings: Settings
     photos: int = 20
+    teachers: tuple[LoraSizes, ...] = ()
     teacher_rank: int | None = None
-    exact: tuple[int, ...] = ()
     references: int = 0
     devices: int = 1
     hosts: int = 1
@@ -45,19 +45,25 @@ class Workload:
         critics = {critic_role(n): settings.critic.rank for n in settings.distill.rollout_steps}
         return {
             STUDENT: settings.student.rank,
-            TEACHER: self.teacher_rank or settings.student.rank,
+            TEACHER: max(1, *(teacher.rank for teacher in self.all_teachers(0))),
             **critics,
         }
 
+    def all_teachers(self, numbers: int) -> list[LoraSizes]:
+        """The teachers of all effects; `numbers` are those of a pair of rank 1 for every module."""
+        rank = self.teacher_rank or self.settings.student.rank
+        others = [LoraSizes(rank, rank * numbers, 0)] * (self.effects - len(self.teachers))
+        return [*self.teachers[: self.effects], *others]
 
-def count_exact_numbers(collection: Collection) -> tuple[int, ...]:
-    """The numbers of each teacher's whole changes, by its header; none of a file that is not there yet."""
-    base, counts = collection.manifest.base, []
+
+def read_teacher_sizes(collection: Collection) -> tuple[LoraSizes, ...]:
+    """Of each teacher's file by its header; none of one that is not there yet."""
+    base, sizes = collection.manifest.base, []
     shapes = target_weights(*family_of(base).empty_network(base))
     for effect in collection.effects:
         with suppress(UserError):  # `check` tells what is wrong with a file
-            counts.append(count_exact(collection.teacher_path(effect), shapes))
-    return tuple(counts)
+            sizes.append(read_sizes(collection.teacher_path(effect), shapes))
+    return tuple(sizes)
 
 
 def make_workload(
@@ -87,7 +93,8 @@ def make_workload(
         collection = open_collection(collection)
         settings = resolve_settings(collection, layer)
         rest["references"] = max(len(e.references) for e in collection.effects)
-        rest["exact"] = count_exact_numbers(collection)
+        if rest.get("teacher_rank") is None:
+            rest["teachers"] = read_teacher_sizes(collection)
         base, effects = collection.manifest.base, effects or len(collection.effects)
         if pairs := collection.count_pairs():
             settings = replace_settings(settings, targets={"general": pairs})
