@@ -1,5 +1,7 @@
 """A folder's plan counts what lies in it: its teachers' files and its photos."""
 
+import shutil
+
 import pytest
 import torch
 from helpers.random_loras import write_random_loras
@@ -9,6 +11,7 @@ from safetensors.torch import save_file
 
 from collectionlora.adapters.headers import LoraSizes, read_sizes
 from collectionlora.adapters.roles import TEACHER
+from collectionlora.collection import Collection
 from collectionlora.planning import guard, peaks
 from collectionlora.planning import plan as planning
 from collectionlora.planning.plan import plan
@@ -99,3 +102,26 @@ def test_the_rank_of_a_pair_is_told_by_the_header(tmp_path):
     fused = {"lora_A.weight": torch.ones(5, 16), "lora_B.weight": torch.ones(32, 5)}
     save_file({f"single_blocks.0.linear1.{k}": t for k, t in fused.items()}, tmp_path / "b.safetensors")
     assert read_sizes(tmp_path / "b.safetensors", pieces) == LoraSizes(5, 4 * 5 * 24, 0)
+
+
+def test_the_photos_of_each_effect_are_counted_as_targets_are_made_of_them(collection):
+    own = collection.folder / "own"
+    (own / "further").mkdir(parents=True)
+    for name in ("a.png", "further/a.png", "b.JPG", "c.webp", "d.png", "notes.txt"):
+        (own / name).write_bytes((collection.folder / "photos/0.png").read_bytes())
+    small, large = collection.effects
+    effects = small, large.model_copy(update={"photos": "own"})
+    collection = Collection(collection.folder, collection.manifest.model_copy(update={"effects": effects}))
+    workload = make_workload(collection, None, None, None, {})
+    assert workload.all_photos() == [len(collection.photo_paths(effect)) for effect in effects] == [3, 5]
+    each = 2  # one step, guided
+    rows = plan(workload, seconds_per_forward=1)["verbs"]
+    assert rows["targets"]["seconds"] == each * (3 + 5)
+    fewer = make_workload(collection, None, None, None, {}, photos=3)
+    less = plan(fewer, seconds_per_forward=1)
+    assert less["verbs"]["targets"]["seconds"] == each * (3 + 3)
+    assert less["cache_bytes"] < plan(workload)["cache_bytes"]
+    assert rows["add"]["seconds"] - less["verbs"]["add"]["seconds"] == each * (5 - 3)
+    shutil.rmtree(own)  # not there yet
+    assert make_workload(collection, None, None, None, {}).all_photos() == [3, 20]
+    assert make_workload(collection, None, 4, None, {}).all_photos() == [3, 20, 20, 20]

@@ -158,7 +158,9 @@ def plan(
     teacher_rank: Annotated[
         int | None, typer.Option(min=1, help="rank of all teachers; default: their files' or the student's")
     ] = None,
-    photos: Annotated[int, typer.Option(min=1, help="photos of each effect")] = 20,
+    photos: Annotated[
+        int | None, typer.Option(min=1, help="photos of each effect; default: those in its folder, or 20")
+    ] = None,
     devices: Annotated[int, typer.Option(min=1, help="number of GPUs of all hosts")] = 1,
     hosts: Annotated[int, typer.Option(min=1, help="number of machines")] = 1,
     sharding: Annotated[

@@ -5,7 +5,6 @@ Memory grows by the same amount with each further like block, so that two shallo
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from functools import lru_cache, partial
 from math import prod
 from typing import cast
@@ -207,5 +206,5 @@ def step_of(workload: Workload) -> Workload:
     """The same for all requests whose steps make the same tensors."""
     held = {"moments": "float32", "ema_on_host": False}
     settings = replace_settings(workload.settings, model={"quantization": "none"}, distill=held)
-    alone = replace(workload, teachers=(), teacher_rank=workload.ranks()[TEACHER], devices=1, hosts=1)
-    return replace(alone, settings=settings, sharding="ddp", effects=1, photos=1)
+    rank = workload.ranks()[TEACHER]
+    return Workload(workload.base, 1, settings, teacher_rank=rank, references=workload.references)

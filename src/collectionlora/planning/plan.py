@@ -102,12 +102,11 @@ def cache_bytes(workload: Workload, backbone: Backbone) -> tuple[int, int]:
     """
     shapes, targets = backbone.shapes(working_sizes(workload, backbone)[0]), workload.settings.targets
     prompt = 4 * math.prod(shapes.tokens) + 4 * (shapes.pooled or 0) + shapes.tokens[0]
-    latents, photos = 4 * math.prod(shapes.latents), workload.photos
-    texts = 3 * (photos if backbone.prompts_see_photos else 1)
-    effect = (2 + targets.samples) * photos * latents + texts * prompt
+    latents, photos = 4 * math.prod(shapes.latents), sum(workload.all_photos())
+    texts = 3 * (photos if backbone.prompts_see_photos else workload.effects)
+    effects = (2 + targets.samples) * photos * latents + texts * prompt
     answered = bool(workload.settings.match.updates or workload.settings.add.match_updates)
     item = (1 + answered) * latents + (2 if backbone.prompts_see_photos else 1) * prompt
-    effects = workload.effects * effect
     return effects + targets.general * item, effects + 2 * min(targets.general, SHARD) * item
 
 

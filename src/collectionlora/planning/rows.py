@@ -158,7 +158,8 @@ def count_verb_forwards(workload: Workload) -> dict[str, float]:
     many = branches * settings.targets.steps
     back = BACKWARD + settings.model.gradient_checkpointing
     answers = settings.targets.general * many if match.updates else 0
-    each = workload.photos * settings.targets.samples * many
+    photos = workload.all_photos()
+    sampled, most = (number * settings.targets.samples * many for number in (sum(photos), max(photos)))
     add = settings.add
     batch = match.batch_size or settings.distill.batch_size
     warm = batch * settings.distill.accumulate * (1 + back + (branches if match.loss == "velocity" else 0))
@@ -167,12 +168,12 @@ def count_verb_forwards(workload: Workload) -> dict[str, float]:
     return {
         "teach": effects * teach.steps * teach.batch_size * (1 + back),
         "prompts": 0,
-        "targets": (effects * each + answers) / devices,
-        "distill": (effects * each + answers) / devices
+        "targets": (sampled + answers) / devices,
+        "distill": (sampled + answers) / devices
         + match.updates * warm
         + settings.distill.student_updates * update,
         "bench": effects * BENCH_PHOTOS * (many + few) / devices,
-        "add": each
+        "add": most
         + (settings.targets.general * many if add.match_updates and not match.updates else 0)
         + add.match_updates * warm
         + add.student_updates * update,

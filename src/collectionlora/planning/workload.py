@@ -20,7 +20,8 @@ class Workload:
     """What is planned: a base under settings, and what the settings do not hold.
 
     Attributes:
-        photos: of each effect.
+        photos: numbers of those effects whose folders are there.
+        photos_each: of each of the other effects.
         teachers: of the effects whose files are there.
         teacher_rank: of the other effects' LoRAs; by default the student's.
         references: the most reference images of an effect.
@@ -31,7 +32,8 @@ class Workload:
     base: str
     effects: int
     settings: Settings
-    photos: int = 20
+    photos: tuple[int, ...] = ()
+    photos_each: int = 20
     teachers: tuple[LoraSizes, ...] = ()
     teacher_rank: int | None = None
     references: int = 0
@@ -55,6 +57,19 @@ class Workload:
         others = [LoraSizes(rank, rank * numbers, 0)] * (self.effects - len(self.teachers))
         return [*self.teachers[: self.effects], *others]
 
+    def all_photos(self) -> list[int]:
+        """The number of photos of every effect."""
+        return [*self.photos[: self.effects], *[self.photos_each] * (self.effects - len(self.photos))]
+
+
+def count_photos(collection: Collection) -> tuple[int, ...]:
+    """The number of each effect's photos; none of a folder that is not there yet, or holds none."""
+    counts = []
+    for effect in collection.effects:
+        with suppress(UserError):  # `check` tells what is wrong with a folder
+            counts.append(len(collection.photo_paths(effect)))
+    return tuple(counts)
+
 
 def read_teacher_sizes(collection: Collection) -> tuple[LoraSizes, ...]:
     """Of each teacher's file by its header; none of one that is not there yet."""
@@ -73,12 +88,16 @@ def make_workload(
     rank: int | None,
     overrides: Mapping[str, Mapping[str, Any]],
     sharding: str | None = None,
+    teacher_rank: int | None = None,
+    photos: int | None = None,
     **rest: Any,
 ) -> Workload:
     """A workload from a collection, or from a base alone; `rest` as in `Workload`.
 
     Args:
         sharding: by default what `model.sharding` says.
+        teacher_rank: of all effects; by default what their files say.
+        photos: of each effect; by default as many as lie in their folders.
 
     Raises:
         UserError: neither or both are given, no such collection or base, or an unknown sharding.
@@ -93,8 +112,10 @@ def make_workload(
         collection = open_collection(collection)
         settings = resolve_settings(collection, layer)
         rest["references"] = max(len(e.references) for e in collection.effects)
-        if rest.get("teacher_rank") is None:
+        if teacher_rank is None:
             rest["teachers"] = read_teacher_sizes(collection)
+        if photos is None:
+            rest["photos"] = count_photos(collection)
         base, effects = collection.manifest.base, effects or len(collection.effects)
         if pairs := collection.count_pairs():
             settings = replace_settings(settings, targets={"general": pairs})
@@ -103,4 +124,5 @@ def make_workload(
         settings = resolve(family_of(base).recommended_settings(base), layer)
     sharding = sharding or ("fsdp" if settings.model.sharding == "fsdp" else "ddp")
     settings = replace_settings(settings, model={"sharding": "none"})  # stated once, in the workload
-    return Workload(base, effects or 50, settings, sharding=sharding, **rest)
+    rest |= {"photos_each": photos} if photos else {}
+    return Workload(base, effects or 50, settings, teacher_rank=teacher_rank, sharding=sharding, **rest)
