@@ -1,4 +1,4 @@
-"""A folder's plan counts what lies in it: its teachers' files and its photos."""
+"""A folder's plan counts what lies in it, teachers and photos, and what the methods of a bench need."""
 
 import shutil
 
@@ -8,13 +8,20 @@ from helpers.random_loras import write_random_loras
 from helpers.tiny_collection import open_session, write_collection, write_photos
 from safetensors import safe_open
 from safetensors.torch import save_file
+from typer.testing import CliRunner
 
+import collectionlora
+from collectionlora.adapters import lycoris
 from collectionlora.adapters.headers import LoraSizes, read_sizes
-from collectionlora.adapters.roles import TEACHER
+from collectionlora.adapters.roles import STUDENT, TEACHER
+from collectionlora.backbones import family_of
 from collectionlora.collection import Collection
+from collectionlora.command_line.verbs import app
 from collectionlora.planning import guard, peaks
 from collectionlora.planning import plan as planning
+from collectionlora.planning.forwards import BENCH_EDITS, BENCH_PHOTOS
 from collectionlora.planning.plan import plan
+from collectionlora.planning.timing import Encoding, estimate_encoding
 from collectionlora.planning.workload import make_workload
 from collectionlora.system.errors import UserError
 
@@ -23,7 +30,8 @@ RANKS = {"small": 2, "large": 7}  # of the teachers; the student's is 2
 
 @pytest.fixture(autouse=True)
 def without_peaks(monkeypatch):
-    """Workspaces are not tallied: they are nothing."""
+    """Workspaces are not tallied, and encoding takes no time."""
+    monkeypatch.setattr(planning, "estimate_encoding", lambda *_: Encoding())
     for name in ("activation_bytes", "sampling_bytes", "teaching_bytes"):
         monkeypatch.setattr(planning, name, lambda workload: 0)
     monkeypatch.setattr(planning, "vae_bytes", lambda workload: (0, 0))
@@ -125,3 +133,104 @@ def test_the_photos_of_each_effect_are_counted_as_targets_are_made_of_them(colle
     shutil.rmtree(own)  # not there yet
     assert make_workload(collection, None, None, None, {}).all_photos() == [3, 20]
     assert make_workload(collection, None, 4, None, {}).all_photos() == [3, 20, 20, 20]
+
+
+QWEN, KONTEXT = "Qwen/Qwen-Image-Edit-2509", "black-forest-labs/FLUX.1-Kontext-dev"
+PLAIN, BASELINES = ["teacher", "student-4"], ["teacher", "stack", "flow-matching", "merge-svd"]
+
+
+def plan_bench(collection, methods):
+    workload = make_workload(collection, None, None, None, {}, methods=methods)
+    return workload, plan(workload, seconds_per_forward=1)
+
+
+@pytest.mark.parametrize("has_exact", [False, True])
+def test_a_bench_with_baselines_has_room_for_sums_and_for_what_it_trains(has_exact, collection, monkeypatch):
+    # The encoders of the tiny base are larger than its network.
+    monkeypatch.setattr(planning, "encoder_bytes", lambda base, each: 0)
+    if has_exact:
+        monkeypatch.setattr(lycoris, "MAX_RANK", 4)
+        whole = {"transformer_blocks.0.attn.to_q.diff": torch.randn(64, 64)}
+        save_file(whole, collection.folder / "large.safetensors")
+    (without, less), (workload, more) = (plan_bench(collection, methods) for methods in (PLAIN, BASELINES))
+    for one, with_sums in ((without, False), (workload, True)):
+        assert open_session(collection, with_sums=with_sums).ranks == one.bench_ranks()
+    assert workload.bench_ranks()[TEACHER] == (256 if has_exact else 7) + 2
+    rows, few = more["verbs"], less["verbs"]
+    slots = [one.bench_ranks()[TEACHER] * more["lora_parameters"] for one in (workload, without)]
+    pictures = few["bench"]["device_bytes"] + slots[0] - slots[1]  # of bfloat16, and the student's rank is 2
+    assert rows["bench"]["device_bytes"] == max(pictures, rows["distill"]["device_bytes"])
+    assert rows["bench"]["host_bytes"] > max(rows["distill"]["host_bytes"], few["bench"]["host_bytes"])
+    assert rows["bench"]["disk_bytes"] > few["bench"]["disk_bytes"]
+    assert {verb: row for verb, row in rows.items() if verb != "bench"} == {
+        verb: row for verb, row in few.items() if verb != "bench"
+    }
+
+
+def test_the_hours_of_a_bench_are_those_of_its_methods(collection):
+    photos, edits = 2 * BENCH_PHOTOS, BENCH_EDITS
+
+    def hours(*methods, **layer):
+        workload = make_workload(collection, None, None, None, layer, methods=methods)
+        return plan(workload, seconds_per_forward=1)["verbs"]["bench"]["seconds"]
+
+    few, many, dial = 8, 2, 2 * 5
+    assert hours("source", "truth") == 0
+    assert hours("teacher") == many * (photos + edits)
+    assert hours("teacher-4") == 8 * (photos + edits)
+    assert hours("student", "student-4") == (few + 4) * (photos + edits) + few * dial
+    nothing = {"student_updates": 0}
+    assert hours("stack", "merge-svd", distill=nothing) == 2 * few * (photos + edits)
+    # One update of the general stream, guided: 2 + 3 forwards, two backwards with one more.
+    both = {"student_updates": 1}
+    trained = hours("stack", distill=both) - hours("stack", distill=nothing)
+    assert trained == 2 + 3 + 2 + 2 * 2
+    more = hours("stack", "flow-matching", distill=both) - hours("stack", "flow-matching", distill=nothing)
+    assert more == trained + 1 + 2
+
+
+def test_the_guard_knows_the_methods_of_a_bench(collection, monkeypatch):
+    monkeypatch.setattr(planning, "encoder_bytes", lambda base, each: 0)
+    small, large = (
+        plan_bench(collection, methods)[1]["verbs"]["bench"]["device_bytes"] for methods in (PLAIN, BASELINES)
+    )
+    assert small < large
+    monkeypatch.setattr(guard, "free_bytes", lambda: (small + large) // 2 / (1 - planning.RESERVED_SHARE))
+    arguments = ["bench", str(collection.folder), "--methods"]
+    error = CliRunner().invoke(app, [*arguments, ",".join(BASELINES)]).exception
+    assert str(error).startswith("memory: bench: needs")
+    with pytest.raises(UserError, match="memory: bench: needs"):
+        collectionlora.bench(collection, methods=BASELINES)
+    error = CliRunner().invoke(app, [*arguments, ",".join(PLAIN)]).exception
+    assert "memory" not in str(error)  # there is no adapter yet
+
+
+def test_a_plan_of_methods_that_are_not_there_is_refused(collection):
+    with pytest.raises(UserError, match="'stak' is not a method"):
+        make_workload(collection, None, None, None, {}, methods=["stak"])
+    with pytest.raises(UserError, match="name a run together with its folder"):
+        make_workload(None, "nano", None, None, {}, methods=["stak"])
+
+
+def test_a_finished_adapter_of_a_larger_rank_is_judged_in_a_slot_of_its_own_rank(collection):
+    write_random_loras(collection.folder, ["collection"], collection.manifest.base, 5)
+    workload, _ = plan_bench(collection, ["student"])
+    assert workload.bench_ranks() == {STUDENT: 5, TEACHER: 7}
+    assert workload.ranks()[STUDENT] == 2
+    collection.result.write_bytes(b"broken")
+    assert plan_bench(collection, ["student"])[0].judged_rank == 0
+
+
+@pytest.mark.parametrize(("base", "texts"), [(QWEN, 20_000), (KONTEXT, 1)])
+def test_the_general_stream_takes_time_to_be_encoded(base, texts, monkeypatch):
+    """An item has a photo and two texts, of which a base that reads texts alone encodes few."""
+    monkeypatch.setattr(planning, "estimate_encoding", estimate_encoding)
+    few, many = (make_workload(None, base, 1, None, {"targets": {"general": items}}) for items in (1, 20_001))
+    more = [plan(workload, seconds_per_forward=1)["verbs"]["targets"]["seconds"] for workload in (many, few)]
+    backbone = peaks.load_empty(few, {})
+    encoding = estimate_encoding(few, backbone, family_of(base).encoder_parameters(base))
+    assert more[0] - more[1] == pytest.approx(
+        20_000 * encoding.photo + 2 * (texts - 1) * encoding.text, rel=1e-3
+    )
+    assert 0.01 < encoding.photo < 0.1
+    assert 0.01 < encoding.text < 0.1

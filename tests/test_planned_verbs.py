@@ -23,6 +23,7 @@ from collectionlora.planning import guard, peaks
 from collectionlora.planning import plan as planning
 from collectionlora.planning.plan import GIB, fits, plan
 from collectionlora.planning.rows import VERBS
+from collectionlora.planning.timing import Encoding
 from collectionlora.planning.workload import Workload
 from collectionlora.system.errors import UserError, explain_fault
 
@@ -72,7 +73,8 @@ def test_target_making_and_teaching_take_one_large_photo_at_a_time():
 
 @pytest.fixture
 def without_peaks(monkeypatch):
-    """Workspaces are not tallied: they are nothing."""
+    """Workspaces are not tallied, and encoding takes no time."""
+    monkeypatch.setattr(planning, "estimate_encoding", lambda *_: Encoding())
     for name in ("activation_bytes", "sampling_bytes", "teaching_bytes"):
         monkeypatch.setattr(planning, name, lambda workload: 0)
 

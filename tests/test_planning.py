@@ -13,8 +13,8 @@ from collectionlora.config import resolve
 from collectionlora.planning import peaks
 from collectionlora.planning import plan as planning
 from collectionlora.planning.advice import advise
+from collectionlora.planning.forwards import count_forwards
 from collectionlora.planning.plan import base_bytes, plan
-from collectionlora.planning.rows import count_forwards
 from collectionlora.planning.workload import Workload, make_workload
 from collectionlora.system.errors import UserError
 

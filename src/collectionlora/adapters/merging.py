@@ -21,13 +21,14 @@ MERGES = (*FACTOR_MERGES, "svd")
 
 def add(loras: Sequence[LoraWeights], weight: float = 1.0) -> LoraWeights:
     """The exact sum of weight changes, each times `weight`; ranks add up."""
-    return {
-        module: (
-            torch.cat([lora[module][0] for lora in loras if module in lora]),
-            torch.cat([weight * lora[module][1] for lora in loras if module in lora], dim=1),
-        )
-        for module in dict.fromkeys(module for lora in loras for module in lora)
-    }
+    modules = dict.fromkeys(module for lora in loras for module in lora)
+    return {module: add_module(loras, module, weight) for module in modules}
+
+
+def add_module(loras: Sequence[LoraWeights], module: str, weight: float) -> Factors:
+    """The exact sum of one module's changes, each times `weight`."""
+    pairs = [lora[module] for lora in loras if module in lora]
+    return torch.cat([a for a, _ in pairs]), torch.cat([weight * b for _, b in pairs], dim=1)
 
 
 def merge(loras: Sequence[LoraWeights], how: str, rank: int, seed: int = 0) -> LoraWeights:
@@ -38,11 +39,11 @@ def merge(loras: Sequence[LoraWeights], how: str, rank: int, seed: int = 0) -> L
             rank of `loras`.
         seed: of the entries that DARE drops.
     """
-    if how == "svd":
-        return {name: shrink(pair, rank)[0] for name, pair in add(loras, 1 / len(loras)).items()}
+    modules = dict.fromkeys(module for lora in loras for module in lora)
+    if how == "svd":  # one module after the other: all sums at once are as large as all LoRAs
+        return {module: shrink(add_module(loras, module, 1 / len(loras)), rank)[0] for module in modules}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        modules = dict.fromkeys(module for lora in loras for module in lora)
         return {m: _merge_factors([lora[m] for lora in loras if m in lora], how, len(loras)) for m in modules}
 
 

@@ -11,6 +11,7 @@ from typing import cast
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from collectionlora.adapters.roles import STUDENT, TEACHER, TeacherLibrary
 from collectionlora.backbones import family_of
@@ -166,6 +167,16 @@ def vae_bytes(workload: Workload) -> tuple[int, int]:
     return weights, tally.peaks[-1] - before - weights
 
 
+@lru_cache
+def vae_flops(workload: Workload) -> int:
+    """The operations of the VAE while it encodes one photo, two for each multiplication."""
+    shallow = dict.fromkeys(family_of(workload.base).block_stacks(workload.base), 1)
+    with FlopCounterMode(display=False) as counter, torch.device("meta"):
+        backbone = load_empty(workload, shallow)
+        backbone.encode_image(torch.empty(1, 3, *working_sizes(workload, backbone)[0]))
+    return counter.get_total_flops()
+
+
 def at_depth(workload: Workload, measure: Callable[[Workload, Mapping[str, int]], list[int]]) -> int:
     """The largest of the peaks that `measure` finds, at the base's true depth.
 
@@ -206,5 +217,5 @@ def step_of(workload: Workload) -> Workload:
     """The same for all requests whose steps make the same tensors."""
     held = {"moments": "float32", "ema_on_host": False}
     settings = replace_settings(workload.settings, model={"quantization": "none"}, distill=held)
-    rank = workload.ranks()[TEACHER]
+    rank = workload.bench_ranks()[TEACHER]  # at least what the other verbs have
     return Workload(workload.base, 1, settings, teacher_rank=rank, references=workload.references)

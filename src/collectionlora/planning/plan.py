@@ -17,6 +17,7 @@ from collectionlora.backbones import family_of
 from collectionlora.backbones.base import Backbone
 from collectionlora.backbones.quantization import block_layers
 from collectionlora.config import Settings
+from collectionlora.planning.forwards import count_forwards
 from collectionlora.planning.peaks import (
     activation_bytes,
     sampling_bytes,
@@ -25,10 +26,11 @@ from collectionlora.planning.peaks import (
     vae_bytes,
     working_sizes,
 )
-from collectionlora.planning.rows import Sizes, count_forwards, plan_verbs
-from collectionlora.planning.timing import estimate_forward
+from collectionlora.planning.rows import Sizes, plan_verbs
+from collectionlora.planning.timing import estimate_encoding, estimate_forward
 from collectionlora.planning.workload import Workload
-from collectionlora.runs.general_items import SHARD
+from collectionlora.runs.general_items import SHARD, reads_answers
+from collectionlora.runs.growing import growing_settings
 from collectionlora.system.errors import UserError
 
 GIB = 2**30
@@ -105,7 +107,7 @@ def cache_bytes(workload: Workload, backbone: Backbone) -> tuple[int, int]:
     latents, photos = 4 * math.prod(shapes.latents), sum(workload.all_photos())
     texts = 3 * (photos if backbone.prompts_see_photos else workload.effects)
     effects = (2 + targets.samples) * photos * latents + texts * prompt
-    answered = bool(workload.settings.match.updates or workload.settings.add.match_updates)
+    answered = any(map(reads_answers, (workload.settings, growing_settings(workload.settings))))
     item = (1 + answered) * latents + (2 if backbone.prompts_see_photos else 1) * prompt
     return effects + targets.general * item, effects + 2 * min(targets.general, SHARD) * item
 
@@ -134,7 +136,9 @@ def count_sizes(workload: Workload, backbone: Backbone, step: Workload) -> Sizes
     trained = sum(size for role, size in loras.items() if role != TEACHER)
     teachers = workload.all_teachers(ends)
     # Beside the slot lie the whole changes of the effect that is in it; on disk those of all.
-    loras[TEACHER] = round(whole * (ranks[TEACHER] * ends + max(teacher.exact for teacher in teachers)))
+    exact = max(teacher.exact for teacher in teachers)
+    loras[TEACHER] = round(whole * (ranks[TEACHER] * ends + exact))
+    judged = workload.bench_ranks()
     # With quantisation one layer at a time is unpacked.
     packed = settings.model.quantization != "none"
     unpacked = round(whole * max(w.numel() for w in weights)) if packed else 0
@@ -145,6 +149,10 @@ def count_sizes(workload: Workload, backbone: Backbone, step: Workload) -> Sizes
         whole_base=round(whole * sum(p.numel() for p in network.parameters())),
         encoders=encoder_bytes(workload.base, whole),
         loras=loras,
+        judged={
+            STUDENT: 4 * ends * judged[STUDENT],
+            TEACHER: round(whole * (ends * judged[TEACHER] + exact)),
+        },
         one_rank=4 * ends,
         moments=round(MOMENT_BYTES[distill.moments] * trained / 4),
         average=loras[STUDENT],
@@ -187,7 +195,8 @@ def plan(
     seconds, clock = estimate_forward(workload, backbone)
     if seconds_per_forward is not None:
         seconds, clock = seconds_per_forward, "your GPU, as given"
-    verbs = plan_verbs(workload, sizes, max(total, start), held, seconds)
+    encoding = estimate_encoding(workload, backbone, sizes.encoders / WHOLE_BYTES[settings.model.dtype])
+    verbs = plan_verbs(workload, sizes, max(total, start), held, seconds, encoding)
     forwards, backwards = count_forwards(settings)
     return {
         "base_parameters": sum(p.numel() for p in backbone.network.parameters()),

@@ -4,12 +4,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from collectionlora.adapters.roles import STUDENT, TEACHER
-from collectionlora.config import Settings
+from collectionlora.editing import STRIP
+from collectionlora.effectbench.baselines import FLOW_MATCHING, MERGE_METHODS
+from collectionlora.effectbench.running import trained_methods
+from collectionlora.planning.forwards import BENCH_EDITS, BENCH_PHOTOS, count_verb_forwards
+from collectionlora.planning.timing import Encoding
 from collectionlora.planning.workload import Workload
 
 VERBS = ("teach", "prompts", "targets", "distill", "bench", "add", "edit", "studio")
-BENCH_PHOTOS, BENCH_METHODS = 24, 2  # of each effect by default: the teacher's and the student's pictures
-BACKWARD = 2  # forwards that a backward takes as long as; one more where blocks are recomputed
 PROCESS_BYTES = 2 * 2**30  # Python, torch and what they import; a guess
 
 
@@ -20,7 +22,7 @@ class Sizes:
     Attributes:
         base: of the frozen network on a device; `whole_base` while it is read, before it is packed.
         encoders: of the text encoders; 0 where they are not known.
-        loras: by role, as they are held.
+        loras: by role, as they are held; `judged` those of a bench.
         one_rank: of a LoRA of rank 1 in float32.
         moments: of the optimizers of student and critics.
         average: of the student's moving average; on the host if `average_on_host`.
@@ -36,6 +38,7 @@ class Sizes:
     whole_base: int
     encoders: int
     loras: dict[str, int]
+    judged: dict[str, int]
     one_rank: int
     moments: int
     average: int
@@ -66,7 +69,12 @@ class Sizes:
 
 
 def plan_verbs(
-    workload: Workload, sizes: Sizes, step: int, held: int, seconds_per_forward: float
+    workload: Workload,
+    sizes: Sizes,
+    step: int,
+    held: int,
+    seconds_per_forward: float,
+    encoding: Encoding,
 ) -> dict[str, dict[str, Any]]:
     """By verb `device_bytes`, `host_bytes` of a process, `machine_bytes` of all processes of a host with the
     mapped teachers, `disk_bytes`, and `seconds`.
@@ -75,8 +83,8 @@ def plan_verbs(
         step: bytes on a device in a step of the distillation.
         held: bytes on a device between two steps, when previews are made.
     """
-    device, host = device_bytes(workload, sizes, step, held), host_bytes(sizes)
-    disk, forwards = disk_bytes(workload, sizes), count_verb_forwards(workload)
+    device, host = device_bytes(workload, sizes, step, held), host_bytes(workload, sizes)
+    disk, forwards = disk_bytes(workload, sizes), count_verb_forwards(workload, encoding)
     rows = {}
     for verb in VERBS:
         of_host = workload.devices // workload.hosts
@@ -109,7 +117,8 @@ def device_bytes(workload: Workload, sizes: Sizes, step: int, held: int) -> dict
         "prompts": 0,
         "targets": sampled,
         "distill": distilled,
-        "bench": sizes.base + student + sizes.loras[TEACHER] + shown,
+        # Baselines are trained before the base is loaded to make pictures.
+        "bench": max(sizes.base + sum(sizes.judged.values()) + shown, distilled if workload.baselines else 0),
         "add": distilled,
         "edit": used,
     }
@@ -118,7 +127,7 @@ def device_bytes(workload: Workload, sizes: Sizes, step: int, held: int) -> dict
     return {**turns, "studio": used + sizes.encoders}
 
 
-def host_bytes(sizes: Sizes) -> dict[str, int]:
+def host_bytes(workload: Workload, sizes: Sizes) -> dict[str, int]:
     """The most in one process: the base while it is read, or what a run keeps and a checkpoint copies."""
     checkpoint = sizes.trained + sizes.moments + sizes.average
     kept = sizes.data + (sizes.average if sizes.average_on_host else 0) + checkpoint
@@ -126,7 +135,18 @@ def host_bytes(sizes: Sizes) -> dict[str, int]:
     most = dict.fromkeys(VERBS, loading)
     most |= {"prompts": sizes.encoders, "targets": max(loading, sizes.data)}
     most |= {verb: max(loading, kept) for verb in ("distill", "add")}
+    if workload.baselines:
+        most["bench"] = max(loading, kept) + baseline_bytes(workload, sizes)
     return {verb: PROCESS_BYTES + size for verb, size in most.items()}
+
+
+def baseline_bytes(workload: Workload, sizes: Sizes) -> int:
+    """The LoRAs of the baselines in float32: the acceleration, each one's own, and one sum."""
+    ranks, methods = workload.ranks(), workload.methods
+    held = [ranks[STUDENT], workload.bench_ranks()[TEACHER]]
+    held += [ranks[STUDENT]] * (FLOW_MATCHING in methods)
+    held += [max(ranks[STUDENT], ranks[TEACHER]) for method in methods if method in MERGE_METHODS]
+    return sum(held) * sizes.one_rank
 
 
 def disk_bytes(workload: Workload, sizes: Sizes) -> dict[str, int]:
@@ -135,7 +155,11 @@ def disk_bytes(workload: Workload, sizes: Sizes) -> dict[str, int]:
     adapter = sizes.loras[STUDENT] // 2
     picture = 3 * settings.data.resolution**2
     kept = settings.distill.keep_checkpoints + 1  # the newest is whole before the oldest goes
-    run = kept * (sizes.trained + sizes.moments + sizes.average) + 2 * adapter
+    checkpoints = kept * (sizes.trained + sizes.moments + sizes.average)
+    run = checkpoints + 2 * adapter
+    trainings = bool(workload.baselines) + (FLOW_MATCHING in workload.methods)
+    strips = effects * len(STRIP) if trained_methods(workload.methods) else 0
+    pictures = len(workload.methods) * (effects * BENCH_PHOTOS + BENCH_EDITS) + strips
     taught = settings.teach.rank * sizes.one_rank
     cached = sizes.cache + sizes.teachers
     return {
@@ -143,55 +167,8 @@ def disk_bytes(workload: Workload, sizes: Sizes) -> dict[str, int]:
         "prompts": 0,
         "targets": cached,
         "distill": cached + run,
-        "bench": sizes.teachers + effects * BENCH_METHODS * BENCH_PHOTOS * picture,
+        "bench": (cached if trainings else sizes.teachers) + trainings * checkpoints + pictures * picture,
         "add": cached + run + adapter,  # and the adapter from before
         "edit": picture,
         "studio": effects * picture,
     }
-
-
-def count_verb_forwards(workload: Workload) -> dict[str, float]:
-    """How long a verb takes, in forwards of one image; of several devices each its share or its own batch."""
-    settings, effects, devices = workload.settings, workload.effects, workload.devices
-    teach, match, few = settings.teach, settings.match, settings.sampling.steps
-    branches = 1 if settings.targets.guidance_scale == 1 else 2
-    many = branches * settings.targets.steps
-    back = BACKWARD + settings.model.gradient_checkpointing
-    answers = settings.targets.general * many if match.updates else 0
-    photos = workload.all_photos()
-    sampled, most = (number * settings.targets.samples * many for number in (sum(photos), max(photos)))
-    add = settings.add
-    batch = match.batch_size or settings.distill.batch_size
-    warm = batch * settings.distill.accumulate * (1 + back + (branches if match.loss == "velocity" else 0))
-    forwards, backwards = count_forwards(settings)
-    update = settings.distill.batch_size * settings.distill.accumulate * (forwards + back * backwards)
-    return {
-        "teach": effects * teach.steps * teach.batch_size * (1 + back),
-        "prompts": 0,
-        "targets": (sampled + answers) / devices,
-        "distill": (sampled + answers) / devices
-        + match.updates * warm
-        + settings.distill.student_updates * update,
-        "bench": effects * BENCH_PHOTOS * (many + few) / devices,
-        "add": most
-        + (settings.targets.general * many if add.match_updates and not match.updates else 0)
-        + add.match_updates * warm
-        + add.student_updates * update,
-        "edit": few,
-        "studio": few,
-    }
-
-
-def count_forwards(settings: Settings) -> tuple[int, int]:
-    """(forwards, backwards) of one sample in one student update of the effect stream, guidance counted twice.
-
-    With `critic_samples = "simulated"` simulations stop at a random step: this is the most.
-    """
-    distill = settings.distill
-    weights = distill.backward_weight, distill.target_weight, distill.anchor_weight
-    backward, target, anchor = (int(max(weight.start, weight.end) > 0) for weight in weights)
-    simulations = 1 + (distill.student_update_every if distill.critic_samples == "simulated" else 0)
-    critic_and_teacher = 1 + (1 if distill.guidance_scale == 1 else 2)
-    learning = backward + target + anchor + distill.student_update_every
-    rollout = simulations * max(distill.rollout_steps)
-    return rollout + (backward + target) * critic_and_teacher + learning, learning
