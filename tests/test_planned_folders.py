@@ -1,6 +1,7 @@
 """A folder's plan counts what lies in it, teachers and photos, and what the methods of a bench need."""
 
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -130,6 +131,9 @@ def test_the_photos_of_each_effect_are_counted_as_targets_are_made_of_them(colle
     assert less["verbs"]["targets"]["seconds"] == each * (3 + 3)
     assert less["cache_bytes"] < plan(workload)["cache_bytes"]
     assert rows["add"]["seconds"] - less["verbs"]["add"]["seconds"] == each * (5 - 3)
+    shared = plan(replace(workload, devices=2), seconds_per_forward=1)["verbs"]
+    assert shared["targets"]["seconds"] == each * (3 + 5) / 2
+    assert shared["add"]["seconds"] == rows["add"]["seconds"]  # in one process
     shutil.rmtree(own)  # not there yet
     assert make_workload(collection, None, None, None, {}).all_photos() == [3, 20]
     assert make_workload(collection, None, 4, None, {}).all_photos() == [3, 20, 20, 20]

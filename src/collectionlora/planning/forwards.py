@@ -43,12 +43,10 @@ def count_verb_forwards(workload: Workload, encoding: Encoding) -> dict[str, flo
         "targets": targets,
         "distill": targets + count_training(settings),
         "bench": count_bench(workload),
-        "add": (
-            encode(encoding, max(photos), 1, 3)
-            + most
-            + max(0, count_answers(grown) - count_answers(settings))
-        )
-        / devices
+        # In one process.
+        "add": encode(encoding, max(photos), 1, 3)
+        + most
+        + max(0, count_answers(grown) - count_answers(settings))
         + count_training(grown),
         "edit": few,
         "studio": few,

@@ -8,9 +8,9 @@ the deep one (docs/planning.md).
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
 from collectionlora.adapters.roles import STUDENT, TEACHER, target_weights
 from collectionlora.backbones import family_of
@@ -125,12 +125,17 @@ def encoder_bytes(base: str, bytes_each: float) -> int:
     return sum(path.stat().st_size for path in Path(base).glob("text_encoder*/*.safetensors"))
 
 
+def count_ends(weight: Tensor) -> int:
+    """Inputs and outputs of a layer: the numbers of its LoRA of rank 1."""
+    return len(weight) + weight[0].numel()
+
+
 def count_sizes(workload: Workload, backbone: Backbone, step: Workload) -> Sizes:
     """Everything that memory is made of."""
     settings, ranks, distill = workload.settings, workload.ranks(), workload.settings.distill
     network, targets = backbone.network, backbone.lora_targets
     weights = list(target_weights(network, targets).values())
-    ends = sum(weight.shape[0] + weight[0].numel() for weight in weights)
+    ends = sum(map(count_ends, weights))
     whole = WHOLE_BYTES[settings.model.dtype]
     loras = {role: 4 * rank * ends for role, rank in ranks.items()}
     trained = sum(size for role, size in loras.items() if role != TEACHER)
@@ -158,6 +163,8 @@ def count_sizes(workload: Workload, backbone: Backbone, step: Workload) -> Sizes
         average=loras[STUDENT],
         average_on_host=distill.ema_on_host and workload.sharding == "ddp",
         activations=activation_bytes(step) + unpacked,
+        # The change and the sum; both factors as the base's numbers.
+        merging=round(whole * max(2 * w.numel() + ranks[STUDENT] * count_ends(w) for w in weights)),
         sampling=sampling_bytes(step) + unpacked,
         teaching=teaching_bytes(step) + unpacked,
         vae=vae,
@@ -166,6 +173,27 @@ def count_sizes(workload: Workload, backbone: Backbone, step: Workload) -> Sizes
         data=data,
         teachers=round(whole * sum(teacher.pairs + teacher.exact for teacher in teachers)),
     )
+
+
+class Held(NamedTuple):
+    """Bytes of a device that distils: in a step, between two, gathered of shards, and before sharding."""
+
+    step: int
+    between: int
+    gathered: int
+    start: int
+
+
+def count_held(workload: Workload, sizes: Sizes, backbone: Backbone) -> Held:
+    """What each of several devices holds of all weights; the teacher slot is whole on each."""
+    gathered = start = 0
+    if workload.sharding == "fsdp":
+        gathered = gathered_bytes(backbone.network, sizes.base + sizes.trained, sizes.gradient)
+        start = sizes.base + sum(sizes.loras.values())
+    devices = workload.devices if workload.sharding == "fsdp" else 1
+    shared, slot = sizes.base + sizes.trained + sizes.optimizer, sizes.loras[TEACHER]
+    step = -(-shared // devices) + slot + gathered + sizes.activations
+    return Held(step, -(-(shared - sizes.gradient) // devices) + slot + gathered, gathered, start)
 
 
 def plan(
@@ -184,19 +212,12 @@ def plan(
     backbone = family_of(workload.base).without_weights(workload.base, settings.model, {})
     check(workload, backbone)
     sizes = count_sizes(workload, backbone, step or step_of(workload))
-    gathered = start = 0
-    if workload.sharding == "fsdp":
-        gathered = gathered_bytes(backbone.network, sizes.base + sizes.trained, sizes.gradient)
-        start = sizes.base + sum(sizes.loras.values())
-    devices = workload.devices if workload.sharding == "fsdp" else 1
-    shared = sizes.base + sizes.trained + sizes.optimizer  # all but the teacher slot
-    total = -(-shared // devices) + sizes.loras[TEACHER] + gathered + sizes.activations
-    held = -(-(shared - sizes.gradient) // devices) + sizes.loras[TEACHER] + gathered
+    held = count_held(workload, sizes, backbone)
     seconds, clock = estimate_forward(workload, backbone)
     if seconds_per_forward is not None:
         seconds, clock = seconds_per_forward, "your GPU, as given"
     encoding = estimate_encoding(workload, backbone, sizes.encoders / WHOLE_BYTES[settings.model.dtype])
-    verbs = plan_verbs(workload, sizes, max(total, start), held, seconds, encoding)
+    verbs = plan_verbs(workload, sizes, max(held.step, held.start), held.between, seconds, encoding)
     forwards, backwards = count_forwards(settings)
     return {
         "base_parameters": sum(p.numel() for p in backbone.network.parameters()),
@@ -206,11 +227,11 @@ def plan(
         "lora_bytes": sum(sizes.loras.values()),
         "optimizer_bytes": sizes.optimizer,
         "activation_bytes": sizes.activations,
-        "gathered_bytes": gathered,
-        "total_bytes_per_device": total,
-        "start_bytes": start,
+        "gathered_bytes": held.gathered,
+        "total_bytes_per_device": held.step,
+        "start_bytes": held.start,
         "encoding_bytes": sizes.encoders,
-        "reference_layout_bytes": total + 2 * sizes.base,
+        "reference_layout_bytes": held.step + 2 * sizes.base,
         "forwards_per_student_update": forwards,
         "backwards_per_student_update": backwards,
         "images_per_student_update": distill.batch_size * distill.accumulate * workload.devices,

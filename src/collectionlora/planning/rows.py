@@ -27,6 +27,7 @@ class Sizes:
         moments: of the optimizers of student and critics.
         average: of the student's moving average; on the host if `average_on_host`.
         activations: the most in a step beyond weights, gradients and moments.
+        merging: of one layer while the student is taken into its weight.
         sampling: workspace of the samplers.
         teaching: as `activations`, of `teach`.
         vae: weights of the VAE; `picture` what it makes while it encodes or decodes one photo.
@@ -44,6 +45,7 @@ class Sizes:
     average: int
     average_on_host: bool
     activations: int
+    merging: int
     sampling: int
     teaching: int
     vae: int
@@ -51,6 +53,11 @@ class Sizes:
     cache: int
     data: int
     teachers: int
+
+    @property
+    def encoding(self) -> int:
+        """On a device while photos and prompts are encoded, before the network is loaded."""
+        return self.encoders + self.vae + self.picture
 
     @property
     def trained(self) -> int:
@@ -101,18 +108,22 @@ def plan_verbs(
 
 
 def device_bytes(workload: Workload, sizes: Sizes, step: int, held: int) -> dict[str, int]:
-    """The most on one device.
+    """The most on one device; encoders and network take turns, but in `studio`."""
+    network = network_bytes(workload, sizes, step, held)
+    turns = {verb: max(size, sizes.encoding) for verb, size in network.items()}
+    return {**turns, "studio": network["edit"] + sizes.encoders}
 
-    Encoders and network take turns, but in `studio`. The VAE stays beside the network once it has decoded.
-    """
+
+def network_bytes(workload: Workload, sizes: Sizes, step: int, held: int) -> dict[str, int]:
+    """The most while the network is there; the VAE stays beside it once it has decoded."""
     taught = 4 * workload.settings.teach.rank * sizes.one_rank  # weights, gradients and both moments
     student, shown = sizes.loras[STUDENT], sizes.vae + max(sizes.sampling, sizes.picture)
     sampled = sizes.base + student + sizes.loras[TEACHER] + sizes.sampling
     # A whole base takes the student into its weights before the first forward.
     merged = workload.settings.model.quantization == "none"
-    used = sizes.base + (max(student, shown) if merged else student + shown)
+    used = sizes.base + (max(student + sizes.merging, shown) if merged else student + shown)
     distilled = max(sampled + sizes.trained - student, step, held + shown)
-    network = {
+    return {
         "teach": sizes.base + taught + sizes.teaching,
         "prompts": 0,
         "targets": sampled,
@@ -122,9 +133,6 @@ def device_bytes(workload: Workload, sizes: Sizes, step: int, held: int) -> dict
         "add": distilled,
         "edit": used,
     }
-    encoding = sizes.encoders + sizes.vae + sizes.picture
-    turns = {verb: max(size, encoding) for verb, size in network.items()}
-    return {**turns, "studio": used + sizes.encoders}
 
 
 def host_bytes(workload: Workload, sizes: Sizes) -> dict[str, int]:
