@@ -8,21 +8,26 @@ from collectionlora.planning.plan import GIB, fits, plan
 from collectionlora.planning.rows import VERBS
 from collectionlora.planning.workload import Workload
 
+QWEN, KONTEXT = "Qwen/Qwen-Image-Edit-2509", "black-forest-labs/FLUX.1-Kontext-dev"
 SMALL, MIDDLING, LARGE = "RTX 4090 24 GB", "L40S/A6000 48 GB", "A100/H100 80 GB"
 # Rank 128 and 1024 pixels are what large bases have by default.
 EIGHT_BITS = ("distill.moments=8bit",)
 LESS = ("data.resolution=768", "student.rank=64", "critic.rank=64")
 FOUR_BITS = ("model.quantization=nf4", "data.resolution=512", "student.rank=16", "critic.rank=16")
-# The 2509 and Kontext stand in test_planned_verbs.py. The last tells whether the studio fits too, which alone
+# `QWEN` and `KONTEXT` stand in test_planned_verbs.py. The last tells whether the studio fits too, which alone
 # keeps its encoders beside the network: a base that fits without it may need `--quantization`.
 RECIPES = [
     ("Qwen/Qwen-Image-Edit", EIGHT_BITS, LARGE, 20_430_401_088, True),
+    ("Qwen/Qwen-Image-Edit-2511", EIGHT_BITS, LARGE, 20_430_401_088, True),
     ("Qwen/Qwen-Image-2.1", (), MIDDLING, 7_115_124_736, True),
     ("Qwen/Qwen-Image-2.1", LESS, SMALL, 7_115_124_736, False),
     ("Qwen/Qwen-Image-2.1", (*LESS, "model.quantization=int8"), SMALL, 7_115_124_736, True),
     ("meituan-longcat/LongCat-Image-Edit", (), MIDDLING, 6_270_668_864, True),
     ("black-forest-labs/FLUX.2-dev", FOUR_BITS, LARGE, 32_223_281_152, True),
     ("black-forest-labs/FLUX.2-klein-base-4B", (), SMALL, 3_875_544_576, True),
+    ("black-forest-labs/FLUX.2-klein-4B", (), SMALL, 3_875_544_576, True),
+    ("black-forest-labs/FLUX.2-klein-base-9B", (), MIDDLING, 9_078_581_248, True),
+    ("black-forest-labs/FLUX.2-klein-9B", (), MIDDLING, 9_078_581_248, True),
 ]
 
 
@@ -45,6 +50,7 @@ PARAMETERS = {
 def test_every_family_has_a_true_configuration_at_hand():
     assert all(family.known for family in PIPELINES)
     assert {base for family in PIPELINES for base in family.known} == PARAMETERS.keys()
+    assert {base for base, *_ in RECIPES} | {QWEN, KONTEXT} == PARAMETERS.keys()
 
 
 @pytest.mark.thorough

@@ -9,7 +9,8 @@ from torch.nn import functional as F
 
 import collectionlora
 from collectionlora.adapters import lycoris
-from collectionlora.adapters.formats import count_exact, read_lora, read_teacher
+from collectionlora.adapters.formats import read_lora, read_teacher
+from collectionlora.adapters.headers import LoraSizes, read_sizes
 from collectionlora.adapters.low_rank import Kronecker, add_whole, as_matrix, change, tensors_of
 from collectionlora.adapters.roles import STUDENT, TEACHER, Roles, target_weights
 from collectionlora.backbones import family_of, load_backbone
@@ -19,7 +20,7 @@ from collectionlora.planning import guard, peaks
 from collectionlora.planning import plan as planning
 from collectionlora.planning.checking import check_collection
 from collectionlora.planning.plan import plan
-from collectionlora.planning.workload import Workload, count_exact_numbers
+from collectionlora.planning.workload import Workload, read_teacher_sizes
 from collectionlora.runs.session import Session, resolve_settings
 from collectionlora.sampling import Denoiser
 from collectionlora.system.errors import UserError
@@ -214,9 +215,8 @@ def test_fused_modules_are_cut_by_rows_and_swapped(tmp_path):
         for name, weight in moved.items():
             torch.testing.assert_close(base[name] + found[name], weight, atol=1e-6, rtol=1e-5)
             assert lora.exact[name] == pytest.approx(float((weight - base[name]).norm()), rel=1e-4)
-        assert count_exact(path, base) == sum(
-            weight.numel() for name, weight in base.items() if name in moved
-        )
+        numbers = sum(weight.numel() for name, weight in base.items() if name in moved)
+        assert read_sizes(path, base) == LoraSizes(0, 0, numbers)
 
 
 def test_a_lokr_stays_its_two_sides_where_no_rows_are_cut(tmp_path):
@@ -229,7 +229,8 @@ def test_a_lokr_stays_its_two_sides_where_no_rows_are_cut(tmp_path):
         found = {}
         lora = read_teacher(tmp_path / "a.safetensors", base, keep_whole=found.__setitem__)
         assert isinstance(found["m"], Kronecker)
-        assert count_exact(tmp_path / "a.safetensors", base) == sum(t.numel() for t in tensors_of(found["m"]))
+        numbers = sum(tensor.numel() for tensor in tensors_of(found["m"]))
+        assert read_sizes(tmp_path / "a.safetensors", base) == LoraSizes(0, 0, numbers)
         whole = torch.kron(w1, a @ b)
         assert lora.exact["m"] == pytest.approx(float(whole.norm()), rel=1e-5)
         out = torch.ones(2, 3, 24)
@@ -248,7 +249,9 @@ def test_what_a_pair_holds_stays_a_pair(tmp_path):
     found = read_teacher(tmp_path / "a.safetensors", base)
     assert (set(found.weights), found.exact) == ({"m", "s", "c"}, {})
     assert found.losses["c"] == pytest.approx(0.02 / 1.716, rel=0.01)  # a convolution has no room beside it
-    assert count_exact(tmp_path / "a.safetensors", base) == 0
+    sizes = read_sizes(tmp_path / "a.safetensors", base)
+    assert sizes == LoraSizes(4, *(4 * sum(len(w) + w[0].numel() for w in base.values()), 0))
+    assert sizes.rank == found.rank
 
 
 def test_only_teachers_are_kept_whole(tmp_path):
@@ -315,9 +318,10 @@ def test_a_plan_counts_the_largest_whole_change_and_the_guard_names_the_way_out(
     collection, _ = make_collection(tmp_path / "mine", tiny_qwen, QWEN, ("dora", "lokr", "lora"))
     (collection.folder / "lora.safetensors").unlink()  # not there yet: nothing is known of it
     weights, sides = 64 * 64 + 64 * 256, 4 * 4 + 16 * 16 + 4 * 4 + 16 * 64
-    assert count_exact_numbers(collection) == (weights, sides)
-    settings = resolve_settings(collection, {})
-    without, counted = (Workload(str(tiny_qwen), 2, settings, exact=exact) for exact in ((), (weights, 7)))
+    assert read_teacher_sizes(collection) == (LoraSizes(0, 0, weights), LoraSizes(0, 0, sides))
+    settings, ends = resolve_settings(collection, {}), 2 * (64 + 64 + 64 + 256)
+    pairs = [tuple(LoraSizes(2, ends, numbers) for numbers in exact) for exact in ((0, 0), (weights, 7))]
+    without, counted = (Workload(str(tiny_qwen), 2, settings, teachers=teachers) for teachers in pairs)
     less, more = plan(without), plan(counted)
     for verb in ("targets", "distill", "bench"):
         grown = more["verbs"][verb]["device_bytes"] - less["verbs"][verb]["device_bytes"]

@@ -288,6 +288,9 @@ def test_a_warm_start_has_the_answers_of_every_shard(folder, monkeypatch):
     answers[0].unlink()
     collectionlora.targets(collection, layer)
     assert {path for path in answers if path.stat().st_mtime_ns != before[path]} == {answers[0]}
+    # As flow matching of the effects alone, a baseline of the bench: nobody would read them.
+    alone = {**layer, "distill": {"effect_ratio": 1}}
+    assert collectionlora.targets(collection, alone)["general"] == 0
 
 
 # Plan and init

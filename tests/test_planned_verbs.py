@@ -23,6 +23,7 @@ from collectionlora.planning import guard, peaks
 from collectionlora.planning import plan as planning
 from collectionlora.planning.plan import GIB, fits, plan
 from collectionlora.planning.rows import VERBS
+from collectionlora.planning.timing import Encoding
 from collectionlora.planning.workload import Workload
 from collectionlora.system.errors import UserError, explain_fault
 
@@ -71,7 +72,8 @@ def test_target_making_and_teaching_take_one_large_photo_at_a_time():
 
 @pytest.fixture
 def without_peaks(monkeypatch):
-    """Workspaces are not tallied: they are nothing."""
+    """Workspaces are not tallied, and encoding takes no time."""
+    monkeypatch.setattr(planning, "estimate_encoding", lambda *_: Encoding())
     for name in ("activation_bytes", "sampling_bytes", "teaching_bytes"):
         monkeypatch.setattr(planning, name, lambda workload: 0)
 
@@ -92,8 +94,10 @@ def test_pictures_are_decoded_beside_the_network_and_encoded_beside_the_text_enc
     rows = {verb: row["device_bytes"] for verb, row in planned["verbs"].items()}
     student = planned["lora_parameters"] * 4
     shown = weights + picture
-    # A whole base takes the student into its weights before the first picture.
-    assert rows["edit"] == planned["base_bytes"] + max(student, shown)
+    # A whole base takes the student into its weights before the first picture, layer by layer.
+    layer = 3072 * 6 * 3072  # the largest, a modulation
+    merging = 2 * (2 * layer + 128 * 7 * 3072)
+    assert rows["edit"] == planned["base_bytes"] + max(student + merging, shown)
     assert rows["bench"] == planned["base_bytes"] + student + planned["lora_parameters"] * 2 + shown
     assert rows["studio"] - rows["edit"] == planned["encoding_bytes"]
     assert rows["prompts"] == planned["encoding_bytes"] + weights + picture

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from helpers.measure_step import measure
+from helpers.measure_step import SMALL, measure, write_base
 from typer.testing import CliRunner
 
 from collectionlora.backbones import family_of
@@ -13,19 +13,12 @@ from collectionlora.config import resolve
 from collectionlora.planning import peaks
 from collectionlora.planning import plan as planning
 from collectionlora.planning.advice import advise
+from collectionlora.planning.forwards import count_forwards
 from collectionlora.planning.plan import base_bytes, plan
-from collectionlora.planning.rows import count_forwards
 from collectionlora.planning.workload import Workload, make_workload
 from collectionlora.system.errors import UserError
 
 QWEN, KONTEXT = "Qwen/Qwen-Image-Edit-2509", "black-forest-labs/FLUX.1-Kontext-dev"
-SMALL = {
-    "model": {"condition_resolution": 56},
-    "data": {"resolution": 128},
-    "student": {"rank": 16},
-    "critic": {"rank": 16},
-    "distill": {"rollout_steps": [2], "student_update_every": 1, "anchor_weight": 1},
-}
 
 
 @pytest.fixture
@@ -43,16 +36,7 @@ def without_peaks(step_alone, monkeypatch):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """The configuration of a Qwen transformer with 4 blocks and 33 M parameters, without weights."""
-    path = tmp_path_factory.mktemp("small")
-    sizes = {"num_layers": 4, "num_attention_heads": 8, "attention_head_dim": 64, "joint_attention_dim": 256}
-    config = {"_class_name": "QwenImageTransformer2DModel", **sizes, "axes_dims_rope": [16, 24, 24]}
-    (path / "transformer").mkdir()
-    (path / "transformer" / "config.json").write_text(json.dumps(config))
-    (path / "model_index.json").write_text(json.dumps({"_class_name": "QwenImageEditPlusPipeline"}))
-    (path / "vae").mkdir()
-    (path / "vae" / "config.json").write_text(json.dumps({"_class_name": "AutoencoderKLQwenImage"}))
-    return str(path)
+    return write_base(tmp_path_factory.mktemp("small"))
 
 
 @pytest.mark.thorough

@@ -2,6 +2,7 @@
 
 import os
 import re
+import runpy
 import subprocess
 from pathlib import Path
 
@@ -10,8 +11,10 @@ import typer
 import yaml
 from torch.distributed.run import parse_args
 
+from collectionlora.backbones import family_of
 from collectionlora.command_line.verbs import app
-from collectionlora.config import resolve
+from collectionlora.config import RECIPES as NAMED
+from collectionlora.config import replace_settings, resolve
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 SLURM, SKY = RECIPES / "2x8x80gb.sbatch", RECIPES / "2x8x80gb.sky.yaml"
@@ -85,9 +88,19 @@ def test_the_task_for_a_cloud_starts_one_launch_on_both_hosts(run, tmp_path):
     assert task["file_mounts"] == {"~/collection": "my-collection"}
 
 
-def test_the_settings_of_every_recipe_exist():
-    recipes = {path.name: yaml.safe_load(path.read_text()) for path in RECIPES.glob("*.yaml")}
-    settings = {name: recipe["settings"] for name, recipe in recipes.items() if "settings" in recipe}
-    assert len(settings) == 5
-    for layer in settings.values():
-        resolve(layer)
+def test_every_recipe_is_planned_with_its_own_settings():
+    """A recipe's file, over what its base recommends, is what its command in the page plans."""
+    planned = runpy.run_path(str(RECIPES.parent / "scripts" / "meta_peaks.py"))["read_recipes"]()
+    files = {path.name: yaml.safe_load(path.read_text()) for path in RECIPES.glob("*.yaml")}
+    recipes = {name: file for name, file in files.items() if "settings" in file}
+    assert len(recipes) == 10
+    assert planned.keys() == {*recipes, SLURM.name}  # which takes the settings of one of them
+    for name, recipe in recipes.items():
+        workload = planned[name]
+        layers = (
+            family_of(workload.base).recommended_settings(workload.base),
+            NAMED[recipe.get("recipe", "default")],
+        )
+        settings = resolve(*layers, recipe["settings"])
+        assert (workload.sharding == "fsdp") == (settings.model.sharding == "fsdp"), name
+        assert replace_settings(settings, model={"sharding": "none"}) == workload.settings, name

@@ -116,7 +116,8 @@ def test_a_session_over_a_quantised_base_reads_teachers_of_every_kind(kind, tiny
 
 @pytest.mark.parametrize("updates", [0, pytest.param(1, marks=pytest.mark.thorough)])
 def test_the_base_answers_ordinary_instructions_only_for_a_warm_start(updates, tiny_qwen, tmp_path):
-    collection, _ = make_collection(tmp_path / "mine", tiny_qwen, match={"updates": updates})
+    settings = {"match": {"updates": updates}, "distill": {"effect_ratio": 0.5}}  # it draws both streams
+    collection, _ = make_collection(tmp_path / "mine", tiny_qwen, **settings)
     counts = collectionlora.targets(collection)
     assert counts == {"plain": 3, "dora": 3, "general": 2 * updates}
     assert any(collection.folder.glob("cache/general-encoded-*"))

@@ -15,8 +15,8 @@ from collectionlora.adapters.roles import BASE, STUDENT
 from collectionlora.config import Overrides
 from collectionlora.distillation import Distillation
 from collectionlora.objectives import flow_matching_loss
+from collectionlora.planning.forwards import count_forwards
 from collectionlora.planning.plan import RESERVED_SHARE, plan
-from collectionlora.planning.rows import count_forwards
 from collectionlora.planning.workload import Workload
 from collectionlora.sampling import Denoiser, noise_like, sample_many_steps
 from collectionlora.streams import Batch

@@ -1,5 +1,6 @@
-"""Peak bytes of real tensors in two real steps at the largest working size, for `test_planning.py`."""
+"""A small base of four blocks, and peak bytes of real tensors in two real steps at its largest size."""
 
+import json
 from math import prod
 
 import torch
@@ -13,6 +14,26 @@ from collectionlora.pictures.sizes import WorkingSizes
 from collectionlora.planning.memory import MemoryTally
 from collectionlora.runs.session import build_roles
 from collectionlora.streams import EffectData, GeneralData, Streams
+
+SMALL = {
+    "model": {"condition_resolution": 56},
+    "data": {"resolution": 128},
+    "student": {"rank": 16},
+    "critic": {"rank": 16},
+    "distill": {"rollout_steps": [2], "student_update_every": 1, "anchor_weight": 1},
+}
+
+
+def write_base(path):
+    """The configuration of a Qwen transformer with 4 blocks and 33 M parameters, without weights."""
+    sizes = {"num_layers": 4, "num_attention_heads": 8, "attention_head_dim": 64, "joint_attention_dim": 256}
+    config = {"_class_name": "QwenImageTransformer2DModel", **sizes, "axes_dims_rope": [16, 24, 24]}
+    (path / "transformer").mkdir()
+    (path / "transformer" / "config.json").write_text(json.dumps(config))
+    (path / "model_index.json").write_text(json.dumps({"_class_name": "QwenImageEditPlusPipeline"}))
+    (path / "vae").mkdir()
+    (path / "vae" / "config.json").write_text(json.dumps({"_class_name": "AutoencoderKLQwenImage"}))
+    return str(path)
 
 
 def measure(folder, settings):

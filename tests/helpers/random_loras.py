@@ -6,10 +6,10 @@ from collectionlora.backbones import load_backbone
 from collectionlora.config import ModelSettings
 
 
-def write_random_loras(folder, names, base="nano"):
-    """One file of rank 2 for each name; paths by name."""
+def write_random_loras(folder, names, base="nano", rank=2):
+    """One file for each name; paths by name."""
     backbone = load_backbone(base, ModelSettings())
-    roles = Roles(backbone.network, backbone.lora_targets, {STUDENT: 2})
+    roles = Roles(backbone.network, backbone.lora_targets, {STUDENT: rank})
     paths = {}
     for name in names:
         for parameter in roles.parameters(STUDENT):

@@ -27,7 +27,7 @@ from collectionlora.adapters.low_rank import (
     scale_change,
     tensors_of,
 )
-from collectionlora.adapters.lycoris import MAGNITUDES, MAX_RANK, Rebuilt, Shape, count_whole, dora, rebuild
+from collectionlora.adapters.lycoris import MAGNITUDES, MAX_RANK, Rebuilt, Shape, dora, rebuild
 from collectionlora.adapters.roles import LoraWeights
 from collectionlora.system.errors import UserError
 from collectionlora.system.files import is_utf8, write_tensors
@@ -228,30 +228,6 @@ def gather_parts(
         parts[module][part] = values
         prefixes.add(prefix)
     return parts, prefixes
-
-
-def count_exact(path: Path, base_weights: Mapping[str, Tensor]) -> int:
-    """The numbers of all changes that `read_teacher` keeps whole, by the shapes in the file's header.
-
-    Args:
-        base_weights: as of `read_teacher`; their shapes are enough.
-
-    Raises:
-        UserError: not a safetensors file, a key that is not used, or a module that the base lacks.
-    """
-    with open_lora(path) as file:
-        names = [name for name in file.keys() if not is_of_text_encoder(name)]  # noqa: SIM118
-        empty = {name: torch.empty(file.get_slice(name).get_shape(), device="meta") for name in names}
-    fused = original_names(base_weights)
-    parts, _ = gather_parts(path, empty, ModuleNames({*base_weights, *fused}))
-    total = 0
-    for module, found in parts.items():
-        weights = [base_weights[piece] for piece in fused.get(module, (module,))]
-        rows, columns = sum(len(weight) for weight in weights), weights[0].shape[1:]
-        if len(columns) == 1:
-            cut = len(weights) > 1 or (module == SWAPPED and module in fused)
-            total += count_whole(found, (rows, *columns), cut)
-    return total
 
 
 def read_teacher(

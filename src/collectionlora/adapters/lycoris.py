@@ -52,11 +52,34 @@ class Rebuilt:
 
 
 def can_exceed(parts: Parts, shape: Sequence[int]) -> bool:
-    """Whether the change of a weight `[out, in]` can have a rank beyond `MAX_RANK`, told by shapes alone."""
-    if min(shape) <= MAX_RANK:
-        return False
-    ranks = [min(tensor.shape, default=0) for name, tensor in parts.items() if name in RANKED]
-    return any(name in parts for name in MAGNITUDES) or math.prod(ranks) > MAX_RANK
+    """Whether the change of a weight `[out, in]` can have a rank beyond `MAX_RANK`, told by shapes alone.
+
+    A plain LoRA is the pair that it is, of any rank.
+    """
+    return not is_plain(parts) and largest_rank(parts, shape) > MAX_RANK
+
+
+def is_plain(parts: Parts) -> bool:
+    """Whether the tensors of a module are a LoRA, which stays the pair that it is."""
+    return parts.keys() >= LORA and not any(name in parts for name in MAGNITUDES)
+
+
+def largest_rank(parts: Parts, shape: Sequence[int]) -> int:
+    """The largest rank that a change of a weight `[out, in]` can have, told by shapes alone."""
+    if is_plain(parts):
+        return parts["up"].shape[1:].numel()
+    if any(name in parts for name in MAGNITUDES):
+        return min(shape)
+    sides = [
+        (tensor.shape[:1].numel(), tensor.shape[1:].numel()) for n, tensor in parts.items() if n in RANKED
+    ]
+    return min(*shape, math.prod(min(side) for side in sides))
+
+
+def pair_rank(parts: Parts, shape: Sequence[int]) -> int:
+    """At most the rank of the pair that holds a change of a weight `[out, in]`, told by shapes alone."""
+    rank = largest_rank(parts, shape)
+    return rank if is_plain(parts) else min(rank, MAX_RANK)
 
 
 def count_whole(parts: Parts, shape: Sequence[int], cut: bool) -> int:

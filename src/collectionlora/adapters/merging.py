@@ -23,13 +23,14 @@ MERGES = (*FACTOR_MERGES, "svd")
 
 def add(loras: Sequence[LoraWeights], weight: float = 1.0) -> LoraWeights:
     """The exact sum of weight changes, each times `weight`; ranks add up."""
-    return {
-        module: (
-            torch.cat([lora[module][0] for lora in loras if module in lora]),
-            torch.cat([weight * lora[module][1] for lora in loras if module in lora], dim=1),
-        )
-        for module in dict.fromkeys(module for lora in loras for module in lora)
-    }
+    modules = dict.fromkeys(module for lora in loras for module in lora)
+    return {module: add_module(loras, module, weight) for module in modules}
+
+
+def add_module(loras: Sequence[LoraWeights], module: str, weight: float) -> Factors:
+    """The exact sum of one module's changes, each times `weight`."""
+    pairs = [lora[module] for lora in loras if module in lora]
+    return torch.cat([a for a, _ in pairs]), torch.cat([weight * b for _, b in pairs], dim=1)
 
 
 def merge(loras: Sequence[LoraWeights], how: str, rank: int, seed: int = 0) -> LoraWeights:
@@ -42,10 +43,9 @@ def merge(loras: Sequence[LoraWeights], how: str, rank: int, seed: int = 0) -> L
     """
 
     def merge_module(module: str) -> Factors:
-        own = [lora for lora in loras if module in lora]
         if how == "svd":
-            only = [{module: lora[module]} for lora in own]
-            return shrink(add(only, 1 / len(loras))[module], rank)[0]
+            return shrink(add_module(loras, module, 1 / len(loras)), rank)[0]
+        own = [lora for lora in loras if module in lora]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(fingerprint(seed, module), 16))
             return _merge_factors([lora[module] for lora in own], how, len(loras))

@@ -156,9 +156,14 @@ def plan(
     ] = None,
     rank: Annotated[int | None, typer.Option(min=1, help="rank of student and critic")] = None,
     teacher_rank: Annotated[
-        int | None, typer.Option(min=1, help="rank of the teachers; default: --rank")
+        int | None, typer.Option(min=1, help="rank of all teachers; default: their files' or the student's")
     ] = None,
-    photos: Annotated[int, typer.Option(min=1, help="photos of each effect")] = 20,
+    photos: Annotated[
+        int | None, typer.Option(min=1, help="photos of each effect; default: those in its folder, or 20")
+    ] = None,
+    methods: Annotated[
+        str, typer.Option(help="methods of bench, separated by commas")
+    ] = "source,teacher,student",
     devices: Annotated[int, typer.Option(min=1, help="number of GPUs of all hosts")] = 1,
     hosts: Annotated[int, typer.Option(min=1, help="number of machines")] = 1,
     sharding: Annotated[
@@ -189,6 +194,7 @@ def plan(
         layer,
         photos=photos,
         teacher_rank=teacher_rank,
+        methods=methods.split(","),
         devices=devices,
         hosts=hosts,
         sharding=sharding,

@@ -211,7 +211,7 @@ def plan_table(base: str, result: dict[str, Any]) -> Table:
     for label, key in rows.items():
         if result[key]:
             table.add_row(label.format(**result), f"{result[key] / 2**30:,.2f}")
-    counts = "{forwards_per_student_update} and {backwards_per_student_update}"
+    counts = "{forwards_per_student_update:.4g} and {backwards_per_student_update}"
     table.add_row("forwards and backwards of a student update, each image", counts.format(**result))
     table.add_row("fits", "\n".join(d for d, enough in result["fits"].items() if enough) or "none")
     return table
@@ -219,7 +219,10 @@ def plan_table(base: str, result: dict[str, Any]) -> Table:
 
 def verbs_table(result: dict[str, Any]) -> Table:
     """What each verb needs: GiB, and time."""
-    caption = "time: {seconds_per_forward:.2g} s for a forward on {clock} (--seconds-per-forward)"
+    caption = (
+        "time: {seconds_per_forward:.2g} s for a forward on {clock} (--seconds-per-forward); not counted: "
+        "loading, decoding, previews, the prompts that a model writes"
+    )
     names = ("verb", "device", "host, each process", "host, machine", "disk", "time")
     table = Table(*names, caption=caption.format(**result))
     for verb, row in result["verbs"].items():

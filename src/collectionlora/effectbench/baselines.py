@@ -30,6 +30,17 @@ MERGE_METHODS = tuple(f"merge-{how}" for how in MERGES)
 BASELINES = (STACK, FLOW_MATCHING, *MERGE_METHODS)
 
 
+def acceleration_settings(settings: Settings) -> Settings:
+    """The student's, with the general stream alone."""
+    return replace_settings(settings, distill={"effect_ratio": 0})
+
+
+def flow_matching_settings(settings: Settings) -> Settings:
+    """As many updates as the student has, all of them flow matching on the targets of all effects."""
+    match = {"loss": "flow", "updates": settings.match.updates + settings.distill.student_updates}
+    return replace_settings(settings, match=match, distill={"effect_ratio": 1, "student_updates": 0})
+
+
 def train_baseline(collection: Collection, settings: Settings, name: str, progress: Progress) -> LoraWeights:
     """The student of a run under other settings, kept in `bench/NAME`; resumes."""
     with open_run(collection.folder / "bench" / name) as opened:
@@ -57,9 +68,7 @@ class Baselines:
     @cached_property
     def acceleration(self) -> LoraWeights:
         """The bare base in few steps: the method with the general stream alone."""
-        return self._train(
-            replace_settings(self.session.settings, distill={"effect_ratio": 0}), "acceleration"
-        )
+        return self._train(acceleration_settings(self.session.settings), "acceleration")
 
     def _train(self, settings: Settings, name: str) -> LoraWeights:
         return train_baseline(self.session.collection, settings, name, self.progress)
@@ -73,18 +82,11 @@ class Baselines:
             sizes = [num_bytes(lora) for lora in (*teachers.values(), self.acceleration)]
             return replace(method, num_bytes=sum(sizes))
         if name == FLOW_MATCHING:
-            one = self._train(self._flow_matching_settings(), FLOW_MATCHING)
+            one = self._train(flow_matching_settings(self.session.settings), FLOW_MATCHING)
             return self._few_steps(name, {effect: [one] for effect in prompts}, [one], self.session.prompts)
         rank = self.session.settings.student.rank
         merged = merge(list(self.session.teacher_pairs.values()), name.removeprefix("merge-"), rank)
         return self._few_steps(name, {effect: [merged] for effect in prompts}, [merged], prompts)
-
-    def _flow_matching_settings(self) -> Settings:
-        """As many updates as the student has, all of them flow matching on the targets of all effects."""
-        settings = self.session.settings
-        updates = settings.match.updates + settings.distill.student_updates
-        match = {"loss": "flow", "updates": updates}
-        return replace_settings(settings, match=match, distill={"effect_ratio": 1, "student_updates": 0})
 
     def _few_steps(
         self,

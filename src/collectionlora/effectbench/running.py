@@ -147,6 +147,12 @@ def find_adapter(collection: Collection, name: str) -> Path:
     return path
 
 
+def trained_methods(names: Sequence[str]) -> list[str]:
+    """The methods that are a finished adapter: the student's, and those of runs."""
+    others = (SOURCE.name, TRUTH, *BASELINES)
+    return [name for name in names if name not in others and split_steps(name)[0] != TEACHER]
+
+
 def run_adapter(collection: Collection, name: str) -> Path:
     """Where a run of a name leaves its adapter."""
     return collection.folder / "runs" / split_steps(name)[0] / collection.result.name
@@ -257,7 +263,7 @@ def run_bench(
     """
     began = time.perf_counter()
     check_library(settings.bench)
-    trained = [n for n in names if n not in (SOURCE.name, TRUTH, *BASELINES) and split_steps(n)[0] != TEACHER]
+    trained = trained_methods(names)
     carry([collection.result, *(run_adapter(collection, name) for name in trained)])
     for name in trained:  # a wrong one is known before anything is done
         find_adapter(collection, name)

@@ -32,7 +32,7 @@ P = ParamSpec("P")
 def guarded(verb: str, function: Callable[P, T]) -> Callable[P, T]:
     """A verb's function, which refuses to start where its plan needs more than is free.
 
-    It has the arguments `collection` and, but for "edit", `overrides`.
+    It has the arguments `collection` and, but for "edit", `overrides`; "bench" has `methods` too.
     """
     signature = inspect.signature(function)
 
@@ -44,7 +44,8 @@ def guarded(verb: str, function: Callable[P, T]) -> Callable[P, T]:
                 asked = given.get("size"), given.get("quantization")
                 refuse_too_large_adapter(verb, given["collection"], *asked)
             else:
-                refuse_too_large(verb, given["collection"], given.get("overrides") or {})
+                asked_methods = {"methods": given["methods"]} if "methods" in given else {}
+                refuse_too_large(verb, given["collection"], given.get("overrides") or {}, **asked_methods)
             return function(*args, **kwargs)
 
     return compared
@@ -56,9 +57,15 @@ def free_bytes() -> int | None:
 
 
 def refuse_too_large(
-    verb: str, collection: Collection | Path | str, overrides: Mapping[str, Mapping[str, Any]]
+    verb: str,
+    collection: Collection | Path | str,
+    overrides: Mapping[str, Mapping[str, Any]],
+    **rest: Any,
 ) -> None:
     """Compare a verb over a collection with what is free; a small base needs no look.
+
+    Args:
+        rest: as of `make_workload`.
 
     Raises:
         UserError: the plan needs more than is free.
@@ -72,9 +79,9 @@ def refuse_too_large(
         return
     from collectionlora.planning.workload import make_workload
 
-    workload = make_workload(collection, None, None, None, overrides, devices=processes.world_size())
+    workload = make_workload(collection, None, None, None, overrides, devices=processes.world_size(), **rest)
     hint = f"collectionlora plan {collection.folder} says what to lower by --set"
-    if max(workload.exact, default=0):
+    if any(teacher.exact for teacher in workload.teachers):
         hint = f"convert the LoRAs that check calls exact to a low rank, or use a larger GPU; {hint}"
     _compare(verb, workload, free, hint)
 

@@ -5,18 +5,18 @@ Memory grows by the same amount with each further like block, so that two shallo
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from functools import lru_cache, partial
 from math import prod
 from typing import cast
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
-from collectionlora.adapters.roles import STUDENT, TEACHER, TeacherLibrary
+from collectionlora.adapters.roles import STUDENT, TEACHER, Roles, TeacherLibrary
 from collectionlora.backbones import family_of
 from collectionlora.backbones.base import Backbone, Condition
-from collectionlora.config import replace_settings
+from collectionlora.config import DistillSettings, replace_settings
 from collectionlora.distillation import Distillation, Share, Simulation
 from collectionlora.flow import few_step_sigmas
 from collectionlora.pictures.sizes import WorkingSizes
@@ -51,22 +51,37 @@ def load_empty(workload: Workload, depths: Mapping[str, int]) -> Backbone:
     return family_of(workload.base).without_weights(workload.base, workload.settings.model, depths)
 
 
-def empty_run(workload: Workload, backbone: Backbone, tally: MemoryTally) -> tuple[TalliedRun, Batch]:
+def empty_roles(workload: Workload, backbone: Backbone, ranks: Mapping[str, int]) -> Roles:
+    """LoRAs on the meta device."""
+    with torch.device("meta"):
+        return build_roles(backbone, ranks, 0, workload.settings)
+
+
+def empty_run(
+    workload: Workload, backbone: Backbone, roles: Roles, tally: MemoryTally
+) -> tuple[TalliedRun, Batch]:
     """A run on the meta device as its second step finds it: gradients and moments are there."""
     settings = workload.settings
     with torch.device("meta"):
-        roles = build_roles(backbone, workload.ranks(), 0, settings)
         shapes = backbone.shapes(working_sizes(workload, backbone)[0])
         condition = shapes.empty_condition(settings.distill.batch_size, workload.references)
-        teachers = TeacherLibrary(roles, {"effect": roles.weights(TEACHER)})
         batch = Batch("effect", torch.empty_like(condition.source), condition, condition, condition)
-    run = TalliedRun(backbone, roles, teachers, cast(Streams, None), settings)
+    # In a run the teachers wait in host memory: here an empty one, which adds nothing.
+    run = TalliedRun(backbone, roles, TeacherLibrary(roles, {"effect": {}}), cast(Streams, None), settings)
     run.tally = tally
     for role, optimizer in run.optimizers.items():
         for parameter in roles.parameters(role):
             parameter.grad = torch.zeros_like(parameter)
         optimizer.step()
     return run, batch
+
+
+def empty_shares(workload: Workload, batch: Batch) -> list[Share]:
+    """A step's shares, simulated already; what one of several leaves behind is there while the next runs."""
+    first = torch.zeros(len(batch.target), dtype=torch.int64)
+    simulation = Simulation(few_step_sigmas(1), [batch.target], first, batch.target)
+    share = Share(cast(Streams, None), batch, torch.Generator(), simulation)
+    return [share] * min(workload.settings.distill.accumulate, 2)
 
 
 def step_peaks(workload: Workload, depths: Mapping[str, int]) -> list[int]:
@@ -77,18 +92,13 @@ def step_peaks(workload: Workload, depths: Mapping[str, int]) -> list[int]:
     tally = MemoryTally()
     with tally, flash_on_meta():
         backbone = load_empty(workload, depths)
-        run, batch = empty_run(workload, backbone, tally)
+        run, batch = empty_run(workload, backbone, empty_roles(workload, backbone, workload.ranks()), tally)
         backbone.network.register_forward_pre_hook(lambda *_: tally.begin_phase())
-        critic, generator = run.critics[0], torch.Generator()
-        first = torch.zeros(len(batch.target), dtype=torch.int64)
-        simulation = Simulation(few_step_sigmas(1), [batch.target], first, batch.target)
-        share = Share(cast(Streams, None), batch, generator, simulation)
-        # What one of several shares leaves behind is there while the next one's gradients come.
-        shares, peaks = [share] * min(workload.settings.distill.accumulate, 2), []
+        shares, peaks = empty_shares(workload, batch), []
         for update in (run.update_student, run.update_critic):  # each begins without the other's gradients
             start, setup = tally.live, len(tally.peaks)
             tally.begin_phase()
-            update(shares, critic, 0.0)
+            update(shares, run.critics[0], 0.0)
             peaks += [peak - start for peak in tally.peaks[setup:]]
     return peaks
 
@@ -110,38 +120,55 @@ def begin(denoiser: Denoiser, noise: Tensor) -> None:
         denoiser.velocity(noise, 1.0)
 
 
+def sample_as_teacher(workload: Workload, backbone: Backbone, roles: Roles) -> None:
+    """Guided forwards of as many images as they take at once."""
+    condition, scale = most_at_once(workload, backbone), workload.settings.targets.guidance_scale
+    denoiser = Denoiser(backbone, condition, condition, scale, role=partial(roles.frozen, TEACHER))
+    begin(denoiser, torch.empty_like(condition.source))
+
+
+def sample_as_student(workload: Workload, backbone: Backbone, roles: Roles) -> None:
+    """The same without guidance."""
+    condition = most_at_once(workload, backbone)
+    denoiser = Denoiser(backbone, condition, role=partial(roles.frozen, STUDENT))
+    begin(denoiser, torch.empty_like(condition.source))
+
+
 def sampling_peaks(workload: Workload, depths: Mapping[str, int]) -> list[int]:
-    """The same of the teacher's guided forwards and the student's, of as many images as they take at once."""
-    settings = workload.settings
+    """The same of both samplers."""
     tally = MemoryTally()
     with tally, flash_on_meta(), torch.no_grad(), torch.device("meta"):
         backbone = load_empty(workload, depths)
         ranks = {role: workload.ranks()[role] for role in (STUDENT, TEACHER)}
-        roles = build_roles(backbone, ranks, 0, settings)
-        condition = most_at_once(workload, backbone)
+        roles = empty_roles(workload, backbone, ranks)
         start, setup = tally.live, len(tally.peaks)
         backbone.network.register_forward_pre_hook(lambda *_: tally.begin_phase())
-        noise, scale = torch.empty_like(condition.source), settings.targets.guidance_scale
-        begin(Denoiser(backbone, condition, condition, scale, role=partial(roles.use, TEACHER)), noise)
-        begin(Denoiser(backbone, condition, role=partial(roles.use, STUDENT)), noise)
+        sample_as_teacher(workload, backbone, roles)
+        sample_as_student(workload, backbone, roles)
     return [peak - start for peak in tally.peaks[setup:]]
+
+
+def empty_teaching(workload: Workload, backbone: Backbone) -> Teaching:
+    """The training of an effect LoRA on the meta device as its second step finds it."""
+    settings = workload.settings
+    roles = empty_roles(workload, backbone, {STUDENT: settings.teach.rank})
+    with torch.device("meta"):
+        shapes = backbone.shapes(working_sizes(workload, backbone)[0])
+        condition = shapes.empty_condition(1, workload.references)
+    pairs = EncodedPairs(condition.source, condition.source, condition.prompt, condition.references)
+    teaching = Teaching("effect", backbone, roles, pairs, settings)
+    for parameter in teaching.parameters:
+        parameter.grad = torch.zeros_like(parameter)
+    teaching.optimizer.step()
+    return teaching
 
 
 def teaching_peaks(workload: Workload, depths: Mapping[str, int]) -> list[int]:
     """The same of an effect LoRA's training step, beyond its weights, gradients and moments."""
-    settings = workload.settings
     tally = MemoryTally()
     with tally, flash_on_meta():
         backbone = load_empty(workload, depths)
-        with torch.device("meta"):
-            roles = build_roles(backbone, {STUDENT: settings.teach.rank}, 0, settings)
-            shapes = backbone.shapes(working_sizes(workload, backbone)[0])
-            condition = shapes.empty_condition(1, workload.references)
-        pairs = EncodedPairs(condition.source, condition.source, condition.prompt, condition.references)
-        teaching = Teaching("effect", backbone, roles, pairs, settings)
-        for parameter in teaching.parameters:
-            parameter.grad = torch.zeros_like(parameter)
-        teaching.optimizer.step()
+        teaching = empty_teaching(workload, backbone)
         start, setup = tally.live, len(tally.peaks)
         teaching.optimizer.zero_grad()  # they come again in the step
         backbone.network.register_forward_pre_hook(lambda *_: tally.begin_phase())
@@ -165,6 +192,16 @@ def vae_bytes(workload: Workload) -> tuple[int, int]:
         latents = backbone.encode_image(torch.empty(1, 3, *working_sizes(workload, backbone)[0]))
         backbone.decode(latents)
     return weights, tally.peaks[-1] - before - weights
+
+
+@lru_cache
+def vae_flops(workload: Workload) -> int:
+    """The operations of the VAE while it encodes one photo, two for each multiplication."""
+    shallow = dict.fromkeys(family_of(workload.base).block_stacks(workload.base), 1)
+    with FlopCounterMode(display=False) as counter, torch.device("meta"):
+        backbone = load_empty(workload, shallow)
+        backbone.encode_image(torch.empty(1, 3, *working_sizes(workload, backbone)[0]))
+    return counter.get_total_flops()
 
 
 def at_depth(workload: Workload, measure: Callable[[Workload, Mapping[str, int]], list[int]]) -> int:
@@ -205,7 +242,13 @@ def teaching_bytes(workload: Workload) -> int:
 
 def step_of(workload: Workload) -> Workload:
     """The same for all requests whose steps make the same tensors."""
-    held = {"moments": "float32", "ema_on_host": False}
-    settings = replace_settings(workload.settings, model={"quantization": "none"}, distill=held)
-    alone = replace(workload, exact=(), devices=1, hosts=1, sharding="ddp")
-    return replace(alone, settings=settings, effects=1, photos=1)
+    distill, other = workload.settings.distill, DistillSettings()
+    held = {"moments": "float32", "ema_on_host": False, "critic_samples": other.critic_samples}
+    held |= {name: getattr(other, name) for name in ("student_updates", "route_every", "decay_ratio", "ema")}
+    weight = distill.anchor_weight
+    held["anchor_weight"] = max(weight.start, weight.end)  # a step has the loss or has it not
+    settings = replace_settings(
+        workload.settings, model={"quantization": "none"}, targets={"general": 1}, distill=held
+    )
+    rank = workload.bench_ranks()[TEACHER]  # at least what the other verbs have
+    return Workload(workload.base, 1, settings, teacher_rank=rank, references=workload.references)

@@ -7,15 +7,16 @@ the deep one (docs/planning.md).
 """
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
 from collectionlora.adapters.roles import STUDENT, TEACHER, target_weights
 from collectionlora.backbones import family_of
 from collectionlora.backbones.base import Backbone
 from collectionlora.backbones.quantization import block_layers
 from collectionlora.config import ModelSettings, Settings
+from collectionlora.planning.forwards import count_forwards
 from collectionlora.planning.peaks import (
     activation_bytes,
     sampling_bytes,
@@ -24,10 +25,11 @@ from collectionlora.planning.peaks import (
     vae_bytes,
     working_sizes,
 )
-from collectionlora.planning.rows import Sizes, count_forwards, plan_verbs
-from collectionlora.planning.timing import estimate_forward
+from collectionlora.planning.rows import Sizes, plan_verbs
+from collectionlora.planning.timing import estimate_encoding, estimate_forward
 from collectionlora.planning.workload import Workload
-from collectionlora.runs.general_items import SHARD
+from collectionlora.runs.general_items import SHARD, reads_answers
+from collectionlora.runs.growing import growing_settings
 from collectionlora.system.errors import UserError
 
 GIB = 2**30
@@ -101,13 +103,13 @@ def cache_bytes(workload: Workload, backbone: Backbone) -> tuple[int, int]:
     """
     shapes, targets = backbone.shapes(working_sizes(workload, backbone)[0]), workload.settings.targets
     prompt = 4 * math.prod(shapes.tokens) + 4 * (shapes.pooled or 0) + shapes.tokens[0]
-    latents, photos = 4 * math.prod(shapes.latents), workload.photos
-    texts = 3 * (photos if backbone.prompts_see_photos else 1)
-    effect = (2 + targets.samples) * photos * latents + texts * prompt
-    answered = bool(workload.settings.match.updates or workload.settings.add.match_updates)
+    latents, photos = 4 * math.prod(shapes.latents), sum(workload.all_photos())
+    texts = 3 * (photos if backbone.prompts_see_photos else workload.effects)
+    effects = (2 + targets.samples) * photos * latents + texts * prompt
+    answered = any(map(reads_answers, (workload.settings, growing_settings(workload.settings))))
     item = (1 + answered) * latents + (2 if backbone.prompts_see_photos else 1) * prompt
-    effects = workload.effects * effect
-    return effects + targets.general * item, effects + 2 * min(targets.general, SHARD) * item
+    others = effects + workload.count_compositions() * (2 * latents + prompt)
+    return others + targets.general * item, others + 2 * min(targets.general, SHARD) * item
 
 
 def fits(size: int, device: str) -> bool:
@@ -124,18 +126,25 @@ def encoder_bytes(base: str, model: ModelSettings) -> tuple[int, int]:
     return round(size.parameters * whole - size.packed * saved), round(size.parameters * whole)
 
 
+def count_ends(weight: Tensor) -> int:
+    """Inputs and outputs of a layer: the numbers of its LoRA of rank 1."""
+    return len(weight) + weight[0].numel()
+
+
 def count_sizes(workload: Workload, backbone: Backbone, step: Workload) -> Sizes:
     """Everything that memory is made of."""
     settings, ranks, distill = workload.settings, workload.ranks(), workload.settings.distill
     network, targets = backbone.network, backbone.lora_targets
     weights = list(target_weights(network, targets).values())
-    ends = sum(weight.shape[0] + weight[0].numel() for weight in weights)
+    ends = sum(map(count_ends, weights))
     whole = WHOLE_BYTES[settings.model.dtype]
     loras = {role: 4 * rank * ends for role, rank in ranks.items()}
     trained = sum(size for role, size in loras.items() if role != TEACHER)
-    teacher = round(whole * ranks[TEACHER] * ends)
+    teachers = workload.all_teachers(ends)
     # Beside the slot lie the whole changes of the effect that is in it; on disk those of all.
-    loras[TEACHER] = teacher + round(whole * max(workload.exact, default=0))
+    exact = max(teacher.exact for teacher in teachers)
+    loras[TEACHER] = round(whole * (ranks[TEACHER] * ends + exact))
+    judged = workload.bench_ranks()
     # With quantisation one layer at a time is unpacked.
     packed = settings.model.quantization != "none"
     unpacked = round(whole * max(w.numel() for w in weights)) if packed else 0
@@ -148,19 +157,46 @@ def count_sizes(workload: Workload, backbone: Backbone, step: Workload) -> Sizes
         encoders=encoders,
         whole_encoders=whole_encoders,
         loras=loras,
+        judged={
+            STUDENT: 4 * ends * judged[STUDENT],
+            TEACHER: round(whole * (ends * judged[TEACHER] + exact)),
+        },
         one_rank=4 * ends,
         moments=round(MOMENT_BYTES[distill.moments] * trained / 4),
         average=loras[STUDENT],
         average_on_host=distill.ema_on_host and workload.sharding == "ddp",
         activations=activation_bytes(step) + unpacked,
+        # The change and the sum; both factors as the base's numbers.
+        merging=round(whole * max(2 * w.numel() + ranks[STUDENT] * count_ends(w) for w in weights)),
         sampling=sampling_bytes(step) + unpacked,
         teaching=teaching_bytes(step) + unpacked,
         vae=vae,
         picture=picture,
         cache=cache,
         data=data,
-        teachers=workload.effects * teacher + round(whole * sum(workload.exact)),
+        teachers=round(whole * sum(teacher.pairs + teacher.exact for teacher in teachers)),
     )
+
+
+class Held(NamedTuple):
+    """Bytes of a device that distils: in a step, between two, gathered of shards, and before sharding."""
+
+    step: int
+    between: int
+    gathered: int
+    start: int
+
+
+def count_held(workload: Workload, sizes: Sizes, backbone: Backbone) -> Held:
+    """What each of several devices holds of all weights; the teacher slot is whole on each."""
+    gathered = start = 0
+    if workload.sharding == "fsdp":
+        gathered = gathered_bytes(backbone.network, sizes.base + sizes.trained, sizes.gradient)
+        start = sizes.base + sum(sizes.loras.values())
+    devices = workload.devices if workload.sharding == "fsdp" else 1
+    shared, slot = sizes.base + sizes.trained + sizes.optimizer, sizes.loras[TEACHER]
+    step = -(-shared // devices) + slot + gathered + sizes.activations
+    return Held(step, -(-(shared - sizes.gradient) // devices) + slot + gathered, gathered, start)
 
 
 def plan(
@@ -179,18 +215,12 @@ def plan(
     backbone = family_of(workload.base).without_weights(workload.base, settings.model, {})
     check(workload, backbone)
     sizes = count_sizes(workload, backbone, step or step_of(workload))
-    gathered = start = 0
-    if workload.sharding == "fsdp":
-        gathered = gathered_bytes(backbone.network, sizes.base + sizes.trained, sizes.gradient)
-        start = sizes.base + sum(sizes.loras.values())
-    devices = workload.devices if workload.sharding == "fsdp" else 1
-    shared = sizes.base + sizes.trained + sizes.optimizer  # all but the teacher slot
-    total = -(-shared // devices) + sizes.loras[TEACHER] + gathered + sizes.activations
-    held = -(-(shared - sizes.gradient) // devices) + sizes.loras[TEACHER] + gathered
+    held = count_held(workload, sizes, backbone)
     seconds, clock = estimate_forward(workload, backbone)
     if seconds_per_forward is not None:
         seconds, clock = seconds_per_forward, "your GPU, as given"
-    verbs = plan_verbs(workload, sizes, max(total, start), held, seconds)
+    encoding = estimate_encoding(workload, backbone, sizes.whole_encoders / WHOLE_BYTES[settings.model.dtype])
+    verbs = plan_verbs(workload, sizes, max(held.step, held.start), held.between, seconds, encoding)
     forwards, backwards = count_forwards(settings)
     return {
         "base_parameters": sum(p.numel() for p in backbone.network.parameters()),
@@ -200,11 +230,11 @@ def plan(
         "lora_bytes": sum(sizes.loras.values()),
         "optimizer_bytes": sizes.optimizer,
         "activation_bytes": sizes.activations,
-        "gathered_bytes": gathered,
-        "total_bytes_per_device": total,
-        "start_bytes": start,
+        "gathered_bytes": held.gathered,
+        "total_bytes_per_device": held.step,
+        "start_bytes": held.start,
         "encoding_bytes": sizes.encoders,
-        "reference_layout_bytes": total + 2 * sizes.base,
+        "reference_layout_bytes": held.step + 2 * sizes.base,
         "forwards_per_student_update": forwards,
         "backwards_per_student_update": backwards,
         "images_per_student_update": distill.batch_size * distill.accumulate * workload.devices,

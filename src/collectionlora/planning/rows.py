@@ -4,12 +4,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from collectionlora.adapters.roles import STUDENT, TEACHER
-from collectionlora.config import Settings
+from collectionlora.editing import STRIP
+from collectionlora.effectbench.baselines import FLOW_MATCHING, MERGE_METHODS
+from collectionlora.effectbench.running import trained_methods
+from collectionlora.planning.forwards import BENCH_EDITS, BENCH_PHOTOS, count_verb_forwards
+from collectionlora.planning.timing import Encoding
 from collectionlora.planning.workload import Workload
 
 VERBS = ("teach", "prompts", "targets", "distill", "bench", "add", "edit", "studio")
-BENCH_PHOTOS, BENCH_METHODS = 24, 2  # of each effect by default: the teacher's and the student's pictures
-BACKWARD = 2  # forwards that a backward takes as long as; one more where blocks are recomputed
 PROCESS_BYTES = 2 * 2**30  # Python, torch and what they import; a guess
 
 
@@ -20,11 +22,12 @@ class Sizes:
     Attributes:
         base: of the frozen network on a device; `whole_base` in its files, before it is packed.
         encoders: of the text encoders, and `whole_encoders` before they are packed; 0 if not known.
-        loras: by role, as they are held.
+        loras: by role, as they are held; `judged` those of a bench.
         one_rank: of a LoRA of rank 1 in float32.
         moments: of the optimizers of student and critics.
         average: of the student's moving average; on the host if `average_on_host`.
         activations: the most in a step beyond weights, gradients and moments.
+        merging: of one layer while the student is taken into its weight.
         sampling: workspace of the samplers.
         teaching: as `activations`, of `teach`.
         vae: weights of the VAE; `picture` what it makes while it encodes or decodes one photo.
@@ -37,11 +40,13 @@ class Sizes:
     encoders: int
     whole_encoders: int
     loras: dict[str, int]
+    judged: dict[str, int]
     one_rank: int
     moments: int
     average: int
     average_on_host: bool
     activations: int
+    merging: int
     sampling: int
     teaching: int
     vae: int
@@ -49,6 +54,11 @@ class Sizes:
     cache: int
     data: int
     teachers: int
+
+    @property
+    def encoding(self) -> int:
+        """On a device while photos and prompts are encoded, before the network is loaded."""
+        return self.encoders + self.vae + self.picture
 
     @property
     def trained(self) -> int:
@@ -67,7 +77,12 @@ class Sizes:
 
 
 def plan_verbs(
-    workload: Workload, sizes: Sizes, step: int, held: int, seconds_per_forward: float
+    workload: Workload,
+    sizes: Sizes,
+    step: int,
+    held: int,
+    seconds_per_forward: float,
+    encoding: Encoding,
 ) -> dict[str, dict[str, Any]]:
     """By verb `device_bytes`, `host_bytes` of a process, `machine_bytes` of all processes of a host with the
     mapped files, `disk_bytes`, and `seconds`.
@@ -76,8 +91,8 @@ def plan_verbs(
         step: bytes on a device in a step of the distillation.
         held: bytes on a device between two steps, when previews are made.
     """
-    device, host = device_bytes(workload, sizes, step, held), host_bytes(sizes)
-    disk, forwards = disk_bytes(workload, sizes), count_verb_forwards(workload)
+    device, host = device_bytes(workload, sizes, step, held), host_bytes(workload, sizes)
+    disk, forwards = disk_bytes(workload, sizes), count_verb_forwards(workload, encoding)
     rows = {}
     for verb in VERBS:
         of_host = workload.devices // workload.hosts
@@ -93,36 +108,40 @@ def plan_verbs(
 
 
 def device_bytes(workload: Workload, sizes: Sizes, step: int, held: int) -> dict[str, int]:
-    """The most on one device.
+    """The most on one device; encoders and network take turns, but in `studio`."""
+    network = network_bytes(workload, sizes, step, held)
+    turns = {verb: max(size, sizes.encoding) for verb, size in network.items()}
+    return {**turns, "studio": network["edit"] + sizes.encoders}
 
-    Encoders and network take turns, but in `studio`. The VAE stays beside the network once it has decoded.
-    """
+
+def network_bytes(workload: Workload, sizes: Sizes, step: int, held: int) -> dict[str, int]:
+    """The most while the network is there; the VAE stays beside it once it has decoded."""
     taught = 4 * workload.settings.teach.rank * sizes.one_rank  # weights, gradients and both moments
     student, shown = sizes.loras[STUDENT], sizes.vae + max(sizes.sampling, sizes.picture)
     sampled = sizes.base + student + sizes.loras[TEACHER] + sizes.sampling
     # A whole base takes the student into its weights before the first forward.
     merged = workload.settings.model.quantization == "none"
-    used = sizes.base + (max(student, shown) if merged else student + shown)
+    used = sizes.base + (max(student + sizes.merging, shown) if merged else student + shown)
     distilled = max(sampled + sizes.trained - student, step, held + shown)
-    network = {
+    return {
         "teach": sizes.base + taught + sizes.teaching,
         "prompts": 0,
         "targets": sampled,
         "distill": distilled,
-        "bench": sizes.base + student + sizes.loras[TEACHER] + shown,
+        # Baselines are trained before the base is loaded to make pictures.
+        "bench": max(sizes.base + sum(sizes.judged.values()) + shown, distilled if workload.baselines else 0),
         "add": distilled,
         "edit": used,
     }
-    encoding = sizes.encoders + sizes.vae + sizes.picture
-    turns = {verb: max(size, encoding) for verb, size in network.items()}
-    return {**turns, "studio": used + sizes.encoders}
 
 
-def host_bytes(sizes: Sizes) -> dict[str, int]:
+def host_bytes(workload: Workload, sizes: Sizes) -> dict[str, int]:
     """The most in one process, beside mapped files: what a run keeps, and what a checkpoint copies."""
     checkpoint = sizes.trained + sizes.moments + sizes.average
     kept = sizes.data + (sizes.average if sizes.average_on_host else 0) + checkpoint
     most = dict.fromkeys(VERBS, 0) | {"targets": sizes.data, "distill": kept, "add": kept}
+    if workload.baselines:
+        most["bench"] = kept + baseline_bytes(workload, sizes)
     return {verb: PROCESS_BYTES + size for verb, size in most.items()}
 
 
@@ -137,13 +156,26 @@ def machine_bytes(verb: str, sizes: Sizes, processes: int, host: int) -> int:
     return max(processes * host, processes * begun + read) + teachers
 
 
+def baseline_bytes(workload: Workload, sizes: Sizes) -> int:
+    """The LoRAs of the baselines in float32: the acceleration, each one's own, and one sum."""
+    ranks, methods = workload.ranks(), workload.methods
+    held = [ranks[STUDENT], workload.bench_ranks()[TEACHER]]
+    held += [ranks[STUDENT]] * (FLOW_MATCHING in methods)
+    held += [max(ranks[STUDENT], ranks[TEACHER]) for method in methods if method in MERGE_METHODS]
+    return sum(held) * sizes.one_rank
+
+
 def disk_bytes(workload: Workload, sizes: Sizes) -> dict[str, int]:
     """What a verb writes in all, with what those before it left in the cache."""
     settings, effects = workload.settings, workload.effects
     adapter = sizes.loras[STUDENT] // 2
     picture = 3 * settings.data.resolution**2
     kept = settings.distill.keep_checkpoints + 1  # the newest is whole before the oldest goes
-    run = kept * (sizes.trained + sizes.moments + sizes.average) + 2 * adapter
+    checkpoints = kept * (sizes.trained + sizes.moments + sizes.average)
+    run = checkpoints + 2 * adapter
+    trainings = bool(workload.baselines) + (FLOW_MATCHING in workload.methods)
+    strips = effects * len(STRIP) if trained_methods(workload.methods) else 0
+    pictures = len(workload.methods) * (effects * BENCH_PHOTOS + BENCH_EDITS) + strips
     taught = settings.teach.rank * sizes.one_rank
     cached = sizes.cache + sizes.teachers
     return {
@@ -151,54 +183,8 @@ def disk_bytes(workload: Workload, sizes: Sizes) -> dict[str, int]:
         "prompts": 0,
         "targets": cached,
         "distill": cached + run,
-        "bench": sizes.teachers + effects * BENCH_METHODS * BENCH_PHOTOS * picture,
+        "bench": (cached if trainings else sizes.teachers) + trainings * checkpoints + pictures * picture,
         "add": cached + run + adapter,  # and the adapter from before
         "edit": picture,
         "studio": effects * picture,
     }
-
-
-def count_verb_forwards(workload: Workload) -> dict[str, float]:
-    """How long a verb takes, in forwards of one image; of several devices each its share or its own batch."""
-    settings, effects, devices = workload.settings, workload.effects, workload.devices
-    teach, match, few = settings.teach, settings.match, settings.sampling.steps
-    branches = 1 if settings.targets.guidance_scale == 1 else 2
-    many = branches * settings.targets.steps
-    back = BACKWARD + settings.model.gradient_checkpointing
-    answers = settings.targets.general * many if match.updates else 0
-    each = workload.photos * settings.targets.samples * many
-    add = settings.add
-    batch = match.batch_size or settings.distill.batch_size
-    warm = batch * settings.distill.accumulate * (1 + back + (branches if match.loss == "velocity" else 0))
-    forwards, backwards = count_forwards(settings)
-    update = settings.distill.batch_size * settings.distill.accumulate * (forwards + back * backwards)
-    return {
-        "teach": effects * teach.steps * teach.batch_size * (1 + back),
-        "prompts": 0,
-        "targets": (effects * each + answers) / devices,
-        "distill": (effects * each + answers) / devices
-        + match.updates * warm
-        + settings.distill.student_updates * update,
-        "bench": effects * BENCH_PHOTOS * (many + few) / devices,
-        "add": each
-        + (settings.targets.general * many if add.match_updates and not match.updates else 0)
-        + add.match_updates * warm
-        + add.student_updates * update,
-        "edit": few,
-        "studio": few,
-    }
-
-
-def count_forwards(settings: Settings) -> tuple[int, int]:
-    """(forwards, backwards) of one sample in one student update of the effect stream, guidance counted twice.
-
-    With `critic_samples = "simulated"` simulations stop at a random step: this is the most.
-    """
-    distill = settings.distill
-    weights = distill.backward_weight, distill.target_weight, distill.anchor_weight
-    backward, target, anchor = (int(max(weight.start, weight.end) > 0) for weight in weights)
-    simulations = 1 + (distill.student_update_every if distill.critic_samples == "simulated" else 0)
-    critic_and_teacher = 1 + (1 if distill.guidance_scale == 1 else 2)
-    learning = backward + target + anchor + distill.student_update_every
-    rollout = simulations * max(distill.rollout_steps)
-    return rollout + (backward + target) * critic_and_teacher + learning, learning

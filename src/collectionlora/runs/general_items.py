@@ -32,6 +32,11 @@ class Shard:
     number: int
 
 
+def reads_answers(settings: Settings) -> bool:
+    """Whether a run reads the base's answers to the items: a warm start does, where it draws any."""
+    return settings.match.updates > 0 and settings.distill.effect_ratio < 1
+
+
 def list_shards(collection: Collection, settings: Settings) -> list[Shard]:
     """All items of a collection, in shards.
 

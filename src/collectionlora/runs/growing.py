@@ -87,11 +87,7 @@ def add(
             hint = f"put it back, or run: collectionlora remove {collection.folder} {name}"
             raise UserError(collection.folder / MANIFEST, name, "is in the adapter, not here", hint)
     chosen = [name for name in known if name in recipe.effects or name in names]
-    settings = resolve_settings(collection, overrides)
-    updates = {"match": {"updates": settings.add.match_updates}}
-    settings = replace_settings(
-        settings, **updates, distill={"student_updates": settings.add.student_updates}
-    )
+    settings = growing_settings(resolve_settings(collection, overrides))
     grown = collection.only(chosen)
     folder = collection.folder / "runs" / f"add-{fingerprint(path, settings, chosen)}"
     grown.check_files()
@@ -108,6 +104,14 @@ def add(
         session.write_result(run, path)
         processes.barrier()
     return path
+
+
+def growing_settings(settings: Settings) -> Settings:
+    """Those of the short run of `add`."""
+    updates = {"updates": settings.add.match_updates}
+    return replace_settings(
+        settings, match=updates, distill={"student_updates": settings.add.student_updates}
+    )
 
 
 def start_session(

@@ -112,6 +112,11 @@ def build_roles(
     return roles
 
 
+def summed_rank(student: int, teacher: int, has_exact: bool) -> int:
+    """Of a slot for a teacher as pairs alone, or a student, with a LoRA of the student's rank on top."""
+    return max(student, teacher, MAX_RANK if has_exact else 0) + student
+
+
 class Session:
     """A collection with its base and its teachers.
 
@@ -135,8 +140,7 @@ class Session:
         ranks[TEACHER] = max(1, *(file.rank for file in self.teacher_files.values()))
         self.has_exact = any(file.exact for file in self.teacher_files.values())
         if with_sums:
-            largest = max(*ranks.values(), MAX_RANK if self.has_exact else 0)
-            ranks[TEACHER] = largest + settings.student.rank
+            ranks[TEACHER] = summed_rank(settings.student.rank, ranks[TEACHER], self.has_exact)
         if with_critics:
             ranks |= {critic_role(n): settings.critic.rank for n in settings.distill.rollout_steps}
         self.ranks = ranks

@@ -31,7 +31,7 @@ from collectionlora.pictures.buckets import (
 from collectionlora.pictures.photos import chunks, read_photo, to_images
 from collectionlora.pictures.sizes import WorkingSizes
 from collectionlora.runs.compositions import CompositionShard, list_compositions
-from collectionlora.runs.general_items import Shard, gather_shards, list_shards
+from collectionlora.runs.general_items import Shard, gather_shards, list_shards, reads_answers
 from collectionlora.sampling import Denoiser, sample_many_steps
 from collectionlora.streams import EffectData, GeneralData, sample_noise
 from collectionlora.system.errors import UserError
@@ -120,8 +120,7 @@ class TargetMaker:
         general, compositions = general[: len(shards)], general[len(shards) :]
         self.backbone.release_encoders()
         samples = [self._sample_effect(*both) for both in zip(effects, encoded, strict=True)]
-        # The bare base's answers if there is a warm start: nothing else reads them.
-        answers = map(self._sample_general, shards, general) if self.settings.match.updates else ()
+        answers = map(self._sample_general, shards, general) if reads_answers(self.settings) else ()
         sampled = make_together([*samples, *answers])
         effect_data = [
             self._effect(effect, tensors, find_images("targets", made))

@@ -1,0 +1,47 @@
+"""What recipes need at true depth on the meta device, beside their plans."""
+
+import json
+import runpy
+from pathlib import Path
+
+import pytest
+from helpers.measure_step import SMALL, write_base
+
+from collectionlora.config import resolve
+from collectionlora.planning.plan import plan
+from collectionlora.planning.workload import Workload
+
+SCRIPT = runpy.run_path(str(Path(__file__).parents[1] / "scripts" / "meta_peaks.py"))
+FOUND = json.loads(SCRIPT["RESULT"].read_text())
+MAX_DEVIATION = 0.01
+
+
+def test_the_page_shows_what_was_tallied():
+    assert FOUND["recipes"].keys() <= SCRIPT["read_recipes"]().keys()
+    assert SCRIPT["write_page"](FOUND) == SCRIPT["PAGE"].read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", FOUND["recipes"])
+def test_no_verb_needs_more_than_its_plan_says(name):
+    for verb, row in FOUND["recipes"][name]["verbs"].items():
+        assert row["tallied"] == pytest.approx(row["planned"], rel=MAX_DEVIATION), verb
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("name", FOUND["recipes"])
+def test_what_was_tallied_stands_beside_the_plan_of_today(name):
+    workload, recipe = SCRIPT["read_recipes"]()[name], FOUND["recipes"][name]
+    planned = plan(workload)["verbs"]
+    for verb, row in recipe["verbs"].items():
+        assert planned[verb]["device_bytes"] == max(row["planned"], recipe["encoding"]), verb
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("layer", [{}, {"distill": {"accumulate": 2}, "data": {"resolution": 64}}])
+def test_a_small_base_is_tallied_at_its_depth(tmp_path, layer):
+    workload = Workload(write_base(tmp_path), 1, resolve(SMALL, layer))
+    compared = SCRIPT["compare"](workload, SCRIPT["FullDepth"](workload).measure())
+    edit = compared["verbs"].pop("edit")  # the plan has the teacher's guided forwards in all pictures
+    assert 0.85 * edit["planned"] < edit["tallied"] <= 1.01 * edit["planned"]
+    for verb, row in compared["verbs"].items():
+        assert row["tallied"] == pytest.approx(row["planned"], rel=0.02), verb
