@@ -350,6 +350,7 @@ PAPER: Overrides = {
         "decay_ratio": 0,
         "ema": 0,
     },
+    "add": {"match_updates": 0, "student_updates": 100},
 }
 RECIPES: dict[str, Overrides] = {"default": {}, "paper": PAPER}
 
