@@ -254,12 +254,13 @@ def seen_release(release, networks):
     ("verb", "option", "model"), [("prompts", "--vlm", "--model"), ("bench", "--judge", "--judge-model")]
 )
 def test_a_base_that_cannot_be_asked_is_one_line(verb, option, model, run, collection, folders):
+    bases = "nano", str(folders("FluxKontextPipeline")), str(folders("Flux2KleinPipeline"))
     unseen = ("--photos", str(collection / "heldout")) if verb == "bench" else ()
     code, _, err = run(verb, option, "base", model, "some")
     assert code == 2
     assert f"{model}: does not go with {option} base" in err
     manifest = yaml.safe_load((collection / "collection.yaml").read_text())
-    for base in ("nano", str(folders("FluxKontextPipeline")), str(folders("Flux2KleinPipeline"))):
+    for base in bases:
         (collection / "collection.yaml").write_text(yaml.safe_dump({**manifest, "base": base}))
         code, _, err = run(verb, option, "base", *unseen)
         assert code == 2
