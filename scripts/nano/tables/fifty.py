@@ -1,7 +1,7 @@
 """Many effects in one LoRA: flow matching on samples of all teachers, then on the noise that they came from.
 
 `flow` is flow matching alone, on fresh noise. `student` goes on from its last state for `--coupled` further
-updates, in which high sigmas reuse the noise of the teacher's sample (docs/few-steps.md), and which also show
+updates, in which high sigmas reuse the noise of the teacher's sample (docs/few-steps.md), and which may show
 two effects in one prompt. Both sample by Euler.
 """
 
@@ -11,14 +11,12 @@ from typing import Any
 from collectionlora.adapters.roles import TEACHER
 from collectionlora.system.progress import Progress
 from tables.noise import COARSE
-from tables.study import NO_DISTILLATION, Study, add_effects_option, add_options
+from tables.study import NO_DISTILLATION, Study, add_effects_option, add_options, over
 
 FLOW, STUDENT = "flow", "student"  # names of the runs
 STEPS = (8, 4, 2, 1)
-NUM_GENERAL = 4096
-COMPOSITIONS = 128
 LAYER: dict[str, dict[str, Any]] = {
-    "targets": {"steps": 8, "general": NUM_GENERAL},
+    "targets": {"steps": 8},
     "match": {"loss": "flow"},
     "sampling": {"sampler": "euler"},
     **NO_DISTILLATION,
@@ -28,13 +26,18 @@ LAYER: dict[str, dict[str, Any]] = {
 def options(parser: ArgumentParser) -> None:
     add_options(parser)
     add_effects_option(parser, default=50)
-    parser.add_argument("--coupled", type=int, default=40000, metavar="N", help="further updates of student")
+    parser.add_argument("--coupled", type=int, default=14000, metavar="N", help="further updates of student")
+    parser.add_argument("--general", type=int, default=256, metavar="N", help="items of the general stream")
+    parser.add_argument(
+        "--compositions", type=int, default=0, metavar="N", help="of student, for each effect"
+    )
 
 
 def make(args: Namespace, progress: Progress) -> None:
-    study = Study(args, LAYER, args.effects, progress, NUM_GENERAL)
+    layer = over(LAYER, {"targets": {"general": args.general}})
+    study = Study(args, layer, args.effects, progress, args.general)
     study.train(FLOW)
     match = {**COARSE, "updates": study.settings.match.updates + args.coupled}
-    study.train(STUDENT, {"targets": {"compositions": COMPOSITIONS}, "match": match}, start=FLOW)
+    study.train(STUDENT, {"targets": {"compositions": args.compositions}, "match": match}, start=FLOW)
     few = [f"{name}-{steps}" for name in (TEACHER, FLOW, STUDENT) for steps in STEPS]
     study.write(args.out, study.judge(["source", TEACHER, *few]))
