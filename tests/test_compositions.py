@@ -83,6 +83,16 @@ def test_the_student_reads_the_prompt_that_edit_writes(session, streams):
     assert torch.equal(streams.compositions.prompt.of_photos(places).trim().tokens, expected.trim().tokens)
 
 
+def test_without_aop_it_reads_the_teachers_prompts(session):
+    off = new_session(session.collection, {"distill": {"asymmetric_prompts": False}})
+    data = off.make_targets(lambda *_: None).compositions
+    shards = list_compositions(off.collection, off.settings, off.recipe_prompts())
+    assert shards[0].prompts[0] == "apply make it technicolor, then make it sepia"
+    expected = off.backbone.encode_prompt([text for shard in shards for text in shard.prompts])
+    found = data.prompt.of_photos(torch.arange(len(data.sources)))
+    assert torch.equal(found.trim().tokens, expected.trim().tokens)
+
+
 def count_compositions(streams, steps=300):
     """Samples of mixed batches by their target: compositions, effects, general."""
     kinds = {"composition": 0, "effect": 0, "general": 0}
@@ -129,7 +139,7 @@ def test_compositions_are_found_in_the_cache(session, streams):
         session.settings,
         lambda what, *_: made.append(what),
     )
-    assert isinstance(again.make(session.prompts)[2], GeneralData)
+    assert isinstance(again.make(session.prompts, session.recipe_prompts())[2], GeneralData)
     assert made == []
 
 

@@ -18,9 +18,10 @@ from collectionlora.adapters.roles import STUDENT, TEACHER
 from collectionlora.backbones import family_of
 from collectionlora.collection import Collection
 from collectionlora.command_line.verbs import app
+from collectionlora.effectbench.running import DEFAULT_CROPS
 from collectionlora.planning import guard, peaks
 from collectionlora.planning import plan as planning
-from collectionlora.planning.forwards import BENCH_EDITS, BENCH_PHOTOS
+from collectionlora.planning.forwards import BENCH_EDITS
 from collectionlora.planning.plan import plan
 from collectionlora.planning.timing import Encoding, estimate_encoding
 from collectionlora.planning.workload import make_workload
@@ -173,7 +174,7 @@ def test_a_bench_with_baselines_has_room_for_sums_and_for_what_it_trains(has_exa
 
 
 def test_the_hours_of_a_bench_are_those_of_its_methods(collection):
-    photos, edits = 2 * BENCH_PHOTOS, BENCH_EDITS
+    photos, edits = 2 * DEFAULT_CROPS, BENCH_EDITS
 
     def hours(*methods, **layer):
         workload = make_workload(collection, None, None, None, layer, methods=methods)
@@ -244,8 +245,9 @@ def test_a_composition_takes_a_sample_and_lies_in_the_cache_like_an_ordinary_edi
         targets = {"compositions": compositions, "general": general, "steps": 3, "guidance_scale": 2}
         layer = {"targets": targets, "match": {"updates": 5, "loss": "flow"}}
         found = plan(make_workload(None, "nano", 4, None, layer), seconds_per_forward=1)
-        return found["verbs"]["targets"]["seconds"], found["cache_bytes"]
+        return [found["verbs"][verb]["seconds"] for verb in ("targets", "add")], found["cache_bytes"]
 
     items, sample = 4 * 8, 2 * 3
-    assert count(8)[0] - count(0)[0] == items * sample
+    for more, none in zip(count(8)[0], count(0)[0], strict=True):
+        assert more - none == items * sample
     assert count(8)[1] == count(0, 10 + items)[1]

@@ -9,7 +9,7 @@ from collectionlora.effectbench.gate import Gate
 from collectionlora.effectbench.heldout import Heldout, heldout_photographs
 from collectionlora.effectbench.report.curves import find_logs
 from collectionlora.effectbench.report.page import write_results
-from collectionlora.effectbench.running import DEFAULT_METHODS, run_bench
+from collectionlora.effectbench.running import DEFAULT_CROPS, DEFAULT_METHODS, run_bench
 from collectionlora.pictures.photographs import TRAIN, pool
 from collectionlora.prompting.endpoint import Endpoint
 from collectionlora.prompting.own_encoder import OwnEncoder, vlm_opener
@@ -25,7 +25,7 @@ def bench(
     collection: Collection | Path | str,
     photos: Path | None = None,
     methods: Sequence[str] = DEFAULT_METHODS,
-    crops: int = 24,
+    crops: int = DEFAULT_CROPS,
     seeds: int = 1,
     overrides: Mapping[str, Any] | None = None,
     judge: Endpoint | OwnEncoder | None = None,

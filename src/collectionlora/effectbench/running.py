@@ -57,6 +57,7 @@ from collectionlora.system.shared_files import Kept, carry, make_together
 from collectionlora.system.version import __version__
 
 DEFAULT_METHODS = ("source", TEACHER, STUDENT)
+DEFAULT_CROPS = 24  # photos of each effect and seed
 Timed = tuple[list[Photo], float]  # pictures, and the seconds that each took
 
 

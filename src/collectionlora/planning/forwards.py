@@ -12,14 +12,13 @@ from collectionlora.effectbench.baselines import (
 )
 from collectionlora.effectbench.bench import GENERAL_KINDS
 from collectionlora.effectbench.methods import SOURCE
-from collectionlora.effectbench.running import split_steps, trained_methods
+from collectionlora.effectbench.running import DEFAULT_CROPS, split_steps, trained_methods
 from collectionlora.effectbench.truths import TRUTH
 from collectionlora.planning.timing import Encoding
 from collectionlora.planning.workload import Workload
 from collectionlora.runs.general_items import reads_answers
 from collectionlora.runs.growing import growing_settings
 
-BENCH_PHOTOS = 24  # of each effect by default
 BENCH_EDITS = 2 * len(GENERAL_KINDS)  # ordinary ones
 BACKWARD = 2  # forwards that a backward takes as long as; one more where blocks are recomputed
 
@@ -34,14 +33,9 @@ def count_verb_forwards(workload: Workload, encoding: Encoding) -> dict[str, flo
     photos = workload.all_photos()
     sampled, most = (number * settings.targets.samples * many for number in (sum(photos), max(photos)))
     items = settings.targets.general
-    composed = workload.count_compositions()
-    encoded = (
-        encode(encoding, sum(photos), 3 * workload.effects, 3)
-        + encode(encoding, items, items, 2)
-        + encode(encoding, composed, composed, 2)
-    )
-    targets = (encoded + sampled + composed * many + count_answers(settings)) / devices
-    grown = growing_settings(settings)
+    encoded = encode(encoding, sum(photos), 3 * workload.effects, 3) + encode(encoding, items, items, 2)
+    made = encoded + sampled + count_composing(workload, settings, encoding) + count_answers(settings)
+    targets, grown = made / devices, growing_settings(settings)
     return {
         "teach": workload.effects * teach.steps * teach.batch_size * (1 + backward(settings)),
         "prompts": 0,
@@ -51,6 +45,8 @@ def count_verb_forwards(workload: Workload, encoding: Encoding) -> dict[str, flo
         # In one process.
         "add": encode(encoding, max(photos), 3, 3)
         + most
+        # A new effect lies on the others' pictures and they on its: all are drawn anew.
+        + count_composing(workload, grown, encoding)
         + max(0, count_answers(grown) - count_answers(settings))
         + count_training(grown),
         "edit": few,
@@ -67,6 +63,12 @@ def encode(encoding: Encoding, photos: int, alone: int, of_each: int) -> float:
 def count_guided(settings: Settings, steps: int) -> int:
     """Of a picture by a teacher."""
     return steps * (1 if settings.targets.guidance_scale == 1 else 2)
+
+
+def count_composing(workload: Workload, settings: Settings, encoding: Encoding) -> float:
+    """Of the compositions that a run learns, encoded and sampled."""
+    items = workload.count_compositions(settings)
+    return encode(encoding, items, items, 2) + items * count_guided(settings, settings.targets.steps)
 
 
 def count_answers(settings: Settings) -> int:
@@ -133,7 +135,7 @@ def mean_rollout(steps: int, size: int | None) -> float:
 def count_bench(workload: Workload) -> float:
     """Of a bench's pictures, and of what its baselines train before them."""
     settings, methods = workload.settings, workload.methods
-    pictures = workload.effects * BENCH_PHOTOS + BENCH_EDITS
+    pictures = workload.effects * DEFAULT_CROPS + BENCH_EDITS
     made = pictures * sum(count_method(method, settings) for method in methods)
     if dials := trained_methods(methods):
         made += workload.effects * len(STRIP) * count_method(dials[0], settings)

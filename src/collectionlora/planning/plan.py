@@ -106,9 +106,10 @@ def cache_bytes(workload: Workload, backbone: Backbone) -> tuple[int, int]:
     latents, photos = 4 * math.prod(shapes.latents), sum(workload.all_photos())
     texts = 3 * (photos if backbone.prompts_see_photos else workload.effects)
     effects = (2 + targets.samples) * photos * latents + texts * prompt
-    answered = any(map(reads_answers, (workload.settings, growing_settings(workload.settings))))
+    runs = workload.settings, growing_settings(workload.settings)
+    answered = any(map(reads_answers, runs))
     item = (1 + answered) * latents + (2 if backbone.prompts_see_photos else 1) * prompt
-    others = effects + workload.count_compositions() * (2 * latents + prompt)
+    others = effects + max(map(workload.count_compositions, runs)) * (2 * latents + prompt)
     return others + targets.general * item, others + 2 * min(targets.general, SHARD) * item
 
 

@@ -6,8 +6,8 @@ from typing import Any
 from collectionlora.adapters.roles import STUDENT, TEACHER
 from collectionlora.editing import STRIP
 from collectionlora.effectbench.baselines import FLOW_MATCHING, MERGE_METHODS
-from collectionlora.effectbench.running import trained_methods
-from collectionlora.planning.forwards import BENCH_EDITS, BENCH_PHOTOS, count_verb_forwards
+from collectionlora.effectbench.running import DEFAULT_CROPS, trained_methods
+from collectionlora.planning.forwards import BENCH_EDITS, count_verb_forwards
 from collectionlora.planning.timing import Encoding
 from collectionlora.planning.workload import Workload
 
@@ -175,7 +175,7 @@ def disk_bytes(workload: Workload, sizes: Sizes) -> dict[str, int]:
     run = checkpoints + 2 * adapter
     trainings = bool(workload.baselines) + (FLOW_MATCHING in workload.methods)
     strips = effects * len(STRIP) if trained_methods(workload.methods) else 0
-    pictures = len(workload.methods) * (effects * BENCH_PHOTOS + BENCH_EDITS) + strips
+    pictures = len(workload.methods) * (effects * DEFAULT_CROPS + BENCH_EDITS) + strips
     taught = settings.teach.rank * sizes.one_rank
     cached = sizes.cache + sizes.teachers
     return {

@@ -82,9 +82,9 @@ class Workload:
         """The number of photos of every effect."""
         return [*self.photos[: self.effects], *[self.photos_each] * (self.effects - len(self.photos))]
 
-    def count_compositions(self) -> int:
-        """The number of compositions that a warm start learns."""
-        return self.effects * self.settings.targets.compositions if self.settings.match.updates else 0
+    def count_compositions(self, settings: Settings) -> int:
+        """The number of compositions that the warm start of a run under `settings` learns."""
+        return self.effects * settings.targets.compositions if settings.match.updates else 0
 
 
 def find_judged_rank(collection: Collection, methods: Sequence[str]) -> int:

@@ -26,11 +26,14 @@ class CompositionShard(Shard):
 
 
 def list_compositions(
-    collection: Collection, settings: Settings, student_prompts: Mapping[str, str]
+    collection: Collection, settings: Settings, prompts: Mapping[str, str]
 ) -> list[CompositionShard]:
     """`targets.compositions` items for each effect, on pictures of others, drawn by the collection's content.
 
     Effects with reference images take no part.
+
+    Args:
+        prompts: by effect, what a user of the student writes.
 
     Raises:
         UserError: fewer than two effects are left.
@@ -49,8 +52,8 @@ def list_compositions(
         rng = np.random.default_rng(int(fingerprint(second.name, *others), 16))
         first = [others[i] for i in rng.integers(len(others), size=count)]
         below = [(name, int(rng.integers(len(photos[name])))) for name in first]
-        prompts = [compose([student_prompts[name], student_prompts[second.name]]) for name in first]
+        texts = [compose([prompts[name], prompts[second.name]]) for name in first]
         shown = [photos[name][place] for name, place in below]
         total = count * len(effects)
-        shards.append(CompositionShard(shown, prompts, number * count, total, number, second, below))
+        shards.append(CompositionShard(shown, texts, number * count, total, number, second, below))
     return shards

@@ -190,7 +190,7 @@ class Session:
         if processes.is_main():
             self.writer.save()
         maker = TargetMaker(self.collection, self.backbone, lambda: self.teachers, self.settings, progress)
-        effects, general, compositions = maker.make(self.prompts)
+        effects, general, compositions = maker.make(self.prompts, self.recipe_prompts())
         self.cache_keys = {f"cache.{name}": key for name, key in maker.used.items()}
         distill = self.settings.distill
         return Streams(

@@ -98,16 +98,20 @@ class TargetMaker:
         self.composition_seed = int(samples_key(collection, settings, "composition"), 16)
 
     def make(
-        self, student_prompts: Mapping[str, str]
+        self, student_prompts: Mapping[str, str], written: Mapping[str, str]
     ) -> tuple[list[EffectData], GeneralData, GeneralData | None]:
-        """All effects, the general stream, and compositions if there are any; `student_prompts` by effect.
+        """All effects, the general stream, and compositions if there are any.
+
+        Args:
+            student_prompts: by effect.
+            written: by effect, what a user of the student writes; without AOP the teachers' prompts.
 
         Raises:
             UserError: compositions are asked for, of a base whose prompts are read together with the photo.
         """
         effects = self.collection.effects
         shards = list_shards(self.collection, self.settings)
-        composed = list_compositions(self.collection, self.settings, student_prompts)
+        composed = list_compositions(self.collection, self.settings, written)
         if composed and self.backbone.prompts_see_photos:
             # The encoders are gone when the first effect's picture, which the prompt would see, is made.
             message = "is for bases whose prompts are read without the photo"
@@ -225,12 +229,11 @@ class TargetMaker:
     ) -> Kept[dict[str, Tensor]]:
         """The second effect's samples on the first effects' pictures."""
         second = effects[shard.second.name]
-        below = [effects[name].targets[place][0] for name, place in shard.below]
         seen = [second.seed, shard.first, *((effects[name].seed, place) for name, place in shard.below)]
         key = samples_key(self.collection, self.settings, *seen)
 
         def make() -> dict[str, Tensor]:
-            sources = gather_images(below)
+            sources = gather_images([effects[name].targets[place][0] for name, place in shard.below])
 
             def read(photo: Tensor) -> tuple[Condition, Prompt]:
                 condition = Condition(second.teacher_prompt.of_photos(photo), take(sources, photo))
