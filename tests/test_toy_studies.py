@@ -1,11 +1,14 @@
 """The studies of the toy world at their smallest, and the charts that draw them."""
 
+import importlib
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 import torch
 
 from collectionlora.effectbench.report.charts import bar_chart, line_chart, round_steps
+from collectionlora.flow import few_step_sigmas
 from collectionlora.toy.studies import (
     OBJECTIVES,
     follow,
@@ -15,6 +18,8 @@ from collectionlora.toy.studies import (
     scaling_settings,
 )
 from collectionlora.toy.world import ToyWorld, toy_settings
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -88,3 +93,58 @@ def test_charts_are_documents_inside_their_frame():
         ]
         assert all(0 <= x <= width and 0 <= y <= height for x, y in numbers)
     assert len(ElementTree.fromstring(line_chart("x", "y", lines)).findall("{*}polyline")) == 2
+
+
+@pytest.fixture
+def published(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    return importlib.import_module("toy_published")
+
+
+def one_step(published, world, name, **changes):
+    """A student of the comparison after one update from the base, whose critic stands still."""
+    method, layers = published.STUDENTS[name]
+    brief = {"match": {"updates": 0}, "critic": {"learning_rate": 1e-30}, "distill": {"batch_size": 8}}
+    settings = toy_settings(*layers, brief, {"distill": {"effect_ratio": 1, "rollout_steps": [8], **changes}})
+    run = world.distillation(settings, method=method)
+    return run, run(0)
+
+
+def test_on_policy_matching_asks_no_critic(world, published):
+    run, metrics = one_step(published, world, "on-policy matching")
+    assert metrics.keys() == {"student_grad_norm"}
+    batch, generator = run.batch(run.streams, 0), run.generator(run.streams, 0)
+    index = torch.tensor([0, 7, 5, 0, 0, 0, 0, 0])
+    own = published.own_states(run, batch, few_step_sigmas(8), index, generator)
+    states, sigma = own.chosen()
+    assert sigma[:3].tolist() == few_step_sigmas(8)[[0, 7, 5]].tolist()
+    assert torch.equal(states[:2], torch.stack([own.states[0][0], own.states[7][1]]))
+
+
+def test_the_first_step_learns_from_the_teachers_first_steps(world, published):
+    name, both = "first step from the teacher, Euler", {"student_grad_norm", "critic", "critic_grad_norm"}
+    assert one_step(published, world, name)[1].keys() == {"first", "backward", "target", *both}
+    assert one_step(published, world, name, rollout_steps=[1])[1].keys() == {"first", *both}
+
+
+def test_a_critic_follows_the_student(world, published):
+    run, _ = one_step(published, world, "two critic updates, critic follows")
+    still, _ = one_step(published, world, "two critic updates")
+
+    def behind(run):
+        """How far most of the critic's numbers are from the student's, which moved by its rate."""
+        pairs = zip(run.roles.parameters("critic-8"), run.roles.parameters("student"), strict=True)
+        distances = torch.cat([(student - critic).detach().abs().flatten() for critic, student in pairs])
+        return distances[distances > 0].median().item()
+
+    assert behind(still) == pytest.approx(still.settings.student.learning_rate, rel=1e-4)
+    assert behind(run) == pytest.approx(0.999 * behind(still), rel=1e-4)
+
+
+def test_the_pseudo_huber_gradient_has_one_length(world, published):
+    run, _ = one_step(published, world, "pseudo-Huber")
+    batch, generator = run.batch(run.streams, 0), run.generator(run.streams, 0)
+    far = (batch.target + 100).requires_grad_()
+    scores = run.scores(batch, "critic-8")
+    run.distribution_matching(far, scores, torch.full((8,), 0.5), generator).backward()
+    assert torch.allclose(8 * far.grad.flatten(1).norm(dim=1), torch.ones(8), atol=1e-3)

@@ -6,15 +6,19 @@ nothing.
 """
 
 from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
+from pathlib import Path
 
+from collectionlora.adapters.recipe import adapter_path
 from collectionlora.adapters.roles import STUDENT, TEACHER
+from collectionlora.command_line.demo import GENERAL_PHOTOS
 from collectionlora.effectbench.gate import Gate
 from collectionlora.runs import growing
 from collectionlora.system import processes
 from collectionlora.system.errors import UserError
-from collectionlora.system.files import write_json
+from collectionlora.system.files import copy_whole, write_json
 from collectionlora.system.progress import Progress
-from tables.study import COUNTS, Study, add_effects_option, add_options
+from tables.study import COUNTS, Study, add_effects_option, add_options, over
 
 LAYER = {"match": {"updates": 750}, "distill": {"student_updates": 10, "batch_size": 4}}
 METHODS = (TEACHER, f"{TEACHER}-8", STUDENT, f"{STUDENT}-4")
@@ -25,15 +29,20 @@ def options(parser: ArgumentParser) -> None:
     parser.set_defaults(photos=32)
     add_effects_option(parser, default=12)
     parser.add_argument("--new", type=int, default=2, choices=COUNTS, metavar="N", help="effects to add")
+    text = "a finished adapter of the kept effects, in place of training one"
+    parser.add_argument("--start", type=Path, metavar="ADAPTER", help=text)
+    text = "items of the general stream"
+    parser.add_argument("--general", type=int, default=GENERAL_PHOTOS, metavar="N", help=text)
     parser.add_argument("--margin", type=float, default=1.0, help="dB that a kept effect may lose")
 
 
 def make(args: Namespace, progress: Progress) -> None:
     if args.new >= args.effects:
         raise UserError("", "--new", f"{args.new} of {args.effects} leave none to keep", "add fewer")
-    study, results = Study(args, LAYER, args.effects, progress), {}
+    layer = over(LAYER, {"targets": {"general": args.general}})
+    study, results = Study(args, layer, args.effects, progress, args.general), {}
     kept, new = study.names[: -args.new], study.names[-args.new :]
-    study.train("kept", names=kept)  # its adapter is the collection's again, also after an `add`
+    begin(study, kept)
     for moment, names in {"before": kept, "after": kept, "all": study.names}.items():
         if moment == "after":
             growing.add(study.collection, new, study.overrides, progress)
@@ -44,3 +53,13 @@ def make(args: Namespace, progress: Progress) -> None:
         before, after = (args.out / moment / "metrics.json" for moment in ("before", "after"))
         gate = Gate.load(before, args.margin, after).check(results["after"]) | {"baseline": "before"}
         write_json(args.out / "metrics.json", {"table": "incremental", "new": new, **results, "gate": gate})
+
+
+def begin(study: Study, kept: Sequence[str]) -> None:
+    """The collection's adapter is that of the kept effects, again also after an `add`."""
+    if study.args.start is None:
+        study.train("kept", names=kept)
+        return
+    if processes.is_main():
+        copy_whole(adapter_path(study.args.start), study.collection.result)
+    processes.barrier()

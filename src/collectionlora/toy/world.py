@@ -250,7 +250,9 @@ class ToyWorld:
         noise = torch.stack([sample_noise((seed, position, sample), shape) for position in positions])
         return sample_many_steps(Denoiser(backbone, condition), noise.to(self.device), TEACHER_STEPS)
 
-    def distillation(self, settings: Settings, num_effects: int | None = None) -> Distillation:
+    def distillation(
+        self, settings: Settings, num_effects: int | None = None, method: type[Distillation] = Distillation
+    ) -> Distillation:
         """A run over the first `num_effects` effects (default: all), ready to step."""
         ranks = {STUDENT: settings.student.rank, TEACHER: TEACHER_RANK}
         ranks |= {critic_role(n): settings.critic.rank for n in settings.distill.rollout_steps}
@@ -265,7 +267,7 @@ class ToyWorld:
             route_every=settings.distill.route_every,
             asymmetric_prompts=settings.distill.asymmetric_prompts,
         )
-        return Distillation(backbone, roles, TeacherLibrary(roles, self.teachers), streams, settings)
+        return method(backbone, roles, TeacherLibrary(roles, self.teachers), streams, settings)
 
     def judge(
         self, run: Distillation, num_steps: int, num: int = 1500, sampler: Sampler | None = None

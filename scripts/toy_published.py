@@ -1,0 +1,165 @@
+"""The toy world asked: do changes that others published help after the warm start? Resumes.
+
+    python scripts/toy_published.py [--out FILE] [--only NAME ...] [--seeds 5]
+    python scripts/toy_table.py FILE
+
+All students have the same warm start and about the same CPU seconds. A row of FILE is one student, judged in
+one number of steps by its own sampler. docs/toy.md says what each change is and where it comes from.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+from toy_table import Table, study_parser
+
+from collectionlora.adapters.roles import STUDENT
+from collectionlora.config import Overrides
+from collectionlora.distillation import Distillation, Scores, Share, Simulation
+from collectionlora.flow import add_noise, few_step_sigmas
+from collectionlora.objectives import velocity_matching_loss
+from collectionlora.sampling import Denoiser, noise_like, rollout
+from collectionlora.streams import Batch
+from collectionlora.toy.world import ALL_LENGTHS, TEACHER_STEPS, ToyWorld, run_to_end, toy_settings
+
+STEPS = (8, 4, 2, 1)
+BETA = torch.distributions.Beta(5.0, 2.0)  # of the place on the trajectory, 0 at its noise
+TEACHER_HEAD = 10  # of the teacher's 40 steps
+CRITIC_HEAD_START, CRITIC_KEPT = 50, 0.999
+HUBER = 0.00054
+
+
+class OnPolicy(Distillation):
+    """The teacher's velocity at one low-noise state of the student's own trajectory; no critic."""
+
+    def distill(self, step: int, progress: float) -> dict[str, float]:
+        batch, generator = self.batch(self.streams, step), self.generator(self.streams, step)
+        sigmas = few_step_sigmas(STEPS[0], self.settings.sampling.shift)
+        torch.manual_seed(step)  # of the places: the same in every run
+        index = (BETA.sample((len(batch.target),)) * len(sigmas)).long()
+        x_sigma, sigma = own_states(self, batch, sigmas, index, generator).chosen()
+        with torch.no_grad():
+            velocity_teacher = self.teacher(batch).velocity(x_sigma, sigma)
+        velocity_matching_loss(self.student(batch).velocity(x_sigma, sigma), velocity_teacher).backward()
+        norm = self.step(STUDENT, self.settings.match.learning_rate, progress)
+        self.ema = [p.detach().clone() for p in self.roles.parameters(STUDENT)]
+        return {"student_grad_norm": norm}
+
+
+@torch.no_grad()
+def own_states(
+    run: Distillation, batch: Batch, sigmas: Tensor, index: Tensor, generator: torch.Generator
+) -> Simulation:
+    """The student on its own trajectory to the last of `index` `[B]`."""
+    noise = noise_like(batch.target, generator)
+    with run.roles.frozen(STUDENT):
+        student = Denoiser(run.backbone, batch.student)
+        sampler = run.settings.sampling.sampler
+        return Simulation(
+            sigmas, rollout(student, noise, sigmas, int(index.max()), generator, sampler), index, noise
+        )
+
+
+class FirstStep(Distillation):
+    """The first step learns the teacher's mean velocity over its first steps; matching is for later steps."""
+
+    def student_losses(
+        self, share: Share, critic: str, progress: float
+    ) -> Iterator[tuple[str, float, Tensor]]:
+        batch, simulation = share.batch, share.simulation
+        noise, one = simulation.states[0], torch.ones(len(batch.target))
+        sigmas = self.backbone.teacher_sigmas(TEACHER_STEPS, noise)
+        with torch.no_grad():
+            teacher, x = self.teacher(batch), noise
+            for sigma, after in pairwise(sigmas[: TEACHER_HEAD + 1]):
+                x = x + (after - sigma) * teacher.velocity(x, sigma)
+        mean_velocity = (noise - x) / (1 - sigmas[TEACHER_HEAD])
+        first = velocity_matching_loss(self.student(batch).velocity(noise, one), mean_velocity)
+        yield "first", 1.0, first
+        if len(simulation.sigmas) > 1:
+            later = replace(simulation, index=simulation.index.clamp_min(1))
+            yield from super().student_losses(replace(share, simulation=later), critic, progress)
+
+
+class FollowingCritic(Distillation):
+    """The critic has a head start, and moves towards the student after each of its updates."""
+
+    def update_student(self, shares: Sequence[Share], critic: str, progress: float) -> dict[str, float]:
+        if progress == 0:
+            for _ in range(CRITIC_HEAD_START):
+                self.update_critic(shares, critic, progress)
+        metrics = super().update_student(shares, critic, progress)
+        with torch.no_grad():
+            pairs = zip(self.roles.parameters(critic), self.roles.parameters(STUDENT), strict=True)
+            for own, student in pairs:
+                own.lerp_(student, 1 - CRITIC_KEPT)
+        return metrics
+
+
+class PseudoHuber(Distillation):
+    """Each sample's gradient has about the length 1, however far critic and teacher are apart."""
+
+    def distribution_matching(
+        self, x0: Tensor, scores: Scores, u: Tensor, generator: torch.Generator
+    ) -> Tensor:
+        sigma = self._shift(u)
+        with torch.no_grad():
+            x_sigma = add_noise(x0, noise_like(x0, generator), sigma)
+            moved = x0 - (scores.critic.x0(x_sigma, sigma) - scores.teacher.x0(x_sigma, sigma))
+        size = HUBER * x0[0].numel() ** 0.5
+        return ((x0 - moved).flatten(1).square().sum(1) + size**2).sqrt().sub(size).mean()
+
+
+EULER: Overrides = {"sampling": {"sampler": "euler"}}
+
+
+def updates(number: int, **rest: int) -> Overrides:
+    """As many updates of the student as take about the time of `as it is`."""
+    return {"distill": {"student_updates": number, **rest}}
+
+
+# Name of a student -> what trains it, and what it changes of the toy's recipe.
+STUDENTS: dict[str, tuple[type[Distillation], list[Overrides]]] = {
+    "as it is": (Distillation, []),
+    "as it is, Euler": (Distillation, [EULER]),
+    "more of the warm start": (Distillation, [{"match": {"updates": 6000}}, updates(0)]),
+    "on-policy matching": (OnPolicy, [updates(2000)]),
+    "on-policy matching, Euler": (OnPolicy, [updates(2000), EULER]),
+    "first step from the teacher, Euler": (FirstStep, [updates(750), EULER]),
+    "two critic updates": (Distillation, [updates(1400, student_update_every=2)]),
+    "two critic updates, critic follows": (FollowingCritic, [updates(1250, student_update_every=2)]),
+    "pseudo-Huber": (PseudoHuber, []),
+}
+
+
+def main() -> None:
+    args = study_parser(__doc__, "docs/results/toy_published.json", STUDENTS).parse_args()
+    torch.set_num_threads(1)
+    table = Table(args.out)
+    for seed in range(args.seeds):
+        missing = [
+            name
+            for name in args.only
+            if not all(table.has(variant=name, steps=steps, seed=seed) for steps in STEPS)
+        ]
+        if not missing:
+            continue
+        world = ToyWorld(seed=seed)
+        for name in missing:
+            method, layers = STUDENTS[name]
+            settings = toy_settings(ALL_LENGTHS, *layers, {"distill": {"seed": seed}})
+            run = world.distillation(settings, method=method)
+            began = time.process_time()
+            run_to_end(run)
+            seconds = {"seconds": time.process_time() - began}
+            for steps in STEPS:
+                asked = {"variant": name, "steps": steps, "seed": seed}
+                if not table.has(**asked):
+                    table.add(asked, {**seconds, **world.judge(run, steps)})
+
+
+if __name__ == "__main__":
+    main()
