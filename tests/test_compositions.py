@@ -2,7 +2,9 @@
 
 import pytest
 import torch
-from helpers.small_collection import build
+from helpers.random_loras import write_random_loras
+from helpers.small_collection import NAMES, build
+from helpers.tiny_collection import open_session, write_collection, write_photos
 
 from collectionlora.backbones.base import Condition
 from collectionlora.collection import Collection
@@ -136,6 +138,7 @@ def test_compositions_are_found_in_the_cache(session, streams):
         session.collection,
         session.backbone,
         lambda: session.teachers,
+        session.release_network,
         session.settings,
         lambda what, *_: made.append(what),
     )
@@ -149,9 +152,33 @@ def test_what_compositions_need(session):
         resolve_settings(collection, {"match": {"loss": "velocity"}})
     with pytest.raises(UserError, match=r"targets\.compositions: needs two effects"):
         new_session(collection.only(["sepia"])).make_targets(lambda *_: None)
-    seeing = new_session(collection)
-    seeing.backbone.prompts_see_photos = True
-    with pytest.raises(
-        UserError, match=r"targets\.compositions: is for bases whose prompts are read without"
-    ):
-        seeing.make_targets(lambda *_: None)
+
+
+def test_where_prompts_see_the_photo_the_second_teacher_reads_its_own_beside_the_picture(tiny_qwen, tmp_path):
+    write_photos(tmp_path, 2)
+    write_random_loras(tmp_path, NAMES, str(tiny_qwen))
+    prompts = {name: f"make it {name}" for name in NAMES}
+    settings = {"model": {"dtype": "float32"}, "targets": SETTINGS["targets"], "match": SETTINGS["match"]}
+    collection = write_collection(tmp_path, tiny_qwen, prompts, settings)
+    session = open_session(collection)
+    streams = session.make_targets(lambda *_: None)
+    data, backbone = streams.compositions, session.backbone
+    assert "text_pipeline" not in vars(backbone)  # it was released a second time
+    effects = {effect.name: effect for effect in streams.effects}
+    for shard in list_compositions(collection, session.settings, session.prompts):
+        for row, (name, place) in enumerate(shard.below):
+            below, position = effects[name].targets[place][:1], shard.first + row
+            picture = backbone.decode(below)
+            read, empty = (
+                backbone.encode_prompt([text], [picture]) for text in (prompts[shard.second.name], "")
+            )
+            condition = Condition(read, below)
+            noise = sample_noise((data.seed, position, 0), below.shape[1:])[None]
+            with session.teachers.use(shard.second.name):
+                teacher = Denoiser(backbone, condition, condition.with_prompt(empty), 2)
+                expected = sample_many_steps(teacher, noise, 2)
+            assert torch.allclose(data.targets[position], expected[0], atol=1e-4)
+
+    again = open_session(collection)
+    again.make_targets(lambda *_: None)
+    assert not {"vae", "text_pipeline", "network"} & set(vars(again.backbone))  # all was in the cache

@@ -67,7 +67,7 @@ def encode(collection, progress=lambda *_: None):
     """Every shard of the general stream, as a run makes and opens it."""
     settings = resolve_settings(collection, {})
     backbone = load_backbone(collection.manifest.base, settings.model)
-    maker = TargetMaker(collection, backbone, lambda: None, settings, progress)
+    maker = TargetMaker(collection, backbone, lambda: None, lambda: None, settings, progress)
     kept = [maker._encode_items("general", shard) for shard in list_shards(collection, settings)]
     return [one.path for one in kept], [one.get() for one in kept]
 

@@ -251,3 +251,19 @@ def test_a_composition_takes_a_sample_and_lies_in_the_cache_like_an_ordinary_edi
     for more, none in zip(count(8)[0], count(0)[0], strict=True):
         assert more - none == items * sample
     assert count(8)[1] == count(0, 10 + items)[1]
+
+
+def test_where_prompts_see_the_photo_a_composition_has_two_prompts_more():
+    """The second teacher's and the empty one, which are read beside the first teacher's picture."""
+
+    def count(compositions, general, base):
+        targets = {"compositions": compositions, "general": general}
+        layer = {"targets": targets, "match": {"updates": 5, "loss": "flow"}}
+        found = plan(make_workload(None, base, 2, None, layer), seconds_per_forward=1)
+        return found["cache_bytes"]
+
+    none, item, composition = (
+        count(number, general, "Qwen/Qwen-Image-Edit-2509") for number, general in ((0, 8), (0, 16), (4, 8))
+    )
+    more_items, more_compositions = item - none, composition - none  # eight of both
+    assert more_items < more_compositions < 2 * more_items

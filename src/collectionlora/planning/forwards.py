@@ -68,7 +68,7 @@ def count_guided(settings: Settings, steps: int) -> int:
 def count_composing(workload: Workload, settings: Settings, encoding: Encoding) -> float:
     """Of the compositions that a run learns, encoded and sampled."""
     items = workload.count_compositions(settings)
-    return encode(encoding, items, items, 2) + items * count_guided(settings, settings.targets.steps)
+    return encode(encoding, items, items, 4) + items * count_guided(settings, settings.targets.steps)
 
 
 def count_answers(settings: Settings) -> int:

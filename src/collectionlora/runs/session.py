@@ -171,7 +171,7 @@ class Session:
         return {name: file.as_pairs(sources[name]) for name, file in self.teacher_files.items()}
 
     def release_network(self) -> None:
-        """Free the network and all roles over it, after the last picture that is drawn with them."""
+        """Free the network and all roles over it; whoever asks for them again loads them."""
         for name in ("roles", "teachers"):
             self.__dict__.pop(name, None)
         self.backbone.release_network()
@@ -189,7 +189,14 @@ class Session:
         """All data of the collection, from the cache where it is there; new student prompts are written."""
         if processes.is_main():
             self.writer.save()
-        maker = TargetMaker(self.collection, self.backbone, lambda: self.teachers, self.settings, progress)
+        maker = TargetMaker(
+            self.collection,
+            self.backbone,
+            lambda: self.teachers,
+            self.release_network,
+            self.settings,
+            progress,
+        )
         effects, general, compositions = maker.make(self.prompts, self.recipe_prompts())
         self.cache_keys = {f"cache.{name}": key for name, key in maker.used.items()}
         distill = self.settings.distill

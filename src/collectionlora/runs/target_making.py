@@ -1,6 +1,7 @@
 """Teacher targets: samples of each teacher on its effect's photos, made once, kept in the cache.
 
-First everything is encoded and the encoders are released, then the teachers are sampled. A cache file is
+First everything is encoded and the encoders are released, then the teachers are sampled. (Where prompts are
+read together with the photo, compositions need both once more: the first effect's pictures.) A cache file is
 named after everything it depends on (photos, teacher file, prompt, settings), so a change makes a new one and
 an interrupted run goes on with what is still missing. Several processes share the files, not the images of
 one: each file's noise is its own, so it is the same whoever makes it. The general stream, which may have
@@ -80,6 +81,7 @@ class TargetMaker:
     Args:
         teachers: loads them with their network; asked only when something is sampled, after the encoders
             have been released.
+        release_network: frees both.
     """
 
     def __init__(
@@ -87,10 +89,12 @@ class TargetMaker:
         collection: Collection,
         backbone: Backbone,
         teachers: Callable[[], TeacherLibrary],
+        release_network: Callable[[], None],
         settings: Settings,
         progress: Progress,
     ):
-        self.collection, self.backbone, self.teachers = collection, backbone, teachers
+        self.collection, self.backbone = collection, backbone
+        self.teachers, self.release_network = teachers, release_network
         self.settings, self.progress = settings, progress
         self.used: dict[str, str] = {}  # fingerprints by name of all that was made or found
         # Not of the items: a line more leaves the answers to the others as they are.
@@ -105,17 +109,10 @@ class TargetMaker:
         Args:
             student_prompts: by effect.
             written: by effect, what a user of the student writes; without AOP the teachers' prompts.
-
-        Raises:
-            UserError: compositions are asked for, of a base whose prompts are read together with the photo.
         """
         effects = self.collection.effects
         shards = list_shards(self.collection, self.settings)
         composed = list_compositions(self.collection, self.settings, written)
-        if composed and self.backbone.prompts_see_photos:
-            # The encoders are gone when the first effect's picture, which the prompt would see, is made.
-            message = "is for bases whose prompts are read without the photo"
-            raise UserError(self.collection.folder / MANIFEST, "targets.compositions", message, "set it to 0")
         encodings = [self._encode_effect(e, student_prompts[e.name]) for e in effects]
         items = [self._encode_items("general", shard) for shard in shards]
         items += [self._encode_items("composition", shard) for shard in composed]
@@ -133,9 +130,19 @@ class TargetMaker:
         general_data = gather_shards(general, sampled[len(effects) :], self.general_seed)
         if not composed:
             return effect_data, general_data, None
-        by_name = {data.name: data for data in effect_data}
-        stacked = make_together([self._sample_composition(shard, by_name) for shard in composed])
+        stacked = self._sample_compositions(composed, {data.name: data for data in effect_data})
         return effect_data, general_data, gather_shards(compositions, stacked, self.composition_seed)
+
+    def _sample_compositions(
+        self, shards: Sequence[CompositionShard], effects: Mapping[str, EffectData]
+    ) -> list[dict[str, Tensor]]:
+        """`targets` of each shard; first the teachers' prompts are read beside the pictures they are for."""
+        prompts: list[dict[str, Tensor]] = [{} for _ in shards]
+        if self.backbone.prompts_see_photos:
+            prompts = make_together([self._encode_pictures(shard, effects) for shard in shards])
+            self.backbone.release_encoders()
+        pairs = zip(shards, prompts, strict=True)
+        return make_together([self._sample_composition(shard, effects, read) for shard, read in pairs])
 
     def _encode_effect(self, effect: Effect, student_prompt: str) -> Kept[dict[str, Tensor]]:
         photos = self.collection.photo_paths(effect)
@@ -224,11 +231,39 @@ class TargetMaker:
 
         return self._keep("general", key, make, shard.number)
 
-    def _sample_composition(
+    def _encode_pictures(
         self, shard: CompositionShard, effects: Mapping[str, EffectData]
     ) -> Kept[dict[str, Tensor]]:
-        """The second effect's samples on the first effects' pictures."""
+        """The second effect's prompts, each read beside a picture of a first effect."""
+        texts = {"teacher": shard.second.teacher_prompt, "uncond": ""}
+        seen = [(effects[name].seed, place) for name, place in shard.below]
+        key = samples_key(self.collection, self.settings, *texts.values(), *seen)
+
+        def make() -> dict[str, Tensor]:
+            self.release_network()  # it and the encoders never share the device
+            read = {name: list[Prompt]() for name in texts}
+            for done, (effect, place) in enumerate(shard.below, 1):
+                picture = self.backbone.decode(effects[effect].targets[place][:1])
+                for name, text in texts.items():
+                    read[name].append(self.backbone.encode_prompt([text], [picture]))
+                self.progress("encode pictures", shard.first + done, shard.total, {})
+            prompts = {name: Prompt.cat(rows) for name, rows in read.items()}
+            return {key: value for name in prompts for key, value in prompts[name].tensors(name).items()}
+
+        return self._keep("composition-pictures", key, make, shard.number)
+
+    def _sample_composition(
+        self, shard: CompositionShard, effects: Mapping[str, EffectData], prompts: dict[str, Tensor]
+    ) -> Kept[dict[str, Tensor]]:
+        """The second effect's samples on the first effects' pictures.
+
+        Args:
+            prompts: of `_encode_pictures`; empty where prompts are read alone, as the effect's own.
+        """
         second = effects[shard.second.name]
+        teacher, uncond = second.teacher_prompt, second.uncond
+        if prompts:
+            teacher, uncond = (Prompt.from_tensors(name, prompts) for name in ("teacher", "uncond"))
         seen = [second.seed, shard.first, *((effects[name].seed, place) for name, place in shard.below)]
         key = samples_key(self.collection, self.settings, *seen)
 
@@ -236,8 +271,7 @@ class TargetMaker:
             sources = gather_images([effects[name].targets[place][0] for name, place in shard.below])
 
             def read(photo: Tensor) -> tuple[Condition, Prompt]:
-                condition = Condition(second.teacher_prompt.of_photos(photo), take(sources, photo))
-                return condition, second.uncond.of_photos(photo)
+                return Condition(teacher.of_photos(photo), take(sources, photo)), uncond.of_photos(photo)
 
             with self.teachers().use(second.name):
                 seed, first, total = self.composition_seed, shard.first, shard.total
