@@ -10,7 +10,8 @@ one number of steps by its own sampler. docs/toy.md says what each change is and
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import pairwise
+from functools import lru_cache
+from itertools import pairwise, product
 
 import torch
 from torch import Tensor
@@ -19,11 +20,18 @@ from toy_table import Table, study_parser
 from collectionlora.adapters.roles import STUDENT
 from collectionlora.config import Overrides
 from collectionlora.distillation import Distillation, Scores, Share, Simulation
-from collectionlora.flow import add_noise, few_step_sigmas
+from collectionlora.flow import few_step_sigmas
 from collectionlora.objectives import velocity_matching_loss
 from collectionlora.sampling import Denoiser, noise_like, rollout
 from collectionlora.streams import Batch
-from collectionlora.toy.world import ALL_LENGTHS, TEACHER_STEPS, ToyWorld, run_to_end, toy_settings
+from collectionlora.toy.world import (
+    ALL_LENGTHS,
+    LONG,
+    TEACHER_STEPS,
+    ToyWorld,
+    run_to_end,
+    toy_settings,
+)
 
 STEPS = (8, 4, 2, 1)
 BETA = torch.distributions.Beta(5.0, 2.0)  # of the place on the trajectory, 0 at its noise
@@ -105,10 +113,8 @@ class PseudoHuber(Distillation):
     def distribution_matching(
         self, x0: Tensor, scores: Scores, u: Tensor, generator: torch.Generator
     ) -> Tensor:
-        sigma = self._shift(u)
-        with torch.no_grad():
-            x_sigma = add_noise(x0, noise_like(x0, generator), sigma)
-            moved = x0 - (scores.critic.x0(x_sigma, sigma) - scores.teacher.x0(x_sigma, sigma))
+        x0_critic, x0_teacher = self.predictions(x0, scores, u, generator)
+        moved = (x0 - (x0_critic - x0_teacher)).detach()
         size = HUBER * x0[0].numel() ** 0.5
         return ((x0 - moved).flatten(1).square().sum(1) + size**2).sqrt().sub(size).mean()
 
@@ -125,7 +131,8 @@ def updates(number: int, **rest: int) -> Overrides:
 STUDENTS: dict[str, tuple[type[Distillation], list[Overrides]]] = {
     "as it is": (Distillation, []),
     "as it is, Euler": (Distillation, [EULER]),
-    "more of the warm start": (Distillation, [{"match": {"updates": 6000}}, updates(0)]),
+    "more of the warm start": (Distillation, [LONG, updates(0)]),
+    "more of the warm start, Euler": (Distillation, [LONG, updates(0), EULER]),
     "on-policy matching": (OnPolicy, [updates(2000)]),
     "on-policy matching, Euler": (OnPolicy, [updates(2000), EULER]),
     "first step from the teacher, Euler": (FirstStep, [updates(750), EULER]),
@@ -139,26 +146,24 @@ def main() -> None:
     args = study_parser(__doc__, "docs/results/toy_published.json", STUDENTS).parse_args()
     torch.set_num_threads(1)
     table = Table(args.out)
-    for seed in range(args.seeds):
-        missing = [
-            name
-            for name in args.only
-            if not all(table.has(variant=name, steps=steps, seed=seed) for steps in STEPS)
-        ]
-        if not missing:
+    for seed, name in product(range(args.seeds), args.only):
+        rows = [{"variant": name, "steps": steps, "seed": seed} for steps in STEPS]
+        if all(table.has(**row) for row in rows):
             continue
-        world = ToyWorld(seed=seed)
-        for name in missing:
-            method, layers = STUDENTS[name]
-            settings = toy_settings(ALL_LENGTHS, *layers, {"distill": {"seed": seed}})
-            run = world.distillation(settings, method=method)
-            began = time.process_time()
-            run_to_end(run)
-            seconds = {"seconds": time.process_time() - began}
-            for steps in STEPS:
-                asked = {"variant": name, "steps": steps, "seed": seed}
-                if not table.has(**asked):
-                    table.add(asked, {**seconds, **world.judge(run, steps)})
+        world, (method, layers) = make_world(seed), STUDENTS[name]
+        settings = toy_settings(ALL_LENGTHS, *layers, {"distill": {"seed": seed}})
+        run = world.distillation(settings, method=method)
+        began = time.process_time()
+        run_to_end(run)
+        seconds = {"seconds": time.process_time() - began}
+        for row in rows:
+            if not table.has(**row):
+                table.add(row, {**seconds, **world.judge(run, row["steps"])})
+
+
+@lru_cache(maxsize=1)
+def make_world(seed: int) -> ToyWorld:
+    return ToyWorld(seed=seed)
 
 
 if __name__ == "__main__":

@@ -321,12 +321,16 @@ class Distillation:
         self, x0: Tensor, scores: Scores, u: Tensor, generator: torch.Generator
     ) -> Tensor:
         """DMD loss of student images `x0`, renoised to `shift(u)`; teacher and critic without gradient."""
+        return dmd_loss(x0, *self.predictions(x0, scores, u, generator))
+
+    @torch.no_grad()
+    def predictions(
+        self, x0: Tensor, scores: Scores, u: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """What critic and teacher see in student images `x0`, renoised to `shift(u)`."""
         sigma = self._shift(u)
-        with torch.no_grad():
-            x_sigma = add_noise(x0, noise_like(x0, generator), sigma)
-            x0_critic = scores.critic.x0(x_sigma, sigma)
-            x0_teacher = scores.teacher.x0(x_sigma, sigma)
-        return dmd_loss(x0, x0_critic, x0_teacher)
+        x_sigma = add_noise(x0, noise_like(x0, generator), sigma)
+        return scores.critic.x0(x_sigma, sigma), scores.teacher.x0(x_sigma, sigma)
 
     def update_critic(self, shares: Sequence[Share], critic: str, progress: float) -> dict[str, float]:
         """Flow matching of the critic on the student's own images, under the student's prompt."""
