@@ -46,6 +46,24 @@ def test_a_log_file_gets_a_line_every_thirty_seconds_and_at_the_end():
     ]
 
 
+def test_the_next_piece_of_work_under_a_name_has_a_rate_of_its_own():
+    seconds, written = [0.0], []
+    lines = Lines(written.append, lambda: seconds[0])
+    for done in (*range(1, 31), *range(1, 61)):  # a run, then one that is twice as fast
+        lines("distill", done, 60, {})
+        seconds[0] += 2 if seconds[0] < 60 else 1
+    assert written[-2:] == ["distill 31/60, 52 %, 1.00/s, 29 s left", "distill 60/60, 100 %, 1.00/s"]
+
+    bars = Bars(Console(file=io.StringIO(), width=130, force_terminal=True))
+    clock = [0.0]
+    bars.bars.get_time = lambda: clock[0]
+    for done in (*range(0, 60, 6), *range(0, 60, 6)):
+        clock[0] += 10 if done else 1000
+        bars("distill", done, 60, {})
+    assert bars.bars.tasks[0].completed == 54
+    assert bars.bars.tasks[0].speed == pytest.approx(0.6)
+
+
 def test_short_work_is_one_line_when_it_is_done():
     written = []
     lines = Lines(written.append, lambda: 7.0)

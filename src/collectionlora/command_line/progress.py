@@ -36,6 +36,8 @@ class Bars:
         if what not in self.tasks:
             self.tasks[what] = self.bars.add_task(what, total=total, completed=done, metrics="", rate="")
         task = self.tasks[what]
+        if done < self.bars.tasks[task].completed:  # the next piece of work under this name
+            self.bars.reset(task)
         speed = self.bars.tasks[task].speed
         rate = f"{speed:.2f}/s" if speed else ""
         self.bars.update(task, completed=done, total=total, metrics=write_metrics(metrics), rate=rate)
@@ -53,9 +55,13 @@ class Lines:
     clock: Callable[[], float] = time.monotonic
     begun: dict[str, tuple[float, int]] = field(default_factory=dict)  # when, and what was done by then
     written: dict[str, float] = field(default_factory=dict)
+    reached: dict[str, int] = field(default_factory=dict)
 
     def __call__(self, what: str, done: int, total: int, metrics: dict[str, float]) -> None:
         now = self.clock()
+        if done < self.reached.get(what, 0):  # the next piece of work under this name
+            del self.begun[what]
+        self.reached[what] = done
         began, first = self.begun.setdefault(what, (now, done))
         if done < total and now - self.written.setdefault(what, now) < LINE_EVERY:
             return
