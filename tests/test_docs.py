@@ -190,6 +190,7 @@ TABLES = {  # a pattern of several files is of several seeds
     "tables/starts-seed-0.json": "docs/results.md",
     "tables/starts-seed-1.json": "docs/results.md",
     "tables/composition.json": "docs/results.md",
+    "tables/composition-without.json": "docs/results.md",
     "tables/quantised.json": "docs/results.md",
     "tables/incremental.json": "docs/results.md",
     "tables/incremental-54.json": "docs/results.md",
