@@ -109,7 +109,7 @@ def cache_bytes(workload: Workload, backbone: Backbone) -> tuple[int, int]:
     runs = workload.settings, growing_settings(workload.settings)
     answered = any(map(reads_answers, runs))
     item = (1 + answered) * latents + (2 if backbone.prompts_see_photos else 1) * prompt
-    # The student's prompt and the empty one beside the photo, the teacher's and it beside the picture.
+    # Two beside the photo, the student's and the empty one, and two beside the picture, for the teacher.
     composition = 2 * latents + (4 if backbone.prompts_see_photos else 1) * prompt
     others = effects + max(map(workload.count_compositions, runs)) * composition
     return others + targets.general * item, others + 2 * min(targets.general, SHARD) * item
