@@ -19,11 +19,8 @@ from toy_table import Table, study_parser
 
 from collectionlora.adapters.roles import STUDENT
 from collectionlora.config import Overrides
-from collectionlora.distillation import Distillation, Scores, Share, Simulation
-from collectionlora.flow import few_step_sigmas
+from collectionlora.distillation import Distillation, Scores, Share
 from collectionlora.objectives import velocity_matching_loss
-from collectionlora.sampling import Denoiser, noise_like, rollout
-from collectionlora.streams import Batch
 from collectionlora.toy.world import (
     ALL_LENGTHS,
     LONG,
@@ -45,30 +42,15 @@ class OnPolicy(Distillation):
 
     def distill(self, step: int, progress: float) -> dict[str, float]:
         batch, generator = self.batch(self.streams, step), self.generator(self.streams, step)
-        sigmas = few_step_sigmas(STEPS[0], self.settings.sampling.shift)
+        own = self.simulate(self.streams, batch, generator, step, STEPS[0]).simulation
         torch.manual_seed(step)  # of the places: the same in every run
-        index = (BETA.sample((len(batch.target),)) * len(sigmas)).long()
-        x_sigma, sigma = own_states(self, batch, sigmas, index, generator).chosen()
+        index = (BETA.sample((len(batch.target),)) * STEPS[0]).long()
+        x_sigma, sigma = replace(own, index=index).chosen()
         with torch.no_grad():
             velocity_teacher = self.teacher(batch).velocity(x_sigma, sigma)
         velocity_matching_loss(self.student(batch).velocity(x_sigma, sigma), velocity_teacher).backward()
         norm = self.step(STUDENT, self.settings.match.learning_rate, progress)
-        self.ema = [p.detach().clone() for p in self.roles.parameters(STUDENT)]
         return {"student_grad_norm": norm}
-
-
-@torch.no_grad()
-def own_states(
-    run: Distillation, batch: Batch, sigmas: Tensor, index: Tensor, generator: torch.Generator
-) -> Simulation:
-    """The student on its own trajectory to the last of `index` `[B]`."""
-    noise = noise_like(batch.target, generator)
-    with run.roles.frozen(STUDENT):
-        student = Denoiser(run.backbone, batch.student)
-        sampler = run.settings.sampling.sampler
-        return Simulation(
-            sigmas, rollout(student, noise, sigmas, int(index.max()), generator, sampler), index, noise
-        )
 
 
 class FirstStep(Distillation):

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from collectionlora.adapters.recipe import adapter_path
 from collectionlora.command_line.demo import shipped_teachers
 from collectionlora.config import resolve
 from collectionlora.pictures.photographs import HELDOUT, pool
@@ -59,6 +60,13 @@ def test_teachers_of_a_folder_follow_those_that_ship(tables, tmp_path):
 def test_a_collection_does_not_grow_from_nothing(tables, tmp_path):
     with pytest.raises(UserError, match="--new: 4 of 4 leave none to keep"):
         tables("incremental").make(Namespace(new=4, effects=4, out=tmp_path), print)
+
+
+def test_a_collection_grows_from_a_finished_adapter(tables, tmp_path):
+    study = Namespace(args=Namespace(start=Path("nano")), collection=Namespace(result=tmp_path / "new"))
+    study.collection.result.write_text("of an add that is made again")
+    tables("incremental").begin(study, [])
+    assert study.collection.result.read_bytes() == adapter_path(Path("nano")).read_bytes()
 
 
 def test_rows_of_the_ablation_differ_in_what_their_names_say(tables):
