@@ -102,6 +102,13 @@ class PseudoHuber(Distillation):
 
 
 EULER: Overrides = {"sampling": {"sampler": "euler"}}
+# Half of the toy's rates for A, and twice these rates for B.
+PLUS: Overrides = {
+    "student": {"learning_rate": 1.5e-4},
+    "critic": {"learning_rate": 5e-4},
+    "match": {"learning_rate": 1.5e-3},
+    "distill": {"loraplus_lr_ratio": 4},
+}
 
 
 def updates(number: int, **rest: int) -> Overrides:
@@ -121,6 +128,8 @@ STUDENTS: dict[str, tuple[type[Distillation], list[Overrides]]] = {
     "two critic updates": (Distillation, [updates(1400, student_update_every=2)]),
     "two critic updates, critic follows": (FollowingCritic, [updates(1250, student_update_every=2)]),
     "pseudo-Huber": (PseudoHuber, []),
+    "LoRA+": (Distillation, [PLUS]),
+    "LoRA+, more of the warm start, Euler": (Distillation, [PLUS, LONG, updates(0), EULER]),
 }
 
 

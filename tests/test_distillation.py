@@ -183,6 +183,20 @@ def test_a_student_update_moves_the_student_alone_and_a_critic_update_the_critic
     assert moved(lambda: run.match_teacher(0, 0.0)) == {STUDENT}
 
 
+@pytest.mark.parametrize("ratio", [1, 4])
+def test_b_learns_at_a_multiple_of_the_rate_of_a(world, ratio):
+    distill = {"loraplus_lr_ratio": ratio, "decay_ratio": 0, "effect_ratio": 1}
+    run = world.distillation(toy_settings({"match": {"learning_rate": 1e-3}, "distill": distill}))
+    for step, (longest_a, longest_b) in enumerate([(0, ratio * 1e-3), (0.75e-3, ratio * 0.98e-3)]):
+        before = run.roles.weights(STUDENT)
+        run(step)
+        after = run.roles.weights(STUDENT)
+        for index, longest in enumerate((longest_a, longest_b)):
+            moved = max((after[m][index] - before[m][index]).abs().max().item() for m in before)
+            # Adam's first step is the rate itself. B starts at 0, so that A has no gradient then.
+            assert moved == pytest.approx(longest, rel=0.05)
+
+
 def test_target_simulation_starts_at_the_last_five_of_eight_steps(world):
     run = world.distillation(toy_settings(COLD))
     batch, generator = run.streams.batch(0), torch.Generator().manual_seed(0)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from collectionlora.adapters.optimizers import load_optimizer, make_adamw, optimizer_tensors
 from collectionlora.adapters.roles import STUDENT
 from collectionlora.runs import checkpoint
 from collectionlora.runs.checkpoint import latest_checkpoint, save_checkpoint
@@ -68,6 +69,27 @@ def test_a_stopped_run_resumes_bit_identically(world, tmp_path, stop_after):
     assert losses[0] == losses[1]
     seconds = [json.loads(line)["seconds"] for line in logs[1]]
     assert seconds == sorted(seconds)
+
+
+def test_moments_are_saved_in_the_order_of_the_parameters_at_any_rates():
+    weights = [torch.full((number,), float(number), requires_grad=True) for number in range(1, 5)]
+
+    def optimizer(ratio):
+        return make_adamw(weights, 1e-3, 0.0, loraplus_lr_ratio=ratio)
+
+    trained = optimizer(1.0)
+    for weight in weights:
+        weight.grad = weight.detach().clone()
+    trained.step()
+    saved = optimizer_tensors("student", trained)
+    for number, weight in enumerate(weights):
+        torch.testing.assert_close(saved[f"student.{number}.exp_avg"], 0.1 * weight.grad)
+    restored = optimizer(4.0)
+    load_optimizer("student", restored, saved)
+    found = optimizer_tensors("student", restored)
+    assert found.keys() == saved.keys()
+    assert all(torch.equal(found[name], saved[name]) for name in saved)
+    assert [group["lr"] for group in restored.param_groups] == [1e-3, 4e-3]
 
 
 class Counting:

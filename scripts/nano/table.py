@@ -20,6 +20,7 @@ from tables import (
     quantised,
     scaling,
     starts,
+    tuning,
 )
 
 from collectionlora.command_line.progress import joined_processes
@@ -31,6 +32,7 @@ TABLES = {
     "fifty": fifty,
     "scaling": scaling,
     "starts": starts,
+    "tuning": tuning,
     "noise": noise,
     "quantised": quantised,
     "incremental": incremental,

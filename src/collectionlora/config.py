@@ -201,6 +201,9 @@ class DistillSettings(Section):
     anchor_weight: Weight = Field(Schedule(start=1, end=0), description="of L_TA, trajectory anchoring")
     max_grad_norm: float = Field(10.0, gt=0, description="a longer gradient is scaled down to this norm")
     weight_decay: float = Field(0.01, ge=0, description="of AdamW")
+    loraplus_lr_ratio: float = Field(
+        1.0, gt=0, description="LoRA+: the learning rate of B as a multiple of that of A"
+    )
     decay_ratio: float = Field(
         0.4, ge=0, le=1, description="share of each phase, at its end, in which the learning rate falls"
     )

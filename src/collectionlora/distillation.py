@@ -24,7 +24,13 @@ from torch.nn import Parameter
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 
-from collectionlora.adapters.optimizers import load_optimizer, make_adamw, move_averages, optimizer_tensors
+from collectionlora.adapters.optimizers import (
+    load_optimizer,
+    make_adamw,
+    move_averages,
+    optimizer_tensors,
+    set_learning_rate,
+)
 from collectionlora.adapters.roles import STUDENT, LoraWeights, Roles, TeacherLibrary, critic_role
 from collectionlora.backbones.base import Backbone
 from collectionlora.config import RoleSettings, Settings
@@ -116,7 +122,12 @@ class Distillation:
     def _optimizer(self, role: str, settings: RoleSettings) -> Optimizer:
         parameters, distill = self.roles.parameters(role), self.settings.distill
         return make_adamw(
-            parameters, settings.learning_rate, distill.weight_decay, distill.moments, self.foreach
+            parameters,
+            settings.learning_rate,
+            distill.weight_decay,
+            distill.moments,
+            self.foreach,
+            distill.loraplus_lr_ratio,
         )
 
     @property
@@ -394,7 +405,7 @@ class Distillation:
         distill, optimizer = self.settings.distill, self.optimizers[role]
         parameters = self.roles.parameters(role)
         remaining = (1 - progress) / distill.decay_ratio if distill.decay_ratio else 1.0
-        optimizer.param_groups[0]["lr"] = learning_rate * min(1.0, remaining)
+        set_learning_rate(optimizer, learning_rate * min(1.0, remaining))
         for parameter, gradient in self.collected.items():
             parameter.grad = gradient
         self.collected.clear()

@@ -1,20 +1,20 @@
 """Many effects in one LoRA: flow matching on samples of all teachers, then on the noise that they came from.
 
-`flow` is flow matching alone, on fresh noise. `student` goes on from its last state for `--coupled` further
+`flow` is flow matching alone, on fresh noise. `coupled` goes on from its last state for `--coupled` further
 updates, in which high sigmas reuse the noise of the teacher's sample (docs/few-steps.md), and which may show
-two effects in one prompt. Both sample by Euler.
+two effects in one prompt. `student` goes on from there for `--plus` further updates at the learning rates of
+LoRA+ (docs/training.md). All sample by Euler.
 """
 
 from argparse import ArgumentParser, Namespace
 from typing import Any
 
-from collectionlora.adapters.roles import TEACHER
 from collectionlora.system.progress import Progress
-from tables.noise import COARSE
+from tables.noise import COARSE, in_few_steps
 from tables.study import NO_DISTILLATION, Study, add_effects_option, add_options, over
+from tables.tuning import lora_plus
 
-FLOW, STUDENT = "flow", "student"  # names of the runs
-STEPS = (8, 4, 2, 1)
+FLOW, COUPLED, STUDENT = "flow", "coupled", "student"  # names of the runs
 LAYER: dict[str, dict[str, Any]] = {
     "targets": {"steps": 8},
     "match": {"loss": "flow"},
@@ -26,10 +26,11 @@ LAYER: dict[str, dict[str, Any]] = {
 def options(parser: ArgumentParser) -> None:
     add_options(parser)
     add_effects_option(parser, default=50)
-    parser.add_argument("--coupled", type=int, default=14000, metavar="N", help="further updates of student")
+    parser.add_argument("--coupled", type=int, default=14000, metavar="N", help="further updates of coupled")
+    parser.add_argument("--plus", type=int, default=4000, metavar="N", help="further updates of student")
     parser.add_argument("--general", type=int, default=256, metavar="N", help="items of the general stream")
     parser.add_argument(
-        "--compositions", type=int, default=0, metavar="N", help="of student, for each effect"
+        "--compositions", type=int, default=0, metavar="N", help="of coupled and student, for each effect"
     )
 
 
@@ -37,7 +38,9 @@ def make(args: Namespace, progress: Progress) -> None:
     layer = over(LAYER, {"targets": {"general": args.general}})
     study = Study(args, layer, args.effects, progress, args.general)
     study.train(FLOW)
-    match = {**COARSE, "updates": study.settings.match.updates + args.coupled}
-    study.train(STUDENT, {"targets": {"compositions": args.compositions}, "match": match}, start=FLOW)
-    few = [f"{name}-{steps}" for name in (TEACHER, FLOW, STUDENT) for steps in STEPS]
-    study.write(args.out, study.judge(["source", TEACHER, *few]))
+    updates = study.settings.match.updates + args.coupled
+    coupled = {"targets": {"compositions": args.compositions}, "match": {**COARSE, "updates": updates}}
+    study.train(COUPLED, coupled, start=FLOW)
+    plus = over(lora_plus(study.settings.match.learning_rate), {"match": {"updates": updates + args.plus}})
+    study.train(STUDENT, over(coupled, plus), start=COUPLED)
+    study.write(args.out, study.judge(in_few_steps((FLOW, COUPLED, STUDENT))))

@@ -6,6 +6,7 @@ of its own.
 """
 
 from argparse import ArgumentParser, Namespace
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from collectionlora.adapters.roles import TEACHER
@@ -31,11 +32,19 @@ def options(parser: ArgumentParser) -> None:
 
 
 def make(args: Namespace, progress: Progress) -> None:
-    for seed in args.seeds:
-        out = args.out / f"seed-{seed}"
-        own = {**vars(args), "out": out, "seed": seed, "seeds": None}
-        study = Study(Namespace(**own), LAYER, args.effects, progress)
+    for study in each_seed(args, progress):
         for row, changes in ROWS.items():
             study.train(row, changes)
-        few = [f"{name}-{steps}" for name in (TEACHER, *ROWS) for steps in STEPS]
-        study.write(out, study.judge(["source", TEACHER, *few]))
+        study.write(study.args.out, study.judge(in_few_steps(ROWS)))
+
+
+def each_seed(args: Namespace, progress: Progress) -> Iterator[Study]:
+    """A study for each of `--seeds`, in OUT/seed-SEED."""
+    for seed in args.seeds:
+        own = {**vars(args), "out": args.out / f"seed-{seed}", "seed": seed, "seeds": None}
+        yield Study(Namespace(**own), LAYER, args.effects, progress)
+
+
+def in_few_steps(runs: Iterable[str]) -> list[str]:
+    """The untouched photo, and teachers and students in every number of steps."""
+    return ["source", *(f"{name}-{steps}" for name in (TEACHER, *runs) for steps in STEPS)]

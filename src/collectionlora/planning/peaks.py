@@ -244,7 +244,8 @@ def step_of(workload: Workload) -> Workload:
     """The same for all requests whose steps make the same tensors."""
     distill, other = workload.settings.distill, DistillSettings()
     held = {"moments": "float32", "ema_on_host": False, "critic_samples": other.critic_samples}
-    held |= {name: getattr(other, name) for name in ("student_updates", "route_every", "decay_ratio", "ema")}
+    neutral = ("student_updates", "route_every", "decay_ratio", "loraplus_lr_ratio", "ema")
+    held |= {name: getattr(other, name) for name in neutral}
     weight = distill.anchor_weight
     held["anchor_weight"] = max(weight.start, weight.end)  # a step has the loss or has it not
     settings = replace_settings(

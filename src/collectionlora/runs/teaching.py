@@ -7,7 +7,12 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
-from collectionlora.adapters.optimizers import load_optimizer, make_adamw, optimizer_tensors
+from collectionlora.adapters.optimizers import (
+    load_optimizer,
+    make_adamw,
+    optimizer_tensors,
+    set_learning_rate,
+)
 from collectionlora.adapters.roles import STUDENT, LoraWeights, Roles
 from collectionlora.backbones.base import Backbone, Condition, Prompt, repeat_references
 from collectionlora.config import Settings
@@ -89,7 +94,7 @@ class Teaching:
         loss.backward()
         norm = clip_grad_norm_(self.parameters, teach.max_grad_norm)
         remaining = (teach.steps - step) / (teach.decay_ratio * teach.steps) if teach.decay_ratio else 1.0
-        self.optimizer.param_groups[0]["lr"] = teach.learning_rate * min(1.0, remaining)
+        set_learning_rate(self.optimizer, teach.learning_rate * min(1.0, remaining))
         self.optimizer.step()
         return {"loss": loss.item(), "grad_norm": norm.item()}
 
