@@ -17,6 +17,7 @@ from collectionlora.backbones.quantization import whole_weight
 from collectionlora.backbones.toy import ToyBackbone
 from collectionlora.config import ModelSettings, resolve
 from collectionlora.distillation import Distillation
+from collectionlora.flow import shift_sigma
 from collectionlora.planning.memory import MemoryTally, flash_on_meta
 from collectionlora.runs.session import build_roles
 from collectionlora.runs.teaching import EncodedPairs, Teaching
@@ -234,6 +235,21 @@ def test_teaching_clips_its_gradient_and_slows_down_as_it_is_told(layer, rates, 
         kept = torch.stack([p.grad.norm() for p in teaching.parameters]).norm().item()
         assert kept == pytest.approx(min(before, longest), rel=1e-3)
         assert teaching.optimizer.param_groups[0]["lr"] == pytest.approx(rate * 1e-3)
+
+
+def test_teaching_draws_sigmas_by_its_own_shift_and_not_by_the_students(folder):
+    backbone = open_base("nano", folder, CPU, resolve(SETTINGS))
+    drawn, plain = [], backbone.velocity
+    backbone.velocity = lambda x, sigma, prepared: drawn.append(sigma) or plain(x, sigma, prepared)
+    for own, of_student in ((1.0, 3.0), (1.0, 12.0), (12.0, 3.0)):
+        changes = {"teach": {"batch_size": 2, "shift": own}, "sampling": {"shift": of_student}}
+        settings = resolve(SETTINGS, changes)
+        roles = build_roles(backbone, {STUDENT: 2}, 0, settings)
+        effect, _ = draw_data(backbone, settings)
+        pairs = EncodedPairs(effect.sources, effect.targets[:, 0], effect.teacher_prompt)
+        Teaching("effect", backbone, roles, pairs, settings)(0)
+    torch.testing.assert_close(drawn[1], drawn[0])
+    torch.testing.assert_close(drawn[2], shift_sigma(drawn[0], 12.0))
 
 
 def test_a_trajectory_copies_nothing_between_its_calls():

@@ -86,7 +86,7 @@ class Teaching:
         condition = self._condition(pair)
         noise = noise_like(x0, generator)
         u = torch.rand(len(x0), generator=generator, device=generator.device)
-        sigma = shift_sigma(u, self.settings.sampling.shift)
+        sigma = shift_sigma(u, teach.shift)
         with self.roles.use(STUDENT):
             velocity = Denoiser(self.backbone, condition).velocity(add_noise(x0, noise, sigma), sigma)
         loss = flow_matching_loss(velocity, x0, noise)

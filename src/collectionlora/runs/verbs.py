@@ -90,7 +90,7 @@ def teach(
         with open_run(folder) as run, Tracker(folder, settings.log) as tracker:
             roles.load(STUDENT, fresh)
             teaching = Teaching(effect.name, backbone, roles, pairs, settings)
-            facts = result_settings(settings, ("model", "data", "sampling", "teach")) | {
+            facts = result_settings(settings, ("model", "data", "teach")) | {
                 "base": collection.manifest.base,
                 "teacher_prompt": effect.teacher_prompt,
                 "pairs": fingerprint(*seen),
