@@ -183,6 +183,8 @@ TABLES = {  # a pattern of several files is of several seeds
     "strength.json": "docs/studio.md",
     "tables/main-seed-*.json": "docs/results.md",
     "tables/noise-seed-*.json": "docs/few-steps.md",
+    "tables/tuning-seed-*-shift-3.json": "docs/results.md",
+    "tables/tuning-seed-*-shift-12.json": "docs/results.md",
     "tables/main-50.json": "docs/results.md",
     "tables/fifty.json": "docs/results.md",
     "tables/scaling.json": "docs/results.md",
