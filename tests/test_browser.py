@@ -320,7 +320,7 @@ def test_a_long_work_shows_its_steps_and_is_cancelled(page, photo):
     open_options(page, MANY_STEPS)
     page.get_by_role("button", name="4 variations").click()
     expect(status(page)).to_have_text(
-        re.compile(rf"picture [1-4] of 4, step \d+ of {MANY_STEPS}, (\d+ min )?\d+ s left")
+        re.compile(rf"picture 1 of 4, step \d+ of {MANY_STEPS}, (\d+ min )?\d+ s left")
     )
     cancel.click()
     expect(status(page)).to_have_text("cancelled")

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from collectionlora.adapters.formats import read_lora
 from collectionlora.adapters.merging import add
-from collectionlora.adapters.recipe import adapter_path
+from collectionlora.adapters.recipe import Recipe, adapter_path
 from collectionlora.adapters.roles import TEACHER, Roles, TeacherLibrary
 from collectionlora.backbones.base import encode_condition
 from collectionlora.backbones.nano import MAX_BATCH, RECOMMENDED, NanoBackbone
@@ -58,8 +58,8 @@ def options(parser: ArgumentParser) -> None:
 class Teachers:
     """The shipped teachers over one base, one at a time or several as their sum."""
 
-    def __init__(self, names: Sequence[str], steps: int, shift: float):
-        self.backbone, self.steps, self.shift = NanoBackbone.load(), steps, shift
+    def __init__(self, names: Sequence[str], recipe: Recipe):
+        self.backbone, self.recipe = NanoBackbone.load(), recipe
         files = shipped_teachers()
         self.loras = {name: read_lora(files[name]) for name in names}
         ranks = {TEACHER: 2 * max(lora.rank for lora in self.loras.values())}
@@ -68,7 +68,7 @@ class Teachers:
 
     @torch.no_grad()
     def sample(self, names: Sequence[str], images: Tensor, seeds: Sequence[int]) -> Tensor:
-        """Images under the sum of the named teachers, guided, in the student's steps."""
+        """Images under the sum of the named teachers, guided, by the student's steps and sampler."""
         key = "+".join(names)
         self.library.teachers[key] = add([self.loras[name].weights for name in names])
         text = compose([ALL_EFFECTS[name].teacher_prompt for name in names])
@@ -76,7 +76,8 @@ class Teachers:
         uncond = condition.with_prompt(self.backbone.encode_prompt([""] * len(images)))
         with self.library.use(key):
             denoiser = Denoiser(self.backbone, condition, uncond, GUIDANCE_SCALE)
-            latents = sample_student(denoiser, condition.source, seeds, self.steps, self.shift)
+            how = self.recipe.steps, self.recipe.shift, self.recipe.sampler
+            latents = sample_student(denoiser, condition.source, seeds, *how)
         return self.backbone.decode(latents)
 
 
@@ -150,7 +151,7 @@ def fidelity(pair: Effects, photos: Sequence[Photo], made: Sequence[Photo]) -> V
 def make(args: Namespace, progress: Progress) -> None:
     keep_options(args.out, args)
     editor = Editor.load(args.adapter)
-    names, steps, side = list(editor.recipe.effects), editor.recipe.steps, editor.recipe.resolution
+    names, side = list(editor.recipe.effects), editor.recipe.resolution
     pairs: list[Effects] = list(permutations(names, 2))
     drawn = np.random.default_rng(args.seed).permutation(len(pairs))[: args.pairs]
     pairs = [pairs[i] for i in sorted(drawn)]
@@ -158,7 +159,7 @@ def make(args: Namespace, progress: Progress) -> None:
     cases = draw_crops(pool, args.judged, args.seed, side)
     shown = [photo.tobytes() for photo in cases.photos]
     key = fingerprint(adapter_path(args.adapter), *shipped_teachers().values(), cases.seeds, *shown)
-    found = ways(editor, Teachers(names, steps, editor.recipe.shift))
+    found = ways(editor, Teachers(names, editor.recipe))
     pictures: dict[str, list[list[Photo]]] = {}
     for number, (name, (_, how)) in enumerate(found.items(), 1):
         folder = args.out / "pictures" / name.replace(" ", "-")

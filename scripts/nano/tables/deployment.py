@@ -69,8 +69,8 @@ class AdapterServer:
         condition = encode_condition(self.backbone, texts, torch.cat([r.image for r in requests]))
         with self.library.use(effect):
             denoiser, seeds = Denoiser(self.backbone, condition), [request.seed for request in requests]
-            steps, shift = self.recipe.steps, self.recipe.shift
-            return self.backbone.decode(sample_student(denoiser, condition.source, seeds, steps, shift))
+            how = self.recipe.steps, self.recipe.shift, self.recipe.sampler
+            return self.backbone.decode(sample_student(denoiser, condition.source, seeds, *how))
 
     def serve(self, stream: Stream, at_once: int = 1) -> None:
         """Of `at_once` requests that wait together, those of one effect in one batch."""
