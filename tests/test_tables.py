@@ -69,6 +69,12 @@ def test_a_collection_grows_from_a_finished_adapter(tables, tmp_path):
     assert study.collection.result.read_bytes() == adapter_path(Path("nano")).read_bytes()
 
 
+def test_lora_plus_halves_the_rate_for_a_and_doubles_it_for_b(tables):
+    plus = tables("tuning").lora_plus(1e-3)
+    rate, ratio = plus["match"]["learning_rate"], plus["distill"]["loraplus_lr_ratio"]
+    assert (rate, rate * ratio) == (0.5e-3, 2e-3)
+
+
 def test_rows_of_the_ablation_differ_in_what_their_names_say(tables):
     ablation = tables("ablation")
     for row, (start, changes) in ablation.ROWS.items():
