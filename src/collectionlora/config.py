@@ -109,7 +109,7 @@ class SamplingSettings(Section):
 
     steps: int = Field(8, ge=1, description="number of the student's steps")
     shift: float = Field(
-        3.0, gt=0, description="shift of the student's schedule, and of the sigmas that are drawn"
+        3.0, gt=0, description="shift of the student's schedule, and of the sigmas that training draws"
     )
     sampler: Sampler = Field("stochastic", description="stochastic adds fresh noise after each step")
 
@@ -133,7 +133,7 @@ class TeachSettings(Section):
     rank: int = Field(16, ge=1, description="LoRA rank; alpha equals it")
     learning_rate: float = Field(1e-4, gt=0, description="of AdamW")
     batch_size: int = Field(8, ge=1, description="pairs in one update")
-    shift: float = Field(3.0, gt=0, description="shift of the sigmas that are drawn")
+    shift: float = Field(3.0, gt=0, description="shift of the sigmas that training draws")
     max_grad_norm: float = Field(1.0, gt=0, description="a longer gradient is scaled down to this norm")
     decay_ratio: float = Field(
         0.4, ge=0, le=1, description="share of the updates, at the end, in which the learning rate falls"

@@ -6,7 +6,7 @@ All take as many updates on the same samples, and all sample by Euler. Nothing i
 photos of its own. Each student is judged with both shifts: OUT/seed-SEED/shift-SHIFT.
 """
 
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from typing import Any
 
 from collectionlora.config import Overrides
@@ -14,6 +14,7 @@ from collectionlora.system.progress import Progress
 from tables import noise
 from tables.study import over
 
+options = noise.options
 RATE = 1.4e-3
 SHIFTS = (3, 12)
 
@@ -29,10 +30,6 @@ ROWS: dict[str, Overrides] = {
     "plus": lora_plus(RATE),
     "late": over(lora_plus(RATE), {"sampling": {"shift": SHIFTS[-1]}}),
 }
-
-
-def options(parser: ArgumentParser) -> None:
-    noise.options(parser)
 
 
 def make(args: Namespace, progress: Progress) -> None:
