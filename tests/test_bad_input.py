@@ -140,6 +140,8 @@ MANIFESTS = {
         lambda folder: [link("loop", "loop")(folder), effect(photos="loop")(folder)],
         *("effects.sepia.photos", "is not a path", "fix the path or the link"),
     ),
+    "an effect that is never drawn": (effect(weight=0), "effects.0.weight", "greater than 0", "it is 0 now"),
+    "an effect of a negative weight": (effect(weight=-1), "effects.0.weight", "greater than 0", "now"),
     "a NUL in a path": (effect(photos="a\0b"), "effects.0.photos", "control character U+0000", "now"),
     "a path too long": (effect(photos="a" * 500), "effects.sepia.photos", "is not a path", "fix the path"),
     "an unknown section": (settings(distil={"seed": 1}), "distil", "no such setting", "did you mean distill"),

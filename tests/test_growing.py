@@ -5,7 +5,6 @@ import os
 import shutil
 import signal
 import sys
-from collections import Counter
 
 import pytest
 import torch
@@ -127,17 +126,22 @@ def test_a_list_in_brackets_is_left_to_its_writer(tmp_path):
 
 
 def test_new_effects_are_drawn_with_their_ratio_and_the_rest_is_replayed():
-    data = [EffectData(name, *[torch.zeros(1, 1, 1, 1, 1)] * 2, None, None, None) for name in "abcd"]
-    streams = Streams(data, None, seed=0, batch_size=1, effect_ratio=0.5)
-    streams.favour(["d"], 0.25)
-    drawn = Counter(streams._favoured(step, 0) for step in range(4000))
-    assert drawn[3] / 4000 == pytest.approx(0.25, abs=0.03)
-    assert all(drawn[i] / 4000 == pytest.approx(0.25, abs=0.03) for i in range(3))
-    assert [streams._favoured(step, 0) for step in range(9)] == [
-        streams._favoured(step, 0) for step in range(9)
-    ]
+    weights = {"a": 3.0, "b": 1.0, "c": 1.0, "d": 1.0}
+    blank = [torch.zeros(1, 1, 1, 1, 1)] * 2
+    data = [EffectData(name, *blank, None, None, None, weight=weight) for name, weight in weights.items()]
+    streams = Streams(data, None, seed=0, batch_size=1, effect_ratio=1.0)
+
+    def share(name):
+        return [streams.effect_at(step) for step in range(4000)].count(name) / 4000
+
+    assert share("a") == pytest.approx(0.5, abs=0.03)
+    assert all(share(name) == pytest.approx(1 / 6, abs=0.03) for name in "bcd")
     streams.favour(["a", "b", "c", "d"], 0.25)
-    assert len({streams._favoured(step, 0) for step in range(100)}) == 4
+    assert share("a") == pytest.approx(0.5, abs=0.03)
+    streams.favour(["d"], 0.4)
+    assert share("d") == pytest.approx(0.4, abs=0.03)
+    assert share("a") == pytest.approx(0.36, abs=0.03)
+    assert share("b") == share("b") == pytest.approx(0.12, abs=0.03)
 
 
 def test_an_addition_starts_from_the_finished_adapter(folder):
@@ -166,6 +170,38 @@ def test_an_addition_trains_few_updates_and_keeps_the_adapter_from_before(folder
         code,
         err.splitlines()[-1].endswith("mine: is in this adapter already; name an effect that is new"),
     ) == (2, True)
+
+
+def test_a_distillation_begins_as_a_finished_adapter(folder):
+    shutil.move(folder / "collection.safetensors", folder / "earlier.safetensors")
+    start = {"start": "earlier.safetensors", "updates": 1, "learning_rate": 1e-12}
+    path = collectionlora.distill(folder, "more", {"match": start, "distill": {"student_updates": 0}})
+    (before, _), (after, recipe) = (read_adapter(file) for file in (folder / "earlier.safetensors", path))
+    assert recipe.effects == PROMPTS
+    for module, pair in before.weights.items():
+        torch.testing.assert_close(after.weights[module], pair)
+    assert "earlier.safetensors" in json.loads((folder / "runs/more/inputs.json").read_text())["files"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            ["match.start=mine.safetensors"],
+            "mine.safetensors: settings.match.start: is not a file; write base",
+        ),
+        (["match.start=teachers/mine.safetensors"], "header: carries no collectionlora recipe"),
+        (
+            ["match.start=collection.safetensors", "student.rank=1"],
+            "the student 1; write --set student.rank=",
+        ),
+    ],
+)
+def test_a_start_that_is_none_is_refused(folder, run, settings, message):
+    code, _, err = run("distill", *(word for setting in settings for word in ("--set", setting)))
+    assert code == 2
+    assert message in err
+    assert len(err.strip().splitlines()) == 1
 
 
 @pytest.mark.thorough

@@ -58,6 +58,7 @@ class Effect(Entry):
     without_text_encoder: bool = False  # leave out what the teacher's file changes of the text encoder
     teacher_prompt: PromptText
     photos: Place
+    weight: float = Field(1.0, gt=0, allow_inf_nan=False)  # how often it is drawn, relative to the others
     references: tuple[Place, ...] = ()  # images that are shown beside every photo
     student_prompt: PromptText | None = None
     criteria: str | None = None

@@ -161,8 +161,10 @@ class MatchSettings(Section):
     composition_ratio: float = Field(
         0.25, ge=0, le=1, description="share of compositions among the samples of the effect stream"
     )
-    start: Literal["base", "merge"] = Field(
-        "base", description="merge begins as the SVD merge of the teachers"
+    start: str = Field(
+        "base",
+        min_length=1,
+        description="base, merge (the SVD merge of the teachers), or the file of a finished adapter",
     )
 
 

@@ -20,7 +20,7 @@ from collectionlora.backbones.base import Condition, Prompt, repeat_references
 from collectionlora.pictures.buckets import Buckets, Images, take
 
 # Separate the uses of one (seed, step, rank), so that they are independent of each other.
-ROUTE, BATCH, NOISE, LENGTH, FAVOUR, STOP, COMPOSITION = range(7)
+ROUTE, BATCH, NOISE, LENGTH, WEIGHTED, STOP, COMPOSITION = range(7)
 CPU = torch.device("cpu")
 Origin = tuple[int, int, int]  # seed of the targets, photo, sample: what a sample's noise is drawn from
 
@@ -77,7 +77,8 @@ class EffectData:
 
     `sources` are P times `[C, H, W]`, `targets` P times `[M, C, H, W]` in the size of their photo; a prompt
     has a batch of 1, or of P where the base reads it together with the photo. `seed` is what the targets'
-    noise was drawn from. `references` `[1, C, height, width]` are shown beside every photo.
+    noise was drawn from. `references` `[1, C, height, width]` are shown beside every photo. The effect stream
+    draws the effects in proportion to their `weight`.
     """
 
     name: str
@@ -88,6 +89,7 @@ class EffectData:
     uncond: Prompt
     references: tuple[Tensor, ...] = ()
     seed: int = 0
+    weight: float = 1.0
 
     @cached_property
     def buckets(self) -> Buckets:
@@ -196,8 +198,8 @@ class Streams:
         self.seed, self.batch_size, self.rank = seed, batch_size, rank
         self.effect_ratio, self.route_every = effect_ratio, route_every
         self.asymmetric_prompts, self.leader = asymmetric_prompts, 0 if same_stream else None
-        self.favoured: set[int] = set()
-        self.favoured_ratio = 0.0
+        weights = np.array([effect.weight for effect in self.effects])
+        self.probabilities = weights / weights.sum()  # of the effects, within the effect stream
 
     def shares(self, number: int) -> list["Streams"]:
         """The streams of the ranks that this process stands for, if each stands for `number` of them."""
@@ -212,21 +214,21 @@ class Streams:
     def favour(self, names: Sequence[str], ratio: float) -> None:
         """Let the effect stream draw from these effects with probability `ratio`, from the others else.
 
-        Within both groups effects stay equally likely.
+        Within both groups the weights of the effects hold.
         """
-        self.favoured = {i for i, effect in enumerate(self.effects) if effect.name in names}
-        self.favoured_ratio = ratio if len(self.favoured) < len(self.effects) else 1.0
-
-    def _favoured(self, step: int, part: int) -> int:
-        rng = generator_for(self.seed, step, self.rank, FAVOUR, part)
-        chosen = rng.random() < self.favoured_ratio
-        group = [i for i in range(len(self.effects)) if (i in self.favoured) == chosen]
-        return group[int(rng.integers(len(group)))]
+        chosen = np.array([effect.name in names for effect in self.effects])
+        if chosen.all():
+            return
+        for group, share in ((chosen, ratio), (~chosen, 1 - ratio)):
+            self.probabilities[group] *= share / self.probabilities[group].sum()
 
     def _route(self, step: int, part: int) -> int | None:
         effects, ratio = len(self.effects), self.effect_ratio
         index = route(self.seed, step, self.rank, effects, ratio, self.route_every, part, self.leader)
-        return index if index is None or not self.favoured else self._favoured(step, part)
+        if index is None or np.ptp(self.probabilities) == 0:
+            return index
+        rng = generator_for(self.seed, step, self.rank, WEIGHTED, part)
+        return int(rng.choice(effects, p=self.probabilities))
 
     def effect_at(self, step: int) -> str | None:
         """The effect that the student learns at a step, or None for the general stream."""

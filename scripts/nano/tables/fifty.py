@@ -3,12 +3,16 @@
 `flow` is flow matching alone, on fresh noise. `coupled` goes on from its last state for `--coupled` further
 updates, in which high sigmas reuse the noise of the teacher's sample (docs/few-steps.md), and which may show
 two effects in one prompt. `student` goes on from there for `--plus` further updates at the learning rates of
-LoRA+ (docs/training.md). All sample by Euler.
+LoRA+ (docs/training.md). With `--start` a finished adapter takes the place of `flow` and `coupled`. All
+sample by Euler. The teachers are judged in 40 steps, too.
 """
 
 from argparse import ArgumentParser, Namespace
+from pathlib import Path
 from typing import Any
 
+from collectionlora.adapters.roles import TEACHER
+from collectionlora.effects import ALL_EFFECTS
 from collectionlora.system.progress import Progress
 from tables.noise import COARSE, in_few_steps
 from tables.study import NO_DISTILLATION, Study, add_effects_option, add_options, over
@@ -28,6 +32,10 @@ def options(parser: ArgumentParser) -> None:
     add_effects_option(parser, default=50)
     parser.add_argument("--coupled", type=int, default=14000, metavar="N", help="further updates of coupled")
     parser.add_argument("--plus", type=int, default=4000, metavar="N", help="further updates of student")
+    text = "a finished adapter that student begins as"
+    parser.add_argument("--start", type=Path, metavar="ADAPTER", help=text)
+    text = "weight of effects with several outcomes in the draws"
+    parser.add_argument("--random-weight", type=float, default=1, metavar="W", help=text)
     parser.add_argument("--general", type=int, default=256, metavar="N", help="items of the general stream")
     parser.add_argument(
         "--compositions", type=int, default=0, metavar="N", help="of coupled and student, for each effect"
@@ -35,12 +43,18 @@ def options(parser: ArgumentParser) -> None:
 
 
 def make(args: Namespace, progress: Progress) -> None:
-    layer = over(LAYER, {"targets": {"general": args.general}})
-    study = Study(args, layer, args.effects, progress, args.general)
-    study.train(FLOW)
-    updates = study.settings.match.updates + args.coupled
-    coupled = {"targets": {"compositions": args.compositions}, "match": {**COARSE, "updates": updates}}
-    study.train(COUPLED, coupled, start=FLOW)
-    plus = over(lora_plus(study.settings.match.learning_rate), {"match": {"updates": updates + args.plus}})
-    study.train(STUDENT, over(coupled, plus), start=COUPLED)
-    study.write(args.out, study.judge(in_few_steps((FLOW, COUPLED, STUDENT))))
+    layer = over(LAYER, {"targets": {"general": args.general, "compositions": args.compositions}})
+    weights = {name: args.random_weight for name, effect in ALL_EFFECTS.items() if effect.num_outcomes != 1}
+    study = Study(args, layer, args.effects, progress, args.general, weights)
+    plus = over({"match": COARSE}, lora_plus(study.settings.match.learning_rate))
+    if args.start:
+        runs = [STUDENT]
+        begun = {"match": {"start": str(args.start.absolute()), "updates": args.plus}}
+        study.train(STUDENT, over(plus, begun))
+    else:
+        runs = [FLOW, COUPLED, STUDENT]
+        updates = study.settings.match.updates + args.coupled
+        study.train(FLOW, {"targets": {"compositions": 0}})
+        study.train(COUPLED, {"match": {**COARSE, "updates": updates}}, start=FLOW)
+        study.train(STUDENT, over(plus, {"match": {"updates": updates + args.plus}}), start=COUPLED)
+    study.write(args.out, study.judge([f"{TEACHER}-40", *in_few_steps(runs)]))

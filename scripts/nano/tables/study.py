@@ -4,7 +4,7 @@ import json
 import shutil
 import statistics
 from argparse import ArgumentParser, Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
@@ -113,6 +113,7 @@ class Study:
         layer: settings over nano's own; `--set` lies over both.
         num_effects: as in `first_teachers`.
         num_general: photos of the general stream.
+        weights: how often effects are drawn, relative to the others; 1 where none is given.
 
     Raises:
         UserError: see `first_teachers` and `keep_options`.
@@ -125,6 +126,7 @@ class Study:
         num_effects: int | None,
         progress: Progress,
         num_general: int = GENERAL_PHOTOS,
+        weights: Mapping[str, float] | None = None,
     ):
         self.args, self.progress = args, progress
         self.overrides = over(layer, parse_overrides([f"distill.seed={args.seed}", *args.overrides]))
@@ -133,7 +135,7 @@ class Study:
         keep_options(args.out, args)
         with processes.main_first():
             if not (folder / MANIFEST).exists():
-                build_collection(folder, teachers, self.pool, args.seed, num_general, args.photos)
+                build_collection(folder, teachers, self.pool, args.seed, num_general, args.photos, weights)
         self.collection = Collection.load(folder)
         self.settings = resolve_settings(self.collection, self.overrides)
 

@@ -65,8 +65,9 @@ def build_collection(
     seed: int,
     num_general: int = GENERAL_PHOTOS,
     num_photos: int = PHOTOS,
+    weights: Mapping[str, float] | None = None,
 ) -> Collection:
-    """A collection of effect LoRAs by effect name, over crops of photographs."""
+    """A collection of effect LoRAs by effect name, over crops of photographs; some effects have weights."""
     rng = np.random.default_rng(seed)
     for sub, count in (("photos/effects", num_photos), ("photos/general", num_general)):
         for index in range(count):
@@ -82,6 +83,7 @@ def build_collection(
             "teacher_prompt": ALL_EFFECTS[name].teacher_prompt,
             "photos": "photos/effects",
         }
+        | ({"weight": weights[name]} if weights and name in weights else {})
         for name in teachers
     ]
     general = {"photos": "photos/general", "prompts": "general.txt"}

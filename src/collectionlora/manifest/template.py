@@ -29,6 +29,7 @@ EFFECT = """\
     photos: photos/{name}       # about 20 photos, no edited ones needed
     # student_prompt: written by `prompts` unless you give one here
     # without_text_encoder: true    # leaves out what the LoRA's file changes of the text encoder
+    # weight: 2                 # drawn twice as often, where a bench shows that it stays behind
     # references: [look.png]    # shown beside every photo, where the base reads several images
     # truth: heldout/{name}     # for `bench`: true images, a procedural effect's name, or none
     # criteria: keep the face   # for `bench --judge`: what a good picture of this effect has

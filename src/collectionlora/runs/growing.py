@@ -92,7 +92,8 @@ def add(
     folder = collection.folder / "runs" / f"add-{fingerprint(path, settings, chosen)}"
     grown.check_files()
     with open_run(folder) as opened:
-        session = start_session(grown, settings, path, lora, recipe)
+        session = Session(grown, settings, with_critics=True)
+        start_from(session, path, lora, recipe)
         run = session.distillation(progress)
         run.streams.favour(names, settings.add.new_ratio)
         inputs = [path, *distillation_inputs(grown)]
@@ -114,29 +115,24 @@ def growing_settings(settings: Settings) -> Settings:
     )
 
 
-def start_session(
-    collection: Collection, settings: Settings, path: Path, lora: LoraFile, recipe: Recipe
-) -> Session:
-    """A session whose student is a finished adapter; the run's critics start as its copies.
+def start_from(session: Session, path: Path, lora: LoraFile, recipe: Recipe) -> None:
+    """Let the student begin as a finished adapter; the run's critics start as its copies.
 
     Raises:
         UserError: the adapter has another base, more rank than the student, or another prompt of an effect.
     """
-    if recipe.base != collection.manifest.base:
-        hint = "write the adapter's base"
-        raise UserError(collection.folder / MANIFEST, "base", f"the adapter is of {recipe.base}", hint)
-    session = Session(collection, settings, with_critics=True)
+    place, rank = session.collection.folder / MANIFEST, session.settings.student.rank
+    if recipe.base != session.collection.manifest.base:
+        raise UserError(place, "base", f"the adapter is of {recipe.base}", "write the adapter's base")
     prompts = session.recipe_prompts()
     for name, prompt in recipe.effects.items():
-        if prompts[name] != prompt:
+        if prompts.get(name, prompt) != prompt:
             hint = f"the adapter knows it as {prompt!r}: give it as its student_prompt"
-            raise UserError(collection.folder / MANIFEST, name, "has another student prompt now", hint)
-    if lora.rank > settings.student.rank:
+            raise UserError(place, name, "has another student prompt now", hint)
+    if lora.rank > rank:
         hint = f"write --set student.rank={lora.rank} --set critic.rank={lora.rank}"
-        message = f"has rank {lora.rank}, the student {settings.student.rank}"
-        raise UserError(path, "", message, hint)
+        raise UserError(path, "", f"has rank {lora.rank}, the student {rank}", hint)
     session.first_student = lambda: lora.weights
-    return session
 
 
 def remove(collection: Collection, names: Sequence[str]) -> list[str]:

@@ -258,9 +258,10 @@ def distillation_facts(collection: Collection, settings: Settings) -> dict[str, 
     """What the result of a distillation depends on, beside the contents of files."""
     sections = ("model", "data", "student", "critic", "sampling", "targets", "match", "distill")
     effects = [effect.name for effect in collection.effects]
+    weights = [effect.weight for effect in collection.effects]
     # Sharding changes no forward, but which stream the processes take.
     routing = {"model.sharding": settings.model.sharding}
-    others = {"effects": effects, **base_facts(collection.manifest.base)}
+    others = {"effects": effects, "weights": weights, **base_facts(collection.manifest.base)}
     return result_settings(settings, sections) | routing | others
 
 

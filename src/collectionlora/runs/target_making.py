@@ -193,7 +193,9 @@ class TargetMaker:
         references = tuple(encoded[f"references.{i}"] for i in range(len(effect.references)))
         sources = find_images("sources", encoded)
         seed = int(effect_key(self.collection, effect, self.settings), 16)
-        return EffectData(effect.name, sources, targets, teacher, student, uncond, references, seed)
+        return EffectData(
+            effect.name, sources, targets, teacher, student, uncond, references, seed, effect.weight
+        )
 
     def _sample_effect(self, effect: Effect, encoded: Mapping[str, Tensor]) -> Kept[dict[str, Tensor]]:
         sources = find_images("sources", encoded)

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from collectionlora.adapters.formats import write_lora
+from collectionlora.adapters.recipe import read_adapter
 from collectionlora.adapters.roles import STUDENT
 from collectionlora.backbones import load_backbone
 from collectionlora.backbones.base import Backbone
@@ -250,10 +251,10 @@ def distill(
             set_aside(folder)
         elif not resume:
             refuse_finished(folder, facts)
-        if settings.match.start == "merge":  # of a resumed run as well, which may find no whole checkpoint
-            session.first_student = session.merge_teachers
+        # Of a resumed run as well, which may find no whole checkpoint.
+        inputs = distillation_inputs(collection) + begin_student(session)
         distillation = session.distillation(progress)
-        facts, inputs = session.facts(), distillation_inputs(collection)
+        facts = session.facts()
         with Watch(distillation, folder) as watch:
 
             def report(done: int, total: int, metrics: dict[str, float]) -> None:
@@ -265,6 +266,25 @@ def distill(
             session.write_result(distillation, path)
         processes.barrier()
     return collection.result
+
+
+def begin_student(session: Session) -> list[Path]:
+    """Let the student begin as `match.start` says; returns the file of an adapter that it is.
+
+    Raises:
+        UserError: there is no such adapter, or it does not fit.
+    """
+    start = session.settings.match.start
+    if start == "merge":
+        session.first_student = session.merge_teachers
+    if start in ("base", "merge"):
+        return []
+    path = session.collection.folder / start
+    if not path.is_file():
+        hint = "write base, merge, or a file by its path from the collection's folder"
+        raise UserError(path, "settings.match.start", "is not a file", hint)
+    growing.start_from(session, path, *read_adapter(path))
+    return [path]
 
 
 def run_path(collection: Collection, run: str) -> Path:
