@@ -184,24 +184,33 @@ def test_a_distillation_begins_as_a_finished_adapter(folder):
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("start", "message"),
     [
+        ("mergd", "mergd: settings.match.start: is not a file; write base, merge, or the file of a finished"),
         (
-            ["match.start=mine.safetensors"],
-            "mine.safetensors: settings.match.start: is not a file; write base",
+            "../earlier.safetensors",
+            "settings.match.start: ../earlier.safetensors lies outside the folder; copy",
         ),
-        (["match.start=teachers/mine.safetensors"], "header: carries no collectionlora recipe"),
-        (
-            ["match.start=collection.safetensors", "student.rank=1"],
-            "the student 1; write --set student.rank=",
-        ),
+        ("teachers/mine.safetensors", "mine.safetensors: header: carries no collectionlora recipe; give"),
     ],
 )
-def test_a_start_that_is_none_is_refused(folder, run, settings, message):
-    code, _, err = run("distill", *(word for setting in settings for word in ("--set", setting)))
-    assert code == 2
+def test_a_start_that_is_no_adapter_is_found_before_a_run(folder, run, start, message):
+    code, _, err = run("distill", "--set", f"match.start={start}")
+    assert (code, len(err.strip().splitlines())) == (2, 1)
     assert message in err
-    assert len(err.strip().splitlines()) == 1
+    manifest = yaml.safe_load((folder / "collection.yaml").read_text())
+    manifest["settings"]["match"] = {"start": start}
+    (folder / "collection.yaml").write_text(yaml.safe_dump(manifest))
+    code, out, err = run("check")
+    assert code == 2
+    assert message in out + err
+
+
+def test_a_start_of_more_rank_is_refused(folder, run):
+    wanted = ("match.start=collection.safetensors", "student.rank=1")
+    code, _, err = run("distill", *(word for setting in wanted for word in ("--set", setting)))
+    assert code == 2
+    assert "collection.safetensors: has rank 3, the student 1; write --set student.rank=3" in err
 
 
 @pytest.mark.thorough

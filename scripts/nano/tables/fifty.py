@@ -11,14 +11,17 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import Any
 
+from collectionlora.adapters.recipe import adapter_path
 from collectionlora.adapters.roles import TEACHER
-from collectionlora.effects import ALL_EFFECTS
+from collectionlora.system import processes
+from collectionlora.system.files import copy_whole
 from collectionlora.system.progress import Progress
 from tables.noise import COARSE, in_few_steps
 from tables.study import NO_DISTILLATION, Study, add_effects_option, add_options, over
 from tables.tuning import lora_plus
 
 FLOW, COUPLED, STUDENT = "flow", "coupled", "student"  # names of the runs
+BEGUN = "start.safetensors"
 LAYER: dict[str, dict[str, Any]] = {
     "targets": {"steps": 8},
     "match": {"loss": "flow"},
@@ -34,8 +37,6 @@ def options(parser: ArgumentParser) -> None:
     parser.add_argument("--plus", type=int, default=4000, metavar="N", help="further updates of student")
     text = "a finished adapter that student begins as"
     parser.add_argument("--start", type=Path, metavar="ADAPTER", help=text)
-    text = "weight of effects with several outcomes in the draws"
-    parser.add_argument("--random-weight", type=float, default=1, metavar="W", help=text)
     parser.add_argument("--general", type=int, default=256, metavar="N", help="items of the general stream")
     parser.add_argument(
         "--compositions", type=int, default=0, metavar="N", help="of coupled and student, for each effect"
@@ -44,13 +45,14 @@ def options(parser: ArgumentParser) -> None:
 
 def make(args: Namespace, progress: Progress) -> None:
     layer = over(LAYER, {"targets": {"general": args.general, "compositions": args.compositions}})
-    weights = {name: args.random_weight for name, effect in ALL_EFFECTS.items() if effect.num_outcomes != 1}
-    study = Study(args, layer, args.effects, progress, args.general, weights)
+    study = Study(args, layer, args.effects, progress, args.general)
     plus = over({"match": COARSE}, lora_plus(study.settings.match.learning_rate))
     if args.start:
         runs = [STUDENT]
-        begun = {"match": {"start": str(args.start.absolute()), "updates": args.plus}}
-        study.train(STUDENT, over(plus, begun))
+        if processes.is_main():
+            copy_whole(adapter_path(args.start), study.collection.folder / BEGUN)
+        processes.barrier()
+        study.train(STUDENT, over(plus, {"match": {"start": BEGUN, "updates": args.plus}}))
     else:
         runs = [FLOW, COUPLED, STUDENT]
         updates = study.settings.match.updates + args.coupled

@@ -4,7 +4,7 @@ import json
 import shutil
 import statistics
 from argparse import ArgumentParser, Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,8 @@ def add_options(parser: ArgumentParser) -> None:
     add_judging_options(parser)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--photos", type=int, default=PHOTOS, help="crops that the effects are learned on")
+    text = "weight of effects with several outcomes, in the draws"
+    parser.add_argument("--random-weight", type=float, default=1, metavar="W", help=text)
     text = "folders of EFFECT.safetensors, which follow those that ship"
     parser.add_argument("--teachers", type=Path, nargs="+", default=[], help=text)
     parser.add_argument("--set", dest="overrides", action="append", default=[], help="section.name=value")
@@ -113,7 +115,6 @@ class Study:
         layer: settings over nano's own; `--set` lies over both.
         num_effects: as in `first_teachers`.
         num_general: photos of the general stream.
-        weights: how often effects are drawn, relative to the others; 1 where none is given.
 
     Raises:
         UserError: see `first_teachers` and `keep_options`.
@@ -126,7 +127,6 @@ class Study:
         num_effects: int | None,
         progress: Progress,
         num_general: int = GENERAL_PHOTOS,
-        weights: Mapping[str, float] | None = None,
     ):
         self.args, self.progress = args, progress
         self.overrides = over(layer, parse_overrides([f"distill.seed={args.seed}", *args.overrides]))
@@ -135,6 +135,8 @@ class Study:
         keep_options(args.out, args)
         with processes.main_first():
             if not (folder / MANIFEST).exists():
+                several = [name for name in teachers if ALL_EFFECTS[name].num_outcomes != 1]
+                weights = dict.fromkeys(several, args.random_weight)
                 build_collection(folder, teachers, self.pool, args.seed, num_general, args.photos, weights)
         self.collection = Collection.load(folder)
         self.settings = resolve_settings(self.collection, self.overrides)

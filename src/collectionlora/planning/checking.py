@@ -9,6 +9,7 @@ from typing import Any, ParamSpec, TypeVar
 from torch import Tensor
 
 from collectionlora.adapters.formats import read_teacher
+from collectionlora.adapters.recipe import read_recipe
 from collectionlora.adapters.roles import target_weights
 from collectionlora.backbones import family_of
 from collectionlora.collection import PROMPTS, Collection
@@ -16,7 +17,7 @@ from collectionlora.pictures.folders import find_photos
 from collectionlora.pictures.pairs import read_pair
 from collectionlora.pictures.photos import read_photo
 from collectionlora.prompting.writing import read_kept
-from collectionlora.runs.session import check_references, resolve_settings
+from collectionlora.runs.session import check_references, resolve_settings, start_file
 from collectionlora.system.errors import UserError
 from collectionlora.system.progress import Progress, ignore
 
@@ -58,7 +59,12 @@ def check_collection(folder: Path, progress: Progress = ignore) -> dict[str, Any
     found, effects, left_out = Findings(), list[dict[str, Any]](), list[dict[str, str]]()
     collection = found.attempt(Collection.load, folder)
     if collection is not None:
-        found.attempt(lambda: check_references(collection, resolve_settings(collection, {})))
+        settings = found.attempt(resolve_settings, collection, {})
+        if settings is not None:
+            found.attempt(check_references, collection, settings)
+            start = found.attempt(start_file, collection, settings)
+            if start is not None:
+                found.attempt(read_recipe, start)
         found.attempt(read_kept, collection.folder / PROMPTS)
         left_out = check_photos(collection, found, progress)
         name = collection.manifest.base

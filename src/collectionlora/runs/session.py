@@ -39,6 +39,9 @@ from collectionlora.system.version import __version__
 SET = "--set"
 
 
+START = "settings.match.start"
+
+
 def resolve_settings(collection: Collection, overrides: Mapping[str, Any]) -> Settings:
     """The base's recommendations, then the manifest, then `overrides`.
 
@@ -64,6 +67,20 @@ def setting_layers(collection: Collection, overrides: Mapping[str, Any]) -> dict
         MANIFEST: collection.manifest.settings,
         SET: overrides,
     }
+
+
+def start_file(collection: Collection, settings: Settings) -> Path | None:
+    """The finished adapter that the student begins as, where `match.start` names one.
+
+    Raises:
+        UserError: there is no such file in the collection.
+    """
+    if settings.match.start in ("base", "merge"):
+        return None
+    path = collection.path(settings.match.start, START)
+    if not path.is_file():
+        raise UserError(path, START, "is not a file", "write base, merge, or the file of a finished adapter")
+    return path
 
 
 def check_references(collection: Collection, settings: Settings) -> None:

@@ -45,6 +45,7 @@ from collectionlora.runs.session import (
     distillation_facts,
     effect_names,
     resolve_settings,
+    start_file,
 )
 from collectionlora.runs.target_making import encode_photos, read_references
 from collectionlora.runs.teaching import EncodedPairs, Teaching
@@ -274,15 +275,11 @@ def begin_student(session: Session) -> list[Path]:
     Raises:
         UserError: there is no such adapter, or it does not fit.
     """
-    start = session.settings.match.start
-    if start == "merge":
+    if session.settings.match.start == "merge":
         session.first_student = session.merge_teachers
-    if start in ("base", "merge"):
+    path = start_file(session.collection, session.settings)
+    if path is None:
         return []
-    path = session.collection.folder / start
-    if not path.is_file():
-        hint = "write base, merge, or a file by its path from the collection's folder"
-        raise UserError(path, "settings.match.start", "is not a file", hint)
     growing.start_from(session, path, *read_adapter(path))
     return [path]
 
