@@ -29,6 +29,7 @@ from collectionlora.system.files import load_tensors, write_tensors
 NUM_BUCKETS = 4096
 MAX_WORDS = 48
 MAX_BATCH = 16
+SHIFT = 12.0  # of nano's own schedule: at high sigmas nano errs least (docs/results.md)
 SIDE_MULTIPLE = 8
 WORD = re.compile(r"[^\W_]+|[^\w\s]|_")
 # A small network on few pixels learns at far higher rates than the paper's 20 B model, and from batches.
@@ -189,7 +190,7 @@ class NanoBackbone:
         return guided(cond, uncond, guidance_scale)
 
     def teacher_sigmas(self, num_steps: int, noise: Tensor) -> Tensor:
-        return few_step_sigmas(num_steps)
+        return few_step_sigmas(num_steps, SHIFT)
 
 
 class NanoFamily(Family):
