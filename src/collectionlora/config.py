@@ -337,7 +337,7 @@ def _changes_result(field: FieldInfo) -> bool:
 PAPER: Overrides = {
     "student": {"rank": 128, "learning_rate": 1e-4},
     "critic": {"rank": 128, "learning_rate": 1e-4},
-    "sampling": {"steps": 8, "shift": 3.0},
+    "sampling": {"steps": 8, "shift": 3.0, "sampler": "stochastic"},
     "targets": {"steps": 40, "samples": 1, "general": 20_000},
     "match": {"updates": 0},
     "distill": {

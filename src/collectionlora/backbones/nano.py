@@ -36,9 +36,10 @@ WORD = re.compile(r"[^\W_]+|[^\w\s]|_")
 RECOMMENDED: SectionValues = {
     "student": {"rank": 32, "learning_rate": 5e-5},
     "critic": {"rank": 32, "learning_rate": 1e-3},
-    "targets": {"steps": 40, "guidance_scale": 1.25, "samples": 1, "general": 48},
+    "sampling": {"sampler": "euler", "shift": SHIFT},
+    "targets": {"steps": 8, "guidance_scale": 1.25, "samples": 1, "general": 48},
     "teach": {"steps": 500, "rank": 8, "learning_rate": 2e-3, "batch_size": 8},
-    "match": {"updates": 1150, "learning_rate": 2e-3, "batch_size": 4, "loss": "flow"},
+    "match": {"updates": 1800, "learning_rate": 2e-3, "batch_size": 4, "loss": "flow"},
     "distill": {
         "guidance_scale": 1.25,
         "student_updates": 10,
