@@ -39,7 +39,7 @@ RECOMMENDED: SectionValues = {
     "sampling": {"sampler": "euler", "shift": SHIFT},
     "targets": {"steps": 8, "guidance_scale": 1.25, "samples": 1, "general": 48},
     "teach": {"steps": 500, "rank": 8, "learning_rate": 2e-3, "batch_size": 8},
-    "match": {"updates": 1800, "learning_rate": 2e-3, "batch_size": 4, "loss": "flow"},
+    "match": {"updates": 1150, "learning_rate": 2e-3, "batch_size": 4, "loss": "flow"},
     "distill": {
         "guidance_scale": 1.25,
         "student_updates": 10,
