@@ -37,8 +37,6 @@ from collectionlora.system.progress import Progress
 from collectionlora.system.version import __version__
 
 SET = "--set"
-
-
 START = "settings.match.start"
 
 
