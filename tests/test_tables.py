@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from collectionlora.adapters.recipe import adapter_path
+from collectionlora.backbones.nano import NANO
 from collectionlora.command_line.demo import shipped_teachers
 from collectionlora.config import resolve
 from collectionlora.pictures.photographs import HELDOUT, pool
@@ -73,6 +74,12 @@ def test_lora_plus_halves_the_rate_for_a_and_doubles_it_for_b(tables):
     plus = tables("tuning").lora_plus(1e-3)
     rate, ratio = plus["match"]["learning_rate"], plus["distill"]["loraplus_lr_ratio"]
     assert (rate, rate * ratio) == (0.5e-3, 2e-3)
+
+
+def test_only_the_late_student_is_trained_at_higher_sigmas(tables):
+    rows = tables("tuning").ROWS
+    shifts = {row: resolve(NANO.recommended, changes).sampling.shift for row, changes in rows.items()}
+    assert shifts == {"one": 3, "twice": 3, "plus": 3, "late": 12}
 
 
 def test_rows_of_the_ablation_differ_in_what_their_names_say(tables):

@@ -24,11 +24,12 @@ def lora_plus(learning_rate: float) -> dict[str, dict[str, Any]]:
     return {"match": {"learning_rate": learning_rate / 2}, "distill": {"loraplus_lr_ratio": 4}}
 
 
+EARLY, LATE = ({"sampling": {"shift": shift}} for shift in SHIFTS)
 ROWS: dict[str, Overrides] = {
-    "one": {"match": {"learning_rate": RATE}},
-    "twice": {"match": {"learning_rate": 2 * RATE}},
-    "plus": lora_plus(RATE),
-    "late": over(lora_plus(RATE), {"sampling": {"shift": SHIFTS[-1]}}),
+    "one": over(EARLY, {"match": {"learning_rate": RATE}}),
+    "twice": over(EARLY, {"match": {"learning_rate": 2 * RATE}}),
+    "plus": over(EARLY, lora_plus(RATE)),
+    "late": over(LATE, lora_plus(RATE)),
 }
 
 
