@@ -187,6 +187,7 @@ TABLES = {  # a pattern of several files is of several seeds
     "tables/tuning-seed-*-shift-12.json": "docs/results.md",
     "tables/main-50.json": "docs/results.md",
     "tables/fifty.json": "docs/results.md",
+    "tables/fifty-further.json": "docs/results.md",
     "tables/scaling.json": "docs/results.md",
     "tables/ablation.json": "docs/results.md",
     "tables/starts-seed-0.json": "docs/results.md",
