@@ -3,8 +3,8 @@
 `flow` is flow matching alone, on fresh noise. `coupled` goes on from its last state for `--coupled` further
 updates, in which high sigmas reuse the noise of the teacher's sample (docs/few-steps.md), and which may show
 two effects in one prompt. `student` goes on from there for `--plus` further updates at the learning rates of
-LoRA+ (docs/training.md). With `--start` a finished adapter takes the place of `flow` and `coupled`. All
-sample by Euler. The teachers are judged in 40 steps, too.
+LoRA+ (docs/training.md). With `--start` a finished adapter, `start`, takes the place of `flow` and `coupled`.
+All sample by Euler. The teachers are judged in 40 steps, too.
 """
 
 from argparse import ArgumentParser, Namespace
@@ -20,7 +20,7 @@ from tables.noise import COARSE, in_few_steps
 from tables.study import NO_DISTILLATION, Study, add_effects_option, add_options, over
 from tables.tuning import lora_plus
 
-FLOW, COUPLED, STUDENT = "flow", "coupled", "student"  # names of the runs
+START, FLOW, COUPLED, STUDENT = "start", "flow", "coupled", "student"  # names of the runs
 BEGUN = "start.safetensors"
 LAYER: dict[str, dict[str, Any]] = {
     "targets": {"steps": 8},
@@ -48,10 +48,11 @@ def make(args: Namespace, progress: Progress) -> None:
     study = Study(args, layer, args.effects, progress, args.general)
     plus = over({"match": COARSE}, lora_plus(study.settings.match.learning_rate))
     if args.start:
-        runs = [STUDENT]
+        runs = [START, STUDENT]
         if processes.is_main():
             copy_whole(adapter_path(args.start), study.collection.folder / BEGUN)
         processes.barrier()
+        study.train(START, {"match": {"start": BEGUN, "updates": 0}})
         study.train(STUDENT, over(plus, {"match": {"start": BEGUN, "updates": args.plus}}))
     else:
         runs = [FLOW, COUPLED, STUDENT]
