@@ -13,7 +13,7 @@ from helpers.bench_collection import PROMPTS, build, photo
 
 import collectionlora
 from collectionlora.adapters.formats import write_lora
-from collectionlora.adapters.recipe import read_adapter
+from collectionlora.adapters.recipe import read_adapter, write_adapter
 from collectionlora.collection import Collection
 from collectionlora.command_line import verbs as cli
 from collectionlora.effectbench import bench, benching
@@ -138,6 +138,8 @@ def test_new_effects_are_drawn_with_their_ratio_and_the_rest_is_replayed():
     assert all(share(name) == pytest.approx(1 / 6, abs=0.03) for name in "bcd")
     streams.favour(["a", "b", "c", "d"], 0.25)
     assert share("a") == pytest.approx(0.5, abs=0.03)
+    streams.favour([], 0.25)
+    assert share("a") == pytest.approx(0.5, abs=0.03)
     streams.favour(["d"], 0.4)
     assert share("d") == pytest.approx(0.4, abs=0.03)
     assert share("a") == pytest.approx(0.36, abs=0.03)
@@ -211,6 +213,27 @@ def test_a_start_of_more_rank_is_refused(folder, run):
     code, _, err = run("distill", *(word for setting in wanted for word in ("--set", setting)))
     assert code == 2
     assert "collection.safetensors: has rank 3, the student 1; write --set student.rank=3" in err
+    manifest = yaml.safe_load((folder / "collection.yaml").read_text())
+    manifest["settings"] |= {"match": {"start": "collection.safetensors"}, "student": {"rank": 1}}
+    (folder / "collection.yaml").write_text(yaml.safe_dump(manifest))
+    code, out, err = run("check")
+    assert code == 2
+    assert "has rank 3, the student 1" in out + err
+
+
+def test_another_file_to_start_from_is_another_run(folder, run, caplog):
+    shutil.copyfile(folder / "collection.safetensors", folder / "earlier.safetensors")
+    options = ("match.start=earlier.safetensors", "match.updates=1", "distill.student_updates=0")
+    begin = ("distill", *(word for option in options for word in ("--set", option)))
+    assert run(*begin)[0] == 0
+    assert run(*begin)[0] == 0
+    assert "is finished" in caplog.text
+    lora, recipe = read_adapter(folder / "earlier.safetensors")
+    changed = {name: (down, 2 * up) for name, (down, up) in lora.weights.items()}
+    write_adapter(folder / "earlier.safetensors", changed, recipe)
+    code, _, err = run(*begin)
+    assert code == 2
+    assert "start was" in err
 
 
 @pytest.mark.thorough

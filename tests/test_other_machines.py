@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from helpers.studio_server import EFFECTS, write_collection
 from PIL import Image
 from typer.testing import CliRunner
 
+from collectionlora import cache
 from collectionlora.adapters.recipe import SHIPPED
 from collectionlora.backbones import diffusers_files, family_of
 from collectionlora.cache import base_facts, base_identity, effect_key
@@ -182,6 +184,13 @@ def test_a_model_that_is_put_into_a_base_in_place_is_another_base(tmp_path):
     manifest.write_text(manifest.read_text().replace(f"base: {base}", f"base: {tmp_path / 'elsewhere'}"))
     moved = Collection.load(folder)
     assert effect_key(moved, moved.effects[0], Settings()) == keys[-1]
+
+
+def test_samples_on_another_schedule_of_nano_are_other_samples(tmp_path, monkeypatch):
+    collection = Collection.load(small_collection.build(tmp_path / "mine"))
+    now = effect_key(collection, collection.effects[0], Settings())
+    monkeypatch.setattr(cache, "family_of", lambda base: replace(family_of(base), schedule="shift 3"))
+    assert effect_key(collection, collection.effects[0], Settings()) != now
 
 
 def test_nano_is_known_by_its_contents_and_a_base_that_is_not_here_by_nothing(monkeypatch):

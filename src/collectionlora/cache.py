@@ -30,8 +30,9 @@ def cache_key(collection: Collection, settings: Settings, *parts: Any) -> str:
 
 def samples_key(collection: Collection, settings: Settings, *parts: Any) -> str:
     """The same of samples of a teacher or the base; the number of general photos is not in it."""
-    targets = settings.targets
-    return cache_key(collection, settings, targets.steps, targets.guidance_scale, targets.samples, *parts)
+    targets, schedule = settings.targets, family_of(collection.manifest.base).schedule
+    sampler = [targets.steps, targets.guidance_scale, targets.samples, *filter(None, [schedule])]
+    return cache_key(collection, settings, *sampler, *parts)
 
 
 def base_identity(base: str) -> str:

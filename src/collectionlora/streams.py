@@ -217,7 +217,7 @@ class Streams:
         Within both groups the weights of the effects hold.
         """
         chosen = np.array([effect.name in names for effect in self.effects])
-        if chosen.all():
+        if chosen.all() or not chosen.any():
             return
         for group, share in ((chosen, ratio), (~chosen, 1 - ratio)):
             self.probabilities[group] *= share / self.probabilities[group].sum()

@@ -194,8 +194,9 @@ class Study:
         return result
 
     def logs(self, kind: str = "runs") -> dict[str, Path]:
-        """Training logs by run; of kind "bench" those of the baselines."""
-        return {log.parent.name: log for log in sorted(self.collection.folder.glob(f"{kind}/*/{LOG}"))}
+        """Training logs by run, without runs of no step; of kind "bench" those of the baselines."""
+        found = sorted(self.collection.folder.glob(f"{kind}/*/{LOG}"))
+        return {log.parent.name: log for log in found if log.stat().st_size}
 
     def write(self, out: Path, result: Result, runs: Sequence[str] = ()) -> None:
         """sheet.png, report.html with the curves of `runs` (all by default), and metrics.json."""

@@ -82,6 +82,7 @@ class Family(ABC):
         side_multiple: heights and widths of images are multiples of it.
         reads_references: it reads several images, not the photo alone.
         speech: how its text encoder is asked about pictures, if that can see and write.
+        schedule: tells the base's schedule from others, where no file of the base does.
         note: what a new manifest says beside the base's name.
     """
 
@@ -91,6 +92,7 @@ class Family(ABC):
     side_multiple: int
     reads_references: bool = False
     speech: Speech | None = None
+    schedule: str = ""
     note: str = "a folder, or owner/name of the hub; @revision behind the name pins it"
 
     @abstractmethod

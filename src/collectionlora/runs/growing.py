@@ -121,18 +121,29 @@ def start_from(session: Session, path: Path, lora: LoraFile, recipe: Recipe) -> 
     Raises:
         UserError: the adapter has another base, more rank than the student, or another prompt of an effect.
     """
-    place, rank = session.collection.folder / MANIFEST, session.settings.student.rank
-    if recipe.base != session.collection.manifest.base:
-        raise UserError(place, "base", f"the adapter is of {recipe.base}", "write the adapter's base")
-    prompts = session.recipe_prompts()
+    refuse_misfit(session.collection, session.settings, path, lora, recipe)
+    place, prompts = session.collection.folder / MANIFEST, session.recipe_prompts()
     for name, prompt in recipe.effects.items():
         if prompts.get(name, prompt) != prompt:
             hint = f"the adapter knows it as {prompt!r}: give it as its student_prompt"
             raise UserError(place, name, "has another student prompt now", hint)
-    if lora.rank > rank:
-        hint = f"write --set student.rank={lora.rank} --set critic.rank={lora.rank}"
-        raise UserError(path, "", f"has rank {lora.rank}, the student {rank}", hint)
     session.first_student = lambda: lora.weights
+
+
+def refuse_misfit(
+    collection: Collection, settings: Settings, path: Path, lora: LoraFile, recipe: Recipe
+) -> None:
+    """Refuse a finished adapter that no student of these settings can begin as.
+
+    Raises:
+        UserError: the adapter has another base, or more rank than the student.
+    """
+    if recipe.base != collection.manifest.base:
+        message, hint = f"the adapter is of {recipe.base}", "write the adapter's base"
+        raise UserError(collection.folder / MANIFEST, "base", message, hint)
+    if lora.rank > settings.student.rank:
+        hint = f"write --set student.rank={lora.rank} --set critic.rank={lora.rank}"
+        raise UserError(path, "", f"has rank {lora.rank}, the student {settings.student.rank}", hint)
 
 
 def remove(collection: Collection, names: Sequence[str]) -> list[str]:

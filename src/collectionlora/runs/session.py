@@ -32,7 +32,7 @@ from collectionlora.runs.teacher_files import open_teachers
 from collectionlora.streams import Streams
 from collectionlora.system import processes
 from collectionlora.system.errors import UserError
-from collectionlora.system.files import keep_earlier
+from collectionlora.system.files import fingerprint, keep_earlier
 from collectionlora.system.progress import Progress
 from collectionlora.system.version import __version__
 
@@ -270,13 +270,19 @@ class Session:
 
 
 def distillation_facts(collection: Collection, settings: Settings) -> dict[str, Any]:
-    """What the result of a distillation depends on, beside the contents of files."""
+    """What the result of a distillation depends on, beside the contents of photos and teachers.
+
+    Raises:
+        UserError: see `start_file`.
+    """
     sections = ("model", "data", "student", "critic", "sampling", "targets", "match", "distill")
     effects = [effect.name for effect in collection.effects]
     weights = [effect.weight for effect in collection.effects]
     # Sharding changes no forward, but which stream the processes take.
     routing = {"model.sharding": settings.model.sharding}
     others = {"effects": effects, "weights": weights, **base_facts(collection.manifest.base)}
+    if start := start_file(collection, settings):
+        others["start"] = fingerprint(start)
     return result_settings(settings, sections) | routing | others
 
 
