@@ -19,11 +19,12 @@ TWELVE = {
     "matching-distilled-1": "one LoRA, 1",
 }
 FIFTY = {
-    "teacher": "teachers, 16 forwards",
-    "student-8": "one LoRA, 8",
-    "student-4": "one LoRA, 4",
-    "student-2": "one LoRA, 2",
-    "student-1": "one LoRA, 1",
+    "teacher-40": "teachers, 80 forwards",
+    "teacher-8": "teachers, 16",
+    "start-8": "one LoRA, 8",
+    "start-4": "one LoRA, 4",
+    "start-2": "one LoRA, 2",
+    "start-1": "one LoRA, 1",
 }
 STREAMS = {"teacher": "base", "all": "whole method", "aop-ts-ta": "without the general stream"}
 
@@ -44,7 +45,7 @@ def bars(methods: Mapping[str, Mapping[str, Any]], names: Mapping[str, str], key
 
 def draw_charts() -> dict[str, str]:
     """Each chart by the name of its file."""
-    twelve, fifty = read_methods("long_run/metrics.json"), read_methods("tables/fifty.json")
+    twelve, fifty = read_methods("long_run/metrics.json"), read_methods("tables/fifty-further.json")
     ablation = read_methods("tables/ablation.json")
     speed = read_methods("tables/deployment.json")
     rates = [(name, *[row["images_per_second"]] * 3) for name, row in speed.items()]
