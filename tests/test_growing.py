@@ -155,6 +155,12 @@ def test_an_addition_starts_from_the_finished_adapter(folder):
     assert same(before.weights, after.weights)
 
 
+def test_an_addition_needs_no_file_that_the_first_run_began_as(folder):
+    overrides = {"match": {"start": "deleted.safetensors"}, **SHORT}
+    collectionlora.add(folder, ["mine"], overrides=overrides)
+    assert adapter(folder)[1].effects == PROMPTS
+
+
 def test_an_addition_trains_few_updates_and_keeps_the_adapter_from_before(folder, run):
     before = (folder / "collection.safetensors").read_bytes()
     code, out, err = run(

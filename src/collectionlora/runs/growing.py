@@ -108,11 +108,9 @@ def add(
 
 
 def growing_settings(settings: Settings) -> Settings:
-    """Those of the short run of `add`."""
-    updates = {"updates": settings.add.match_updates}
-    return replace_settings(
-        settings, match=updates, distill={"student_updates": settings.add.student_updates}
-    )
+    """Those of the short run of `add`, which begins as the collection's adapter in place of `match.start`."""
+    match = {"updates": settings.add.match_updates, "start": "base"}
+    return replace_settings(settings, match=match, distill={"student_updates": settings.add.student_updates})
 
 
 def start_from(session: Session, path: Path, lora: LoraFile, recipe: Recipe) -> None:
