@@ -301,10 +301,15 @@ def test_a_run_begun_otherwise_starts_again_unless_told_to_go_on(tmp_path, caplo
     assert begin(tmp_path, {"rank": 2, "rate": 0.2}, resume=True)
 
 
-def test_the_finished_lora_is_the_moving_average(world):
-    run = run_of(world)
+def test_the_finished_lora_is_the_moving_average_of_both_phases(world):
+    run = world.distillation(toy_settings(*SETTINGS, {"match": {"loss": "flow"}}))
+    expected = [parameter.detach().clone() for parameter in run.roles.parameters(STUDENT)]
+    kept = run.settings.distill.ema
     for step in range(run.num_steps):
         run(step)
+        for average, parameter in zip(expected, run.roles.parameters(STUDENT), strict=True):
+            average.mul_(kept).add_(parameter.detach(), alpha=1 - kept)
+    torch.testing.assert_close(run.ema, expected)
     weights = run.student_weights()
     assert not any(average.requires_grad for average in run.ema)  # else every update would stay in memory
     live = run.roles.weights(STUDENT)

@@ -166,7 +166,13 @@ class Distillation:
         self.roles.verify(lambda: Denoiser(self.backbone, batch.student).velocity(noise, 1.0))
 
     def __call__(self, step: int) -> dict[str, float]:
-        """Take one step and return its losses and gradient norms by name."""
+        """Take one step, let the average follow, and return the step's losses and gradient norms by name."""
+        metrics = self.take(step)
+        move_averages(self.ema, self.roles.parameters(STUDENT), 1 - self.settings.distill.ema)
+        return metrics
+
+    def take(self, step: int) -> dict[str, float]:
+        """A step of the warm start, or of the distillation."""
         match_updates = self.settings.match.updates
         if step < match_updates:
             return self.match_teacher(step, progress=step / match_updates)
@@ -187,9 +193,6 @@ class Distillation:
             self.collect(STUDENT)
             losses.append({"match": loss.item()})
         norm = self.step(STUDENT, self.settings.match.learning_rate, progress)
-        with torch.no_grad():
-            for average, parameter in zip(self.ema, self.roles.parameters(STUDENT), strict=True):
-                average.copy_(parameter)
         return mean_of_each(losses) | {"student_grad_norm": norm}
 
     def matching_loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
@@ -283,7 +286,6 @@ class Distillation:
             self.collect(STUDENT)
             losses.append(values)
         norm = self.step(STUDENT, self.settings.student.learning_rate, progress)
-        move_averages(self.ema, self.roles.parameters(STUDENT), 1 - self.settings.distill.ema)
         return mean_of_each(losses) | {"student_grad_norm": norm}
 
     def student_losses(
