@@ -21,10 +21,10 @@ TWELVE = {
 FIFTY = {
     "teacher-40": "teachers, 80 forwards",
     "teacher-8": "teachers, 16",
-    "start-8": "one LoRA, 8",
-    "start-4": "one LoRA, 4",
-    "start-2": "one LoRA, 2",
-    "start-1": "one LoRA, 1",
+    "student-8": "one LoRA, 8",
+    "student-4": "one LoRA, 4",
+    "student-2": "one LoRA, 2",
+    "student-1": "one LoRA, 1",
 }
 STREAMS = {"teacher": "base", "all": "whole method", "aop-ts-ta": "without the general stream"}
 
