@@ -172,7 +172,7 @@ class Distillation:
         return metrics
 
     def take(self, step: int) -> dict[str, float]:
-        """A step of the warm start, or of the distillation."""
+        """Train on one step, of the warm start or of the distillation; see `__call__`."""
         match_updates = self.settings.match.updates
         if step < match_updates:
             return self.match_teacher(step, progress=step / match_updates)
