@@ -201,6 +201,13 @@ TABLES = {  # a pattern of several files is of several seeds
 }
 
 
+def test_the_bench_page_says_what_every_table_compares(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "scripts" / "nano")
+    commands = runpy.run_path(str(ROOT / "scripts" / "nano" / "table.py"))["TABLES"]
+    page = (ROOT / "docs" / "bench.md").read_text()
+    assert [name for name in commands if f"\n| `{name}` | " not in page] == []
+
+
 def test_the_readme_is_read_in_three_minutes():
     assert len((ROOT / "README.md").read_text().split()) <= 800
 

@@ -82,6 +82,21 @@ def test_only_the_late_student_is_trained_at_higher_sigmas(tables):
     assert shifts == {"one": 3, "twice": 3, "plus": 3, "late": 12}
 
 
+def test_only_what_is_saved_and_the_fall_of_the_rate_differ_in_averages(tables):
+    rows = {row: resolve(NANO.recommended, changes) for row, changes in tables("averages").ROWS.items()}
+    distill = {row: (settings.distill.ema, settings.distill.decay_ratio) for row, settings in rows.items()}
+    assert distill == {"last": (0, 0.6), "average": (0.998, 0.6), "constant": (0.998, 0)}
+    assert all(settings.sampling.shift == 12 for settings in rows.values())
+
+
+def test_a_weight_of_no_effect_is_refused(tables):
+    weight = tables("study").effect_weight
+    assert weight("thermal=2.5") == ("thermal", 2.5)
+    for text in ("thermall=2", "thermal", "thermal=two"):
+        with pytest.raises(ValueError, match=r".+"):
+            weight(text)
+
+
 def test_rows_of_the_ablation_differ_in_what_their_names_say(tables):
     ablation = tables("ablation")
     for row, (start, changes) in ablation.ROWS.items():

@@ -11,6 +11,7 @@ import argparse
 
 from tables import (
     ablation,
+    averages,
     composition,
     deployment,
     fifty,
@@ -33,6 +34,7 @@ TABLES = {
     "scaling": scaling,
     "starts": starts,
     "tuning": tuning,
+    "averages": averages,
     "noise": noise,
     "quantised": quantised,
     "incremental": incremental,

@@ -60,7 +60,7 @@ def add_options(parser: ArgumentParser) -> None:
     parser.add_argument("--random-weight", type=float, default=1, metavar="W", help=text)
     text = "weight of one effect in the draws; repeatable"
     parser.add_argument(
-        "--weight", dest="weights", type=effect_weight, action="append", default=[], metavar="EFFECT=W", help=text
+        "--weight", type=effect_weight, action="append", default=[], metavar="EFFECT=W", help=text
     )
     text = "folders of EFFECT.safetensors, which follow those that ship"
     parser.add_argument("--teachers", type=Path, nargs="+", default=[], help=text)
@@ -148,7 +148,7 @@ class Study:
         with processes.main_first():
             if not (folder / MANIFEST).exists():
                 several = [name for name in teachers if ALL_EFFECTS[name].num_outcomes != 1]
-                weights = dict.fromkeys(several, args.random_weight) | dict(args.weights)
+                weights = dict.fromkeys(several, args.random_weight) | dict(args.weight)
                 build_collection(folder, teachers, self.pool, args.seed, num_general, args.photos, weights)
         self.collection = Collection.load(folder)
         self.settings = resolve_settings(self.collection, self.overrides)
