@@ -24,8 +24,8 @@ import typer
 from collectionlora.adapters.roles import STUDENT, TEACHER, Roles
 from collectionlora.backbones import family_of
 from collectionlora.backbones.base import Backbone
-from collectionlora.command_line.options import read_layer
 from collectionlora.command_line.verbs import app
+from collectionlora.config import parse_overrides
 from collectionlora.planning import peaks
 from collectionlora.planning.memory import MemoryTally, flash_on_meta
 from collectionlora.planning.plan import GIB, count_held, count_sizes
@@ -56,9 +56,17 @@ def read_plan(arguments: str) -> Workload:
     group = typer.main.get_command(app)
     command = group.commands["plan"]  # type: ignore[attr-defined]
     given = command.make_context("plan", shlex.split(arguments)).params
-    layer = read_layer(given["overrides"], given["recipe"])
+    layer = parse_overrides(given["overrides"] or [])
     rest = {name: given[name] for name in ("sharding", "teacher_rank", "photos", "devices", "hosts")}
-    return make_workload(None, given["base"], given["effects"], given["rank"], layer, **rest)
+    return make_workload(
+        None,
+        given["base"],
+        given["effects"],
+        given["rank"],
+        layer,
+        recipe=given["recipe"] or "default",
+        **rest,
+    )
 
 
 class FullDepth:

@@ -4,6 +4,7 @@ Models are complete pipelines with few random weights, loaded from a folder as a
 """
 
 import json
+import re
 import shutil
 
 import diffusers
@@ -14,7 +15,7 @@ import yaml
 from diffusers.models import attention_dispatch
 from diffusers.pipelines.longcat_image import pipeline_longcat_image_edit
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit, pipeline_qwenimage_edit_plus
-from helpers import tiny_pipelines
+from helpers import small_collection, tiny_pipelines
 from PIL import Image
 from torch._inductor import config as inductor
 
@@ -39,7 +40,7 @@ from collectionlora.objectives import guided
 from collectionlora.pictures.photos import to_images, write_photo
 from collectionlora.planning.checking import check_collection
 from collectionlora.planning.plan import encoder_bytes
-from collectionlora.runs.session import Session, build_roles, resolve_settings
+from collectionlora.runs.session import Session, build_roles, check_sharding, resolve_settings
 from collectionlora.sampling import Denoiser, sample_many_steps
 from collectionlora.system.errors import UserError
 
@@ -223,6 +224,30 @@ def test_2511_reads_the_photo_as_if_at_sigma_0(folders):
     x = torch.randn_like(cond.source)
     torch.testing.assert_close(velocity(plain, cond, x, 0.0), velocity(clean, cond, x, 0.0))
     assert (velocity(plain, cond, x, 0.5) - velocity(clean, cond, x, 0.5)).abs().max() > 1e-4
+
+
+def test_a_prompt_that_longcat_would_have_to_cut_is_refused(folders):
+    backbone = load("longcat_image", folders)
+    fits = backbone.encode_prompt(["draw 'a cat'"], [to_images([photo()])])
+    assert fits.tokens.shape[1] == backbone.encode_prompt([""], [to_images([photo()])]).tokens.shape[1]
+    with pytest.raises(UserError, match=r"prompt: .* has \d+ tokens, of which the base reads 512"):
+        backbone.encode_prompt(["\u753b" * 600], [to_images([photo()])])
+
+
+def test_a_base_that_splits_its_batches_is_sharded_with_one_photo_in_each(tmp_path):
+    collection = small_collection.build(tmp_path / "mine")
+    manifest = collection / "collection.yaml"
+    sharded = {"model": {"sharding": "fsdp"}}
+    bases = "Qwen/Qwen-Image-2.1", "Qwen/Qwen-Image-2.1", "Qwen/Qwen-Image-Edit-2509"
+    for base, size, fits in zip(bases, (2, 1, 2), (False, True, True), strict=True):
+        manifest.write_text(re.sub("base: .*", f"base: {base}", manifest.read_text()))
+        for section in ("match", "distill"):
+            settings = resolve(sharded, {"distill": {"batch_size": 1}}, {section: {"batch_size": size}})
+            if fits:
+                check_sharding(Collection.load(collection), settings)
+                continue
+            with pytest.raises(UserError, match=f"{section}.batch_size: is 2, and model.sharding=fsdp needs"):
+                check_sharding(Collection.load(collection), settings)
 
 
 @pytest.mark.parametrize("name", SEVERAL)
@@ -611,7 +636,7 @@ def test_a_collection_over_a_real_base_from_pairs_to_an_edited_photo(name, folde
     assert [len(references) for references in read] == [len(shown)] * 3
 
     with pytest.raises(UserError, match=f"multiple of {session.backbone.side_multiple}"):
-        collectionlora.distill(tmp_path, overrides={"data": {"resolution": 40}})
+        collectionlora.distill(tmp_path, "other", {"data": {"resolution": 40}})
 
 
 @pytest.mark.parametrize(

@@ -41,16 +41,20 @@ def test_settings_tells_every_value_and_its_layer(folder):
     assert "collection.yaml" in shown
 
 
-def test_a_recipe_lies_under_the_manifests_settings_or_over_them(folder):
+def test_a_recipe_lies_under_the_manifests_settings_wherever_it_is_named(folder):
     path = folder / "collection.yaml"
     path.write_text(path.read_text().replace("recipe: default", "recipe: paper"))
     told = json.loads(run("settings", folder, "--json").stdout)
     assert told["distill.critic_samples"] == {"value": "simulated", "from": "recipe paper"}
     assert told["distill.batch_size"] == {"value": 3, "from": "collection.yaml"}
+    told = json.loads(run("settings", folder, "--recipe", "default", "--json").stdout)
+    assert told["distill.critic_samples"] == {"value": "final", "from": "default"}
+    path.write_text(path.read_text().replace("recipe: paper", "recipe: default"))
     arguments = ("--recipe", "paper", "--set", "distill.seed=1", "--json")
     told = json.loads(run("settings", folder, *arguments).stdout)
-    assert told["distill.batch_size"] == {"value": 1, "from": "--set"}
-    assert told["distill.seed"]["value"] == 1
+    assert told["distill.critic_samples"] == {"value": "simulated", "from": "recipe paper"}
+    assert told["distill.batch_size"] == {"value": 3, "from": "collection.yaml"}
+    assert told["distill.seed"] == {"value": 1, "from": "--set"}
     assert "choose from default, paper" in str(run("settings", folder, "--recipe", "best").exception)
 
 

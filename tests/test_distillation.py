@@ -86,6 +86,19 @@ def test_verifying_the_roles_costs_less_than_a_step_and_changes_nothing(world):
     assert all(torch.equal(tensor, before[name]) for name, tensor in run.tensors().items())
 
 
+def test_a_step_that_accumulates_names_only_what_all_its_shares_learn(world):
+    run = world.distillation(toy_settings(COLD, GUIDED, {"distill": {"accumulate": 2, "effect_ratio": 0.5}}))
+    told = {}
+    for step in range(200):
+        learned = {share.effect_at(step) for share in run.streams.shares(2)}
+        told.setdefault(run.stream_at(step), []).append(learned)
+    assert all(len(learned) > 1 and None in learned for learned in told.pop(("mixed", None)))
+    assert all(len(learned) > 1 and None not in learned for learned in told.pop(("effect", None), []))
+    assert all(learned == {None} for learned in told.pop(("general", None)))
+    assert told
+    assert all(learned == {effect} for (_, effect), many in told.items() for learned in many)
+
+
 @pytest.mark.parametrize("number", [1, 3])
 def test_no_role_keeps_gradients_after_an_update(world, number):
     layers = {"match": {"updates": 1}}, {"distill": {"rollout_steps": [4, 2], "accumulate": number}}

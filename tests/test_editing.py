@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+import collectionlora
 from collectionlora.adapters.formats import read_lora
 from collectionlora.adapters.recipe import Recipe, read_adapter, write_adapter
 from collectionlora.adapters.roles import STUDENT, Roles
@@ -358,6 +359,16 @@ def test_a_seed_that_no_generator_takes_is_refused(adapter, tmp_path, seed):
     assert not out.exists()
     with pytest.raises(UserError, match=f"seed: is .*; give a whole number from 0 to {2**64 - 1}"):
         Editor.load(adapter).edit(np.zeros((8, 8, 3), np.uint8), ["alpha"], seed=seed)
+
+
+@pytest.mark.parametrize("steps", [0, -1, 2.5, 1001])
+def test_a_number_of_steps_that_is_none_is_refused(adapter, tmp_path, steps):
+    picture().save(tmp_path / "me.png")
+    editor = Editor.load(adapter)
+    with pytest.raises(UserError, match=f"steps: {steps} is no number of steps; choose 1 to 1000"):
+        editor.edit(np.zeros((8, 8, 3), np.uint8), ["alpha"], steps=steps)
+    with pytest.raises(UserError, match="no number of steps"):
+        collectionlora.edit(adapter, tmp_path / "me.png", "alpha", steps=steps)
 
 
 def test_seeds_of_64_bits_are_taken(adapter):

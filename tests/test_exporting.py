@@ -217,6 +217,8 @@ def check_workflow(graph, shift_node):
     assert sampler["steps"] == RECIPE.steps
     assert by_class["LoraLoaderModelOnly"]["lora_name"] == "my-effects.safetensors"
     assert by_class[shift_node]["model"] == ["lora", 0]
+    # As `pictures.photos.resize` does.
+    assert by_class["ImageScaleToTotalPixels"]["upscale_method"] == "lanczos"
 
 
 def export_workflow(collection, base, out, shift_node):

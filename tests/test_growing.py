@@ -12,7 +12,7 @@ import yaml
 from helpers.bench_collection import PROMPTS, build, photo
 
 import collectionlora
-from collectionlora.adapters.formats import write_lora
+from collectionlora.adapters.formats import read_lora, write_lora
 from collectionlora.adapters.recipe import read_adapter, write_adapter
 from collectionlora.collection import Collection
 from collectionlora.command_line import verbs as cli
@@ -21,6 +21,7 @@ from collectionlora.effectbench.gate import Gate
 from collectionlora.manifest.edits import add_effect, drop_effects
 from collectionlora.pictures.photos import write_photo
 from collectionlora.runs import growing
+from collectionlora.runs.folder import hold
 from collectionlora.streams import EffectData, Streams
 from collectionlora.system.errors import Interrupted, UserError
 
@@ -324,6 +325,48 @@ def test_an_adapter_of_more_rank_than_the_student_is_named(folder):
     ranks = {"student": {"rank": 2}, "critic": {"rank": 2}}
     with pytest.raises(UserError, match=r"--set student.rank=3 --set critic.rank=3"):
         collectionlora.add(folder, ["mine"], overrides={**SHORT, **ranks})
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"sampling": {"steps": 2}}, "sampling.steps is 1 in the adapter, and 2 in the settings"),
+        ({"sampling": {"shift": 3}}, "sampling.shift is 12.0 in the adapter, and 3.0 in the settings"),
+        ({"sampling": {"sampler": "stochastic"}}, "sampling.sampler is euler in the adapter"),
+        ({"data": {"resolution": 16}}, "data.resolution is 32 in the adapter"),
+    ],
+)
+def test_an_addition_keeps_the_schedule_of_the_adapter(folder, changed, words):
+    before = (folder / "collection.safetensors").read_bytes()
+    with pytest.raises(UserError, match=words):
+        collectionlora.add(folder, ["mine"], overrides={**SHORT, **changed})
+    assert (folder / "collection.safetensors").read_bytes() == before
+
+
+def test_two_processes_do_not_change_the_effects_of_one_collection(folder):
+    before = (folder / "collection.yaml").read_bytes()
+    with hold(folder / "runs"):
+        with pytest.raises(UserError, match=r"runs/lock: this collection is held by process .* wait for it"):
+            collectionlora.add(folder, ["mine"], overrides=SHORT)
+        with pytest.raises(UserError, match="this collection is held"):
+            collectionlora.remove(folder, ["mine"])
+    assert (folder / "collection.yaml").read_bytes() == before
+    assert collectionlora.remove(folder, ["mine"]) == ["sepia"]
+
+
+def test_an_adapter_of_peft_enters_with_the_file_that_states_its_alphas(folder, tmp_path):
+    write_photo(folder / "photos" / "neon" / "0.png", photo(3))
+    lora, config = tmp_path / "adapter_model.safetensors", tmp_path / "adapter_config.json"
+    shutil.copyfile(folder / "teachers" / "mine.safetensors", lora)
+    config.write_text(json.dumps({"r": 3, "lora_alpha": 12}))
+    collection = growing.enter_teacher(Collection.load(folder), "neon", lora, "glow")
+    entered = collection.teacher_path(collection.effect("neon"))
+    assert entered == folder / "teachers" / "neon" / "adapter_model.safetensors"
+    assert set(read_lora(entered).scales.values()) == {4.0}
+    assert growing.enter_teacher(collection, "neon", lora, None) == collection
+    config.write_text(json.dumps({"r": 3, "lora_alpha": 3}))
+    with pytest.raises(UserError, match="exists already and is not"):
+        growing.enter_teacher(collection, "neon", lora, None)
 
 
 def test_a_removed_effect_is_no_longer_offered_and_the_weights_stay(folder, run):

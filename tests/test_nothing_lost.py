@@ -60,6 +60,38 @@ def test_a_finished_run_is_not_replaced_by_one_with_other_settings(folder):
     assert contents(folder) == before
 
 
+@pytest.mark.parametrize("resume", [False, True])
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        (
+            "make it sepia",
+            "make it brown",
+            "teacher prompt of sepia was 'make it sepia' and is 'make it brown'",
+        ),
+        ("teachers/sepia", "teachers/technicolor", "files of sepia was"),
+        ("name: sepia", "name: sepia\n  student_prompt: <tone_x> y", "student prompt of sepia was"),
+        ("prompts: general.txt", "prompts: other.txt", "files of general was"),
+    ],
+)
+def test_a_finished_run_is_not_taken_for_one_of_other_data(folder, old, new, words, resume):
+    manifest = folder / "collection.yaml"
+    (folder / "other.txt").write_text("sharpen the photo\n")
+    assert old in manifest.read_text()
+    manifest.write_text(manifest.read_text().replace(old, new))
+    before = contents(folder)
+    with pytest.raises(UserError, match=f"holds a finished run, but {words}"):
+        collectionlora.distill(folder, resume=resume)
+    assert contents(folder) == before
+
+
+def test_a_finished_run_goes_on_to_more_updates(folder):
+    more = {"distill": {"student_updates": 3}}
+    collectionlora.distill(folder, overrides=more, resume=True)
+    steps = (folder / "runs" / "default" / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in steps] == [0, 1, 2]
+
+
 def test_again_keeps_the_earlier_run_and_its_adapter(folder):
     adapter, run = folder / "collection.safetensors", folder / "runs" / "default"
     before = adapter.read_bytes()

@@ -26,7 +26,7 @@ from collectionlora.command_line.verbs import app, main
 from collectionlora.config import Settings
 from collectionlora.pictures.photos import read_photo, write_photo
 from collectionlora.runs.folder import hold
-from collectionlora.runs.inputs import INPUTS, record_inputs
+from collectionlora.runs.inputs import INPUTS, distillation_inputs, record_inputs
 from collectionlora.runs.session import distillation_facts
 from collectionlora.studio.pictures import Studio
 from collectionlora.system import environment, locks, processes
@@ -184,6 +184,20 @@ def test_a_model_that_is_put_into_a_base_in_place_is_another_base(tmp_path):
     manifest.write_text(manifest.read_text().replace(f"base: {base}", f"base: {tmp_path / 'elsewhere'}"))
     moved = Collection.load(folder)
     assert effect_key(moved, moved.effects[0], Settings()) == keys[-1]
+
+
+def test_a_configuration_beside_the_adapter_of_peft_belongs_to_it(tmp_path):
+    folder = small_collection.build(tmp_path / "mine")
+    flat, own = "teachers/sepia.safetensors", "teachers/sepia/adapter_model.safetensors"
+    (folder / "teachers" / "sepia").mkdir()
+    lora, manifest = (folder / flat).rename(folder / own), folder / "collection.yaml"
+    manifest.write_text(manifest.read_text().replace(flat, own))
+    collection = Collection.load(folder)
+    before = effect_key(collection, collection.effects[0], Settings())
+    config = lora.with_name("adapter_config.json")
+    config.write_text('{"r": 2, "lora_alpha": 8}')
+    assert effect_key(collection, collection.effects[0], Settings()) != before
+    assert config in distillation_inputs(collection)
 
 
 def test_samples_on_another_schedule_of_nano_are_other_samples(tmp_path, monkeypatch):

@@ -12,11 +12,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import collectionlora
 from collectionlora.command_line import demo as demo_module
-from collectionlora.config import SettingsError
+from collectionlora.config import SettingsError, resolve
 from collectionlora.pictures.photographs import TRAIN, pool
 from collectionlora.pictures.photos import write_photo
 from collectionlora.runs.checkpoint import latest_checkpoint
 from collectionlora.runs.session import Session, resolve_settings
+from collectionlora.runs.verbs import warn_of_untrained_steps
 from collectionlora.runs.watching import cell_side, curves, teacher_distance
 from collectionlora.streams import EffectData
 from collectionlora.system.errors import UserError
@@ -44,6 +45,19 @@ def collection(tmp_path, monkeypatch):
     monkeypatch.setattr(demo_module, "PHOTOS", 2)
     monkeypatch.setattr(demo_module, "GENERAL_PHOTOS", 2)
     return demo_module.build_collection(tmp_path / "mine", teachers, pool(TRAIN), seed=0)
+
+
+def test_a_demo_of_other_effects_is_refused(tmp_path, collection):
+    collection.folder.rename(tmp_path / "collection")
+    with pytest.raises(UserError, match="--effects: holds a demo of 2 other effects; give the same"):
+        demo_module.demo(tmp_path, 3, 0, {}, lambda *_: None)
+
+
+@pytest.mark.parametrize(("steps", "said"), [(2, False), (4, True)])
+def test_steps_that_are_not_trained_are_said(caplog, steps, said):
+    warn_of_untrained_steps(resolve(SMALL, {"sampling": {"steps": steps}}))
+    text = f"sampling.steps is {steps}, which distill.rollout_steps [2] does not train: write it in both"
+    assert (text in caplog.text) == said
 
 
 def scalars_of(run):

@@ -7,6 +7,7 @@ it was made from.
 from pathlib import Path
 from typing import Any
 
+from collectionlora.adapters.alpha import lora_files
 from collectionlora.backbones import family_of, list_files
 from collectionlora.collection import Collection, Effect
 from collectionlora.config import Settings, result_settings
@@ -62,9 +63,9 @@ def base_facts(base: str) -> dict[str, str]:
 
 def effect_key(collection: Collection, effect: Effect, settings: Settings) -> str:
     """The fingerprint of an effect's targets; their noise is drawn from it."""
-    teacher, photos = collection.teacher_path(effect), collection.photo_paths(effect)
+    teacher, photos = lora_files(collection.teacher_path(effect)), collection.photo_paths(effect)
     seen = photos + reference_parts(collection, effect)
-    return samples_key(collection, settings, effect.teacher_prompt, teacher, *seen)
+    return samples_key(collection, settings, effect.teacher_prompt, *teacher, *seen)
 
 
 def reference_parts(collection: Collection, effect: Effect) -> list[Any]:

@@ -192,6 +192,12 @@ class Collection:
         effects = tuple(e for e in self.effects if e.name in names)
         return Collection(self.folder, self.manifest.model_copy(update={"effects": effects}))
 
+    def with_recipe(self, recipe: str | None) -> "Collection":
+        """The same folder under another recipe; None leaves the manifest's."""
+        if recipe is None:
+            return self
+        return Collection(self.folder, self.manifest.model_copy(update={"recipe": recipe}))
+
     def path(self, relative: str, field: str) -> Path:
         """A path of the manifest inside the folder.
 

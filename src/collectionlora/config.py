@@ -58,7 +58,7 @@ Switch = Annotated[bool, Field(strict=False)]  # may be given as a word: yes, no
 
 
 class ModelSettings(Section):
-    """How the base is held and read; the embedded nano base has none of these choices."""
+    """How the base is held and read; of these the embedded nano base takes `quantization` alone."""
 
     dtype: Literal["float32", "bfloat16"] = Field(
         "float32", description="number format of the frozen base; trained weights stay in float32"

@@ -136,16 +136,22 @@ class Distillation:
         return self.settings.match.updates + self.settings.distill.student_updates
 
     def stream_at(self, step: int) -> tuple[str, str | None]:
-        """The stream of a step and its effect; a warm start that asks no teacher mixes all streams."""
-        match = self.settings.match
-        if step < match.updates and match.loss == "flow":
+        """The stream that the student learns from at a step, and its effect; None where there are several."""
+        shares = self.streams.shares(self.settings.distill.accumulate)
+        effects = {streams.effect_at(step) for streams in shares}
+        if self.mixes(step) or (None in effects and len(effects) > 1):
             return MIXED, None
-        effect = self.streams.effect_at(step)
-        return "general" if effect is None else "effect", effect
+        if None in effects:
+            return "general", None
+        return "effect", effects.pop() if len(effects) == 1 else None
+
+    def mixes(self, step: int) -> bool:
+        """Whether each sample of a step is routed by itself: in a warm start that asks no teacher."""
+        return step < self.settings.match.updates and self.settings.match.loss == "flow"
 
     def batch(self, streams: Streams, step: int) -> Batch:
         """What a step of one rank learns from, on the base's device."""
-        draw = streams.mixed_batch if self.stream_at(step)[0] == MIXED else streams.batch
+        draw = streams.mixed_batch if self.mixes(step) else streams.batch
         match = self.settings.match
         batch = draw(step, size=match.batch_size if step < match.updates else None)
         return batch.to(self.backbone.device)

@@ -37,7 +37,7 @@ from collectionlora.system.progress import Progress, ignore
 
 log = logging.getLogger(__name__)
 ALL = "all"  # in place of an effect's name: every effect of the collection
-MAX_SEED = 2**64 - 1
+MAX_SEED, MAX_STEPS = 2**64 - 1, 1000
 T = TypeVar("T")
 STRIP = (0.0, 0.25, 0.5, 0.75, 1.0)
 
@@ -283,11 +283,22 @@ class Editor:
             check_seed(seed)
         strengths = strengths or [1.0] * len(seeds)
         check_strengths(strengths)
-        num_steps = steps or self.recipe.steps
+        check_steps(steps)
+        num_steps = self.recipe.steps if steps is None else steps
         with self.roles.frozen(STUDENT):
             denoiser = Dial(self.backbone, condition, strengths, after_step)
             recipe = self.recipe
             return sample_student(denoiser, condition.source, seeds, num_steps, recipe.shift, recipe.sampler)
+
+
+def check_steps(steps: int | None) -> None:
+    """Refuse what is no number of forwards; None is the adapter's own.
+
+    Raises:
+        UserError: it is no whole number of 1 to `MAX_STEPS`.
+    """
+    if steps is not None and (not isinstance(steps, int) or not 1 <= steps <= MAX_STEPS):
+        raise UserError("", "steps", f"{steps!r} is no number of steps", f"choose 1 to {MAX_STEPS}")
 
 
 def check_strengths(strengths: Sequence[float]) -> None:
@@ -373,10 +384,10 @@ def edit_files(
             cannot be read.
     """
     check_seed(seed)
-    folder = Path(collection)
-    names = list(read_recipe(adapter_path(folder)).effects) if effect == ALL else [effect]
+    check_steps(steps)
+    recipe = read_recipe(adapter_path(Path(collection)))
+    names = list(recipe.effects) if effect == ALL else [effect]
     jobs = plan_jobs(photo, [(name, *then) for name in names], out)
-    recipe = read_recipe(adapter_path(folder))
     for name in names:
         compose_prompt(recipe, [name, *then], len(references))
     chosen = select_jobs(jobs, references, overwrite)

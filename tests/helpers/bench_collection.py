@@ -42,9 +42,9 @@ def build(folder, prompts=PROMPTS, finished=None):
         effect = {"name": name, "teacher": f"teachers/{name}.safetensors", "teacher_prompt": f"apply {name}"}
         effects.append({**effect, "photos": "photos", "student_prompt": prompt})
     names = list(prompts) if finished is None else finished
-    recipe = Recipe(
-        base="nano", steps=1, shift=3.0, resolution=32, effects={n: prompts[n] for n in names}, version="0"
-    )
+    effects_held = {name: prompts[name] for name in names}
+    schedule = {"steps": 1, "shift": 12.0, "sampler": "euler", "resolution": 32}  # of `SETTINGS` over nano's
+    recipe = Recipe(base="nano", **schedule, effects=effects_held, version="0")
     write_adapter(folder / "collection.safetensors", roles.weights(STUDENT), recipe)
     general = {"photos": "photos", "prompts": "general.txt"}
     manifest = {"base": "nano", "effects": effects, "general": general, "settings": SETTINGS}

@@ -24,6 +24,12 @@ MAX_STATED = 1_000_000  # a rank or an alpha beyond it is no such number
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
+def lora_files(path: Path) -> list[Path]:
+    """A LoRA file and, where PEFT wrote it, the configuration beside it that states its alphas."""
+    config = path.with_name(PEFT_CONFIG)
+    return [path, config] if path.name == PEFT_FILE and config.exists() else [path]
+
+
 @dataclass(frozen=True)
 class AlphaHeader:
     """PEFT's configuration of a file: its ranks and alphas.
@@ -44,31 +50,30 @@ class AlphaHeader:
         Raises:
             UserError: it is there but cannot be read.
         """
-        beside = path.with_name(PEFT_CONFIG)
         text, place = metadata.get(DIFFUSERS_HEADER), DIFFUSERS_HEADER
-        if text is None and path.name == PEFT_FILE and beside.exists():
+        for config in lora_files(path)[1:] if text is None else []:
             place = PEFT_CONFIG
             try:
-                text = beside.read_text(encoding="utf-8")
+                text = config.read_text(encoding="utf-8")
             except (OSError, UnicodeDecodeError) as error:
-                raise UserError(beside, "", f"cannot be read ({error})", AGAIN) from None
+                raise UserError(config, "", f"cannot be read ({error})", AGAIN) from None
         if text is None:
             return cls({})
         try:
-            config = {key.removeprefix("transformer."): value for key, value in json.loads(text).items()}
+            stated = {key.removeprefix("transformer."): value for key, value in json.loads(text).items()}
         except (ValueError, AttributeError, RecursionError):
             raise UserError(path, place, "is not a JSON object", AGAIN) from None
-        for name in [name for name in config if name.startswith("text_encoder")]:
+        for name in [name for name in stated if name.startswith("text_encoder")]:
             if not without_text_encoder:
                 raise UserError(path, f"{place}: {name}", "is for a text encoder LoRA", WITHOUT)
-            del config[name]
-        start = config.get("init_lora_weights")
+            del stated[name]
+        start = stated.get("init_lora_weights")
         if isinstance(start, str) and start.lower().replace("-", "_").startswith(CHANGES_BASE):
             message = f"says that {start} moved the base's weights before this LoRA was trained"
             raise UserError(
                 path, place, message, "save it with PEFT's path_initial_model_for_weight_conversion"
             )
-        return cls(config, place)
+        return cls(stated, place)
 
     def scale(self, path: Path, module: str, built: Rebuilt) -> float | None:
         """alpha / rank of one module, alpha / sqrt(rank) for rank-stabilised LoRA; None if nothing is stated.

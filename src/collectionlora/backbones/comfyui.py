@@ -62,13 +62,13 @@ def scale_photo(resolution: int, side_multiple: int) -> Graph:
     large = node(
         "ImageScaleToTotalPixels",
         image=["photo", 0],
-        upscale_method="area",
+        upscale_method="lanczos",
         megapixels=(resolution * times / 1024) ** 2,
         resolution_steps=side_multiple * times,
     )
     if times == 1:
         return {"scaled": large}
-    small = node("ImageScaleBy", image=["large", 0], upscale_method="area", scale_by=1 / times)
+    small = node("ImageScaleBy", image=["large", 0], upscale_method="lanczos", scale_by=1 / times)
     return {"large": large, "scaled": small}
 
 

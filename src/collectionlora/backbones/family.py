@@ -81,6 +81,7 @@ class Family(ABC):
         recommended: settings in which its bases differ from the paper's recipe.
         side_multiple: heights and widths of images are multiples of it.
         reads_references: it reads several images, not the photo alone.
+        splits_batches: prompts of each length take a forward of their own.
         speech: how its text encoder is asked about pictures, if that can see and write.
         schedule: tells the base's schedule from others, where no file of the base does.
         note: what a new manifest says beside the base's name.
@@ -91,6 +92,7 @@ class Family(ABC):
     recommended: SectionValues
     side_multiple: int
     reads_references: bool = False
+    splits_batches: bool = False
     speech: Speech | None = None
     schedule: str = ""
     note: str = "a folder, or owner/name of the hub; @revision behind the name pins it"

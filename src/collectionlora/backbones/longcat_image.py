@@ -13,8 +13,10 @@ from collectionlora.backbones.family import EncoderSize, ExportFacts
 from collectionlora.backbones.flux_kontext import DEV_VAE, FluxVae, positions
 from collectionlora.backbones.qwen_image_edit import QWEN_25_VL
 from collectionlora.pictures.photos import to_photos
+from collectionlora.system.errors import UserError, quote
 
-TEXT_TOKENS = 512 + 2  # padding counts, and so do the marks around the photo
+PROMPT_TOKENS = 512
+TEXT_TOKENS = PROMPT_TOKENS + 2  # padding counts, and so do the marks around the photo
 TRANSFORMER = {
     "num_layers": 10,
     "num_single_layers": 20,
@@ -59,9 +61,28 @@ class LongCatImageEdit(FluxVae):
         return self.text_pipeline.image_processor.resize(image, image.height // 2, image.width // 2)
 
     def _encode_text(self, text: str, photo: Image.Image) -> Prompt:
+        self._check_length(text)
         tokens, _ = self.text_pipeline.encode_prompt([text], image=photo)
         # The network reads the padding too: every token counts.
         return Prompt(tokens.cpu(), torch.ones(tokens.shape[:2], dtype=torch.bool))
+
+    def _check_length(self, text: str) -> None:
+        """Refuse a prompt that the pipeline would have to cut, at which it fails.
+
+        Raises:
+            UserError: the prompt has more than `PROMPT_TOKENS` tokens.
+        """
+        from diffusers.pipelines.longcat_image.pipeline_longcat_image_edit import split_quotation
+
+        # Quoted text is read letter by letter.
+        pieces = [
+            piece for words, quoted in split_quotation(text) for piece in (words if quoted else [words])
+        ]
+        read = self.text_pipeline.tokenizer
+        count = sum(len(read(piece, add_special_tokens=False)["input_ids"]) for piece in pieces)
+        if count > PROMPT_TOKENS:
+            message = f"{quote(text)} has {count} tokens, of which the base reads {PROMPT_TOKENS}"
+            raise UserError("", "prompt", message, "write a shorter one")
 
     def shapes(self, size: tuple[int, int]) -> Shapes:
         config, (rows, columns) = self.network.config, (side // 8 for side in size)

@@ -195,6 +195,7 @@ QWEN_IMAGE_21 = DiffusersFamily(
     side_multiple=SIDE_MULTIPLE,
     known={"Qwen/Qwen-Image-2.1": KnownBase(TRANSFORMER, EncoderSize(8_767_123_696, 7_477_161_984))},
     reads_references=True,
+    splits_batches=True,
     # Its processor is a Qwen3VLProcessor, whose chat template sets no system before the turn.
     speech=Speech(
         encoder="Qwen3VLForConditionalGeneration",

@@ -105,7 +105,7 @@ def demo(
     """Run it all into `out`; returns the content of metrics.json.
 
     Raises:
-        UserError: more effects than teachers ship, or `out` holds a finished demo.
+        UserError: more effects than teachers ship, or `out` holds a demo of others.
     """
     began = time.perf_counter()
     available = shipped_teachers()
@@ -113,11 +113,14 @@ def demo(
         raise UserError(
             "demo", "--effects", f"{num_effects} is out of range", f"choose 1 to {len(available)}"
         )
-    folder = out / "collection"
+    folder, chosen = out / "collection", dict(list(available.items())[:num_effects])
     with processes.main_first():
         if not (folder / MANIFEST).exists():
-            build_collection(folder, dict(list(available.items())[:num_effects]), pool(TRAIN), seed)
+            build_collection(folder, chosen, pool(TRAIN), seed)
     collection = Collection.load(folder)
+    if [effect.name for effect in collection.effects] != list(chosen):
+        message = f"holds a demo of {len(collection.effects)} other effects"
+        raise UserError(folder, "--effects", message, "give the same --effects, or another --out")
     distill(collection, RUN, overrides, resume=True, progress=progress)
 
     settings = resolve_settings(collection, overrides)

@@ -34,7 +34,7 @@ def add(
     its photos in photos/NAME. The adapter from before is kept until
     bench --baseline has passed.
 
-    Example: collectionlora add my-collection neon-edges --teacher neon.safetensors
+    Example: collectionlora add my-collection neon-edges
     """
     import collectionlora
     from collectionlora.system.errors import Interrupted

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 import collectionlora
+from collectionlora.collection import Collection
 from collectionlora.command_line.options import (
     Folder,
     Json,
@@ -14,7 +15,6 @@ from collectionlora.command_line.options import (
     Set,
     VlmKey,
     VlmTokens,
-    read_layer,
     with_token_cap,
 )
 from collectionlora.command_line.progress import joined_processes, shown_progress
@@ -141,9 +141,10 @@ def targets(folder: Folder, overrides: Set = None, recipe: RecipeName = None, as
 
     Example: collectionlora targets my-collection --set targets.samples=4
     """
-    layer = read_layer(overrides, recipe)
+    layer = parse_overrides(overrides or [])
     with joined_processes() as progress:
-        counts = collectionlora.targets(folder, layer, progress=progress)
+        collection = Collection.load(folder).with_recipe(recipe)
+        counts = collectionlora.targets(collection, layer, progress=progress)
     lines = [*(f"{name}: {count} targets" for name, count in counts.items())]
     say(as_json, counts, "\n".join([*lines, f"next: {program()} distill {folder}"]))
 
@@ -185,13 +186,13 @@ def plan(
     from collectionlora.planning.advice import advise
     from collectionlora.planning.workload import make_workload
 
-    layer = read_layer(overrides, recipe)
     workload = make_workload(
-        folder,
+        folder and Collection.load(folder).with_recipe(recipe),
         base,
         effects,
         rank,
-        layer,
+        parse_overrides(overrides or []),
+        recipe=recipe or "default",
         photos=photos,
         teacher_rank=teacher_rank,
         methods=methods.split(","),
@@ -222,10 +223,11 @@ def distill(
 
     Example: collectionlora distill my-collection --set distill.student_updates=1000
     """
-    layer = read_layer(overrides, recipe)
+    layer = parse_overrides(overrides or [])
     try:
         with joined_processes() as progress:
-            path = collectionlora.distill(folder, run, layer, resume, again, progress)
+            collection = Collection.load(folder).with_recipe(recipe)
+            path = collectionlora.distill(collection, run, layer, resume, again, progress)
     except Interrupted as stopped:
         tell(f"{stopped}; go on with: collectionlora distill {folder} --run {run} --resume")
         raise typer.Exit(130) from None
@@ -241,11 +243,10 @@ def settings(folder: Folder, overrides: Set = None, recipe: RecipeName = None, a
 
     Example: collectionlora settings my-collection --set distill.batch_size=2
     """
-    from collectionlora.collection import Collection
     from collectionlora.command_line.tracing import trace_settings
     from collectionlora.runs.session import resolve_settings, setting_layers
 
-    collection, layer = Collection.load(folder), read_layer(overrides, recipe)
+    collection, layer = Collection.load(folder).with_recipe(recipe), parse_overrides(overrides or [])
     resolve_settings(collection, layer)
     traced = trace_settings(setting_layers(collection, layer))
     result = {one.name: {"value": one.value, "from": one.layer} for one in traced}

@@ -10,12 +10,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from importlib import metadata
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from collectionlora.adapters.alpha import lora_files
 from collectionlora.adapters.recipe import adapter_path, read_recipe
 from collectionlora.adapters.roles import STUDENT, TEACHER
 from collectionlora.backbones import family_of
@@ -113,11 +115,13 @@ class MethodMaker:
         parts: list[Any] = [base, result_settings(self.settings), cases.seeds, *shown, *references]
         if split_steps(name)[0] == TEACHER and effect != GENERAL:
             chosen = self.collection.effect(effect)
-            return fingerprint(self.collection.teacher_path(chosen), chosen.teacher_prompt, *parts)
+            files = lora_files(self.collection.teacher_path(chosen))
+            return fingerprint(*files, chosen.teacher_prompt, *parts)
         if name == TRUTH and effect != GENERAL:
             return fingerprint(*(photo.tobytes() for photo in self.truths.draw(effect)), *parts)
         if name in (SOURCE.name, TRUTH, *BASELINES) or split_steps(name)[0] == TEACHER:
-            return fingerprint(*(self.collection.teacher_path(e) for e in self.collection.effects), *parts)
+            paths = map(self.collection.teacher_path, self.collection.effects)
+            return fingerprint(*chain.from_iterable(map(lora_files, paths)), *parts)
         return fingerprint(find_adapter(self.collection, name), *parts)
 
     def references(self) -> dict[str, list[tuple[Photo, Photo]]]:

@@ -43,7 +43,7 @@ device, dtype = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu
 
 pipe = DiffusionPipeline.from_pretrained(BASE, revision=REVISION, dtype=dtype).to(device)
 $lora_loader
-# The student puts fresh noise in after each step; the pipeline's own scheduler does not.
+# The scheduler that the student was distilled for, in place of the pipeline's own.
 pipe.scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(folder, subfolder="scheduler")
 
 images = []

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from collectionlora.adapters.alpha import DIFFUSERS_FILE, PEFT_CONFIG, PEFT_FILE
+from collectionlora.adapters.alpha import DIFFUSERS_FILE, PEFT_FILE, lora_files
 from collectionlora.adapters.formats import read_header
 from collectionlora.backbones import guess_family
 from collectionlora.backbones.family import Family
@@ -24,7 +24,7 @@ effects:
 """
 EFFECT = """\
   - name: {written}    # lower-case letters, digits and hyphens; what `edit --effect` is given
-    teacher: teachers/{teacher}    # the effect's LoRA; `teach` makes it from pairs/{name}/source and target
+    teacher: {teacher}    # the effect's LoRA; `teach` makes it from pairs/{name}/source and target
     teacher_prompt: {prompt}    # what this LoRA was trained with
     photos: photos/{name}       # about 20 photos, no edited ones needed
     # student_prompt: written by `prompts` unless you give one here
@@ -74,13 +74,8 @@ def create(folder: Path, base: str, loras: Sequence[Path], recipe: str = "defaul
             raise UserError(path, "", f"two files give the effect name {name}", "rename one of them")
         found[name] = read_header(path).get("teacher_prompt", f"apply the {name} effect"), path
     entries = {name: prompt for name, (prompt, _) in found.items()} or {"my-effect": "apply my effect"}
-    teachers = {name: f"{name}.safetensors" for name in entries}
-    beside = {
-        name: path.with_name(PEFT_CONFIG)
-        for name, (_, path) in found.items()
-        if path.name == PEFT_FILE and path.with_name(PEFT_CONFIG).exists()
-    }
-    teachers |= {name: f"{name}/{PEFT_FILE}" for name in beside}
+    copies = {name: teacher_copies(name, path) for name, (_, path) in found.items()}
+    teachers = {name: next(iter(copies.get(name, [f"teachers/{name}.safetensors"]))) for name in entries}
     effects = "".join(
         EFFECT.format(
             name=name,
@@ -93,19 +88,29 @@ def create(folder: Path, base: str, loras: Sequence[Path], recipe: str = "defaul
     header = HEADER.format(base=write_scalar(base), what=describe_base(base))
     manifest = header + effects + FOOTER.format(recipe=recipe)
     Collection.parse(folder, manifest)
-    copies = {folder / "teachers" / teachers[name]: path for name, (_, path) in found.items()}
-    copies |= {folder / "teachers" / name / PEFT_CONFIG: path for name, path in beside.items()}
-    for path, source in copies.items():
+    sources = {folder / place: source for of_effect in copies.values() for place, source in of_effect.items()}
+    for path, source in sources.items():
         refuse_other(source, path)
     for sub in ("teachers", "pairs", "photos/general", *(f"photos/{name}" for name in entries)):
         (folder / sub).mkdir(parents=True, exist_ok=True)
-    for path, source in copies.items():
+    for path, source in sources.items():
         copy_whole(source, path)
     if not (folder / "general.txt").exists():
         family = guess_family(base)
         instructions = (family and family.list_instructions()) or INSTRUCTIONS
         write_text(folder / "general.txt", "\n".join(instructions) + "\n")
     write_text(folder / MANIFEST, manifest)
+
+
+def teacher_copies(name: str, path: Path) -> dict[str, Path]:
+    """The files of an effect's LoRA by their places in the collection, the LoRA itself first.
+
+    An adapter as PEFT writes it has a folder of its own: its configuration is found by name.
+    """
+    files = lora_files(path)
+    if len(files) == 1:
+        return {f"teachers/{name}.safetensors": path}
+    return {f"teachers/{name}/{file.name}": file for file in files}
 
 
 def find_loras(places: Sequence[Path]) -> list[Path]:

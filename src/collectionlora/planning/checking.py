@@ -19,7 +19,13 @@ from collectionlora.pictures.pairs import read_pair
 from collectionlora.pictures.photos import read_photo
 from collectionlora.prompting.writing import read_kept
 from collectionlora.runs.growing import refuse_misfit
-from collectionlora.runs.session import check_references, resolve_settings, start_file
+from collectionlora.runs.session import (
+    check_references,
+    check_resolution,
+    check_sharding,
+    resolve_settings,
+    start_file,
+)
 from collectionlora.system.errors import UserError
 from collectionlora.system.progress import Progress, ignore
 
@@ -63,7 +69,9 @@ def check_collection(folder: Path, progress: Progress = ignore) -> dict[str, Any
     if collection is not None:
         settings = found.attempt(resolve_settings, collection, {})
         if settings is not None:
+            found.attempt(check_resolution, collection, settings)
             found.attempt(check_references, collection, settings)
+            found.attempt(check_sharding, collection, settings)
             found.attempt(check_start, collection, settings)
         found.attempt(read_kept, collection.folder / PROMPTS)
         left_out = check_photos(collection, found, progress)

@@ -12,7 +12,7 @@ from collectionlora.adapters.headers import LoraSizes, read_sizes
 from collectionlora.adapters.roles import STUDENT, TEACHER, critic_role, target_weights
 from collectionlora.backbones import family_of
 from collectionlora.collection import Collection, open_collection
-from collectionlora.config import Settings, replace_settings, resolve
+from collectionlora.config import RECIPES, Settings, replace_settings, resolve
 from collectionlora.effectbench.baselines import BASELINES
 from collectionlora.effectbench.running import DEFAULT_METHODS, find_adapter, split_steps, trained_methods
 from collectionlora.runs.session import resolve_settings, summed_rank
@@ -126,6 +126,17 @@ def read_teacher_sizes(collection: Collection) -> tuple[LoraSizes, ...]:
     return tuple(sizes)
 
 
+def refuse_runs(methods: Sequence[str]) -> None:
+    """Refuse methods of `bench` that are runs of a collection.
+
+    Raises:
+        UserError: there is one.
+    """
+    for name in trained_methods(methods):
+        if split_steps(name)[0] != STUDENT:
+            raise UserError("--methods", name, "is not a method", "name a run together with its folder")
+
+
 def make_workload(
     collection: Collection | Path | None,
     base: str | None,
@@ -136,6 +147,7 @@ def make_workload(
     teacher_rank: int | None = None,
     photos: int | None = None,
     methods: Sequence[str] = DEFAULT_METHODS,
+    recipe: str = "default",
     **rest: Any,
 ) -> Workload:
     """A workload from a collection, or from a base alone; `rest` as in `Workload`.
@@ -145,6 +157,7 @@ def make_workload(
         teacher_rank: of all effects; by default what their files say.
         photos: of each effect; by default as many as lie in their folders.
         methods: of `bench`.
+        recipe: of a base alone; a collection has its own.
 
     Raises:
         UserError: neither or both are given, no such collection, base or method, or an unknown sharding.
@@ -169,10 +182,8 @@ def make_workload(
             settings = replace_settings(settings, targets={"general": pairs})
     else:
         assert base is not None
-        runs = [name for name in trained_methods(methods) if split_steps(name)[0] != STUDENT]
-        if runs:
-            raise UserError("--methods", runs[0], "is not a method", "name a run together with its folder")
-        settings = resolve(family_of(base).recommended_settings(base), layer)
+        refuse_runs(methods)
+        settings = resolve(family_of(base).recommended_settings(base), RECIPES[recipe], layer)
     sharding = sharding or ("fsdp" if settings.model.sharding == "fsdp" else "ddp")
     settings = replace_settings(settings, model={"sharding": "none"})  # stated once, in the workload
     rest |= {"photos_each": photos} if photos else {}

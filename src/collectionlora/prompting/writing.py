@@ -149,6 +149,18 @@ def read_kept(path: Path) -> dict[str, StudentPrompt]:
     return read_models(path, StudentPrompt, "remove the file: it is written anew")
 
 
+def known_prompts(collection: Collection) -> dict[str, str]:
+    """The student prompts that the manifest states or an earlier run has written, by effect.
+
+    Raises:
+        UserError: the file of written prompts is damaged.
+    """
+    kept = read_kept(collection.folder / PROMPTS)
+    prompts = {name: one.student_prompt for name, one in kept.items()}
+    stated = {effect.name: effect.student_prompt or prompts.get(effect.name) for effect in collection.effects}
+    return {name: prompt for name, prompt in stated.items() if prompt}
+
+
 def find_pairs(
     collection: Collection, effect: Effect, backbone: Backbone, settings: Settings
 ) -> Pairs | None:

@@ -21,7 +21,9 @@ log = logging.getLogger(__name__)
 
 
 @contextmanager
-def hold(folder: Path) -> Iterator[None]:
+def hold(
+    folder: Path, what: str = "this run", hint: str = "wait for it or stop it, or give another --run"
+) -> Iterator[None]:
     """Hold a run's folder inside the block; of one launch the main process holds it for all.
 
     The kernel frees the lock however its process ends, so a killed run never blocks the next one. Where there
@@ -44,8 +46,7 @@ def hold(folder: Path) -> Iterator[None]:
             lock_file(file)
         except BlockingIOError:
             file.seek(0)
-            message, hint = f"this run is held by {_holder(file.read())}", "wait for it or stop it"
-            raise UserError(path, "", message, f"{hint}, or give another --run") from None
+            raise UserError(path, "", f"{what} is held by {_holder(file.read())}", hint) from None
         since = datetime.now().astimezone().isoformat(timespec="seconds")
         file.truncate(0)
         json.dump({"pid": os.getpid(), "host": socket.gethostname(), "since": since}, file)
@@ -94,9 +95,10 @@ def refuse_finished(folder: Path, facts: Mapping[str, Any]) -> None:
     Raises:
         UserError: it would.
     """
-    if is_finished(folder) and processes.is_main():
+    different = changes(folder, facts)
+    if different and is_finished(folder) and processes.is_main():
         hint = "give the new run a name with --run NAME, or give --again to start over"
-        raise UserError(folder, "", f"holds a finished run, but {changes(folder, facts)}", hint)
+        raise UserError(folder, "", f"holds a finished run, but {different}", hint)
 
 
 def is_finished(folder: Path) -> bool:

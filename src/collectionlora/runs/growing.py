@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from collectionlora.adapters.alpha import lora_files
 from collectionlora.adapters.formats import LoraFile, read_header, read_teacher
 from collectionlora.adapters.recipe import Recipe, adapter_path, read_adapter, write_adapter
 from collectionlora.adapters.roles import target_weights
@@ -16,6 +17,7 @@ from collectionlora.backbones import family_of
 from collectionlora.collection import MANIFEST, Collection
 from collectionlora.config import Settings, replace_settings
 from collectionlora.manifest.edits import add_effect, drop_effects
+from collectionlora.manifest.template import teacher_copies
 from collectionlora.runs.inputs import distillation_inputs
 from collectionlora.runs.run import open_run
 from collectionlora.runs.session import Session, resolve_settings
@@ -42,7 +44,10 @@ def enter_teacher(collection: Collection, name: str, teacher: Path, teacher_prom
     place = collection.folder / MANIFEST
     if name in (e.name for e in collection.effects):
         entered = collection.effect(name)
-        refuse_other(teacher, collection.teacher_path(entered))
+        held = collection.teacher_path(entered)
+        if fingerprint(*lora_files(teacher)) != fingerprint(*lora_files(held)):
+            hint = "give the same LoRA, or enter it under another name"
+            raise UserError(held, "", f"exists already and is not {teacher}", hint)
         if teacher_prompt not in (None, entered.teacher_prompt):
             hint = "leave out --teacher-prompt, or correct it in the file"
             raise UserError(place, name, "has another teacher_prompt", hint)
@@ -54,13 +59,15 @@ def enter_teacher(collection: Collection, name: str, teacher: Path, teacher_prom
     if not prompt:
         message = "the file does not say what it was trained with"
         raise UserError(teacher, "teacher_prompt", message, "give it: --teacher-prompt TEXT")
-    entry = {"name": name, "teacher": f"teachers/{name}.safetensors", "teacher_prompt": prompt}
+    copies = teacher_copies(name, teacher)
+    entry = {"name": name, "teacher": next(iter(copies)), "teacher_prompt": prompt}
     text = add_effect(collection.folder, {**entry, "photos": f"photos/{name}"})
     grown = Collection.parse(collection.folder, text)
     grown.photo_paths(grown.effect(name))
-    place_of_teacher = grown.teacher_path(grown.effect(name))
-    refuse_other(teacher, place_of_teacher)
-    copy_whole(teacher, place_of_teacher)
+    for path, source in copies.items():
+        refuse_other(source, grown.folder / path)
+    for path, source in copies.items():
+        copy_whole(source, grown.folder / path)
     write_text(place, text)
     return grown
 
@@ -73,7 +80,7 @@ def add(
     The adapter from before is kept at `backup_path`.
 
     Raises:
-        UserError: an effect is unknown or held already, or the manifest does not fit the adapter.
+        UserError: an effect is unknown or held already, or manifest or settings do not fit the adapter.
         Interrupted: stopped by the user; the same command goes on.
     """
     path = adapter_path(collection.folder)
@@ -88,6 +95,7 @@ def add(
             raise UserError(collection.folder / MANIFEST, name, "is in the adapter, not here", hint)
     chosen = [name for name in known if name in recipe.effects or name in names]
     settings = growing_settings(resolve_settings(collection, overrides))
+    refuse_other_schedule(settings, path, recipe)
     grown = collection.only(chosen)
     folder = collection.folder / "runs" / f"add-{fingerprint(path, settings, chosen)}"
     grown.check_files()
@@ -142,6 +150,24 @@ def refuse_misfit(
     if lora.rank > settings.student.rank:
         hint = f"write --set student.rank={lora.rank} --set critic.rank={lora.rank}"
         raise UserError(path, "", f"has rank {lora.rank}, the student {settings.student.rank}", hint)
+
+
+def refuse_other_schedule(settings: Settings, path: Path, recipe: Recipe) -> None:
+    """Refuse to write another schedule over the one that an adapter was distilled for.
+
+    Raises:
+        UserError: settings and recipe differ in it.
+    """
+    held = {
+        "sampling.steps": (recipe.steps, settings.sampling.steps),
+        "sampling.shift": (recipe.shift, settings.sampling.shift),
+        "sampling.sampler": (recipe.sampler, settings.sampling.sampler),
+        "data.resolution": (recipe.resolution, settings.data.resolution),
+    }
+    for name, (before, now) in held.items():
+        if before != now:
+            message = f"{name} is {before} in the adapter, and {now} in the settings"
+            raise UserError(path, "", message, f"write --set {name}={before}")
 
 
 def remove(collection: Collection, names: Sequence[str]) -> list[str]:

@@ -1,13 +1,14 @@
 """What a run was made from: `inputs.json` in its folder, the SHA-256 of every file that it reads."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
 
+from collectionlora.adapters.alpha import lora_files
 from collectionlora.backbones import family_of
 from collectionlora.collection import MANIFEST, PROMPTS, Collection, Effect
-from collectionlora.system.files import sha256_once, write_json
+from collectionlora.system.files import fingerprint, sha256_once, write_json
 from collectionlora.system.version import __version__
 
 INPUTS = "inputs.json"
@@ -39,10 +40,28 @@ def distillation_inputs(collection: Collection) -> list[Path]:
     """
     paths = [collection.general_file(), *collection.general_photo_paths()]
     for effect in collection.effects:
-        paths += [collection.teacher_path(effect), *collection.photo_paths(effect)]
+        paths += [*lora_files(collection.teacher_path(effect)), *collection.photo_paths(effect)]
         paths += collection.reference_paths(effect)
     written = collection.folder / PROMPTS
     return [*paths, written] if written.exists() else paths
+
+
+def data_facts(collection: Collection, student_prompts: Mapping[str, str]) -> dict[str, str]:
+    """What tells the files and prompts of a distillation from others, by name.
+
+    Args:
+        student_prompts: by effect, as far as they are known.
+
+    Raises:
+        UserError: a folder or file of the manifest is missing.
+    """
+    facts = {f"student prompt of {name}": prompt for name, prompt in student_prompts.items()}
+    for effect in collection.effects:
+        files = [*lora_files(collection.teacher_path(effect)), *collection.photo_paths(effect)]
+        facts[f"teacher prompt of {effect.name}"] = effect.teacher_prompt
+        facts[f"files of {effect.name}"] = fingerprint(*files, *collection.reference_paths(effect))
+    general = collection.general_file(), *collection.general_photo_paths()
+    return facts | {"files of general": fingerprint(*general)}
 
 
 def record_inputs(folder: Path, collection: Collection, paths: Iterable[Path]) -> None:

@@ -27,6 +27,7 @@ from collectionlora.collection import MANIFEST, Collection
 from collectionlora.config import RECIPES, Settings, SettingsError, resolve, result_settings
 from collectionlora.distillation import Distillation
 from collectionlora.prompting.writing import PromptWriter
+from collectionlora.runs.inputs import data_facts
 from collectionlora.runs.target_making import TargetMaker, read_references
 from collectionlora.runs.teacher_files import open_teachers
 from collectionlora.streams import Streams
@@ -91,23 +92,39 @@ def check_references(collection: Collection, settings: Settings) -> None:
     for effect in collection.effects:
         if effect.references and not family_of(collection.manifest.base).reads_references:
             message = f"the base {collection.manifest.base} reads the photo alone"
-            hint = "leave them out, or take Qwen-Image-Edit-2509, 2511 or FLUX.2"
+            hint = "leave them out, or take Qwen-Image-Edit-2509 or 2511, Qwen-Image-2.1 or FLUX.2"
             raise UserError(place, f"effects.{effect.name}.references", message, hint)
         if effect.references and settings.match.loss == "flow" and settings.match.updates:
             message = f"flow mixes effects in a batch, and {effect.name} has references that others have not"
             raise UserError(place, "settings.match.loss", message, "write velocity")
 
 
-def check_resolution(collection: Collection, backbone: Backbone, settings: Settings) -> None:
+def check_resolution(collection: Collection, settings: Settings) -> None:
     """Refuse a training size that the base cannot take.
 
     Raises:
         UserError: the resolution is no multiple of the base's.
     """
-    side, multiple = settings.data.resolution, backbone.side_multiple
+    side, multiple = settings.data.resolution, family_of(collection.manifest.base).side_multiple
     if side % multiple:
         field, hint = "settings.data.resolution", f"write a multiple of {multiple}"
         raise UserError(collection.folder / MANIFEST, field, f"{side} does not fit the base", hint)
+
+
+def check_sharding(collection: Collection, settings: Settings) -> None:
+    """Refuse batches for which sharded processes would take different numbers of forwards, and wait forever.
+
+    Raises:
+        UserError: the base is sharded, splits its batches, and one of them holds more than one photo.
+    """
+    base = collection.manifest.base
+    if settings.model.sharding == "none" or not family_of(base).splits_batches:
+        return
+    for section, size in (("match", settings.match.batch_size), ("distill", settings.distill.batch_size)):
+        if size and size > 1:
+            message = f"is {size}, and model.sharding=fsdp needs 1: {base} splits batches by prompt length"
+            hint = "write 1; distill.accumulate adds photos to an update"
+            raise UserError(collection.folder / MANIFEST, f"settings.{section}.batch_size", message, hint)
 
 
 def build_roles(
@@ -146,9 +163,10 @@ class Session:
         self, collection: Collection, settings: Settings, with_critics: bool, with_sums: bool = False
     ):
         self.collection, self.settings = collection, settings
-        self.backbone = load_backbone(collection.manifest.base, settings.model)
-        check_resolution(collection, self.backbone, settings)
+        check_resolution(collection, settings)
         check_references(collection, settings)
+        check_sharding(collection, settings)
+        self.backbone = load_backbone(collection.manifest.base, settings.model)
         self.teacher_files = open_teachers(collection, self.backbone.dtype, settings)
         ranks = {STUDENT: settings.student.rank}
         # A slot has at least rank 1, also where every change is kept whole.
@@ -241,7 +259,8 @@ class Session:
 
     def facts(self) -> dict[str, Any]:
         """All that the result of `distillation`, which was called before, depends on."""
-        return distillation_facts(self.collection, self.settings) | self.cache_keys
+        facts = distillation_facts(self.collection, self.settings)
+        return facts | data_facts(self.collection, self.prompts) | self.cache_keys
 
     def recipe_prompts(self) -> dict[str, str]:
         """What a user of the student writes for each effect."""

@@ -14,6 +14,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from collectionlora.adapters.alpha import lora_files
 from collectionlora.adapters.formats import MAX_LOSS, read_teacher
 from collectionlora.adapters.low_rank import Factors, Kronecker, Whole, apply, as_matrix, factorize
 from collectionlora.adapters.lycoris import MAX_RANK
@@ -130,7 +131,7 @@ def open_teachers(collection: Collection, dtype: torch.dtype, settings: Settings
     def keep(effect: Effect) -> Kept[TeacherFile]:
         model = settings.model
         held = identity, model.dtype, model.quantization
-        key = fingerprint(LAYOUT, *held, collection.teacher_path(effect))
+        key = fingerprint(LAYOUT, *held, *lora_files(collection.teacher_path(effect)))
         path = cache_path(collection, f"teacher-{effect.name}", key)
         return Kept(path, lambda: open_teacher(effect, path))
 

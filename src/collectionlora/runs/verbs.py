@@ -2,7 +2,8 @@
 
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,17 +26,17 @@ from collectionlora.pictures.sizes import WorkingSizes
 from collectionlora.prompting.endpoint import Endpoint
 from collectionlora.prompting.own_encoder import OwnEncoder, vlm_opener
 from collectionlora.prompting.triggers import cosine_table
-from collectionlora.prompting.writing import PromptWriter
+from collectionlora.prompting.writing import PromptWriter, known_prompts
 from collectionlora.runs import growing
 from collectionlora.runs.folder import (
-    changes,
+    hold,
     is_finished,
     refuse_elsewhere,
     refuse_finished,
     refuse_unfinished,
     set_aside,
 )
-from collectionlora.runs.inputs import distillation_inputs, teaching_inputs
+from collectionlora.runs.inputs import data_facts, distillation_inputs, teaching_inputs
 from collectionlora.runs.run import open_run
 from collectionlora.runs.session import (
     Session,
@@ -77,9 +78,9 @@ def teach(
     for effect in effects:  # the last one's as well are known to be good before anything is loaded
         check_pairs(collection.pair_paths(effect))
     warn_of_left_out(collection.pair_folders([effect.name for effect in effects]))
-    backbone = load_backbone(collection.manifest.base, settings.model)
-    check_resolution(collection, backbone, settings)
+    check_resolution(collection, settings)
     check_references(collection, settings)
+    backbone = load_backbone(collection.manifest.base, settings.model)
     # All before the network is loaded, which then has the device for itself.
     encoded = [encode_pairs(collection, effect, backbone, settings) for effect in effects]
     backbone.release_encoders()
@@ -233,15 +234,19 @@ def distill(
     settings = resolve_settings(collection, overrides or {})
     folder = run_path(collection, run)
     collection.check_files()
+    warn_of_untrained_steps(settings)
     if again and resume:
         raise UserError("", "--again", "cannot go with --resume", "give one of them")
     with open_run(folder) as opened:
-        facts = distillation_facts(collection, settings)
+        data = data_facts(collection, known_prompts(collection))
+        facts = distillation_facts(collection, settings) | data
         if not again:
             refuse_elsewhere(folder)
+            # More updates may follow a finished run, but no other data: its weights never saw them.
+            refuse_finished(folder, data if resume else facts)
         if not (resume or again):
             refuse_unfinished(folder)
-            if processes.from_main(is_finished(folder) and not changes(folder, facts)):
+            if processes.from_main(is_finished(folder)):
                 result = folder / collection.result.name
                 if processes.from_main(result.exists()):
                     log.warning("%s: is finished; --again starts over and keeps what is there", folder)
@@ -250,8 +255,6 @@ def distill(
         session = Session(collection, settings, with_critics=True)
         if again:
             set_aside(folder)
-        elif not resume:
-            refuse_finished(folder, facts)
         # Of a resumed run as well, which may find no whole checkpoint.
         inputs = distillation_inputs(collection) + begin_student(session)
         distillation = session.distillation(progress)
@@ -267,6 +270,14 @@ def distill(
             session.write_result(distillation, path)
         processes.barrier()
     return collection.result
+
+
+def warn_of_untrained_steps(settings: Settings) -> None:
+    """Say that the finished LoRA is used in a number of steps in which its rollouts are not trained."""
+    steps, trained = settings.sampling.steps, settings.distill.rollout_steps
+    if settings.distill.student_updates and steps not in trained:
+        text = "sampling.steps is %d, which distill.rollout_steps %s does not train: write it in both"
+        log.warning(text, steps, list(trained))
 
 
 def begin_student(session: Session) -> list[Path]:
@@ -313,21 +324,34 @@ def add(
         the adapter; the one from before is kept until `bench` with a `baseline` has passed.
 
     Raises:
-        UserError: bad input.
+        UserError: bad input, or another process that adds or removes effects.
         Interrupted: stopped by the user; call again without `teacher` to go on.
     """
-    collection = open_collection(collection)
-    if teacher:
-        if len(names) != 1:
-            raise UserError("", "--teacher", f"is one file for {len(names)} effects", "name one effect")
-        collection = growing.enter_teacher(collection, names[0], teacher, teacher_prompt)
-    return growing.add(collection, names, overrides or {}, progress)
+    with hold_collection(collection) as held:
+        if teacher:
+            if len(names) != 1:
+                raise UserError("", "--teacher", f"is one file for {len(names)} effects", "name one effect")
+            held = growing.enter_teacher(held, names[0], teacher, teacher_prompt)
+        return growing.add(held, names, overrides or {}, progress)
 
 
 def remove(collection: Collection | Path | str, names: Sequence[str]) -> list[str]:
     """Take effects out of a collection; returns what is left. The weights still hold them.
 
     Raises:
-        UserError: no such effect, or nothing would be left.
+        UserError: no such effect, nothing would be left, or another process adds or removes effects.
     """
-    return growing.remove(open_collection(collection), names)
+    with hold_collection(collection) as held:
+        return growing.remove(held, names)
+
+
+@contextmanager
+def hold_collection(collection: Collection | Path | str) -> Iterator[Collection]:
+    """The collection as it is once no other `add` or `remove` changes its manifest and its adapter.
+
+    Raises:
+        UserError: another one does.
+    """
+    runs = open_collection(collection).folder / "runs"
+    with hold(runs, "this collection", "wait for it or stop it"):
+        yield open_collection(collection)
