@@ -319,11 +319,11 @@ LORAS = {
     ),
     "a header with a broken pattern": (
         lora(lambda t, _: t, {CONFIG: '{"r": 2, "lora_alpha": 2, "rank_pattern": {"(": 2}}'}),
-        *(CONFIG, "patterns that are none", AGAIN),
+        *(CONFIG, "has invalid patterns", AGAIN),
     ),
     "a header with a list for a pattern": (
         lora(lambda t, _: t, {CONFIG: '{"r": 2, "lora_alpha": 2, "rank_pattern": [1]}'}),
-        *(CONFIG, "patterns that are none", AGAIN),
+        *(CONFIG, "has invalid patterns", AGAIN),
     ),
 }
 

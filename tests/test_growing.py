@@ -382,7 +382,7 @@ def test_a_removed_effect_is_no_longer_offered_and_the_weights_stay(folder, run)
     assert (folder / "teachers" / "sepia.safetensors").exists()
     code, _, err = run("remove", "mine")
     assert code == 2
-    assert "nothing would be left" in err
+    assert "no effect would be left" in err
     with pytest.raises(UserError, match="no such effect"):
         growing.remove(Collection.load(folder), ["nobody"])
 

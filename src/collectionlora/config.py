@@ -219,7 +219,7 @@ class DistillSettings(Section):
         False, description="keep the moving average in host memory", json_schema_extra=NO_RESULT
     )
     moments: Literal["float32", "8bit"] = Field(
-        "float32", description="of AdamW's moments; 8bit uses bitsandbytes"
+        "float32", description="number format of AdamW's moments; 8bit uses bitsandbytes"
     )
 
 

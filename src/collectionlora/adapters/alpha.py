@@ -88,7 +88,7 @@ class AlphaHeader:
             alpha = self._of(module, "lora_alpha", "alpha_pattern")
             alpha = self._of(module, "alpha", "alpha_pattern") if alpha is None else alpha
         except (re.error, TypeError, AttributeError, RecursionError) as error:
-            raise UserError(path, self.place, f"states patterns that are none ({error})", AGAIN) from None
+            raise UserError(path, self.place, f"has invalid patterns ({error})", AGAIN) from None
         numbers = isinstance(rank, int) and isinstance(alpha, int | float)
         if not numbers or not 1 <= rank <= MAX_STATED or not abs(alpha) <= MAX_STATED:
             message = f"states rank {quote(rank)} and alpha {quote(alpha)}"

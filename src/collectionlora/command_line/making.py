@@ -35,7 +35,8 @@ from collectionlora.config import parse_overrides
 from collectionlora.system.errors import Interrupted, UserError
 
 VlmUrl = Annotated[
-    str | None, typer.Option("--vlm", help="an OpenAI-compatible endpoint, http://HOST/v1, or base")
+    str | None,
+    typer.Option("--vlm", help="an OpenAI-compatible endpoint, http://HOST/v1, or base: its encoder"),
 ]
 VlmModel = Annotated[str | None, typer.Option("--model", help="the endpoint's model")]
 
@@ -213,7 +214,7 @@ def distill(
     run: Annotated[str, typer.Option(help="name of the run's folder under runs/")] = "default",
     resume: Annotated[bool, typer.Option(help="go on from the newest checkpoint")] = False,
     again: Annotated[
-        bool, typer.Option("--again", help="start over; the earlier run and adapter are kept beside")
+        bool, typer.Option("--again", help="start over; the earlier run and adapter are kept")
     ] = False,
     overrides: Set = None,
     recipe: RecipeName = None,

@@ -30,7 +30,7 @@ RecipeName = Annotated[
 ]
 VlmKey = Annotated[str | None, typer.Option("--api-key-env", help="environment variable that holds its key")]
 VlmTokens = Annotated[
-    int | None, typer.Option("--max-tokens-total", help="stop before more tokens are spent")
+    int | None, typer.Option("--max-tokens-total", help="stop before more tokens than this are spent")
 ]
 Quantization = Annotated[
     str | None, typer.Option(help="of the base: none, nf4 or int8; default: as it was distilled")

@@ -152,7 +152,8 @@ def bench(
     crops: Annotated[int, typer.Option(min=1, help="photos of each effect and seed")] = 24,
     seeds: Annotated[int, typer.Option(min=1, help="number of seeds; each has pictures of its own")] = 1,
     judge: Annotated[
-        str | None, typer.Option(help="an OpenAI-compatible endpoint that judges, or base")
+        str | None,
+        typer.Option(help="an OpenAI-compatible endpoint that judges, or base: its encoder"),
     ] = None,
     judge_model: Annotated[str | None, typer.Option(help="the endpoint's model")] = None,
     api_key_env: VlmKey = None,

@@ -188,7 +188,7 @@ def remove(collection: Collection, names: Sequence[str]) -> list[str]:
     left = [e.name for e in collection.effects if e.name not in names]
     if not left or (recipe and not in_adapter.keys() - set(names)):
         raise UserError(
-            place, "effects", "nothing would be left", "keep one effect, or delete the collection"
+            place, "effects", "no effect would be left", "keep one effect, or delete the collection"
         )
     text = drop_effects(collection.folder, names)
     Collection.parse(collection.folder, text)

@@ -157,7 +157,7 @@ def option_inputs(studio: Studio) -> tuple[gr.Dropdown, gr.Radio, gr.Radio, gr.N
         dice = gr.Button("Random seed", min_width=80)
     dice.click(partial(pick_seed, None), outputs=seed, **AT_ONCE)
     (least, most, step), taught = studio.sizes, studio.recipe.resolution
-    info = f"Pixels of a side, about; the picture is then enlarged. The effects were trained at {taught}."
+    info = f"Pixels a side, roughly; the picture is then enlarged. The effects were trained at {taught}."
     size = gr.Slider(least, most, value=taught, step=step, label="Size", info=info)
     return then, order, steps, seed, size
 

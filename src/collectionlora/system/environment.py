@@ -21,7 +21,7 @@ def requested_processes() -> int:
     text = os.environ.get("WORLD_SIZE", "").strip() or "1"
     if not (text.isascii() and text.isdecimal() and 1 <= len(text) <= 6 and int(text)):
         hint = "unset it, or launch with torchrun --nproc-per-node N -m -- collectionlora ..."
-        raise UserError("environment", "WORLD_SIZE", f"is {quote(text)}, no number of processes", hint)
+        raise UserError("environment", "WORLD_SIZE", f"is {quote(text)}, not a number of processes", hint)
     return int(text)
 
 
