@@ -31,10 +31,11 @@ SETTINGS = """\
 
 Every setting can stand in `collection.yaml` under `settings:`. For one command, give it as
 `--set section.name=value`. `collectionlora settings FOLDER` prints the values that a run would use, and
-where each one comes from.
+where each one comes from. The recommendations of a base lie over the defaults: large bases have a rank of
+128 and a resolution of 1,024, for example.
 
 A loss weight is one number, or a mapping with `start` and `end` that is linear between them. The column
-*paper* shows what `--recipe paper` changes.
+*paper* shows the values of `--recipe paper` that are not the default.
 """
 
 

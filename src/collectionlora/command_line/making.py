@@ -170,7 +170,7 @@ def plan(
     hosts: Annotated[int, typer.Option(min=1, help="number of machines")] = 1,
     sharding: Annotated[
         str | None,
-        typer.Option(help="ddp: each GPU holds all; fsdp: each holds its share; default: model.sharding"),
+        typer.Option(help="ddp: each GPU holds all, as with model.sharding=none; fsdp: its share"),
     ] = None,
     seconds_per_forward: Annotated[
         float | None, typer.Option(min=0, help="seconds on your GPU for one image; default: an estimate")
