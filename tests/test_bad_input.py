@@ -83,6 +83,7 @@ MANIFESTS = {
     "no effects": (manifest(effects=None), "effects", "is missing", "add it"),
     "no general": (manifest(general=None), "general", "is missing", "add it"),
     "no teacher": (effect(teacher=None), "effects.0.teacher", "is missing", "add it"),
+    "a misspelt key": (effect(teacher=None, teachr="a"), "effects.0.teachr", "no such key", "mean teacher?"),
     "no teacher prompt": (effect(teacher_prompt=None), "effects.0.teacher_prompt", "is missing", "add it"),
     "no photos": (effect(photos=None), "effects.0.photos", "is missing", "add it"),
     "no prompts": (manifest(general={"photos": "photos"}), "general.prompts", "is missing", "add it"),
@@ -338,7 +339,13 @@ PHOTOS = {
     "13,000 x 13,000 pixels without data": (raw(PHOTO, png_of(13_000, 12_000)), PHOTO, "", NO_IMAGE, REPLACE),
     "no pixels": (raw(PHOTO, png_of(0, 5)), PHOTO, "", "cannot be read|0 x 5", ""),
     "a link to nothing": (link("photos/2.jpg", "absent.jpg"), "photos/2.jpg", "", "no such file", "check"),
-    "a link to itself": (link("photos/2.jpg", "2.jpg"), "photos/2.jpg", "", NO_IMAGE, REPLACE),
+    "a link to itself": (
+        link("photos/2.jpg", "2.jpg"),
+        "photos/2.jpg",
+        "",
+        NO_IMAGE,
+        "links lead in a circle",
+    ),
     "no folder": (
         lambda f: shutil.rmtree(f / "photos"),
         "photos",

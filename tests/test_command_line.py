@@ -1,6 +1,7 @@
 """The verbs that only look, and how the command line presents itself."""
 
 import json
+import shlex
 
 import pytest
 import yaml
@@ -9,6 +10,8 @@ from typer.testing import CliRunner
 
 from collectionlora.adapters.recipe import SHIPPED, read_adapter, read_recipe, write_adapter
 from collectionlora.command_line import terminal
+from collectionlora.command_line.options import repeat
+from collectionlora.command_line.terminal import command
 from collectionlora.command_line.verbs import app, main
 from collectionlora.config import setting_names
 from collectionlora.manifest.template import create
@@ -56,6 +59,21 @@ def test_a_recipe_lies_under_the_manifests_settings_wherever_it_is_named(folder)
     assert told["distill.batch_size"] == {"value": 3, "from": "collection.yaml"}
     assert told["distill.seed"] == {"value": 1, "from": "--set"}
     assert "choose from default, paper" in str(run("settings", folder, "--recipe", "best").exception)
+
+
+def test_going_on_with_a_run_that_was_never_begun_is_refused(folder):
+    failed = str(run("distill", folder, "--resume", "--run", "defualt").exception)
+    assert "runs/defualt: --resume: there is no such run; leave out --resume to begin it" in failed
+    (folder / "runs" / "default").mkdir(parents=True)
+    (folder / "runs" / "default" / "run.json").write_text("{}")
+    assert "there are default" in str(run("distill", folder, "--resume", "--run", "defualt").exception)
+
+
+def test_a_hint_can_be_pasted_into_a_shell():
+    words = ["edit", "my photos", "--effect", "pencil-sketch", "--set", "distill.rollout_steps=[4]"]
+    assert shlex.split(command(*words))[-len(words) :] == words
+    assert repeat("--set", ["a.b=1", "c.d=2"]) == ["--set", "a.b=1", "--set", "c.d=2"]
+    assert repeat("--set", None) == []
 
 
 def test_settings_refuses_what_a_run_would_refuse(folder):

@@ -282,6 +282,7 @@ def in_folder(folder):
         ("twin.png", ["--overwrite"], "is a file that this edit reads"),
         ("old.png", [], "old.png: --out: exists already; give --overwrite, or another --out"),
         ("old.png", ["--effect", "all"], "is one file for 2 results; give a folder"),
+        ("new.png", ["--effect", "all"], "is one file for 2 results; give a folder"),
     ],
 )
 def test_no_file_is_replaced_unasked(adapter, tmp_path, monkeypatch, out, more, words):

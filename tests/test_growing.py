@@ -97,6 +97,9 @@ def test_effects_leave_and_enter_a_manifest_as_text(tmp_path):
     assert "# the first" in without
     assert "# the second" in without
     assert "in ink" not in without
+    edited(tmp_path, MANIFEST.replace("  # the second\n", "    # truth: none\n  # the second\n"))
+    assert "truth" not in drop_effects(tmp_path, ["one"])
+    edited(tmp_path, MANIFEST)
     without = drop_effects(tmp_path, ["two"])
     assert without.endswith(
         "  # the second\n\n# what is kept\ngeneral: {photos: photos, prompts: general.txt}\n"
@@ -345,6 +348,10 @@ def test_an_addition_keeps_the_schedule_of_the_adapter(folder, changed, words):
 
 def test_two_processes_do_not_change_the_effects_of_one_collection(folder):
     before = (folder / "collection.yaml").read_bytes()
+    (folder / "runs" / "default").mkdir(parents=True, exist_ok=True)
+    (folder / "runs" / "default" / "run.json").write_text("{}")
+    with hold(folder / "runs" / "default"), pytest.raises(UserError, match="this run is held by process"):
+        collectionlora.remove(folder, ["mine"])
     with hold(folder / "runs"):
         with pytest.raises(UserError, match=r"runs/lock: this collection is held by process .* wait for it"):
             collectionlora.add(folder, ["mine"], overrides=SHORT)
@@ -352,6 +359,12 @@ def test_two_processes_do_not_change_the_effects_of_one_collection(folder):
             collectionlora.remove(folder, ["mine"])
     assert (folder / "collection.yaml").read_bytes() == before
     assert collectionlora.remove(folder, ["mine"]) == ["sepia"]
+
+
+@pytest.mark.parametrize(("section", "name"), [("match", "updates"), ("distill", "student_updates")])
+def test_an_addition_refuses_the_updates_of_a_distillation(folder, section, name):
+    with pytest.raises(UserError, match=rf"{section}\.{name}: is not used by add; give add.match_updates"):
+        collectionlora.add(folder, ["mine"], overrides={**SHORT, section: {name: 20}})
 
 
 def test_an_adapter_of_peft_enters_with_the_file_that_states_its_alphas(folder, tmp_path):
@@ -450,7 +463,7 @@ def test_a_bench_with_a_gate(folder, run, monkeypatch, tmp_path):
     shutil.copyfile(written, before)
     code, _, err = run("bench", *arguments, "--baseline", before, "--margin", 0)
     assert code == 0, err
-    assert "the gate passed: sepia lost most, 0.00 dB" in err
+    assert "the gate passed: the worst change is +0.00 dB, of sepia" in err
     metrics = json.loads(before.read_text())
     metrics["methods"]["student"]["per_effect"]["sepia"]["psnr"] += 3
     before.write_text(json.dumps(metrics))

@@ -16,6 +16,7 @@ from collectionlora.effects.crops import PhotoPool
 from collectionlora.effects.ordinary_kinds import Edit
 from collectionlora.pictures.photos import write_photo
 from collectionlora.pictures.sizes import WorkingSizes
+from collectionlora.planning.checking import check_collection
 from collectionlora.system.errors import UserError
 
 RNG = np.random.default_rng(0)
@@ -52,6 +53,20 @@ def cases():
 
 def copy(name="copy"):
     return Method(name, 0, lambda effect, images, seeds: images, lambda images, texts, seeds: images)
+
+
+@pytest.mark.parametrize(
+    ("truth", "hint"), [("sepai", "did you mean sepia?"), ("true/x", "name a folder of true")]
+)
+def test_a_truth_that_is_not_there_is_found_by_check(collection, truth, hint):
+    path = collection.folder / "collection.yaml"
+    path.write_text(path.read_text().replace("truth: true/painted", f"truth: {truth}"))
+    problems = {problem["field"]: problem for problem in check_collection(collection.folder)["problems"]}
+    found = problems["effects.painted.truth"]
+    assert (found["message"], found["hint"][: len(hint)]) == ("there is no such folder", hint)
+    path.write_text(path.read_text().replace(f"truth: {truth}", "truth: true/painted"))
+    fields = [problem["field"] for problem in check_collection(collection.folder)["problems"]]
+    assert "effects.painted.truth" not in fields
 
 
 def test_a_perceptual_distance_is_zero_for_equal_photos_and_grows_with_damage():

@@ -232,6 +232,26 @@ def test_the_api_works_at_a_size_within_bounds(client, loaded, photo):
         client.predict(*arguments, 90, api_name="/edit")
 
 
+@pytest.mark.parametrize(
+    ("place", "value", "words"),
+    [
+        (1, None, "effects: "),
+        (3, None, "steps: "),
+        (3, "two", "steps: "),
+        (4, "abc", "seed: "),
+        (4, 1.5, "seed: "),
+        (4, 2**31, "seed: "),
+        (5, None, "strength: "),
+        (6, "x", "size: "),
+    ],
+)
+def test_the_api_names_a_value_that_does_not_fit(client, photo, place, value, words):
+    arguments = [handle_file(photo), "warm", "nothing", 1, 7, 1, 64]
+    arguments[place] = value
+    with pytest.raises(AppError, match=words):
+        client.predict(*arguments, api_name="/edit")
+
+
 def test_requests_at_the_same_time_are_all_answered(client, photo):
     jobs = [client.submit(handle_file(photo), n, "nothing", 2, 1, 1, api_name="/edit") for n in EFFECTS]
     after = [np.asarray(Image.open(job.result(timeout=WAIT)[0][1])) for job in jobs]

@@ -409,7 +409,8 @@ def _parse_pair(path: Path, number: int, line: str) -> Pair:
 
 
 def _explain(path: Path, error: ValidationError) -> UserError:
-    first = error.errors()[0]
+    # Of a misspelt key that must be there pydantic says first that it is missing.
+    first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
     field = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         inside: dict[str, type[Entry]] = {"effects": Effect, "general": General}

@@ -380,14 +380,14 @@ def edit_files(
         quantization: as in `Editor.load`.
 
     Raises:
-        UserError: an effect that the adapter does not hold, no place for the results, or the only photo
-            cannot be read.
+        UserError: an unknown effect, no place for the results, or the only photo cannot be read.
     """
     check_seed(seed)
     check_steps(steps)
-    recipe = read_recipe(adapter_path(Path(collection)))
-    names = list(recipe.effects) if effect == ALL else [effect]
+    folder = Path(collection)
+    names = list(read_recipe(adapter_path(folder)).effects) if effect == ALL else [effect]
     jobs = plan_jobs(photo, [(name, *then) for name in names], out)
+    recipe = read_recipe(adapter_path(folder))
     for name in names:
         compose_prompt(recipe, [name, *then], len(references))
     chosen = select_jobs(jobs, references, overwrite)

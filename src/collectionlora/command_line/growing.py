@@ -10,9 +10,10 @@ from collectionlora.command_line.options import (
     Json,
     Set,
     SomeNames,
+    repeat,
 )
 from collectionlora.command_line.progress import shown_progress
-from collectionlora.command_line.terminal import program, say, tell
+from collectionlora.command_line.terminal import command, say, tell
 from collectionlora.config import parse_overrides
 
 
@@ -44,10 +45,9 @@ def add(
             layer = parse_overrides(overrides or [])
             path = collectionlora.add(folder, names, teacher, teacher_prompt, layer, progress)
     except Interrupted as stopped:
-        command = f"collectionlora add {folder} {' '.join(names)}"
-        tell(f"{stopped}; go on with the same settings, without --teacher: {command}")
+        tell(f"{stopped}; go on with: {command('add', folder, *names, *repeat('--set', overrides))}")
         raise typer.Exit(130) from None
-    text = f"wrote {path}; next: {program()} bench {folder} --baseline EARLIER.json"
+    text = f"wrote {path}; next: {command('bench', folder, '--baseline', 'EARLIER.json')}"
     say(as_json, {"adapter": str(path)}, text)
 
 
@@ -59,5 +59,5 @@ def remove(folder: Folder, names: SomeNames, as_json: Json = False) -> None:
     import collectionlora
 
     left = collectionlora.remove(folder, names)
-    text = f"left: {', '.join(left)}; next: {program()} effects {folder}"
+    text = f"left: {', '.join(left)}; next: {command('effects', folder)}"
     say(as_json, {"effects": left}, text)

@@ -15,16 +15,17 @@ from collectionlora.command_line.options import (
     Set,
     VlmKey,
     VlmTokens,
+    repeat,
     with_token_cap,
 )
 from collectionlora.command_line.progress import joined_processes, shown_progress
 from collectionlora.command_line.terminal import (
     advice_lines,
+    command,
     describe_lora,
     methods_table,
     next_after_demo,
     plan_table,
-    program,
     prompt_table,
     say,
     settings_table,
@@ -78,7 +79,7 @@ def init(
     from collectionlora.manifest.template import create
 
     create(folder, base, [*(from_loras or []), *(loras or [])], recipe)
-    tell(f"made {folder}; next: edit {folder}/collection.yaml, then {program()} check {folder}")
+    tell(f"made {folder}; next: edit {folder}/collection.yaml, then {command('check', folder)}")
 
 
 def check(folder: Folder, as_json: Json = False) -> None:
@@ -95,8 +96,8 @@ def check(folder: Folder, as_json: Json = False) -> None:
     lines += [describe_lora(effect) for effect in result["effects"]]
     left_out = [LeftOut(Path(one["file"]), one["reason"]) for one in result["left_out"]]
     lines += describe_left_out(folder, left_out)
-    again = f"not ready; fix what is named above, then: {program()} check {folder}"
-    lines.append(f"ready; next: {program()} prompts {folder}" if result["ok"] else again)
+    again = f"not ready; fix what is named above, then: {command('check', folder)}"
+    lines.append(f"ready; next: {command('prompts', folder)}" if result["ok"] else again)
     say(as_json, result, "\n".join(lines))
     if not result["ok"]:
         raise typer.Exit(2)
@@ -111,7 +112,7 @@ def teach(folder: Folder, names: Names = None, overrides: Set = None, as_json: J
     with shown_progress() as progress:
         written = collectionlora.teach(folder, names or [], layer, progress=progress)
     result = {"teachers": [str(path) for path in written]}
-    lines = [*(f"wrote {path}" for path in written), f"next: {program()} prompts {folder}"]
+    lines = [*(f"wrote {path}" for path in written), f"next: {command('prompts', folder)}"]
     say(as_json, result, "\n".join(lines))
 
 
@@ -134,7 +135,7 @@ def prompts(
     layer = with_token_cap(parse_overrides(overrides or []), max_tokens_total)
     with shown_progress() as progress:
         result = collectionlora.prompts(folder, choose(vlm, model, api_key_env), layer, progress)
-    say(as_json, result, prompt_table(result), f"next: {program()} targets {folder}")
+    say(as_json, result, prompt_table(result), f"next: {command('targets', folder)}")
 
 
 def targets(folder: Folder, overrides: Set = None, recipe: RecipeName = None, as_json: Json = False) -> None:
@@ -147,7 +148,7 @@ def targets(folder: Folder, overrides: Set = None, recipe: RecipeName = None, as
         collection = Collection.load(folder).with_recipe(recipe)
         counts = collectionlora.targets(collection, layer, progress=progress)
     lines = [*(f"{name}: {count} targets" for name, count in counts.items())]
-    say(as_json, counts, "\n".join([*lines, f"next: {program()} distill {folder}"]))
+    say(as_json, counts, "\n".join([*lines, f"next: {command('distill', folder)}"]))
 
 
 def plan(
@@ -203,8 +204,8 @@ def plan(
     )
     planned = planning.plan(workload, seconds_per_forward=seconds_per_forward)
     result = {**planned, "advice": advise(workload)}
-    following = f"check {folder}" if folder else f"init my-collection --base {base}"
-    lines = [advice_lines(result), f"next: {program()} {following}"]
+    following = command("check", folder) if folder else command("init", "my-collection", "--base", base)
+    lines = [advice_lines(result), f"next: {following}"]
     tables = plan_table(workload.base, result), verbs_table(result)
     say(as_json, result, *tables, "\n".join(filter(None, lines)))
 
@@ -224,18 +225,23 @@ def distill(
 
     Example: collectionlora distill my-collection --set distill.student_updates=1000
     """
+    from collectionlora.runs.verbs import refuse_no_run
+
     layer = parse_overrides(overrides or [])
     try:
         with joined_processes() as progress:
             collection = Collection.load(folder).with_recipe(recipe)
+            if resume:
+                refuse_no_run(collection, run)
             path = collectionlora.distill(collection, run, layer, resume, again, progress)
     except Interrupted as stopped:
-        tell(f"{stopped}; go on with: collectionlora distill {folder} --run {run} --resume")
+        given = [*repeat("--set", overrides), *repeat("--recipe", [recipe] if recipe else [])]
+        tell(f"{stopped}; go on with: {command('distill', folder, '--run', run, '--resume', *given)}")
         raise typer.Exit(130) from None
     say(
         as_json,
         {"adapter": str(path)},
-        f"the adapter is {path}; next: {program()} edit {folder} PHOTO --effect all",
+        f"the adapter is {path}; next: {command('edit', folder, 'PHOTO', '--effect', 'all')}",
     )
 
 
@@ -251,4 +257,4 @@ def settings(folder: Folder, overrides: Set = None, recipe: RecipeName = None, a
     resolve_settings(collection, layer)
     traced = trace_settings(setting_layers(collection, layer))
     result = {one.name: {"value": one.value, "from": one.layer} for one in traced}
-    say(as_json, result, settings_table(traced), f"next: {program()} plan {folder}")
+    say(as_json, result, settings_table(traced), f"next: {command('plan', folder)}")

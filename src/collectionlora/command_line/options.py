@@ -1,5 +1,6 @@
 """Arguments and options that several verbs share."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -36,6 +37,11 @@ Quantization = Annotated[
     str | None, typer.Option(help="of the base: none, nf4 or int8; default: as it was distilled")
 ]
 Json = Annotated[bool, typer.Option("--json", help="one JSON object on stdout")]
+
+
+def repeat(option: str, values: Sequence[str] | None) -> list[str]:
+    """An option before each of its values, as they were given."""
+    return [word for value in values or [] for word in (option, value)]
 
 
 def with_token_cap(layer: dict[str, dict[str, Any]], cap: int | None) -> dict[str, dict[str, Any]]:

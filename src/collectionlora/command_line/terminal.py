@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -130,6 +131,11 @@ def program() -> str:
     return (
         "collectionlora" if shutil.which("collectionlora") or not beside.exists() else os.path.relpath(beside)
     )
+
+
+def command(*words: object) -> str:
+    """A command of this program as a person can paste it into a shell."""
+    return shlex.join([program(), *map(str, words)])
 
 
 def describe_lora(effect: dict[str, Any]) -> str:

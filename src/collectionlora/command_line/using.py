@@ -18,9 +18,9 @@ from collectionlora.command_line.options import (
 )
 from collectionlora.command_line.progress import joined_processes, shown_progress
 from collectionlora.command_line.terminal import (
+    command,
     effects_table,
     methods_table,
-    program,
     say,
 )
 from collectionlora.config import parse_overrides
@@ -42,7 +42,7 @@ def edit(
     then: Annotated[list[str] | None, typer.Option(help="a further effect, applied after the first")] = None,
     photo: Annotated[Path | None, typer.Option(help="the same as PHOTO")] = None,
     out: Annotated[
-        Path | None, typer.Option(help="a file or a folder; default: PHOTO-EFFECT.png beside the photo")
+        Path | None, typer.Option(help="a file or a folder; default of one photo: PHOTO-EFFECT.png beside it")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace results that exist")] = False,
     steps: Annotated[int | None, typer.Option(min=1, help="default: the adapter's own")] = None,
@@ -84,7 +84,7 @@ def edit(
             quantization,
             progress,
         )
-    say(as_json, edited.as_dict(), *edited_lines(edited), f"next: {program()} studio {collection}")
+    say(as_json, edited.as_dict(), *edited_lines(edited), f"next: {command('studio', collection)}")
     if edited.failed:
         raise typer.Exit(2)
 
@@ -192,10 +192,10 @@ def bench(
             margin=margin,
             progress=progress,
         )
-    passed = "the gate passed: {worst_effect} lost most, {worst_loss:.2f} dB"
-    gate = [passed.format(**metrics["gate"])] if "gate" in metrics else []
+    passed = "the gate passed: the worst change is {:+.2f} dB, of {worst_effect}"
+    gate = [passed.format(0 - metrics["gate"]["worst_loss"], **metrics["gate"])] if "gate" in metrics else []
     look = f"look at {folder}/bench/sheet.png, read {folder}/bench/report.html"
-    following = f"next: {program()} export {folder} --format diffusers --out {folder}-lora"
+    following = f"next: {command('export', folder, '--format', 'diffusers', '--out', f'{folder}-lora')}"
     say(as_json, metrics, methods_table(metrics), *gate, look, following)
 
 
@@ -210,5 +210,5 @@ def effects(
     from collectionlora.adapters.recipe import adapter_path, read_recipe
 
     held = read_recipe(adapter_path(collection)).effects
-    following = f"next: {program()} edit {collection} PHOTO --effect {next(iter(held))}"
+    following = f"next: {command('edit', collection, 'PHOTO', '--effect', next(iter(held)))}"
     say(as_json, held, effects_table(held), following)

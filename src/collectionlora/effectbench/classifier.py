@@ -18,6 +18,7 @@ from collectionlora.effects import PhotoEffect
 from collectionlora.effects.crops import PhotoPool
 from collectionlora.pictures.photos import Photo, crop_square, to_images
 from collectionlora.system.files import fingerprint, read_tensors, write_tensors
+from collectionlora.system.progress import Progress, ignore
 
 SIDE = 64
 MAX_FADED_RECOGNISED = 0.5  # share of the effect below which a picture no longer shows it
@@ -80,7 +81,12 @@ def degrade(photo: Photo, edited: Photo, rng: np.random.Generator) -> tuple[Phot
 
 
 def train_classifier(
-    effects: Mapping[str, PhotoEffect], photographs: PhotoPool, steps: int, seed: int = 0, batch: int = 32
+    effects: Mapping[str, PhotoEffect],
+    photographs: PhotoPool,
+    steps: int,
+    seed: int = 0,
+    batch: int = 32,
+    progress: Progress = ignore,
 ) -> ConceptClassifier:
     """Train on crops of photographs that are not judged later; the rate falls to zero."""
     with torch.random.fork_rng(devices=[]):
@@ -97,11 +103,17 @@ def train_classifier(
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        progress("classifier", step + 1, steps, {"loss": loss.item()})
     return model.eval()
 
 
 def load_or_train(
-    folder: Path, effects: Mapping[str, PhotoEffect], photographs: PhotoPool, steps: int, seed: int
+    folder: Path,
+    effects: Mapping[str, PhotoEffect],
+    photographs: PhotoPool,
+    steps: int,
+    seed: int,
+    progress: Progress = ignore,
 ) -> ConceptClassifier:
     """The classifier from `folder`, where one that was trained on the same things may be."""
     # Examples stand for all that they are drawn from: photographs, effects and this file's own rules.
@@ -113,7 +125,7 @@ def load_or_train(
     )
     found = read_tensors(path)
     if found is None:
-        model = train_classifier(effects, photographs, steps, seed)
+        model = train_classifier(effects, photographs, steps, seed, progress=progress)
         write_tensors(path, model.state_dict(), {})
         return model.eval()
     model = ConceptClassifier(list(effects))

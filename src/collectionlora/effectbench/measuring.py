@@ -12,6 +12,7 @@ from collectionlora.effectbench.judging import ImagePair
 from collectionlora.effectbench.scoring import Meter, average, concept_meter, truth_meter
 from collectionlora.effectbench.similarity import missing_models, similarity_meters
 from collectionlora.effectbench.truths import Truths
+from collectionlora.system.progress import Progress
 
 
 def list_skipped(truths: Truths, references: Mapping[str, Any], settings: BenchSettings) -> dict[str, str]:
@@ -46,7 +47,11 @@ def classifier_facts(classifier: ConceptClassifier, truths: Truths) -> dict[str,
 
 
 def gather_meters(
-    truths: Truths, heldout: Heldout, references: Mapping[str, Sequence[ImagePair]], settings: Settings
+    truths: Truths,
+    heldout: Heldout,
+    references: Mapping[str, Sequence[ImagePair]],
+    settings: Settings,
+    progress: Progress,
 ) -> tuple[dict[str, Any], list[Meter]]:
     """What metrics.json says of the measures, and the meters; the classifier is trained if it is not kept.
 
@@ -62,7 +67,7 @@ def gather_meters(
     if truths.procedural:
         effects, pool = truths.procedural, heldout.others
         steps, seed = heldout.classifier_steps, heldout.seeds[0]
-        classifier = load_or_train(collection.folder / "bench", effects, pool, steps, seed)
+        classifier = load_or_train(collection.folder / "bench", effects, pool, steps, seed, progress)
         meters.append(concept_meter(classifier, cases))
         facts["classifier"] = classifier_facts(classifier, truths)
     prompts = {e.name: e.teacher_prompt for e in collection.effects}

@@ -321,7 +321,7 @@ def measure(
     """The `methods` of metrics.json and, beside them, the judges' own quality and what is skipped."""
     settings, cases = maker.settings, maker.truths.cases
     pairs = maker.references()
-    facts, meters = gather_meters(maker.truths, heldout, pairs, settings)
+    facts, meters = gather_meters(maker.truths, heldout, pairs, settings, progress)
     judge = Judge(vlm, maker.collection, cases, pairs) if vlm else None
     if judge:
         meters.append(judge.meter(progress))

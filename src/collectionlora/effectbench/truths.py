@@ -4,6 +4,7 @@ An effect's truth is the procedural effect of its name, or what its manifest ent
 name of another procedural effect, a folder of true images named like the photographs, or `none`.
 """
 
+import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -29,10 +30,20 @@ def procedural_truth(effect: Effect) -> PhotoEffect | None:
 
 
 def true_folder(collection: Collection, effect: Effect) -> Path | None:
-    """The folder of an effect's true images."""
+    """The folder of an effect's true images, if it has one.
+
+    Raises:
+        UserError: there is no such folder.
+    """
     if effect.truth is None or effect.truth == NO_TRUTH or procedural_truth(effect):
         return None
-    return collection.path(effect.truth, f"effects.{effect.name}.truth")
+    field = f"effects.{effect.name}.truth"
+    folder = collection.path(effect.truth, field)
+    if not folder.is_dir():
+        near = difflib.get_close_matches(effect.truth, [*ALL_EFFECTS, NO_TRUTH], n=1)
+        hint = f"did you mean {near[0]}?" if near else "name a folder of true images, an effect, or none"
+        raise UserError(folder, field, "there is no such folder", hint)
+    return folder
 
 
 def relative_names(folder: Path) -> dict[str, Path]:

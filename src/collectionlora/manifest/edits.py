@@ -53,9 +53,22 @@ def read_items(folder: Path) -> tuple[list[str], list[tuple[str, int, int]]]:
         start = effect.start_mark.line
         while not lines[start].lstrip().startswith("-"):
             start -= 1
-        ends = [node.end_mark for node in scalars(effect)]
-        items.append((name, start, max(mark.line + (mark.column > 0) for mark in ends)))
+        end = max(mark.line + (mark.column > 0) for mark in (node.end_mark for node in scalars(effect)))
+        # A comment as deep as the effect's keys is the effect's.
+        while end < len(lines) and is_comment(lines[end], deeper_than=indent(lines[start])):
+            end += 1
+        items.append((name, start, end))
     return lines, items
+
+
+def is_comment(line: str, deeper_than: int) -> bool:
+    """Whether a line is a comment behind more than `deeper_than` spaces."""
+    return line.lstrip().startswith("#") and indent(line) > deeper_than
+
+
+def indent(line: str) -> int:
+    """The number of spaces before a line's text."""
+    return len(line) - len(line.lstrip())
 
 
 def scalars(node: yaml.Node) -> Iterator[yaml.Node]:

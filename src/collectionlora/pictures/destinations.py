@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from collectionlora.pictures.folders import list_photos, warn_of_left_out
-from collectionlora.pictures.photos import photo_format
+from collectionlora.pictures.photos import is_picture_name, photo_format
 from collectionlora.system.errors import UserError
 from collectionlora.system.files import fingerprint
 
@@ -43,7 +43,7 @@ def plan_jobs(photo: Path, choices: Sequence[tuple[str, ...]], out: Path | None)
         raise UserError(photo, "", "there is no such file", "check the path")
     if out is None:
         folder = photo.parent
-    elif out.is_dir() or (len(choices) > 1 and not out.exists()):
+    elif out.is_dir() or (len(choices) > 1 and not (out.exists() or is_picture_name(out))):
         folder = out
     elif len(choices) > 1:
         raise UserError(out, OUT, f"is one file for {len(choices)} results", "give a folder")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from collectionlora.pictures.colours import convert_to_srgb
 from collectionlora.pictures.folders import reads_heic
-from collectionlora.system.errors import UserError
+from collectionlora.system.errors import HINTS, UserError
 from collectionlora.system.files import write_whole
 
 MAX_PIXELS = 200_000_000
@@ -68,7 +68,8 @@ def _opened(path: Path, max_pixels: int, reduced: bool = False) -> Iterator[Imag
     # Pillow's decoders let out whatever damaged bytes make them do: struct.error, IndexError, EOFError, ...
     except Exception as error:
         reason = f"cannot be read as an image ({error or type(error).__name__})"
-        raise UserError(path, "", reason, "replace or remove it") from None
+        number = error.errno if isinstance(error, OSError) else None
+        raise UserError(path, "", reason, HINTS.get(number or 0, "replace or remove it")) from None
 
 
 def _reduce_jpeg(image: Image.Image, max_pixels: int) -> None:
@@ -144,6 +145,11 @@ def to_photos(images: Tensor) -> list[Photo]:
     """Images in [0, 1], `[B, 3, H, W]`, to uint8 photos."""
     levels = (images.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
     return list(levels)
+
+
+def is_picture_name(path: Path) -> bool:
+    """Whether a path has the suffix of a picture that can be written."""
+    return Image.registered_extensions().get(path.suffix.lower()) in WRITTEN
 
 
 def photo_format(path: Path) -> str:

@@ -14,6 +14,7 @@ from collectionlora.adapters.roles import target_weights
 from collectionlora.backbones import family_of
 from collectionlora.collection import PROMPTS, Collection
 from collectionlora.config import Settings
+from collectionlora.effectbench.truths import true_folder
 from collectionlora.pictures.folders import find_photos
 from collectionlora.pictures.pairs import read_pair
 from collectionlora.pictures.photos import read_photo
@@ -78,6 +79,7 @@ def check_collection(folder: Path, progress: Progress = ignore) -> dict[str, Any
         name = collection.manifest.base
         base = found.attempt(base_weights, name)
         for effect in collection.effects:
+            found.attempt(true_folder, collection, effect)
             path = found.attempt(collection.teacher_path, effect)
             if path and base is not None:
                 reader, without = family_of(name).weight_reader(name), effect.without_text_encoder

@@ -29,6 +29,7 @@ from collectionlora.prompting.triggers import cosine_table
 from collectionlora.prompting.writing import PromptWriter, known_prompts
 from collectionlora.runs import growing
 from collectionlora.runs.folder import (
+    FACTS,
     hold,
     is_finished,
     refuse_elsewhere,
@@ -306,6 +307,19 @@ def run_path(collection: Collection, run: str) -> Path:
     return collection.folder / "runs" / run
 
 
+def refuse_no_run(collection: Collection, run: str) -> None:
+    """Refuse to go on with a run that was never begun.
+
+    Raises:
+        UserError: there is none of this name.
+    """
+    folder = run_path(collection, run)
+    if not processes.from_main(folder.exists()):
+        runs = sorted(path.parent.name for path in folder.parent.glob(f"*/{FACTS}"))
+        hint = f"there are {', '.join(runs)}" if runs else "leave out --resume to begin it"
+        raise UserError(folder, "--resume", "there is no such run", hint)
+
+
 def add(
     collection: Collection | Path | str,
     names: Sequence[str],
@@ -347,11 +361,14 @@ def remove(collection: Collection | Path | str, names: Sequence[str]) -> list[st
 
 @contextmanager
 def hold_collection(collection: Collection | Path | str) -> Iterator[Collection]:
-    """The collection as it is once no other `add` or `remove` changes its manifest and its adapter.
+    """The collection while no other `add` or `remove` changes it, and no run will replace its adapter.
 
     Raises:
-        UserError: another one does.
+        UserError: another process does.
     """
-    runs = open_collection(collection).folder / "runs"
-    with hold(runs, "this collection", "wait for it or stop it"):
+    runs, hint = open_collection(collection).folder / "runs", "wait for it or stop it"
+    with hold(runs, "this collection", hint):
+        for facts in runs.glob(f"*/{FACTS}"):
+            with hold(facts.parent, hint=hint):
+                pass
         yield open_collection(collection)

@@ -6,6 +6,7 @@ from typing import Any
 
 import gradio as gr
 from PIL import Image
+from pydantic import ValidationError
 
 from collectionlora.pictures.photos import Photo, resize
 from collectionlora.pictures.sheets import labelled_grid
@@ -24,9 +25,27 @@ NO_MEMORY = "There is not enough memory for this: choose a smaller size."
 NONE_ALONE = "Every effect of this collection needs reference images: there is no contact sheet."
 
 
-def pick_seed(seed: float | None) -> int:
+def pick_seed(seed: float | None) -> float:
     """The seed of the box; a random one where it is empty."""
-    return randrange(MAX_SEED + 1) if seed is None else int(seed)
+    return randrange(MAX_SEED + 1) if seed is None else seed
+
+
+def refusal(message: str, title: str) -> gr.Error:
+    """What the page and a client of the API show; it is no fault of the program, so nothing is logged."""
+    return gr.Error(message, title=title, print_exception=False)
+
+
+def read_settings(**values: Any) -> Settings:
+    """Settings as a client gave them.
+
+    Raises:
+        gr.Error: a value that is missing or does not fit; names it.
+    """
+    try:
+        return Settings(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise refusal(f"{first['loc'][0]}: {first['msg']}.", "Not possible") from None
 
 
 def step_choices(taught: int) -> list[int]:
@@ -51,13 +70,13 @@ class Handlers:
             gr.Error: there is none, or no longer, it is not an image, or it is too large.
         """
         if upload is None:
-            raise gr.Error(NO_PHOTO, title="No photo")
+            raise refusal(NO_PHOTO, "No photo")
         if not upload.path.exists():
-            raise gr.Error(PHOTO_GONE, title="No photo")
+            raise refusal(PHOTO_GONE, "No photo")
         try:
             return upload.read(self.max_pixels)
         except UserError as error:
-            raise gr.Error(f"This photo {error.message}; {error.hint}.", title="Photo not read") from None
+            raise refusal(f"This photo {error.message}; {error.hint}.", "Photo not read") from None
 
     def make(self, order: Order, request: gr.Request) -> Iterator[tuple[str, list[Photo]]]:
         """See `Maker.make`; its fault is one that Gradio shows.
@@ -68,11 +87,11 @@ class Handlers:
         try:
             yield from self.maker.make(order, visitor_of(request))
         except UserError as error:
-            raise gr.Error(f"{error.message}; {error.hint}.", title="Not possible") from None
+            raise refusal(f"{error.message}; {error.hint}.", "Not possible") from None
         except (MemoryError, RuntimeError) as error:
             if explain_fault(error) is None:
                 raise
-            raise gr.Error(NO_MEMORY, title="Not possible") from None
+            raise refusal(NO_MEMORY, "Not possible") from None
 
     def edit(
         self,
@@ -89,12 +108,12 @@ class Handlers:
         """The uploaded file, its edit as PNG, and how far it is; empty references do not count."""
         photo, given = self.read(upload), [self.read(image) for image in references if image is not None]
         assert upload is not None
-        settings = Settings(
+        settings = read_settings(
             effects=list_effects(effect, then),
-            steps=int(steps),
+            steps=steps,
             seed=pick_seed(seed),
             strength=strength,
-            size=int(size),
+            size=size,
         )
         for status, pictures in self.make(Order(photo, [settings], given), request):
             if not pictures:
@@ -136,9 +155,9 @@ class Handlers:
             gr.Error: there is none.
         """
         if not self.studio.alone:
-            raise gr.Error(NONE_ALONE, title="Not possible")
-        shared = {"steps": int(steps), "seed": pick_seed(seed), "strength": strength, "size": int(size)}
-        return Order(photo, [Settings(effects=(name,), **shared) for name in self.studio.alone])
+            raise refusal(NONE_ALONE, "Not possible")
+        shared = {"steps": steps, "seed": pick_seed(seed), "strength": strength, "size": size}
+        return Order(photo, [read_settings(effects=(name,), **shared) for name in self.studio.alone])
 
     def lay_out(self, pictures: Sequence[Photo]) -> Photo:
         """The contact sheet of pictures under all effects that need the photo alone."""

@@ -13,6 +13,7 @@ from collectionlora.studio.handlers import (
     Handlers,
     list_effects,
     pick_seed,
+    read_settings,
     step_choices,
     visitor_of,
 )
@@ -21,7 +22,7 @@ from collectionlora.studio.photo_input import Upload, keep_file
 from collectionlora.studio.pictures import Studio
 from collectionlora.studio.previews import draw_on_tiles
 from collectionlora.studio.results import EMPTY, WHOLE, History, Made, show_made
-from collectionlora.studio.stamps import MAX_SEED, Settings, read_stamp, stamp
+from collectionlora.studio.stamps import MAX_SEED, read_stamp, stamp
 from collectionlora.system.errors import UserError
 
 NO_PICTURE = "There is no picture yet: make one first."
@@ -106,13 +107,13 @@ class PageHandlers(Handlers):
         try:
             photo, given = self.read(upload), [self.read(image) for image in brought]
             assert upload is not None
-            first = Settings(
+            first = read_settings(
                 effects=list_effects(effect, then),
                 order=order,
-                steps=int(steps),
+                steps=steps,
                 seed=pick_seed(seed),
                 strength=strength,
-                size=int(size),
+                size=size,
             )
             wanted = [
                 first.model_copy(update={"seed": (first.seed + place) % (MAX_SEED + 1), "strength": each})

@@ -87,7 +87,8 @@ class Receiver:
             gr.Error: it is an address.
         """
         if place is not None and "://" in str(place):
-            raise gr.Error("Send a file: addresses are not fetched.", title="Photo not read")
+            text = "Send a file: addresses are not fetched."
+            raise gr.Error(text, title="Photo not read", print_exception=False)
         return await gr.Image.async_move_resource_to_block_cache(self, place)
 
 
