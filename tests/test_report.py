@@ -103,7 +103,8 @@ def test_a_page_needs_nothing_but_itself(result, tmp_path):
     assert page.count("<polyline") == 1
     assert "<b>dreamsim</b>: its weights are &lt;pickles&gt;" in page
     assert "about 9 pictures, it agreed with itself on 75%" in page
-    assert "<b>The gate failed</b>: against before.json, sepia" in page
+    assert "<b>The gate failed</b>: against before.json, the worst change is" in page
+    assert " dB, of sepia; the margin is" in page
     assert "1.5 MB" in page
 
 

@@ -234,16 +234,7 @@ def test_the_api_works_at_a_size_within_bounds(client, loaded, photo):
 
 @pytest.mark.parametrize(
     ("place", "value", "words"),
-    [
-        (1, None, "effects: "),
-        (3, None, "steps: "),
-        (3, "two", "steps: "),
-        (4, "abc", "seed: "),
-        (4, 1.5, "seed: "),
-        (4, 2**31, "seed: "),
-        (5, None, "strength: "),
-        (6, "x", "size: "),
-    ],
+    [(1, None, "effects: "), (3, None, "steps: "), (4, 2**31, "greater than maximum")],
 )
 def test_the_api_names_a_value_that_does_not_fit(client, photo, place, value, words):
     arguments = [handle_file(photo), "warm", "nothing", 1, 7, 1, 64]

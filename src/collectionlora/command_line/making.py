@@ -6,7 +6,6 @@ from typing import Annotated
 import typer
 
 import collectionlora
-from collectionlora.collection import Collection
 from collectionlora.command_line.options import (
     Folder,
     Json,
@@ -143,6 +142,8 @@ def targets(folder: Folder, overrides: Set = None, recipe: RecipeName = None, as
 
     Example: collectionlora targets my-collection --set targets.samples=4
     """
+    from collectionlora.collection import Collection
+
     layer = parse_overrides(overrides or [])
     with joined_processes() as progress:
         collection = Collection.load(folder).with_recipe(recipe)
@@ -184,6 +185,7 @@ def plan(
 
     Example: collectionlora plan --base Qwen/Qwen-Image-Edit-2509 --effects 50 --rank 128
     """
+    from collectionlora.collection import Collection
     from collectionlora.planning import plan as planning
     from collectionlora.planning.advice import advise
     from collectionlora.planning.workload import make_workload
@@ -225,6 +227,7 @@ def distill(
 
     Example: collectionlora distill my-collection --set distill.student_updates=1000
     """
+    from collectionlora.collection import Collection
     from collectionlora.runs.verbs import refuse_no_run
 
     layer = parse_overrides(overrides or [])
@@ -250,6 +253,7 @@ def settings(folder: Folder, overrides: Set = None, recipe: RecipeName = None, a
 
     Example: collectionlora settings my-collection --set distill.batch_size=2
     """
+    from collectionlora.collection import Collection
     from collectionlora.command_line.tracing import trace_settings
     from collectionlora.runs.session import resolve_settings, setting_layers
 
