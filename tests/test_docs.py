@@ -185,6 +185,7 @@ TABLES = {  # a pattern of several files is of several seeds
     "tables/noise-seed-*.json": "docs/few-steps.md",
     "tables/tuning-seed-*-shift-3.json": "docs/results.md",
     "tables/tuning-seed-*-shift-12.json": "docs/results.md",
+    "tables/averages-seed-*.json": "docs/results.md",
     "tables/main-50.json": "docs/results.md",
     "tables/fifty.json": "docs/results.md",
     "tables/fifty-further.json": "docs/results.md",
