@@ -9,12 +9,14 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from collectionlora.adapters.recipe import SHIPPED, read_adapter, read_recipe, write_adapter
+from collectionlora.collection import Collection
 from collectionlora.command_line import terminal
 from collectionlora.command_line.options import repeat
 from collectionlora.command_line.terminal import command
 from collectionlora.command_line.verbs import app, main
 from collectionlora.config import setting_names
 from collectionlora.manifest.template import create
+from collectionlora.runs.verbs import warn_of_no_run
 from collectionlora.system.errors import UserError
 
 
@@ -61,12 +63,13 @@ def test_a_recipe_lies_under_the_manifests_settings_wherever_it_is_named(folder)
     assert "choose from default, paper" in str(run("settings", folder, "--recipe", "best").exception)
 
 
-def test_going_on_with_a_run_that_was_never_begun_is_refused(folder):
-    failed = str(run("distill", folder, "--resume", "--run", "defualt").exception)
-    assert "runs/defualt: --resume: there is no such run; leave out --resume to begin it" in failed
+def test_going_on_with_a_run_that_was_never_begun_is_said(folder, caplog):
     (folder / "runs" / "default").mkdir(parents=True)
     (folder / "runs" / "default" / "run.json").write_text("{}")
-    assert "there are default" in str(run("distill", folder, "--resume", "--run", "defualt").exception)
+    warn_of_no_run(Collection.load(folder), "default")
+    assert caplog.text == ""
+    warn_of_no_run(Collection.load(folder), "defualt")
+    assert "runs/defualt: there is no such run, so it begins now; there are: default" in caplog.text
 
 
 def test_a_hint_can_be_pasted_into_a_shell():

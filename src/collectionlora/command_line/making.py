@@ -228,14 +228,14 @@ def distill(
     Example: collectionlora distill my-collection --set distill.student_updates=1000
     """
     from collectionlora.collection import Collection
-    from collectionlora.runs.verbs import refuse_no_run
+    from collectionlora.runs.verbs import warn_of_no_run
 
     layer = parse_overrides(overrides or [])
     try:
         with joined_processes() as progress:
             collection = Collection.load(folder).with_recipe(recipe)
             if resume:
-                refuse_no_run(collection, run)
+                warn_of_no_run(collection, run)
             path = collectionlora.distill(collection, run, layer, resume, again, progress)
     except Interrupted as stopped:
         given = [*repeat("--set", overrides), *repeat("--recipe", [recipe] if recipe else [])]

@@ -307,17 +307,14 @@ def run_path(collection: Collection, run: str) -> Path:
     return collection.folder / "runs" / run
 
 
-def refuse_no_run(collection: Collection, run: str) -> None:
-    """Refuse to go on with a run that was never begun.
-
-    Raises:
-        UserError: there is none of this name.
-    """
+def warn_of_no_run(collection: Collection, run: str) -> None:
+    """Say that a run to go on with was never begun. It begins: a job may be started again and again."""
     folder = run_path(collection, run)
-    if not processes.from_main(folder.exists()):
+    if processes.is_main() and not folder.exists():
         runs = sorted(path.parent.name for path in folder.parent.glob(f"*/{FACTS}"))
-        hint = f"there are {', '.join(runs)}" if runs else "leave out --resume to begin it"
-        raise UserError(folder, "--resume", "there is no such run", hint)
+        log.warning(
+            "%s: there is no such run, so it begins now; there are: %s", folder, ", ".join(runs) or "none"
+        )
 
 
 def add(
