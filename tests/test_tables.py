@@ -89,14 +89,6 @@ def test_only_what_is_saved_and_the_fall_of_the_rate_differ_in_averages(tables):
     assert all(settings.sampling.shift == 12 for settings in rows.values())
 
 
-def test_a_weight_of_no_effect_is_refused(tables):
-    weight = tables("study").effect_weight
-    assert weight("thermal=2.5") == ("thermal", 2.5)
-    for text in ("thermall=2", "thermal", "thermal=two"):
-        with pytest.raises(ValueError, match=r".+"):
-            weight(text)
-
-
 def test_rows_of_the_ablation_differ_in_what_their_names_say(tables):
     ablation = tables("ablation")
     for row, (start, changes) in ablation.ROWS.items():

@@ -56,7 +56,9 @@ def test_a_demo_of_other_effects_is_refused(tmp_path, collection):
 @pytest.mark.parametrize(("steps", "said"), [(2, False), (4, True)])
 def test_steps_that_are_not_trained_are_said(caplog, steps, said):
     warn_of_untrained_steps(resolve(SMALL, {"sampling": {"steps": steps}}))
-    text = f"sampling.steps is {steps}, which distill.rollout_steps [2] does not train: write it in both"
+    text = (
+        f"sampling.steps is {steps}, which distill.rollout_steps [2] does not train: write the same in both"
+    )
     assert (text in caplog.text) == said
 
 

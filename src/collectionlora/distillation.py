@@ -137,12 +137,12 @@ class Distillation:
 
     def stream_at(self, step: int) -> tuple[str, str | None]:
         """The stream that the student learns from at a step, and its effect; None where there are several."""
+        if self.mixes(step):
+            return MIXED, None
         shares = self.streams.shares(self.settings.distill.accumulate)
         effects = {streams.effect_at(step) for streams in shares}
-        if self.mixes(step) or (None in effects and len(effects) > 1):
-            return MIXED, None
         if None in effects:
-            return "general", None
+            return "general" if len(effects) == 1 else MIXED, None
         return "effect", effects.pop() if len(effects) == 1 else None
 
     def mixes(self, step: int) -> bool:

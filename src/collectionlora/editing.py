@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from numbers import Integral
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -297,7 +298,7 @@ def check_steps(steps: int | None) -> None:
     Raises:
         UserError: it is no whole number of 1 to `MAX_STEPS`.
     """
-    if steps is not None and (not isinstance(steps, int) or not 1 <= steps <= MAX_STEPS):
+    if steps is not None and (not isinstance(steps, Integral) or not 1 <= steps <= MAX_STEPS):
         raise UserError("", "steps", f"{steps!r} is no number of steps", f"choose 1 to {MAX_STEPS}")
 
 

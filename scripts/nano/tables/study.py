@@ -58,21 +58,9 @@ def add_options(parser: ArgumentParser) -> None:
     parser.add_argument("--photos", type=int, default=PHOTOS, help="crops that the effects are learned on")
     text = "weight of effects with several outcomes, in the draws"
     parser.add_argument("--random-weight", type=float, default=1, metavar="W", help=text)
-    text = "weight of one effect in the draws; repeatable"
-    parser.add_argument(
-        "--weight", type=effect_weight, action="append", default=[], metavar="EFFECT=W", help=text
-    )
     text = "folders of EFFECT.safetensors, which follow those that ship"
     parser.add_argument("--teachers", type=Path, nargs="+", default=[], help=text)
     parser.add_argument("--set", dest="overrides", action="append", default=[], help="section.name=value")
-
-
-def effect_weight(text: str) -> tuple[str, float]:
-    """EFFECT=W as a pair; argparse names the option of a ValueError."""
-    name, weight = text.split("=")
-    if name not in ALL_EFFECTS:
-        raise ValueError(name)
-    return name, float(weight)
 
 
 def add_judging_options(parser: ArgumentParser) -> None:
@@ -148,7 +136,7 @@ class Study:
         with processes.main_first():
             if not (folder / MANIFEST).exists():
                 several = [name for name in teachers if ALL_EFFECTS[name].num_outcomes != 1]
-                weights = dict.fromkeys(several, args.random_weight) | dict(args.weight)
+                weights = dict.fromkeys(several, args.random_weight)
                 build_collection(folder, teachers, self.pool, args.seed, num_general, args.photos, weights)
         self.collection = Collection.load(folder)
         self.settings = resolve_settings(self.collection, self.overrides)

@@ -14,7 +14,8 @@ from collectionlora.command_line.options import (
 )
 from collectionlora.command_line.progress import shown_progress
 from collectionlora.command_line.terminal import command, say, tell
-from collectionlora.config import parse_overrides
+from collectionlora.config import Overrides, parse_overrides
+from collectionlora.system.errors import Interrupted, UserError
 
 
 def add(
@@ -38,17 +39,29 @@ def add(
     Example: collectionlora add my-collection neon-edges
     """
     import collectionlora
-    from collectionlora.system.errors import Interrupted
 
+    layer = parse_overrides(overrides or [])
+    refuse_unused(layer)
     try:
         with shown_progress() as progress:
-            layer = parse_overrides(overrides or [])
             path = collectionlora.add(folder, names, teacher, teacher_prompt, layer, progress)
     except Interrupted as stopped:
         tell(f"{stopped}; go on with: {command('add', folder, *names, *repeat('--set', overrides))}")
         raise typer.Exit(130) from None
     text = f"wrote {path}; next: {command('bench', folder, '--baseline', 'EARLIER.json')}"
     say(as_json, {"adapter": str(path)}, text)
+
+
+def refuse_unused(layer: Overrides) -> None:
+    """Refuse the lengths of a distillation, which `add` does not read.
+
+    Raises:
+        UserError: one of them is given.
+    """
+    for section, name in (("match", "updates"), ("distill", "student_updates")):
+        if name in layer.get(section, {}):
+            hint = "give add.match_updates or add.student_updates"
+            raise UserError("--set", f"{section}.{name}", "is not used by add", hint)
 
 
 def remove(folder: Folder, names: SomeNames, as_json: Json = False) -> None:

@@ -36,7 +36,7 @@ from collectionlora.system.errors import Interrupted, UserError
 
 VlmUrl = Annotated[
     str | None,
-    typer.Option("--vlm", help="an OpenAI-compatible endpoint, http://HOST/v1, or base: its encoder"),
+    typer.Option("--vlm", help="an OpenAI-compatible http://HOST/v1, or base for the base's own encoder"),
 ]
 VlmModel = Annotated[str | None, typer.Option("--model", help="the endpoint's model")]
 

@@ -153,7 +153,7 @@ def bench(
     seeds: Annotated[int, typer.Option(min=1, help="number of seeds; each has pictures of its own")] = 1,
     judge: Annotated[
         str | None,
-        typer.Option(help="an OpenAI-compatible endpoint that judges, or base: its encoder"),
+        typer.Option(help="an OpenAI-compatible endpoint that judges, or base for the base's own encoder"),
     ] = None,
     judge_model: Annotated[str | None, typer.Option(help="the endpoint's model")] = None,
     api_key_env: VlmKey = None,

@@ -75,7 +75,8 @@ def create(folder: Path, base: str, loras: Sequence[Path], recipe: str = "defaul
         found[name] = read_header(path).get("teacher_prompt", f"apply the {name} effect"), path
     entries = {name: prompt for name, (prompt, _) in found.items()} or {"my-effect": "apply my effect"}
     copies = {name: teacher_copies(name, path) for name, (_, path) in found.items()}
-    teachers = {name: next(iter(copies.get(name, [f"teachers/{name}.safetensors"]))) for name in entries}
+    teachers = {name: f"teachers/{name}.safetensors" for name in entries}
+    teachers |= {name: next(iter(files)) for name, files in copies.items()}
     effects = "".join(
         EFFECT.format(
             name=name,
@@ -88,7 +89,7 @@ def create(folder: Path, base: str, loras: Sequence[Path], recipe: str = "defaul
     header = HEADER.format(base=write_scalar(base), what=describe_base(base))
     manifest = header + effects + FOOTER.format(recipe=recipe)
     Collection.parse(folder, manifest)
-    sources = {folder / place: source for of_effect in copies.values() for place, source in of_effect.items()}
+    sources = {folder / place: source for files in copies.values() for place, source in files.items()}
     for path, source in sources.items():
         refuse_other(source, path)
     for sub in ("teachers", "pairs", "photos/general", *(f"photos/{name}" for name in entries)):

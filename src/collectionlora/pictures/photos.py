@@ -158,10 +158,9 @@ def photo_format(path: Path) -> str:
     Raises:
         UserError: a suffix that is not one of `WRITTEN`.
     """
-    kind = Image.registered_extensions().get(path.suffix.lower())
-    if kind is None or kind not in WRITTEN:
+    if not is_picture_name(path):
         raise UserError(path, "", f"{path.suffix!r} is not an image format", "end the name in .png or .jpg")
-    return kind
+    return Image.registered_extensions()[path.suffix.lower()]
 
 
 def write_photo(path: Path, photo: Photo) -> None:

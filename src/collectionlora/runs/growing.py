@@ -94,10 +94,6 @@ def add(
             hint = f"put it back, or run: collectionlora remove {collection.folder} {name}"
             raise UserError(collection.folder / MANIFEST, name, "is in the adapter, not here", hint)
     chosen = [name for name in known if name in recipe.effects or name in names]
-    for section, name in (("match", "updates"), ("distill", "student_updates")):
-        if name in overrides.get(section, {}):
-            hint = "give add.match_updates or add.student_updates"
-            raise UserError("--set", f"{section}.{name}", "is not used by add", hint)
     settings = growing_settings(resolve_settings(collection, overrides))
     refuse_other_schedule(settings, path, recipe)
     grown = collection.only(chosen)

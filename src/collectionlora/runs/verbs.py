@@ -277,7 +277,7 @@ def warn_of_untrained_steps(settings: Settings) -> None:
     """Say that the finished LoRA is used in a number of steps in which its rollouts are not trained."""
     steps, trained = settings.sampling.steps, settings.distill.rollout_steps
     if settings.distill.student_updates and steps not in trained:
-        text = "sampling.steps is %d, which distill.rollout_steps %s does not train: write it in both"
+        text = "sampling.steps is %d, which distill.rollout_steps %s does not train: write the same in both"
         log.warning(text, steps, list(trained))
 
 
@@ -335,7 +335,7 @@ def add(
         the adapter; the one from before is kept until `bench` with a `baseline` has passed.
 
     Raises:
-        UserError: bad input, or another process that adds or removes effects.
+        UserError: bad input, or another process that adds, removes or distils.
         Interrupted: stopped by the user; call again without `teacher` to go on.
     """
     with hold_collection(collection) as held:
@@ -350,7 +350,7 @@ def remove(collection: Collection | Path | str, names: Sequence[str]) -> list[st
     """Take effects out of a collection; returns what is left. The weights still hold them.
 
     Raises:
-        UserError: no such effect, nothing would be left, or another process adds or removes effects.
+        UserError: no such effect, no effect would be left, or another process adds, removes or distils.
     """
     with hold_collection(collection) as held:
         return growing.remove(held, names)
