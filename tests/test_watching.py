@@ -177,6 +177,16 @@ def test_metrics_go_under_their_stream_and_effect():
     assert curves(metrics, "effect", "sepia")["effect/sepia/backward"] == 1.0
 
 
+def test_a_critic_with_batches_of_its_own_has_no_curve_by_stream_or_effect():
+    shown = curves({"backward": 1.0, "critic": 2.0}, "effect", "sepia", critic_apart=True)
+    assert shown == {
+        "loss/backward": 1.0,
+        "stream/effect/backward": 1.0,
+        "effect/sepia/backward": 1.0,
+        "loss/critic": 2.0,
+    }
+
+
 @pytest.mark.parametrize(("effects", "side"), [(1, 1672), (8, 591), (50, 236), (1000, 128)])
 def test_the_pictures_of_many_effects_are_smaller(effects, side):
     assert cell_side(effects) == side

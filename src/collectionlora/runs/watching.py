@@ -91,14 +91,22 @@ def track(tracker: Tracker, progress: StepProgress) -> StepProgress:
     return report
 
 
-def curves(metrics: Mapping[str, float], stream: str, effect: str | None) -> dict[str, float]:
-    """The metrics of one step under the names of the curves that they belong to."""
+def curves(
+    metrics: Mapping[str, float], stream: str, effect: str | None, critic_apart: bool = False
+) -> dict[str, float]:
+    """The metrics of one step under the names of the curves that they belong to.
+
+    With `critic_apart` the critic learned batches of its own: its loss is of no stream or effect.
+    """
     values = {}
     for name, value in metrics.items():
         if name.endswith(GRAD_NORM):
             values[f"grad_norm/{name.removesuffix(GRAD_NORM)}"] = value
             continue
-        values |= {f"loss/{name}": value, f"stream/{stream}/{name}": value}
+        values[f"loss/{name}"] = value
+        if name == "critic" and critic_apart:
+            continue
+        values[f"stream/{stream}/{name}"] = value
         if effect is not None:
             values[f"effect/{effect}/{name}"] = value
     return values
@@ -127,7 +135,8 @@ class Watch:
             done: steps taken.
             metrics: what the last one returned.
         """
-        values = curves(metrics, *self.run.stream_at(done - 1))
+        critic_apart = self.run.settings.distill.critic_samples == "simulated"
+        values = curves(metrics, *self.run.stream_at(done - 1), critic_apart)
         if done % self.settings.preview_every == 0 or done == self.run.num_steps:
             values |= self.preview(done)
         self.tracker.log(values, done - 1)
