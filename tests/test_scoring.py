@@ -8,8 +8,15 @@ import yaml
 from collectionlora.collection import Collection
 from collectionlora.effectbench.bench import GENERAL, Cases, Method, draw_crops, draw_whole
 from collectionlora.effectbench.classifier import load_or_train
-from collectionlora.effectbench.metrics import perceptual_distance
-from collectionlora.effectbench.scoring import Measured, concept_meter, score, summarise, truth_meter
+from collectionlora.effectbench.metrics import perceptual_distance, psnr
+from collectionlora.effectbench.scoring import (
+    Measured,
+    concept_meter,
+    score,
+    summarise,
+    teacher_meter,
+    truth_meter,
+)
 from collectionlora.effectbench.truths import Truths, relative_names
 from collectionlora.effects import EFFECTS
 from collectionlora.effects.crops import PhotoPool
@@ -136,6 +143,21 @@ def test_an_effect_is_measured_by_what_is_known_of_it(collection, cases):
     assert row["worst_effect"] == min(("sepia", "browned", "painted"), key=lambda e: rows[e]["psnr"])
     assert [sum(counts) for counts in row["confusion"]] == [2, 2]  # of the two that the classifier knows
     assert row["general_psnr"] == 60
+
+
+def test_an_effect_without_a_truth_is_compared_with_the_teachers_picture(collection, cases):
+    truths = Truths(collection, cases, PHOTOGRAPHS, SIZES)
+    brighter = [np.clip(photo.astype(int) + 10, 0, 255).astype(np.uint8) for photo in cases.photos]
+    pictures = {
+        "teacher": {**dict.fromkeys(KINDS, cases.photos), GENERAL: [cases.photos[1]]},
+        "copy": {**dict.fromkeys(KINDS, brighter), GENERAL: [cases.photos[1]]},
+    }
+    methods = {name: copy(name) for name in pictures}
+    table = score(methods, pictures, cases, [truth_meter(truths), teacher_meter(truths)], "teacher")
+    found = {effect: row.get("teacher_psnr") for effect, row in table["copy"]["per_effect"].items()}
+    expected = np.mean([psnr(*pair) for pair in zip(brighter, cases.photos, strict=True)])
+    assert found == {"sepia": None, "browned": None, "painted": None, "free": pytest.approx(expected)}
+    assert "teacher_psnr" not in table["teacher"]
 
 
 def test_the_classifier_is_trained_once_for_the_same_things(tmp_path):

@@ -65,3 +65,7 @@ def test_remarks_say_what_a_picture_costs_and_what_was_lost():
     assert ordinary == "Ordinary edits lose 4.0 dB against the base without a LoRA."
     rows["student"]["general_psnr"] = 36.0
     assert write_remarks(rows)[2].startswith("Ordinary edits gain 1.0 dB")
+    rows["student"]["teacher_psnr"] = 23.45
+    assert write_remarks(rows)[2] == (
+        "Of effects without a truth the student's pictures have a PSNR of 23.4 dB to the teacher's."
+    )

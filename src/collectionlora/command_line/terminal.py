@@ -27,7 +27,7 @@ console = Console(stderr=True)
 UsageError: Any = typer.BadParameter.__bases__[0]  # Typer has no name of its own for it
 # The measures that a terminal has room for; metrics.json and the report have all.
 IN_TERMINAL = {
-    *("psnr", "concept_accuracy", "bad_case_rate", "bleed", "general_psnr"),
+    *("psnr", "teacher_psnr", "concept_accuracy", "bad_case_rate", "bleed", "general_psnr"),
     *("clip_text", "clip_reference", "dino_source", "vsa", "bcr"),
 }
 

@@ -9,7 +9,8 @@ from typing import Any
 from collectionlora.adapters.roles import STUDENT
 from collectionlora.system.errors import UserError
 
-KEY = "psnr"
+# The measures that a gate compares, both in dB: of an effect without a truth the second.
+KEYS = ("psnr", "teacher_psnr")
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Gate:
             raise UserError(path, "--baseline", f"cannot be read ({error})", hint) from None
 
     def changes(self, metrics: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
-        """By effect that both have, the student's PSNR before and now.
+        """By effect that both have, the student's PSNR before and now, to the truth or to the teacher.
 
         Raises:
             UserError: the two are not of the same photos, or have nothing in common.
@@ -51,9 +52,13 @@ class Gate:
             hint = "bench with the same --photos, --crops, --seeds and data.resolution"
             raise UserError(self.path, "cases", "is of other photos", hint)
         before, now = (m["methods"].get(STUDENT, {}).get("per_effect", {}) for m in (self.baseline, metrics))
-        both = {e: (before[e][KEY], now[e][KEY]) for e in before.keys() & now.keys() if KEY in before[e]}
+        both: dict[str, tuple[float, float]] = {}
+        for key in KEYS:
+            for effect in before.keys() & now.keys() - both.keys():
+                if key in before[effect] and key in now[effect]:
+                    both[effect] = before[effect][key], now[effect][key]
         if not both:
-            hint = "bench the method student, with effects whose truth is known"
+            hint = "bench the methods teacher and student, both before and now"
             raise UserError(self.path, STUDENT, "no effect has a PSNR in both", hint)
         return both
 
@@ -81,8 +86,8 @@ class Gate:
         if gate["passed"]:
             backup.unlink(missing_ok=True)
             return
-        rows = metrics["methods"][STUDENT]["per_effect"], self.baseline["methods"][STUDENT]["per_effect"]
-        named = ", ".join(f"{e} {rows[1][e][KEY]:.2f} to {rows[0][e][KEY]:.2f} dB" for e in gate["failed"])
+        changes = self.changes(metrics)
+        named = ", ".join("{} {:.2f} to {:.2f} dB".format(e, *changes[e]) for e in gate["failed"])
         hint = "train longer (add.student_updates, add.match_updates)"
         if backup.exists():
             hint += f", or go back: mv {backup} {result}"

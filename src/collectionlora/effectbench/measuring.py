@@ -9,7 +9,7 @@ from collectionlora.config import BenchSettings, Settings
 from collectionlora.effectbench.classifier import ConceptClassifier, load_or_train, probabilities
 from collectionlora.effectbench.heldout import Heldout
 from collectionlora.effectbench.judging import ImagePair
-from collectionlora.effectbench.scoring import Meter, average, concept_meter, truth_meter
+from collectionlora.effectbench.scoring import Meter, average, concept_meter, teacher_meter, truth_meter
 from collectionlora.effectbench.similarity import missing_models, similarity_meters
 from collectionlora.effectbench.truths import Truths
 from collectionlora.system.progress import Progress
@@ -63,7 +63,7 @@ def gather_meters(
     """
     collection, cases = truths.collection, truths.cases
     facts: dict[str, Any] = {"skipped": list_skipped(truths, references, settings.bench)}
-    meters: list[Meter] = [truth_meter(truths)]
+    meters: list[Meter] = [truth_meter(truths), teacher_meter(truths)]
     if truths.procedural:
         effects, pool = truths.procedural, heldout.others
         steps, seed = heldout.classifier_steps, heldout.seeds[0]

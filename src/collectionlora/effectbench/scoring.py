@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from collectionlora.adapters.roles import TEACHER
 from collectionlora.effectbench.bench import GENERAL, Cases, Method, Pictures
 from collectionlora.effectbench.classifier import ConceptClassifier, probabilities
 from collectionlora.effectbench.metrics import coverage, nearest_outcome, perceptual_distance, psnr, ssim
@@ -19,7 +20,13 @@ from collectionlora.effectbench.truths import Truths
 from collectionlora.pictures.photos import Photo
 
 BAD_CASE_PSNR = 15.0  # below this fidelity a picture is a bad case whatever the classifier says
-LEADING = ("psnr", "vsa", "clip_reference", "clip_text")  # the first that there is tells the worst effect
+LEADING = (
+    "psnr",
+    "vsa",
+    "clip_reference",
+    "clip_text",
+    "teacher_psnr",
+)  # the first that there is tells the worst effect
 
 Values = NDArray[Any]
 
@@ -61,6 +68,23 @@ def truth_meter(truths: Truths) -> Meter:
             return {}
         outcomes = truths.outcomes(effect)
         return {method: measure_one(photos, outcomes) for method, photos in made.items()}
+
+    return measure
+
+
+def teacher_meter(truths: Truths) -> Meter:
+    """Fidelity to the teacher's picture of the same photo and seed, of effects whose truth is not known."""
+
+    def measure(effect: str, made: Mapping[str, Sequence[Photo]]) -> dict[str, Measured]:
+        if truths.known(effect) or TEACHER not in made:
+            return {}
+        return {
+            method: Measured(
+                {"teacher_psnr": np.array([psnr(*pair) for pair in zip(photos, made[TEACHER], strict=True)])}
+            )
+            for method, photos in made.items()
+            if method != TEACHER
+        }
 
     return measure
 

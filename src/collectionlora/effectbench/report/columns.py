@@ -18,6 +18,9 @@ class Column:
 
 COLUMNS = (
     Column("psnr", "PSNR, dB", 1, 2, "peak signal-to-noise ratio to the nearest right answer, at most 60"),
+    Column(
+        "teacher_psnr", "to teacher, dB", 1, 2, "PSNR to the teacher's picture, of effects without a truth"
+    ),
     Column("ssim", "SSIM", 1, 3, "structural similarity to it"),
     Column("perceptual_distance", "MDSI", -1, 3, "mean deviation similarity index to it: gradients, colours"),
     Column("concept_accuracy", "concept", 1, 3, "share of pictures that a classifier takes for their effect"),

@@ -90,6 +90,11 @@ def write_remarks(methods: Mapping[str, Mapping[str, Any]]) -> list[str]:
             f"A classifier recognises the effect in {shares[0]} of the student's pictures "
             f"and in {shares[1]} of the teachers'."
         )
+    if "teacher_psnr" in student:
+        remarks.append(
+            "Of effects without a truth the student's pictures have a PSNR of "
+            f"{student['teacher_psnr']:.1f} dB to the teacher's."
+        )
     if "general_psnr" in student and "general_psnr" in teacher:
         lost = teacher["general_psnr"] - student["general_psnr"]
         change = f"lose {lost:.1f} dB" if lost > 0 else f"gain {abs(lost):.1f} dB"
