@@ -96,6 +96,12 @@ MANIFESTS = {
     "an empty name": (effect(name=""), "effects.0.name", "match pattern", "'' now"),
     "a long name": (effect(name="a" * 65), "effects.0.name", "at most 64", "now"),
     "a teacher that is a list": (effect(teacher=["a"]), "effects.0.teacher", "valid string", "['a'] now"),
+    "an effect called general": (
+        effect(name="general"),
+        "effects",
+        "no effect can be called general",
+        "another",
+    ),
     "two effects of one name": (effect(name="technicolor"), "effects", "two effects are called", "rename"),
     "two effects with one trigger": (
         both(first={"student_prompt": "<one> red"}, second={"student_prompt": "<one> blue"}),

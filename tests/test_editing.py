@@ -372,6 +372,21 @@ def test_a_number_of_steps_that_is_none_is_refused(adapter, tmp_path, steps):
         collectionlora.edit(adapter, tmp_path / "me.png", "alpha", steps=steps)
 
 
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"seed": "3"}, "seed: is '3'; give a whole number"),
+        ({"seed": 1.5}, "seed: is 1.5; give a whole number"),
+        ({"strength": "1"}, "strength: is '1'; give a number from 0 to 1"),
+        ({"strength": float("nan")}, "strength: is nan; give a number from 0 to 1"),
+        ({"effects": []}, "effect: none is given; choose from alpha"),
+    ],
+)
+def test_what_is_no_number_and_no_effect_is_refused(adapter, given, words):
+    with pytest.raises(UserError, match=words):
+        Editor.load(adapter).edit(np.zeros((8, 8, 3), np.uint8), **{"effects": ["alpha"], **given})
+
+
 def test_seeds_of_64_bits_are_taken(adapter):
     editor, photo = Editor.load(adapter), np.asarray(picture((64, 64)))
     one, other = (editor.edit(photo, ["alpha"], seed=seed) for seed in (2**64 - 1, 2**63))

@@ -17,7 +17,7 @@ import collectionlora
 from collectionlora.adapters.flux_names import original_names
 from collectionlora.adapters.formats import read_lora
 from collectionlora.adapters.low_rank import change
-from collectionlora.adapters.recipe import Recipe, read_adapter, write_adapter
+from collectionlora.adapters.recipe import EXPORTED, Recipe, read_adapter, write_adapter
 from collectionlora.adapters.roles import STUDENT, Roles, target_weights
 from collectionlora.backbones import FAMILIES
 from collectionlora.backbones.comfyui import Student
@@ -275,6 +275,9 @@ def test_flux_2_in_comfyui_lacks_no_module():
     """It knows these four by their names in diffusers, and the others by those of the base's own code."""
     weights = target_weights(*FLUX_2.empty_network("black-forest-labs/FLUX.2-dev"))
     own_names, spelled = original_names(weights), FLUX_2.export.comfyui_names
+    assert {f"diffusion_model.{theirs}": module for theirs, module in EXPORTED.items()} == {
+        theirs: module for module, theirs in spelled.items()
+    }
     others = {name for name in weights if "transformer_blocks" not in name} - set(spelled)
     assert others == {"x_embedder", "context_embedder", "norm_out.linear", "proj_out"}
     for module, theirs in spelled.items():
@@ -290,10 +293,11 @@ def test_modules_that_comfyui_calls_otherwise_are_read_back(tmp_path, collection
     keys = names_in(tmp_path / "out")
     assert "diffusion_model.double_stream_modulation_img.lin.lora_up.weight" in keys
     assert "transformer.single_transformer_blocks.0.attn.to_out.alpha" in keys
-    base = {name: torch.zeros(8, 6) for name in modules}
-    found = read_lora(tmp_path / "out" / "my-effects.safetensors", base)
-    for name, pair in found.weights.items():
-        torch.testing.assert_close(change(pair), change(weights[name]), rtol=1e-2, atol=1e-2)
+    base, path = {name: torch.zeros(8, 6) for name in modules}, tmp_path / "out" / "my-effects.safetensors"
+    for found in (read_lora(path, base), read_adapter(path)[0]):  # by `init`, and by `edit`
+        assert set(found.weights) == set(modules)
+        for name, pair in found.weights.items():
+            torch.testing.assert_close(change(pair), change(weights[name]), rtol=1e-2, atol=1e-2)
 
 
 @pytest.mark.parametrize("family", [f for f in FAMILIES if f.export.workflow], ids=lambda f: f.name)

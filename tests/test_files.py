@@ -6,9 +6,10 @@ import os
 import time
 
 import pytest
+import torch
 
 from collectionlora.system import files, kept_hashes
-from collectionlora.system.files import sha256_once, write_json
+from collectionlora.system.files import load_tensors, sha256_once, write_json, write_tensors
 
 
 def test_a_list_of_numbers_stands_on_one_line(tmp_path):
@@ -118,3 +119,12 @@ def test_what_was_kept_may_be_damaged_or_not_be_written(tmp_path, starts, monkey
     monkeypatch.setenv("XDG_CACHE_HOME", str(path))  # no folder
     assert starts.hash(path) == right
     assert starts.reads == 6
+
+
+def test_one_tensor_is_written_under_two_names(tmp_path):
+    shared, rows = torch.arange(6.0).view(2, 3), torch.arange(4.0)
+    tensors = {"q.a": shared, "k.a": shared, "q.b": rows[:2], "k.b": rows[2:]}
+    write_tensors(tmp_path / "a.safetensors", tensors, {})
+    found, _ = load_tensors(tmp_path / "a.safetensors")
+    assert found.keys() == tensors.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())

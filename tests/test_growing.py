@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ from collectionlora.runs import growing
 from collectionlora.runs.folder import hold
 from collectionlora.streams import EffectData, Streams
 from collectionlora.system.errors import Interrupted, UserError
+from collectionlora.system.files import write_tensors
 
 SHORT = {"add": {"match_updates": 1, "student_updates": 1}}
 MANIFEST = """\
@@ -109,6 +111,21 @@ def test_effects_leave_and_enter_a_manifest_as_text(tmp_path):
     assert [e.name for e in grown.effects] == ["one", "two", "three"]
     assert grown.effect("three").model_dump(exclude_defaults=True) == entry
     assert add_effect(tmp_path, entry).count("#") == MANIFEST.count("#")
+
+
+def test_a_list_over_several_lines_goes_with_its_effect(tmp_path):
+    listed = "    photos: photos\n    references: [\n      a.png,\n      b.png,\n    ]\n  # the second\n"
+    edited(tmp_path, MANIFEST.replace("    photos: photos\n  # the second\n", listed))
+    assert Collection.parse(tmp_path, drop_effects(tmp_path, ["one"])).effects[0].name == "two"
+    at_end = MANIFEST.replace('"glow"\n', '"glow"\n    references: [\n      a.png\n    ]\n')
+    edited(
+        tmp_path,
+        at_end.replace("    photos: photos\n\n# what", "\n# what").replace(
+            "    references", "    photos: photos\n    references"
+        ),
+    )
+    entry = {"name": "three", "teacher": "t", "teacher_prompt": "p", "photos": "p"}
+    assert len(Collection.parse(tmp_path, add_effect(tmp_path, entry)).effects) == 3
 
 
 def test_an_effect_enters_at_the_end_of_a_file_without_a_last_line_break(tmp_path):
@@ -218,17 +235,32 @@ def test_a_start_that_is_no_adapter_is_found_before_a_run(folder, run, start, me
     assert message in out + err
 
 
+def test_the_file_that_a_run_replaces_is_no_start(folder, run):
+    code, _, err = run("distill", "--set", "match.start=collection.safetensors")
+    assert code == 2
+    assert "settings.match.start: is replaced by the run's result; copy it, for example to" in err
+
+
 def test_a_start_of_more_rank_is_refused(folder, run):
-    wanted = ("match.start=collection.safetensors", "student.rank=1")
+    shutil.copyfile(folder / "collection.safetensors", folder / "earlier.safetensors")
+    wanted = ("match.start=earlier.safetensors", "student.rank=1")
     code, _, err = run("distill", *(word for setting in wanted for word in ("--set", setting)))
     assert code == 2
-    assert "collection.safetensors: has rank 3, the student 1; write --set student.rank=3" in err
+    assert "earlier.safetensors: has rank 3, the student 1; write --set student.rank=3" in err
     manifest = yaml.safe_load((folder / "collection.yaml").read_text())
-    manifest["settings"] |= {"match": {"start": "collection.safetensors"}, "student": {"rank": 1}}
+    manifest["settings"] |= {"match": {"start": "earlier.safetensors"}, "student": {"rank": 1}}
     (folder / "collection.yaml").write_text(yaml.safe_dump(manifest))
     code, out, err = run("check")
     assert code == 2
     assert "has rank 3, the student 1" in out + err
+
+
+def test_a_start_with_a_module_that_the_base_lacks_is_refused(folder):
+    lora, recipe = adapter(folder)
+    pair = next(iter(lora.weights.values()))
+    write_adapter(folder / "earlier.safetensors", {**lora.weights, "old.module": pair}, recipe)
+    with pytest.raises(UserError, match=r"old\.module: is not a module of nano that takes this LoRA"):
+        collectionlora.distill(folder, overrides={"match": {"start": "earlier.safetensors"}})
 
 
 def test_another_file_to_start_from_is_another_run(folder, run, caplog):
@@ -258,7 +290,9 @@ def test_an_interrupted_addition_goes_on_to_the_same_file(folder, tmp_path):
     with pytest.raises(Interrupted):
         collectionlora.add(folder, ["mine"], overrides=overrides, progress=interrupt)
     assert list(adapter(folder)[1].effects) == ["sepia"]
-    collectionlora.add(folder, ["mine"], overrides=overrides)
+    without_effect = {"log": {"preview_every": 7}, "distill": {"checkpoint_minutes": 1}}
+    collectionlora.add(folder, ["mine"], overrides={**overrides, **without_effect})
+    assert len(list(folder.glob("runs/add-*"))) == 1
     collectionlora.add(twin, ["mine"], overrides=overrides)
     files = [path / "collection.safetensors" for path in (folder, twin)]
     assert files[0].read_bytes() == files[1].read_bytes()
@@ -283,6 +317,32 @@ def test_a_teacher_file_enters_the_manifest(folder, run, tmp_path):
     assert code == 0, err
     assert list(adapter(folder)[1].effects) == ["sepia", "neon"]  # mine was not asked for
     assert Collection.load(folder).effect("neon").teacher_prompt == "glow"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ({"add": {"match_update": 1}}, "match_update"),
+        ({"sampling": {"steps": 3}}, "sampling.steps is 1 in the adapter, and 3 in the settings"),
+        ({"model": {"sharding": "fsdp"}}, "is fsdp, and add runs in one process; write --set model.sharding"),
+    ],
+)
+def test_an_addition_that_is_refused_leaves_the_manifest(folder, overrides, words):
+    write_photo(folder / "photos" / "neon" / "0.png", photo(3))
+    before = (folder / "collection.yaml").read_bytes()
+    teacher = folder / "teachers" / "mine.safetensors"
+    with pytest.raises(UserError, match=words):
+        collectionlora.add(folder, ["neon"], teacher, "glow", overrides)
+    assert (folder / "collection.yaml").read_bytes() == before
+    assert not (folder / "teachers" / "neon.safetensors").exists()
+
+
+def test_a_teacher_with_a_text_encoder_is_entered_by_hand(folder):
+    teacher = folder / "neon.safetensors"
+    lora = {"lora_te1_x.lora_down.weight": torch.ones(1, 2), "lora_te1_x.lora_up.weight": torch.ones(2, 1)}
+    write_tensors(teacher, lora, {})
+    with pytest.raises(UserError, match="write the effect with without_text_encoder: true into coll"):
+        growing.enter_teacher(Collection.load(folder), "neon", teacher, "glow")
 
 
 def test_a_teacher_is_entered_once(folder, tmp_path):
@@ -348,15 +408,15 @@ def test_an_addition_keeps_the_schedule_of_the_adapter(folder, changed, words):
 
 def test_two_processes_do_not_change_the_effects_of_one_collection(folder):
     before = (folder / "collection.yaml").read_bytes()
-    (folder / "runs" / "default").mkdir(parents=True, exist_ok=True)
-    (folder / "runs" / "default" / "run.json").write_text("{}")
+    # A run that makes its targets has a lock and nothing else yet.
     with hold(folder / "runs" / "default"), pytest.raises(UserError, match="this run is held by process"):
         collectionlora.remove(folder, ["mine"])
     with hold(folder / "runs"):
         with pytest.raises(UserError, match=r"runs/lock: this collection is held by process .* wait for it"):
             collectionlora.add(folder, ["mine"], overrides=SHORT)
-        with pytest.raises(UserError, match="this collection is held"):
-            collectionlora.remove(folder, ["mine"])
+        for verb in (partial(collectionlora.remove, names=["mine"]), collectionlora.distill):
+            with pytest.raises(UserError, match="this collection is held"):
+                verb(folder)
     assert (folder / "collection.yaml").read_bytes() == before
     assert collectionlora.remove(folder, ["mine"]) == ["sepia"]
 
@@ -437,6 +497,18 @@ def test_a_gate_names_what_lost_too_much_and_the_way_back(tmp_path):
     with pytest.raises(UserError, match=line):
         one.enforce(metrics, tmp_path / "backup", tmp_path / "result")
     assert (tmp_path / "backup").exists()
+
+
+def test_a_gate_compares_with_the_teacher_where_there_is_no_truth(tmp_path):
+    before = metrics_of(a=20.0)
+    before["methods"]["student"]["per_effect"]["free"] = {"teacher_psnr": 25.0}
+    now = metrics_of(a=20.0)
+    now["methods"]["student"]["per_effect"]["free"] = {"teacher_psnr": 23.0}
+    found = gate(tmp_path, before).check(now)
+    assert (found["passed"], found["worst_effect"], found["worst_loss"]) == (False, "free", 2.0)
+    now["gate"] = found
+    with pytest.raises(UserError, match=r"free 25\.00 to 23\.00 dB"):
+        gate(tmp_path, before).enforce(now, tmp_path / "backup", tmp_path / "result")
 
 
 @pytest.mark.parametrize(

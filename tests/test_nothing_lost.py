@@ -9,6 +9,7 @@ import torch
 from helpers import small_collection
 
 import collectionlora
+from collectionlora.adapters.formats import read_lora
 from collectionlora.collection import Collection
 from collectionlora.command_line.verbs import main
 from collectionlora.distillation import Distillation
@@ -90,6 +91,69 @@ def test_a_finished_run_goes_on_to_more_updates(folder):
     collectionlora.distill(folder, overrides=more, resume=True)
     steps = (folder / "runs" / "default" / "log.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in steps] == [0, 1, 2]
+
+
+def test_a_run_is_compared_with_the_settings_it_last_went_on_with(folder, caplog):
+    more = {"distill": {"student_updates": 3}}
+    collectionlora.distill(folder, overrides=more, resume=True)
+    collectionlora.distill(folder, overrides=more)
+    assert "is finished" in caplog.text
+    with pytest.raises(UserError, match=r"distill\.student_updates was 3 and is 2"):
+        collectionlora.distill(folder)
+
+
+def test_a_run_that_goes_on_is_not_shorter_than_it_is(folder):
+    before = contents(folder)
+    with pytest.raises(UserError, match="holds 2 steps, and a run of these settings has 1; give it as many"):
+        collectionlora.distill(folder, overrides={"distill": {"student_updates": 1}}, resume=True)
+    assert contents(folder) == before
+
+
+@pytest.mark.parametrize(("taken", "updates"), [(2, 1), (3, 4), (3, 1)])
+def test_a_warm_start_that_is_over_keeps_its_length(folder, taken, updates):
+    """Otherwise the critics would never begin as the student, or the warm start would come a second time."""
+    layer = {"match": {"updates": 2}, "distill": {"student_updates": 3, "checkpoint_minutes": 0}}
+
+    def stop(what, done, _total, _metrics):
+        if (what, done) == ("distill", taken + 1):
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        collectionlora.distill(folder, "warm", layer, progress=stop)
+    changed = {**layer, "match": {"updates": updates}}
+    with pytest.raises(UserError, match=rf"match\.updates was 2 and is {updates}, and {taken} steps are"):
+        collectionlora.distill(folder, "warm", changed, resume=True)
+    collectionlora.distill(folder, "warm", layer, resume=True)
+
+
+def test_the_result_of_a_finished_run_comes_back(folder):
+    adapter = folder / "collection.safetensors"
+    before = adapter.read_bytes()
+    adapter.unlink()
+    collectionlora.distill(folder)
+    assert adapter.read_bytes() == before
+
+
+def test_a_new_adapter_has_no_way_back_to_the_one_before_an_earlier_addition(folder):
+    backup = folder / "collection.before-add.safetensors"
+    backup.write_bytes(b"old")
+    collectionlora.distill(folder, "second", {"distill": {"seed": 1}})
+    (kept,) = folder.glob("collection.before-add-*.safetensors")
+    assert (backup.exists(), kept.read_bytes()) == (False, b"old")
+
+
+def test_again_moves_no_start_away(folder):
+    start = {"match": {"start": "runs/default/collection.safetensors"}}
+    before = contents(folder)
+    with pytest.raises(UserError, match=r"settings\.match\.start: is moved away by --again; copy it into"):
+        collectionlora.distill(folder, overrides=start, again=True)
+    assert contents(folder) == before
+
+
+def test_the_name_of_a_run_may_hold_a_dot(folder):
+    collectionlora.distill(folder, "v1.5")
+    collectionlora.distill(folder, "v1.5", again=True)
+    assert [path.name.startswith("v1.5-20") for path in folder.glob("runs/v1*")].count(True) == 1
 
 
 def test_again_keeps_the_earlier_run_and_its_adapter(folder):
@@ -190,6 +254,21 @@ def test_teaching_keeps_the_teacher_that_was_there(folder):
     assert kept.read_bytes() == before != teacher.read_bytes()
     collectionlora.teach(folder, ["sepia"])
     assert len(list(folder.glob("teachers/sepia-*.safetensors"))) == 1
+
+
+def test_a_taught_lora_is_not_read_with_the_alphas_of_the_one_before(folder):
+    place = folder / "teachers" / "sepia" / "adapter_model.safetensors"
+    place.parent.mkdir()
+    (folder / "teachers" / "sepia.safetensors").rename(place)
+    config = place.with_name("adapter_config.json")
+    config.write_text(json.dumps({"r": 2, "lora_alpha": 8}))
+    manifest = (folder / "collection.yaml").read_text()
+    moved = manifest.replace("teachers/sepia.safetensors", "teachers/sepia/adapter_model.safetensors")
+    (folder / "collection.yaml").write_text(moved)
+    collectionlora.teach(folder, ["sepia"])
+    assert set(read_lora(place).scales.values()) == {1.0}
+    (kept,) = place.parent.glob("adapter_config-*.json")
+    assert json.loads(kept.read_text()) == {"r": 2, "lora_alpha": 8}
 
 
 def test_init_and_add_refuse_to_replace_a_lora(folder, tmp_path):

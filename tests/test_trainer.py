@@ -295,10 +295,10 @@ def test_a_run_begun_otherwise_starts_again_unless_told_to_go_on(tmp_path, caplo
     assert begin(tmp_path, {"rank": 2, "rate": 0.2}, resume=True, anyway=True)
     assert "rate was 0.1 and is 0.2; the run goes on" in caplog.messages[-1]
     assert latest_checkpoint(folder)[0] == 5
-    assert not begin(tmp_path, {"rank": 2, "rate": 0.2}, resume=True)
-    assert "rate was 0.1 and is 0.2; the run starts again" in caplog.messages[-1]
+    assert not begin(tmp_path, {"rank": 2, "rate": 0.3}, resume=True)
+    assert "rate was 0.2 and is 0.3; the run starts again" in caplog.messages[-1]
     assert latest_checkpoint(folder) is None
-    assert begin(tmp_path, {"rank": 2, "rate": 0.2}, resume=True)
+    assert begin(tmp_path, {"rank": 2, "rate": 0.3}, resume=True)
 
 
 def test_the_finished_lora_is_the_moving_average_of_both_phases(world):

@@ -22,6 +22,7 @@ RESULT = "collection.safetensors"
 PROMPTS = "prompts.json"  # student prompts, see `prompting.writing`
 NAME = r"^[a-z0-9]+(-[a-z0-9]+)*$"  # of an effect; files are named after it
 MAX_EFFECT = 64  # characters of an effect's name
+RESERVED = ("all", "composition", "general")  # what `edit` and the files of a run call other things
 MAX_PROMPT = 2000  # characters
 PAIR = '{"photo": "photos/me.jpg", "prompt": "make the sky red"}'  # a line of the general stream's pairs
 TRIGGER = re.compile(r"<[^<>\s]+>")
@@ -151,6 +152,10 @@ class Collection:
         repeated = [name for name, count in Counter(names).items() if count > 1]
         if repeated:
             raise UserError(path, "effects", f"two effects are called {repeated[0]}", "rename one of them")
+        for name in names:
+            if name in RESERVED:
+                message = f"no effect can be called {name}, which means something else here"
+                raise UserError(path, "effects", message, "give it another name")
         prompts = Counter(e.student_prompt for e in self.effects if e.student_prompt)
         for prompt, count in prompts.items():
             if count > 1:

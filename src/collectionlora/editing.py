@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from numbers import Integral
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -74,9 +74,11 @@ def compose_prompt(recipe: Recipe, effects: Sequence[str], references: int = 0) 
         references: how many reference images are given.
 
     Raises:
-        UserError: an effect that the adapter does not hold, or another number of reference images than the
-            effects were taught with.
+        UserError: no effect, one that the adapter does not hold, or another number of reference images than
+            the effects were taught with.
     """
+    if not effects:
+        raise UserError("", "effect", "none is given", f"choose from {', '.join(recipe.effects)}")
     for name in effects:
         if name not in recipe.effects:
             within = [known for known in recipe.effects if name in known]
@@ -97,9 +99,9 @@ def check_seed(seed: int) -> None:
     """Refuse a seed that no generator takes.
 
     Raises:
-        UserError: it is negative, or has more than 64 bits.
+        UserError: it is no whole number, negative, or has more than 64 bits.
     """
-    if not 0 <= seed <= MAX_SEED:
+    if not isinstance(seed, Integral) or not 0 <= seed <= MAX_SEED:
         raise UserError("", "seed", f"is {quote(seed)}", f"give a whole number from 0 to {MAX_SEED}")
 
 
@@ -303,14 +305,14 @@ def check_steps(steps: int | None) -> None:
 
 
 def check_strengths(strengths: Sequence[float]) -> None:
-    """Refuse a strength outside [0, 1].
+    """Refuse a strength that is no number in [0, 1].
 
     Raises:
-        UserError: it is.
+        UserError: it is none.
     """
     for strength in strengths:
-        if not 0 <= strength <= 1:
-            raise UserError("", "strength", f"is {strength}", "give a number from 0 to 1")
+        if not isinstance(strength, Real) or not 0 <= strength <= 1:
+            raise UserError("", "strength", f"is {strength!r}", "give a number from 0 to 1")
 
 
 def edit(

@@ -37,6 +37,15 @@ SINGLE = (
     ("linear1", ("attn.to_qkv_mlp_proj",)),
     ("linear2", ("attn.to_out",)),
 )
+FLUX_2 = (
+    ("time_in.in_layer", "time_guidance_embed.timestep_embedder.linear_1"),
+    ("time_in.out_layer", "time_guidance_embed.timestep_embedder.linear_2"),
+    ("guidance_in.in_layer", "time_guidance_embed.guidance_embedder.linear_1"),
+    ("guidance_in.out_layer", "time_guidance_embed.guidance_embedder.linear_2"),
+    ("double_stream_modulation_img.lin", "double_stream_modulation_img.linear"),
+    ("double_stream_modulation_txt.lin", "double_stream_modulation_txt.linear"),
+    ("single_stream_modulation.lin", "single_stream_modulation.linear"),
+)
 # Its scale and shift stand in the other order there: the halves of its rows are swapped.
 SWAPPED = "final_layer.adaLN_modulation.1"
 OUTSIDE = (
@@ -51,14 +60,7 @@ OUTSIDE = (
     ("guidance_in.out_layer", "time_text_embed.guidance_embedder.linear_2"),
     ("vector_in.in_layer", "time_text_embed.text_embedder.linear_1"),
     ("vector_in.out_layer", "time_text_embed.text_embedder.linear_2"),
-    # FLUX.2
-    ("time_in.in_layer", "time_guidance_embed.timestep_embedder.linear_1"),
-    ("time_in.out_layer", "time_guidance_embed.timestep_embedder.linear_2"),
-    ("guidance_in.in_layer", "time_guidance_embed.guidance_embedder.linear_1"),
-    ("guidance_in.out_layer", "time_guidance_embed.guidance_embedder.linear_2"),
-    ("double_stream_modulation_img.lin", "double_stream_modulation_img.linear"),
-    ("double_stream_modulation_txt.lin", "double_stream_modulation_txt.linear"),
-    ("single_stream_modulation.lin", "single_stream_modulation.linear"),
+    *FLUX_2,
 )
 
 

@@ -1,11 +1,13 @@
 """The recipe that a finished adapter carries in its own header: what is needed to use it, nothing else."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
 
+from collectionlora.adapters.flux_names import FLUX_2
 from collectionlora.adapters.formats import LoraFile, read_header, read_lora, write_lora
 from collectionlora.adapters.roles import LoraWeights
 from collectionlora.collection import MANIFEST, NAME, RESULT
@@ -13,6 +15,8 @@ from collectionlora.config import ModelSettings, Quantization, Sampler
 from collectionlora.system.errors import UserError, quote
 
 KEY = "collectionlora"
+# What an export for ComfyUI names otherwise: no other base has modules of these names in diffusers.
+EXPORTED = dict(FLUX_2)
 SHIPPED = Path(__file__).parents[1] / "weights" / RESULT
 EffectName = Annotated[str, Field(pattern=NAME, max_length=64)]
 
@@ -76,13 +80,15 @@ def write_adapter(path: Path, weights: LoraWeights, recipe: Recipe) -> None:
 
 
 def read_adapter(path: Path) -> tuple[LoraFile, Recipe]:
-    """Read a finished adapter.
+    """Read a finished adapter, or an export of one; modules have their names in diffusers.
 
     Raises:
         UserError: not an adapter made here.
     """
     lora = read_lora(path)
-    return lora, _parse_recipe(path, lora.metadata)
+    recipe = _parse_recipe(path, lora.metadata)
+    weights = {EXPORTED.get(module, module): pair for module, pair in lora.weights.items()}
+    return replace(lora, weights=weights), recipe
 
 
 def read_recipe(path: Path) -> Recipe:

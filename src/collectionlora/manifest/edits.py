@@ -53,7 +53,7 @@ def read_items(folder: Path) -> tuple[list[str], list[tuple[str, int, int]]]:
         start = effect.start_mark.line
         while not lines[start].lstrip().startswith("-"):
             start -= 1
-        end = max(mark.line + (mark.column > 0) for mark in (node.end_mark for node in scalars(effect)))
+        end = max(mark.line + (mark.column > 0) for mark in (node.end_mark for node in leaves(effect)))
         # A comment as deep as the effect's keys is the effect's.
         while end < len(lines) and is_comment(lines[end], deeper_than=indent(lines[start])):
             end += 1
@@ -71,12 +71,14 @@ def indent(line: str) -> int:
     return len(line) - len(line.lstrip())
 
 
-def scalars(node: yaml.Node) -> Iterator[yaml.Node]:
-    """The leaves of a node; their ends are where its text ends, before any comment that follows."""
-    if isinstance(node, yaml.MappingNode):
+def leaves(node: yaml.Node) -> Iterator[yaml.Node]:
+    """The scalars and the bracketed parts of a node; its text ends where theirs do, before a comment."""
+    if isinstance(node, yaml.CollectionNode) and node.flow_style:
+        yield node
+    elif isinstance(node, yaml.MappingNode):
         for pair in node.value:
-            yield from (leaf for part in pair for leaf in scalars(part))
+            yield from (leaf for part in pair for leaf in leaves(part))
     elif isinstance(node, yaml.SequenceNode):
-        yield from (leaf for part in node.value for leaf in scalars(part))
+        yield from (leaf for part in node.value for leaf in leaves(part))
     else:
         yield node

@@ -33,6 +33,11 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*.safetensors"), reverse=True)
 
 
+def step_of(path: Path) -> int:
+    """The number of steps that were taken before a checkpoint, by its name."""
+    return int(path.stem.removeprefix("step-"))
+
+
 class CheckpointWriter:
     """Writes one checkpoint at a time beside training; all processes call it, the main one writes.
 

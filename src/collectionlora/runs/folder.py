@@ -1,4 +1,4 @@
-"""A run's folder: one launch holds it at a time, and it remembers what the run was begun with."""
+"""A run's folder: one launch holds it at a time, and it remembers what the run depends on."""
 
 import json
 import logging
@@ -10,7 +10,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from collectionlora.runs.checkpoint import checkpoints, drop_checkpoints, find_unfinished
+from collectionlora.config import Settings
+from collectionlora.runs.checkpoint import checkpoints, drop_checkpoints, find_unfinished, step_of
 from collectionlora.system import processes
 from collectionlora.system.errors import UserError, cannot_write
 from collectionlora.system.files import name_by_date, read_json, write_json
@@ -101,6 +102,27 @@ def refuse_finished(folder: Path, facts: Mapping[str, Any]) -> None:
         raise UserError(folder, "", f"holds a finished run, but {different}", hint)
 
 
+def refuse_other_length(folder: Path, settings: Settings) -> None:
+    """A run that goes on may be made longer, but its warm start only before it has ended.
+
+    Raises:
+        UserError: the run is beyond these lengths, or beyond the end that its warm start had.
+    """
+    found = checkpoints(folder / CHECKPOINTS)
+    if not found or not processes.is_main():
+        return
+    taken, updates = step_of(found[0]), settings.match.updates
+    num_steps = updates + settings.distill.student_updates
+    if taken > num_steps:
+        message = f"holds {taken} steps, and a run of these settings has {num_steps}"
+        raise UserError(folder, "", message, "give it as many updates as before or more, or --again")
+    before = (read_json(folder / FACTS) or {}).get("match.updates", updates)
+    if before != updates and taken > min(before, updates):
+        message = f"match.updates was {before} and is {updates}, and {taken} steps are taken"
+        hint = f"write --set match.updates={before}, or give the new run a name with --run NAME"
+        raise UserError(folder, "", message, hint)
+
+
 def is_finished(folder: Path) -> bool:
     """Whether a folder holds a run that has no steps left."""
     return bool(checkpoints(folder / CHECKPOINTS)) and not find_unfinished(folder / CHECKPOINTS)
@@ -121,7 +143,7 @@ def set_aside(folder: Path) -> None:
 
 
 def changes(folder: Path, facts: Mapping[str, Any]) -> str:
-    """What is different from when the folder's run was begun, as text; empty if nothing is known to be."""
+    """What is different from when the folder's run last went on, as text; empty if nothing is known to be."""
     before = read_json(folder / FACTS) or {}
     return ", ".join(
         f"{name} was {before[name]!r} and is {value!r}" if len(repr(value)) < 80 else name
@@ -143,6 +165,5 @@ def begin(folder: Path, facts: Mapping[str, Any], resume: bool, anyway: bool = F
         resume = anyway
     if not resume:
         drop_checkpoints(folder / CHECKPOINTS)
-    if not resume or not (folder / FACTS).exists():
-        write_json(folder / FACTS, dict(facts))
+    write_json(folder / FACTS, dict(facts))
     return resume

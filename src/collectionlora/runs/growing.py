@@ -11,6 +11,7 @@ from typing import Any
 
 from collectionlora.adapters.alpha import lora_files
 from collectionlora.adapters.formats import LoraFile, read_header, read_teacher
+from collectionlora.adapters.keys import WITHOUT
 from collectionlora.adapters.recipe import Recipe, adapter_path, read_adapter, write_adapter
 from collectionlora.adapters.roles import target_weights
 from collectionlora.backbones import family_of
@@ -20,8 +21,7 @@ from collectionlora.manifest.edits import add_effect, drop_effects
 from collectionlora.manifest.template import teacher_copies
 from collectionlora.runs.inputs import distillation_inputs
 from collectionlora.runs.run import open_run
-from collectionlora.runs.session import Session, resolve_settings
-from collectionlora.system import processes
+from collectionlora.runs.session import Session, distillation_facts, resolve_settings
 from collectionlora.system.errors import UserError
 from collectionlora.system.files import copy_whole, fingerprint, refuse_other, write_text
 from collectionlora.system.progress import Progress
@@ -54,7 +54,14 @@ def enter_teacher(collection: Collection, name: str, teacher: Path, teacher_prom
         return collection
     base = collection.manifest.base
     family = family_of(base)
-    read_teacher(teacher, target_weights(*family.empty_network(base)), family.weight_reader(base))
+    try:
+        read_teacher(teacher, target_weights(*family.empty_network(base)), family.weight_reader(base))
+    except UserError as error:
+        if error.hint != WITHOUT:
+            raise
+        hint = "copy it into the collection, write the effect with without_text_encoder: true into "
+        hint += "collection.yaml, and give add its name without --teacher"
+        raise UserError(teacher, error.field, error.message, hint) from None
     prompt = teacher_prompt or read_header(teacher).get("teacher_prompt")
     if not prompt:
         message = "the file does not say what it was trained with"
@@ -83,8 +90,7 @@ def add(
         UserError: an effect is unknown or held already, or manifest or settings do not fit the adapter.
         Interrupted: stopped by the user; the same command goes on.
     """
-    path = adapter_path(collection.folder)
-    lora, recipe = read_adapter(path)
+    path, lora, recipe, settings = open_adapter(collection, overrides)
     for name in names:
         if collection.effect(name).name in recipe.effects:
             raise UserError(path, name, "is in this adapter already", "name an effect that is new")
@@ -94,10 +100,9 @@ def add(
             hint = f"put it back, or run: collectionlora remove {collection.folder} {name}"
             raise UserError(collection.folder / MANIFEST, name, "is in the adapter, not here", hint)
     chosen = [name for name in known if name in recipe.effects or name in names]
-    settings = growing_settings(resolve_settings(collection, overrides))
-    refuse_other_schedule(settings, path, recipe)
     grown = collection.only(chosen)
-    folder = collection.folder / "runs" / f"add-{fingerprint(path, settings, chosen)}"
+    facts = distillation_facts(grown, settings) | {"add.new_ratio": settings.add.new_ratio}
+    folder = collection.folder / "runs" / f"add-{fingerprint(path, facts)}"
     grown.check_files()
     with open_run(folder) as opened:
         session = Session(grown, settings, with_critics=True)
@@ -108,11 +113,29 @@ def add(
         opened.train(run, settings, session.facts(), collection, inputs, partial(progress, "add"))
         session.write_result(run, folder / path.name)
         backup = backup_path(collection)
-        if processes.is_main() and not backup.exists():  # of several without a passed gate the oldest stays
+        if not backup.exists():  # of several without a passed gate the oldest stays
             copy_whole(path, backup)
         session.write_result(run, path)
-        processes.barrier()
     return path
+
+
+def open_adapter(
+    collection: Collection, overrides: Mapping[str, Any]
+) -> tuple[Path, LoraFile, Recipe, Settings]:
+    """The finished adapter that `add` begins as, and the settings of its run.
+
+    Raises:
+        UserError: the collection is not distilled, or settings do not exist or do not fit the adapter.
+    """
+    path = adapter_path(collection.folder)
+    lora, recipe = read_adapter(path)
+    settings = growing_settings(resolve_settings(collection, overrides))
+    if settings.model.sharding != "none":
+        message, hint = "is fsdp, and add runs in one process", "write --set model.sharding=none"
+        raise UserError(collection.folder / MANIFEST, "settings.model.sharding", message, hint)
+    refuse_other_schedule(settings, path, recipe)
+    refuse_misfit(collection, settings, path, lora, recipe)
+    return path, lora, recipe, settings
 
 
 def growing_settings(settings: Settings) -> Settings:
@@ -142,7 +165,7 @@ def refuse_misfit(
     """Refuse a finished adapter that no student of these settings can begin as.
 
     Raises:
-        UserError: the adapter has another base, or more rank than the student.
+        UserError: the adapter has another base, a module that its base lacks, or more rank than the student.
     """
     if recipe.base != collection.manifest.base:
         message, hint = f"the adapter is of {recipe.base}", "write the adapter's base"
@@ -150,6 +173,11 @@ def refuse_misfit(
     if lora.rank > settings.student.rank:
         hint = f"write --set student.rank={lora.rank} --set critic.rank={lora.rank}"
         raise UserError(path, "", f"has rank {lora.rank}, the student {settings.student.rank}", hint)
+    base = target_weights(*family_of(recipe.base).empty_network(recipe.base))
+    for module, (a, b) in lora.weights.items():
+        if module not in base or (len(b), *a.shape[1:]) != base[module].shape:
+            message = f"is not a module of {recipe.base} that takes this LoRA"
+            raise UserError(path, module, message, "give an adapter that was made on this base")
 
 
 def refuse_other_schedule(settings: Settings, path: Path, recipe: Recipe) -> None:

@@ -72,13 +72,16 @@ def start_file(collection: Collection, settings: Settings) -> Path | None:
     """The finished adapter that the student begins as, where `match.start` names one.
 
     Raises:
-        UserError: there is no such file in the collection.
+        UserError: there is no such file in the collection, or the run would replace it.
     """
     if settings.match.start in ("base", "merge"):
         return None
     path = collection.path(settings.match.start, START)
     if not path.is_file():
         raise UserError(path, START, "is not a file", "write base, merge, or the file of a finished adapter")
+    if path.resolve() == collection.result.resolve():
+        hint = f"copy it, for example to {path.with_name('earlier.safetensors')}, and give the copy"
+        raise UserError(path, START, "is replaced by the run's result", hint)
     return path
 
 

@@ -3,7 +3,7 @@
 It knows nothing of what is trained. A `Step` is a pure function of its tensors and the step's number, so
 loading the tensors and going on from the number repeats the uninterrupted run. With several processes
 all take every step and stop at the same one; the main process alone logs, reports and writes the checkpoint,
-which holds for all of them. Whoever trains in a folder holds it (`folder.held`).
+which holds for all of them. Whoever trains in a folder holds it (`folder.hold`).
 """
 
 import json

@@ -3,13 +3,14 @@
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from collectionlora.adapters.alpha import lora_files
 from collectionlora.adapters.formats import write_lora
 from collectionlora.adapters.recipe import read_adapter
 from collectionlora.adapters.roles import STUDENT
@@ -18,6 +19,7 @@ from collectionlora.backbones.base import Backbone
 from collectionlora.cache import base_facts
 from collectionlora.collection import Collection, Effect, open_collection
 from collectionlora.config import Settings, result_settings
+from collectionlora.distillation import Distillation
 from collectionlora.pictures.buckets import gather_images
 from collectionlora.pictures.folders import warn_of_left_out
 from collectionlora.pictures.pairs import check_pairs, read_pair
@@ -30,16 +32,19 @@ from collectionlora.prompting.writing import PromptWriter, known_prompts
 from collectionlora.runs import growing
 from collectionlora.runs.folder import (
     FACTS,
+    LOCK,
     hold,
     is_finished,
     refuse_elsewhere,
     refuse_finished,
+    refuse_other_length,
     refuse_unfinished,
     set_aside,
 )
 from collectionlora.runs.inputs import data_facts, distillation_inputs, teaching_inputs
 from collectionlora.runs.run import open_run
 from collectionlora.runs.session import (
+    START,
     Session,
     build_roles,
     check_references,
@@ -54,9 +59,10 @@ from collectionlora.runs.teaching import EncodedPairs, Teaching
 from collectionlora.runs.watching import Tracker, Watch, track
 from collectionlora.system import processes
 from collectionlora.system.errors import UserError
-from collectionlora.system.files import fingerprint, keep_earlier
+from collectionlora.system.files import copy_whole, fingerprint, keep_earlier, move_aside
 from collectionlora.system.progress import Progress, ignore
 
+WAIT = "wait for it or stop it"
 log = logging.getLogger(__name__)
 
 
@@ -103,6 +109,8 @@ def teach(
             report = track(tracker, partial(progress, effect.name))
             run.train(teaching, settings, facts, collection, seen, report, resume)
             path = collection.teacher_path(effect)
+            for config in lora_files(path)[1:]:  # it states the alphas of the LoRA that is replaced
+                move_aside(config)
             with keep_earlier(path):
                 write_lora(path, teaching.weights(), {"teacher_prompt": effect.teacher_prompt})
         written.append(path)
@@ -238,21 +246,20 @@ def distill(
     warn_of_untrained_steps(settings)
     if again and resume:
         raise UserError("", "--again", "cannot go with --resume", "give one of them")
+    if again:
+        refuse_start_in(folder, start_file(collection, settings))
     with open_run(folder) as opened:
-        data = data_facts(collection, known_prompts(collection))
-        facts = distillation_facts(collection, settings) | data
+        with hold_changes(collection):  # neither is begun while the other is under way
+            pass
         if not again:
-            refuse_elsewhere(folder)
-            # More updates may follow a finished run, but no other data: its weights never saw them.
-            refuse_finished(folder, data if resume else facts)
-        if not (resume or again):
-            refuse_unfinished(folder)
-            if processes.from_main(is_finished(folder)):
-                result = folder / collection.result.name
-                if processes.from_main(result.exists()):
-                    log.warning("%s: is finished; --again starts over and keeps what is there", folder)
-                    return result
-                resume = True  # stopped between its last step and its result
+            result = folder / collection.result.name
+            finished = check_earlier_run(collection, settings, folder, resume)
+            if finished and not resume and processes.from_main(result.exists()):
+                log.warning("%s: is finished; --again starts over and keeps what is there", folder)
+                if processes.is_main() and not collection.result.exists():
+                    copy_whole(result, collection.result)
+                return result
+            resume = resume or finished  # it may have stopped between its last step and its result
         session = Session(collection, settings, with_critics=True)
         if again:
             set_aside(folder)
@@ -267,10 +274,36 @@ def distill(
                 progress("distill", done, total, metrics)
 
             opened.train(distillation, settings, facts, collection, inputs, report, resume, anyway=True)
-        for path in (folder / collection.result.name, collection.result):
-            session.write_result(distillation, path)
-        processes.barrier()
+        write_results(session, distillation, folder)
     return collection.result
+
+
+def write_results(session: Session, distillation: Distillation, folder: Path) -> None:
+    """Write the finished adapter into its run's folder, and as that of the collection."""
+    collection = session.collection
+    for path in (folder / collection.result.name, collection.result):
+        session.write_result(distillation, path)
+    backup = growing.backup_path(collection)
+    if processes.is_main() and backup.exists():  # no `add` to this adapter can go back to it
+        move_aside(backup)
+    processes.barrier()
+
+
+def check_earlier_run(collection: Collection, settings: Settings, folder: Path, resume: bool) -> bool:
+    """Whether a run's folder holds a finished run, which, if `resume`, takes more steps.
+
+    Raises:
+        UserError: it holds a run that these settings must not replace, or cannot go on with.
+    """
+    data = data_facts(collection, known_prompts(collection))
+    refuse_elsewhere(folder)
+    # More updates may follow a finished run, but no other data: its weights never saw them.
+    refuse_finished(folder, data if resume else distillation_facts(collection, settings) | data)
+    if resume:
+        refuse_other_length(folder, settings)
+    else:
+        refuse_unfinished(folder)
+    return processes.from_main(is_finished(folder))
 
 
 def warn_of_untrained_steps(settings: Settings) -> None:
@@ -279,6 +312,17 @@ def warn_of_untrained_steps(settings: Settings) -> None:
     if settings.distill.student_updates and steps not in trained:
         text = "sampling.steps is %d, which distill.rollout_steps %s does not train: write the same in both"
         log.warning(text, steps, list(trained))
+
+
+def refuse_start_in(folder: Path, start: Path | None) -> None:
+    """Refuse to begin as a file of the run that starts over.
+
+    Raises:
+        UserError: it lies in the run's folder.
+    """
+    if start is not None and start.resolve().is_relative_to(folder.resolve()):
+        hint = "copy it into the collection's folder and give that file"
+        raise UserError(start, START, "is moved away by --again", hint)
 
 
 def begin_student(session: Session) -> list[Path]:
@@ -340,6 +384,7 @@ def add(
     """
     with hold_collection(collection) as held:
         if teacher:
+            growing.open_adapter(held, overrides or {})  # refuses what it can before the manifest changes
             if len(names) != 1:
                 raise UserError("", "--teacher", f"is one file for {len(names)} effects", "name one effect")
             held = growing.enter_teacher(held, names[0], teacher, teacher_prompt)
@@ -363,9 +408,17 @@ def hold_collection(collection: Collection | Path | str) -> Iterator[Collection]
     Raises:
         UserError: another process does.
     """
-    runs, hint = open_collection(collection).folder / "runs", "wait for it or stop it"
-    with hold(runs, "this collection", hint):
-        for facts in runs.glob(f"*/{FACTS}"):
-            with hold(facts.parent, hint=hint):
+    with hold_changes(open_collection(collection)):
+        for lock in (open_collection(collection).folder / "runs").glob(f"*/{LOCK}"):
+            with hold(lock.parent, hint=WAIT):
                 pass
         yield open_collection(collection)
+
+
+def hold_changes(collection: Collection) -> AbstractContextManager[None]:
+    """No other process begins to `add`, `remove` or distil inside the block.
+
+    Raises:
+        UserError: another process adds or removes.
+    """
+    return hold(collection.folder / "runs", "this collection", WAIT)

@@ -180,9 +180,18 @@ def keep_earlier(path: Path) -> Iterator[None]:
 def name_by_date(path: Path) -> Path:
     """A name beside `path` with the time of its last change, under which nothing lies yet."""
     changed = datetime.fromtimestamp(path.stat().st_mtime)
-    name = f"{path.stem}-{changed:%Y-%m-%d-%H%M%S}"
+    suffix = "" if path.is_dir() else path.suffix
+    name = f"{path.name.removesuffix(suffix)}-{changed:%Y-%m-%d-%H%M%S}"
     numbers = (f"-{number}" if number > 1 else "" for number in count(1))
-    return next(p for end in numbers if not (p := path.with_name(f"{name}{end}{path.suffix}")).exists())
+    return next(p for end in numbers if not (p := path.with_name(f"{name}{end}{suffix}")).exists())
+
+
+def move_aside(path: Path) -> Path:
+    """Rename a file or a folder by its date, beside what is to take its place; returns the new name."""
+    kept = name_by_date(path)
+    path.rename(kept)
+    log.warning("%s: is out of date and kept as %s", path, kept.name)
+    return kept
 
 
 def write_text(path: Path, text: str) -> None:
@@ -226,7 +235,13 @@ def read_models(path: Path, kind: type[Model], hint: str) -> dict[str, Model]:
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """A safetensors file with a header; the same content gives the same bytes."""
-    whole = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
+    whole: dict[str, Tensor] = {}
+    places: set[int] = set()
+    for name, tensor in tensors.items():
+        held = tensor.detach().contiguous().cpu()
+        # safetensors refuses one tensor under two names: the pieces of a fused LoRA share their A.
+        whole[name] = held.clone() if held.data_ptr() in places else held
+        places.add(held.data_ptr())
     with write_whole(path) as partial:
         try:
             save_file(whole, partial, dict(metadata))
