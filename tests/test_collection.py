@@ -1,3 +1,5 @@
+import shutil
+
 import pytest
 import torch
 import yaml
@@ -141,6 +143,39 @@ def test_init_takes_a_folder_of_lora_files(tmp_path, loras):
         "give LoRA files, or a folder of them"
     )
     assert not (tmp_path / "none").exists()
+
+
+def test_init_says_which_prompts_are_guesses_and_so_does_check(tmp_path):
+    pair = {"m.lora_A.weight": torch.ones(2, 3), "m.lora_B.weight": torch.ones(3, 2)}
+    headers = {
+        "oil": {"teacher_prompt": "paint it"},
+        "neon": {"modelspec.trigger_phrase": "glow style"},
+        "水彩": {},
+    }
+    for name, header in headers.items():
+        save_file(pair, tmp_path / f"{name}.safetensors", header)
+    files = [tmp_path / f"{name}.safetensors" for name in headers]
+    shown = init(tmp_path / "mine", "--from-loras", *files).stderr
+    assert f"{files[0]}: effect oil, 'paint it'; the prompt stands in the file" in shown
+    assert f"{files[1]}: effect neon, 'glow style'; this prompt is a guess" in shown
+    assert f"{files[2]}: effect effect, 'apply the effect effect'; this prompt is a guess" in shown
+    text = (tmp_path / "mine" / "collection.yaml").read_text()
+    assert text.count("# a guess: write what this LoRA was trained with") == 2
+    shutil.copyfile(files[2], tmp_path / "油画.safetensors")
+    with pytest.raises(UserError, match=r"油画\.safetensors: gives the effect name effect, as .*水彩"):
+        create(tmp_path / "other", "nano", [files[2], tmp_path / "油画.safetensors"])
+
+
+def test_a_base_that_is_a_folder_is_found_from_everywhere(tmp_path, monkeypatch):
+    (tmp_path / "tiny").mkdir()
+    monkeypatch.chdir(tmp_path)
+    create(tmp_path / "mine", "./tiny", [])
+    assert Collection.load(tmp_path / "mine").manifest.base == str(tmp_path / "tiny")
+    for missing in ("./tyny", "../tyny", "/tyny"):
+        with pytest.raises(UserError, match=f"--base: there is no folder {missing}; give the folder of a"):
+            create(tmp_path / "other", missing, [])
+    create(tmp_path / "hub", "owner/name", [])
+    assert Collection.load(tmp_path / "hub").manifest.base == "owner/name"
 
 
 def test_init_takes_the_files_that_a_shell_writes_for_a_pattern(tmp_path, loras):

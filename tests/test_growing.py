@@ -16,6 +16,7 @@ import collectionlora
 from collectionlora.adapters.formats import read_lora, write_lora
 from collectionlora.adapters.recipe import read_adapter, write_adapter
 from collectionlora.collection import Collection
+from collectionlora.command_line import terminal
 from collectionlora.command_line import verbs as cli
 from collectionlora.effectbench import bench, benching
 from collectionlora.effectbench.gate import Gate
@@ -443,6 +444,26 @@ def test_an_adapter_of_peft_enters_with_the_file_that_states_its_alphas(folder, 
     config.write_text(json.dumps({"r": 3, "lora_alpha": 3}))
     with pytest.raises(UserError, match="exists already and is not"):
         growing.enter_teacher(collection, "neon", lora, None)
+
+
+def test_check_names_a_prompt_that_init_guessed(folder, run):
+    manifest = folder / "collection.yaml"
+    manifest.write_text(manifest.read_text().replace("apply mine", "apply the mine effect"))
+    code, out, err = run("check", "--json")
+    assert (code, json.loads(out)["guessed_prompts"]) == (0, ["mine"])
+    code, _, err = run("check")
+    assert "mine: its teacher_prompt is a guess of init; write what the LoRA was trained with" in err
+
+
+def test_what_follows_remove_can_be_run(folder, run):
+    _, _, err = run("remove", "mine")
+    assert f"next: {terminal.command('effects', folder)}" in err
+    (folder / "collection.safetensors").unlink()
+    manifest = yaml.safe_load((folder / "collection.yaml").read_text())
+    manifest["effects"].append({**manifest["effects"][0], "name": "two", "student_prompt": "<two_z> x"})
+    (folder / "collection.yaml").write_text(yaml.safe_dump(manifest))
+    _, _, err = run("remove", "two")
+    assert f"next: {terminal.command('check', folder)}" in err
 
 
 def test_a_removed_effect_is_no_longer_offered_and_the_weights_stay(folder, run):

@@ -63,6 +63,22 @@ def list_files(base: str) -> tuple[Path, list[Path]]:
     return (find_named(base) or PIPELINES[0]).list_files(base)
 
 
+def find_base(base: str) -> str:
+    """A base as a manifest names it: a folder by its absolute path, so that it is found from everywhere.
+
+    Raises:
+        UserError: it is written as a path, and there is no such folder.
+    """
+    if base == NANO.name:
+        return base
+    if Path(base).is_dir():
+        return str(Path(base).resolve())
+    if base.startswith((".", "/", "~")):
+        hint = "give the folder of a diffusers pipeline, or owner/name on the hub"
+        raise UserError("", "--base", f"there is no folder {base}", hint)
+    return base
+
+
 def guess_family(base: str) -> Family | None:
     """The family of a base without network or diffusers; None if nothing tells.
 

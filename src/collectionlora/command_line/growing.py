@@ -48,7 +48,8 @@ def add(
     except Interrupted as stopped:
         tell(f"{stopped}; go on with: {command('add', folder, *names, *repeat('--set', overrides))}")
         raise typer.Exit(130) from None
-    text = f"wrote {path}; next: {command('bench', folder, '--baseline', 'EARLIER.json')}"
+    bench = command("bench", folder, "--photos", "HELDOUT", "--baseline", "BEFORE.json")
+    text = f"wrote {path}; next: {bench}, with bench/metrics.json from before as BEFORE.json"
     say(as_json, {"adapter": str(path)}, text)
 
 
@@ -70,7 +71,9 @@ def remove(folder: Folder, names: SomeNames, as_json: Json = False) -> None:
     Example: collectionlora remove my-collection neon-edges
     """
     import collectionlora
+    from collectionlora.collection import RESULT
 
     left = collectionlora.remove(folder, names)
-    text = f"left: {', '.join(left)}; next: {command('effects', folder)}"
+    following = command("effects" if (folder / RESULT).exists() else "check", folder)
+    text = f"left: {', '.join(left)}; next: {following}"
     say(as_json, {"effects": left}, text)

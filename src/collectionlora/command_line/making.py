@@ -32,7 +32,7 @@ from collectionlora.command_line.terminal import (
     verbs_table,
 )
 from collectionlora.config import parse_overrides
-from collectionlora.system.errors import Interrupted, UserError
+from collectionlora.system.errors import Interrupted, UserError, one_line, quote
 
 VlmUrl = Annotated[
     str | None,
@@ -77,8 +77,15 @@ def init(
     """
     from collectionlora.manifest.template import create
 
-    create(folder, base, [*(from_loras or []), *(loras or [])], recipe)
-    tell(f"made {folder}; next: edit {folder}/collection.yaml, then {command('check', folder)}")
+    found = create(folder, base, [*(from_loras or []), *(loras or [])], recipe)
+    for lora in found:
+        said = "this prompt is a guess" if lora.guessed else "the prompt stands in the file"
+        tell(f"{one_line(str(lora.file))}: effect {lora.name}, {quote(lora.prompt)}; {said}")
+    tell(
+        f"made {folder}; next: put photos into {folder}/photos, read {folder}/collection.yaml"
+        f"{', write the prompts that are guessed' if any(lora.guessed for lora in found) else ''}, "
+        f"then {command('check', folder)}"
+    )
 
 
 def check(folder: Folder, as_json: Json = False) -> None:
@@ -95,6 +102,10 @@ def check(folder: Folder, as_json: Json = False) -> None:
     lines += [describe_lora(effect) for effect in result["effects"]]
     left_out = [LeftOut(Path(one["file"]), one["reason"]) for one in result["left_out"]]
     lines += describe_left_out(folder, left_out)
+    lines += [
+        f"{name}: its teacher_prompt is a guess of init; write what the LoRA was trained with"
+        for name in result["guessed_prompts"]
+    ]
     again = f"not ready; fix what is named above, then: {command('check', folder)}"
     lines.append(f"ready; next: {command('prompts', folder)}" if result["ok"] else again)
     say(as_json, result, "\n".join(lines))
@@ -130,11 +141,16 @@ def prompts(
     Example: collectionlora prompts my-collection --vlm base
     """
     from collectionlora.prompting.own_encoder import choose
+    from collectionlora.prompting.writing import NO_PAIRS
 
     layer = with_token_cap(parse_overrides(overrides or []), max_tokens_total)
     with shown_progress() as progress:
         result = collectionlora.prompts(folder, choose(vlm, model, api_key_env), layer, progress)
-    say(as_json, result, prompt_table(result), f"next: {command('targets', folder)}")
+    lines = [f"{name}: {prompt}" for name, prompt in result["student_prompts"].items()]
+    following = f"next: {command('targets', folder)}"
+    if any(NO_PAIRS in note for note in result["notes"].values()):
+        following += ", then prompts again, which shows the model what the targets show"
+    say(as_json, result, "\n".join(lines), prompt_table(result), following)
 
 
 def targets(folder: Folder, overrides: Set = None, recipe: RecipeName = None, as_json: Json = False) -> None:
@@ -148,7 +164,8 @@ def targets(folder: Folder, overrides: Set = None, recipe: RecipeName = None, as
     with joined_processes() as progress:
         collection = Collection.load(folder).with_recipe(recipe)
         counts = collectionlora.targets(collection, layer, progress=progress)
-    lines = [*(f"{name}: {count} targets" for name, count in counts.items())]
+    # Without a warm start nothing reads the base's answers, so there are none.
+    lines = [f"{name}: {count} targets" for name, count in counts.items() if count]
     say(as_json, counts, "\n".join([*lines, f"next: {command('distill', folder)}"]))
 
 

@@ -156,18 +156,11 @@ def folded(*names: str) -> list[Column]:
 
 
 def prompt_table(result: dict[str, Any]) -> Table:
-    """Each effect's prompts, and the cosine to the nearest other effect's."""
-    columns = (
-        "effect",
-        "student prompt",
-        "written by",
-        "teacher prompt",
-        "nearest student",
-        "nearest teacher",
-    )
+    """Who wrote each effect's prompt, and the cosines of its prompts to the nearest other effect's."""
+    columns = ("effect", "student prompt by", "nearest student", "nearest teacher")
     spent = f"{result['calls']} calls, {result['tokens']} tokens" if result["calls"] else None
     table = Table(*folded(*columns), caption=spent)
-    for i, (name, text) in enumerate(result["student_prompts"].items()):
+    for i, name in enumerate(result["student_prompts"]):
         writer = result["written_by"][name]
         if name in result["notes"]:
             writer += f" ({result['notes'][name]})"
@@ -175,9 +168,8 @@ def prompt_table(result: dict[str, Any]) -> Table:
             max((c for j, c in enumerate(result[key][i]) if j != i), default=0.0)
             for key in ("student_cosine", "teacher_cosine")
         ]
-        # Prompts may hold what rich would read as its own markup.
-        cells = [escape(cell) for cell in (name, text, writer, result["teacher_prompts"][name])]
-        table.add_row(*cells, *(f"{c:.2f}" for c in nearest))
+        # A model's answer may hold what rich would read as its own markup.
+        table.add_row(name, escape(writer), *(f"{c:.2f}" for c in nearest))
     return table
 
 

@@ -84,19 +84,18 @@ def edit(
             quantization,
             progress,
         )
-    say(as_json, edited.as_dict(), *edited_lines(edited), f"next: {command('studio', collection)}")
+    following = [] if edited.failed else [f"next: {command('studio', collection)}"]
+    say(as_json, edited.as_dict(), *edited_lines(edited), *following)
     if edited.failed:
         raise typer.Exit(2)
 
 
 def edited_lines(edited: "EditedFiles") -> list[str]:
     """What an edit did, a line for each file."""
-    lines = [f"error: {fault}" for fault in edited.failed] + [
-        f"wrote {one_line(str(path))}" for path in edited.written
-    ]
+    lines = [f"wrote {one_line(str(path))}" for path in edited.written]
     if edited.skipped:
         lines.append(f"{len(edited.skipped)} results exist already; --overwrite makes them again")
-    return lines
+    return lines + [f"error: {fault}" for fault in edited.failed]
 
 
 def choose_photo(argument: Path | None, option: Path | None) -> Path:

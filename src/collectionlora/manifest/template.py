@@ -2,12 +2,13 @@
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from collectionlora.adapters.alpha import DIFFUSERS_FILE, PEFT_FILE, lora_files
 from collectionlora.adapters.formats import read_header
-from collectionlora.backbones import guess_family
+from collectionlora.backbones import find_base, guess_family
 from collectionlora.backbones.family import Family
 from collectionlora.collection import MANIFEST, MAX_EFFECT, Collection
 from collectionlora.manifest.instructions import INSTRUCTIONS
@@ -17,7 +18,7 @@ from collectionlora.system.files import copy_whole, refuse_other, write_text
 from collectionlora.system.yaml_reading import read_yaml
 
 HEADER = """\
-# A collection: many effect LoRAs to be distilled into one. All paths are relative to this folder.
+# A collection: many effect LoRAs to be distilled into one. Photos and LoRAs have paths below this folder.
 
 base: {base}    # {what}
 effects:
@@ -25,7 +26,7 @@ effects:
 EFFECT = """\
   - name: {written}    # lower-case letters, digits and hyphens; what `edit --effect` is given
     teacher: {teacher}    # the effect's LoRA; `teach` makes it from pairs/{name}/source and target
-    teacher_prompt: {prompt}    # what this LoRA was trained with
+    teacher_prompt: {prompt}    # {known}
     photos: photos/{name}       # about 20 photos, no edited ones needed
     # student_prompt: written by `prompts` unless you give one here
     # without_text_encoder: true    # leaves out what the LoRA's file changes of the text encoder
@@ -34,12 +35,26 @@ EFFECT = """\
     # truth: heldout/{name}     # for `bench`: true images, a procedural effect's name, or none
     # criteria: keep the face   # for `bench --judge`: what a good picture of this effect has
 """
+STATED = "what this LoRA was trained with"
+GUESSED = "a guess: write what this LoRA was trained with"
 # Every adapter has this name; its folder has that of the effect.
 SHARED_NAMES = (PEFT_FILE, DIFFUSERS_FILE)
 READ = ".safetensors"
 WEIGHTS = (READ, ".pt", ".pth", ".bin", ".ckpt", ".gguf")
 NOT_READ = "only .safetensors files of the folder itself are read, and adapters in sub-folders"
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Found:
+    """A LoRA file that becomes an effect: its name, and the prompt, which may be a guess."""
+
+    name: str
+    file: Path
+    prompt: str
+    guessed: bool
+
+
 FOOTER = """\
 general:                        # keeps the base's ordinary abilities
   photos: photos/general        # unlabelled photos
@@ -52,39 +67,39 @@ recipe: {recipe}               # default, or paper: the paper's own settings
 """
 
 
-def create(folder: Path, base: str, loras: Sequence[Path], recipe: str = "default") -> None:
-    """Make a collection folder; nothing is written if anything is wrong.
+def create(folder: Path, base: str, loras: Sequence[Path], recipe: str = "default") -> list[Found]:
+    """Make a collection folder; nothing is written if anything is wrong. Returns what was made of the LoRAs.
 
     Args:
+        base: a folder is entered by its absolute path.
         loras: files, and folders of them (`find_loras`).
 
     Raises:
-        UserError: a manifest is there already, a folder holds no LoRA files, a LoRA file cannot be read, or
-            its prompt is none.
+        UserError: a manifest is there already, the base is missing, a folder holds no LoRA files, one of them
+            cannot be read, two have one name, or a prompt is none.
     """
     if folder.is_file():
         hint = "give the collection's folder first: collectionlora init FOLDER --from-loras FILES"
         raise UserError(folder, "", "is a file", hint)
     if (folder / MANIFEST).exists():
         raise UserError(folder / MANIFEST, "", "exists already", "edit it, or choose another folder")
-    found = {}
-    for path in find_loras(loras):
-        name = name_effect(path)
-        if name in found:
-            raise UserError(path, "", f"two files give the effect name {name}", "rename one of them")
-        found[name] = read_header(path).get("teacher_prompt", f"apply the {name} effect"), path
-    entries = {name: prompt for name, (prompt, _) in found.items()} or {"my-effect": "apply my effect"}
-    copies = {name: teacher_copies(name, path) for name, (_, path) in found.items()}
-    teachers = {name: f"teachers/{name}.safetensors" for name in entries}
-    teachers |= {name: next(iter(files)) for name, files in copies.items()}
+    base, found = find_base(base), describe_loras(loras)
+    copies = {lora.name: teacher_copies(lora.name, lora.file) for lora in found}
     effects = "".join(
         EFFECT.format(
-            name=name,
-            written=write_scalar(name),
-            prompt=json.dumps(prompt, ensure_ascii=False),
-            teacher=teachers[name],
+            name=lora.name,
+            written=write_scalar(lora.name),
+            prompt=json.dumps(lora.prompt, ensure_ascii=False),
+            known=GUESSED if lora.guessed else STATED,
+            teacher=next(iter(copies[lora.name])),
         )
-        for name, prompt in entries.items()
+        for lora in found
+    ) or EFFECT.format(
+        name="my-effect",
+        written="my-effect",
+        prompt='"apply my effect"',
+        known=STATED,
+        teacher="teachers/my-effect.safetensors",
     )
     header = HEADER.format(base=write_scalar(base), what=describe_base(base))
     manifest = header + effects + FOOTER.format(recipe=recipe)
@@ -92,7 +107,8 @@ def create(folder: Path, base: str, loras: Sequence[Path], recipe: str = "defaul
     sources = {folder / place: source for files in copies.values() for place, source in files.items()}
     for path, source in sources.items():
         refuse_other(source, path)
-    for sub in ("teachers", "pairs", "photos/general", *(f"photos/{name}" for name in entries)):
+    names = [lora.name for lora in found] or ["my-effect"]
+    for sub in ("teachers", "pairs", "photos/general", *(f"photos/{name}" for name in names)):
         (folder / sub).mkdir(parents=True, exist_ok=True)
     for path, source in sources.items():
         copy_whole(source, path)
@@ -101,6 +117,30 @@ def create(folder: Path, base: str, loras: Sequence[Path], recipe: str = "defaul
         instructions = (family and family.list_instructions()) or INSTRUCTIONS
         write_text(folder / "general.txt", "\n".join(instructions) + "\n")
     write_text(folder / MANIFEST, manifest)
+    return found
+
+
+def describe_loras(places: Sequence[Path]) -> list[Found]:
+    """The LoRAs of `places`, with the effect's name and the prompt of each.
+
+    Raises:
+        UserError: see `create`.
+    """
+    found: dict[str, Found] = {}
+    for path in find_loras(places):
+        name, header = name_effect(path), read_header(path)
+        if name in found:
+            message = f"gives the effect name {name}, as {found[name].file} does"
+            hint = "rename one of them: of a file's name only a-z, 0-9 and hyphens are kept"
+            raise UserError(path, "", message, hint)
+        stated = header.get("teacher_prompt")
+        found[name] = Found(name, path, stated or guess_prompt(name, header), guessed=stated is None)
+    return list(found.values())
+
+
+def guess_prompt(name: str, header: Mapping[str, str]) -> str:
+    """What a LoRA may have been trained with: the trigger phrase of its header, or the effect's name."""
+    return header.get("modelspec.trigger_phrase") or f"apply the {name} effect"
 
 
 def teacher_copies(name: str, path: Path) -> dict[str, Path]:

@@ -15,6 +15,7 @@ from collectionlora.backbones import family_of
 from collectionlora.collection import PROMPTS, Collection
 from collectionlora.config import Settings
 from collectionlora.effectbench.truths import true_folder
+from collectionlora.manifest.template import guess_prompt
 from collectionlora.pictures.folders import find_photos
 from collectionlora.pictures.pairs import read_pair
 from collectionlora.pictures.photos import read_photo
@@ -63,9 +64,10 @@ def check_collection(folder: Path, progress: Progress = ignore) -> dict[str, Any
 
     Returns:
         `{"ok", "problems": [{"file", "field", "message", "hint"}], "effects": [{"name", **LoraFile.report}],
-        "left_out": [{"file", "reason"}]}`
+        "guessed_prompts": [name], "left_out": [{"file", "reason"}]}`
     """
     found, effects, left_out = Findings(), list[dict[str, Any]](), list[dict[str, str]]()
+    guessed: list[str] = []
     collection = found.attempt(Collection.load, folder)
     if collection is not None:
         settings = found.attempt(resolve_settings, collection, {})
@@ -86,8 +88,17 @@ def check_collection(folder: Path, progress: Progress = ignore) -> dict[str, Any
                 lora = found.attempt(read_teacher, path, base, reader, without)
                 if lora:
                     effects.append({"name": effect.name, **lora.report(len(base))})
+                    stated = "teacher_prompt" in lora.metadata
+                    if not stated and effect.teacher_prompt == guess_prompt(effect.name, lora.metadata):
+                        guessed.append(effect.name)
     problems = [problem.as_dict() for problem in found.problems]
-    return {"ok": not problems, "problems": problems, "effects": effects, "left_out": left_out}
+    return {
+        "ok": not problems,
+        "problems": problems,
+        "effects": effects,
+        "guessed_prompts": guessed,
+        "left_out": left_out,
+    }
 
 
 def check_start(collection: Collection, settings: Settings) -> None:

@@ -24,6 +24,7 @@ from collectionlora.prompting.vlm import Vlm
 from collectionlora.system.files import fingerprint, read_models, read_tensors, write_json
 
 MANIFEST_WRITER, PLAIN_WRITER = "manifest", "teacher prompt"
+NO_PAIRS = "no image pairs"
 NUM_PAIRS = 2
 
 
@@ -107,7 +108,7 @@ class PromptWriter:
         """The model's prompt, or what there was before with a note."""
         pairs = find_pairs(self.collection, effect, self.backbone, self.settings)
         if pairs is None:
-            note = f"no image pairs: fill {self.collection.pairs_folder(effect)}, or make targets first"
+            note = f"{NO_PAIRS}: fill {self.collection.pairs_folder(effect)}, or make targets first"
             return (kept or self._plain(effect)).model_copy(update={"note": note})
         text = request(effect.teacher_prompt, pairs.count)
         key = fingerprint(vlm.key, text, vlm.settings.image_side, pairs.key)
