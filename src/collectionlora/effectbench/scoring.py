@@ -20,13 +20,8 @@ from collectionlora.effectbench.truths import Truths
 from collectionlora.pictures.photos import Photo
 
 BAD_CASE_PSNR = 15.0  # below this fidelity a picture is a bad case whatever the classifier says
-LEADING = (
-    "psnr",
-    "vsa",
-    "clip_reference",
-    "clip_text",
-    "teacher_psnr",
-)  # the first that there is tells the worst effect
+# The first that there is tells the worst effect.
+LEADING = ("psnr", "vsa", "clip_reference", "clip_text", "teacher_psnr")
 
 Values = NDArray[Any]
 

@@ -84,6 +84,7 @@ def create(folder: Path, base: str, loras: Sequence[Path], recipe: str = "defaul
     if (folder / MANIFEST).exists():
         raise UserError(folder / MANIFEST, "", "exists already", "edit it, or choose another folder")
     base, found = find_base(base), describe_loras(loras)
+    entered = found or [Found("my-effect", Path(), "apply my effect", guessed=False)]
     copies = {lora.name: teacher_copies(lora.name, lora.file) for lora in found}
     effects = "".join(
         EFFECT.format(
@@ -91,15 +92,9 @@ def create(folder: Path, base: str, loras: Sequence[Path], recipe: str = "defaul
             written=write_scalar(lora.name),
             prompt=json.dumps(lora.prompt, ensure_ascii=False),
             known=GUESSED if lora.guessed else STATED,
-            teacher=next(iter(copies[lora.name])),
+            teacher=next(iter(copies.get(lora.name, ())), f"teachers/{lora.name}.safetensors"),
         )
-        for lora in found
-    ) or EFFECT.format(
-        name="my-effect",
-        written="my-effect",
-        prompt='"apply my effect"',
-        known=STATED,
-        teacher="teachers/my-effect.safetensors",
+        for lora in entered
     )
     header = HEADER.format(base=write_scalar(base), what=describe_base(base))
     manifest = header + effects + FOOTER.format(recipe=recipe)
@@ -107,8 +102,7 @@ def create(folder: Path, base: str, loras: Sequence[Path], recipe: str = "defaul
     sources = {folder / place: source for files in copies.values() for place, source in files.items()}
     for path, source in sources.items():
         refuse_other(source, path)
-    names = [lora.name for lora in found] or ["my-effect"]
-    for sub in ("teachers", "pairs", "photos/general", *(f"photos/{name}" for name in names)):
+    for sub in ("teachers", "pairs", "photos/general", *(f"photos/{lora.name}" for lora in entered)):
         (folder / sub).mkdir(parents=True, exist_ok=True)
     for path, source in sources.items():
         copy_whole(source, path)

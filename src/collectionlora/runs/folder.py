@@ -111,16 +111,18 @@ def refuse_other_length(folder: Path, settings: Settings) -> None:
     found = checkpoints(folder / CHECKPOINTS)
     if not found or not processes.is_main():
         return
-    taken, updates = step_of(found[0]), settings.match.updates
-    num_steps = updates + settings.distill.student_updates
-    if taken > num_steps:
-        message = f"holds {taken} steps, and a run of these settings has {num_steps}"
-        raise UserError(folder, "", message, "give it as many updates as before or more, or --again")
-    before = (read_json(folder / FACTS) or {}).get("match.updates", updates)
+    taken = step_of(found[0])
+    updates, student_updates = settings.match.updates, settings.distill.student_updates
+    facts = read_json(folder / FACTS) or {}
+    before = facts.get("match.updates", updates)
+    given = f"--set match.updates={before}"
+    if taken > updates + student_updates:
+        message = f"holds {taken} steps, and a run of these settings has {updates + student_updates}"
+        given += f" --set distill.student_updates={facts.get('distill.student_updates', student_updates)}"
+        raise UserError(folder, "", message, f"write {given}, as before, or start over with --again")
     if before != updates and taken > min(before, updates):
         message = f"match.updates was {before} and is {updates}, and {taken} steps are taken"
-        hint = f"write --set match.updates={before}, or give the new run a name with --run NAME"
-        raise UserError(folder, "", message, hint)
+        raise UserError(folder, "", message, f"write {given}, or give the new run a name with --run NAME")
 
 
 def is_finished(folder: Path) -> bool:
