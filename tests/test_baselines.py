@@ -1,6 +1,7 @@
 """What the student is compared with, over the smallest collection."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -15,7 +16,12 @@ from collectionlora.adapters.roles import STUDENT, Roles
 from collectionlora.backbones.nano import NanoBackbone
 from collectionlora.collection import Collection
 from collectionlora.effectbench.baselines import BASELINES, FLOW_MATCHING, GENERAL, STACK, Baselines
+from collectionlora.effectbench.bench import draw_crops
 from collectionlora.effectbench.encodings import Encodings
+from collectionlora.effectbench.running import MethodMaker
+from collectionlora.effectbench.truths import Truths
+from collectionlora.effects.crops import PhotoPool
+from collectionlora.pictures.sizes import WorkingSizes
 from collectionlora.runs.session import Session, resolve_settings
 
 SETTINGS = {
@@ -91,6 +97,26 @@ def test_a_stack_is_the_teacher_plus_the_acceleration(session, baselines):
         torch.testing.assert_close(change(pair), sum(change(part) for part in parts), atol=1e-5, rtol=1e-4)
     general = add(baselines.sums[f"{STACK}/{GENERAL}"])
     torch.testing.assert_close(change(general[module]), change(baselines.acceleration[module]))
+
+
+def test_pictures_of_a_baseline_are_made_anew_when_prompts_or_data_change(session, tmp_path):
+    folder = shutil.copytree(session.collection.folder, tmp_path / "mine")
+
+    def key(name):
+        collection = Collection.load(folder)
+        cases = draw_crops(PhotoPool([np.zeros((64, 64, 3), np.uint8)]), 1, 0, 32)
+        truths = Truths(collection, cases, {}, WorkingSizes(32, 8))
+        return MethodMaker(collection, session.settings, truths, quiet).key(name, "one", cases)
+
+    before = {name: key(name) for name in BASELINES}
+    assert before == {name: key(name) for name in BASELINES}
+    (folder / "general.txt").write_text("sharpen the photo\n")
+    changed = {name: key(name) for name in BASELINES}
+    manifest = (folder / "collection.yaml").read_text()
+    (folder / "collection.yaml").write_text(manifest.replace("teacher_prompt: x", "teacher_prompt: y", 1))
+    again = {name: key(name) for name in BASELINES}
+    for name in BASELINES:
+        assert len({before[name], changed[name], again[name]}) == 3
 
 
 @pytest.mark.parametrize("name", BASELINES)

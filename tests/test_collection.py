@@ -166,6 +166,17 @@ def test_init_says_which_prompts_are_guesses_and_so_does_check(tmp_path):
         create(tmp_path / "other", "nano", [files[2], tmp_path / "油画.safetensors"])
 
 
+def test_init_refuses_a_file_whose_name_means_something_else(tmp_path):
+    save_file({"m.lora_A.weight": torch.ones(2, 3)}, tmp_path / "General.safetensors", {"teacher_prompt": ""})
+    with pytest.raises(
+        UserError, match=r"General\.safetensors: gives the effect name general, which means so"
+    ):
+        create(tmp_path / "mine", "nano", [tmp_path / "General.safetensors"])
+    (tmp_path / "General.safetensors").rename(tmp_path / "neon.safetensors")
+    (found,) = create(tmp_path / "mine", "nano", [tmp_path / "neon.safetensors"])
+    assert (found.prompt, found.guessed) == ("apply the neon effect", True)
+
+
 def test_a_base_that_is_a_folder_is_found_from_everywhere(tmp_path, monkeypatch):
     (tmp_path / "tiny").mkdir()
     monkeypatch.chdir(tmp_path)

@@ -452,7 +452,7 @@ def test_check_names_a_prompt_that_init_guessed(folder, run):
     code, out, err = run("check", "--json")
     assert (code, json.loads(out)["guessed_prompts"]) == (0, ["mine"])
     code, _, err = run("check")
-    assert "mine: its teacher_prompt is a guess of init; write what the LoRA was trained with" in err
+    assert "mine: its teacher_prompt is what init guesses; make sure that the LoRA was trained with it" in err
 
 
 def test_what_follows_remove_can_be_run(folder, run):
@@ -538,6 +538,10 @@ def test_a_gate_compares_with_the_teacher_where_there_is_no_truth(tmp_path):
         (metrics_of("other", a=1.0), "cases: is of other photos; bench with the same --photos"),
         (metrics_of(z=1.0), "student: no effect has a PSNR in both"),
         ({"cases": "c", "methods": {}}, "student: no effect has a PSNR in both"),
+        (
+            {**metrics_of(b=1.0), "methods": {"student": {"per_effect": {"a": {"teacher_psnr": 9.0}}}}},
+            "a: has a teacher_psnr before and none now; bench the methods teacher and student",
+        ),
     ],
 )
 def test_only_like_is_compared_with_like(tmp_path, baseline, words):
@@ -567,5 +571,7 @@ def test_a_bench_with_a_gate(folder, run, monkeypatch, tmp_path):
     assert code == 2
     assert "--margin: more than 1 dB is lost: sepia" in err.splitlines()[-1]
     assert not json.loads(written.read_text())["gate"]["passed"]
+    code, _, err = run("bench", "--photos", folder / "heldout", "--crops", 2, "--baseline", before)
+    assert (code, "--baseline: is of other photos; bench with the same" in err) == (2, True)
     code, _, err = run("bench", *arguments, "--baseline", tmp_path / "nowhere.json")
     assert (code, "cannot be read" in err) == (2, True)

@@ -38,6 +38,6 @@ def test_coverage(hits, expected):
 def test_a_bootstrap_interval_holds_the_mean_and_narrows():
     rng = np.random.default_rng(0)
     few, many = rng.normal(20, 1, 10), rng.normal(20, 1, 1000)
-    low, high = bootstrap_interval(few)
+    low, high = bootstrap_interval(few, np.arange(len(few)))
     assert low < few.mean() < high
-    assert high - low > 3 * np.subtract(*bootstrap_interval(many)[::-1])
+    assert high - low > 3 * np.subtract(*bootstrap_interval(many, np.arange(len(many)))[::-1])

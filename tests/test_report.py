@@ -153,12 +153,16 @@ def test_curves_are_averaged(tmp_path):
     assert list(curves) == ["loss"]
     assert len(curves["loss"]) == 100
     assert {value for _, value in curves["loss"]} == {0.5}
+    with log.open("a") as lines:  # as a process leaves it that was killed
+        lines.write('{"step": 1000, "sec')
+    assert read_curves(log) == curves
 
 
 def test_the_log_is_that_of_the_run_that_made_the_adapter(tmp_path):
     for run, content in (("first", "a"), ("second", "b")):
         (tmp_path / "runs" / run).mkdir(parents=True)
         (tmp_path / "runs" / run / "collection.safetensors").write_text(content)
+        (tmp_path / "runs" / run / "log.jsonl").write_text("")
     (tmp_path / "bench" / "acceleration").mkdir(parents=True)
     (tmp_path / "bench" / "acceleration" / "log.jsonl").write_text("")
     collection = Collection(tmp_path, None)
@@ -166,6 +170,8 @@ def test_the_log_is_that_of_the_run_that_made_the_adapter(tmp_path):
     collection.result.write_text("b")
     assert list(find_logs(collection)) == ["second", "acceleration"]
     assert list(find_logs(collection, ["student", "first"])) == ["first", "second", "acceleration"]
+    (tmp_path / "runs" / "second" / "log.jsonl").unlink()
+    assert list(find_logs(collection)) == ["acceleration"]
 
 
 def test_a_page_says_on_which_base_it_judges_and_on_which_an_adapter_was_distilled(result):

@@ -1,5 +1,7 @@
 """From pictures to metrics.json: truths of every kind, the classifier, effects that nothing is known of."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,9 +10,12 @@ import yaml
 from collectionlora.collection import Collection
 from collectionlora.effectbench.bench import GENERAL, Cases, Method, draw_crops, draw_whole
 from collectionlora.effectbench.classifier import load_or_train
+from collectionlora.effectbench.heldout import Heldout
 from collectionlora.effectbench.metrics import perceptual_distance, psnr
+from collectionlora.effectbench.running import read_name, split_steps
 from collectionlora.effectbench.scoring import (
     Measured,
+    average,
     concept_meter,
     score,
     summarise,
@@ -123,6 +128,35 @@ def test_whole_photographs_are_drawn_without_repeats():
         draw_whole(PHOTOGRAPHS, 4, 1, SIZES)
 
 
+def test_cases_are_those_of_the_bench_to_compare_with(collection):
+    """An effect without a truth that is new would change crops into whole photographs."""
+    pool, seeds = PhotoPool(list(PHOTOGRAPHS.values())), [0, 1]
+    heldout = Heldout(PHOTOGRAPHS, pool, 2, seeds, 1)
+    before = heldout.draw(collection.only(["sepia", "browned"]), SIZES)
+    assert not before.names
+    with_new = collection.only(["sepia", "browned", "free"])
+    assert heldout.draw(with_new, SIZES).names
+    assert replace(heldout, like=before.key).draw(with_new, SIZES).key == before.key
+    for like, effects in (("other", ["sepia"]), (before.key, ["sepia", "painted"])):
+        with pytest.raises(UserError, match="--baseline: is of other photos; bench with the same --photos"):
+            replace(heldout, like=like).draw(collection.only(effects), SIZES)
+
+
+def test_a_method_may_be_a_run_whose_name_ends_in_a_number(collection):
+    def finish(run):
+        path = collection.folder / "runs" / run / "collection.safetensors"
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"")
+
+    finish("seed")
+    assert read_name(collection, "seed-2") == ("seed", 2)
+    finish("seed-2")
+    assert read_name(collection, "seed-2") == ("seed-2", None)
+    assert read_name(collection, "seed-2-4") == ("seed-2", 4)
+    assert read_name(collection, "student-4") == ("student", 4)
+    assert split_steps("teacher-0") == ("teacher-0", None)
+
+
 def test_photos_are_known_by_their_path_without_the_suffix(tmp_path):
     write_photo(tmp_path / "a" / "one.png", PHOTOGRAPHS["me-0"])
     assert list(relative_names(tmp_path)) == ["a/one"]
@@ -173,6 +207,16 @@ def test_the_classifier_is_trained_once_for_the_same_things(tmp_path):
     load_or_train(tmp_path, {"sepia": EFFECTS["thermal"], "thermal": EFFECTS["sepia"]}, pool, 2, 0)
     load_or_train(tmp_path, effects, pool, 3, 0)
     assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_an_interval_does_not_shrink_by_photographs_that_are_shown_again():
+    rng = np.random.default_rng(0)
+    once, names = rng.normal(size=12), [f"photo-{i:02}" for i in range(12)]
+    alone = average({"psnr": once})["ci95"]["psnr"]
+    again = average({"psnr": np.tile(once, 8)}, names * 8)["ci95"]["psnr"]
+    assert again == pytest.approx(alone)
+    forgotten = average({"psnr": np.tile(once, 8)})["ci95"]["psnr"]
+    assert forgotten[1] - forgotten[0] < 0.5 * (alone[1] - alone[0])
 
 
 def test_photos_that_were_not_judged_are_left_out_of_means():

@@ -103,7 +103,7 @@ def check(folder: Folder, as_json: Json = False) -> None:
     left_out = [LeftOut(Path(one["file"]), one["reason"]) for one in result["left_out"]]
     lines += describe_left_out(folder, left_out)
     lines += [
-        f"{name}: its teacher_prompt is a guess of init; write what the LoRA was trained with"
+        f"{name}: its teacher_prompt is what init guesses; make sure that the LoRA was trained with it"
         for name in result["guessed_prompts"]
     ]
     again = f"not ready; fix what is named above, then: {command('check', folder)}"

@@ -12,6 +12,7 @@ from collectionlora.pictures.buckets import find_buckets
 from collectionlora.pictures.photos import Photo, to_images, to_photos
 from collectionlora.pictures.sizes import WorkingSizes
 from collectionlora.system.errors import UserError
+from collectionlora.system.files import fingerprint
 
 GENERAL = "general"
 GENERAL_KINDS = tuple(k for k, edit in ORDINARY_EDITS.items() if edit.group in ("keep", "photometric"))
@@ -52,6 +53,11 @@ class Cases:
     seeds: list[int]
     edits: list[Edit]
     names: list[str] = field(default_factory=list)
+
+    @property
+    def key(self) -> str:
+        """Tells these photos and seeds from others, in metrics.json."""
+        return fingerprint(*(photo.tobytes() for photo in self.photos), self.seeds)
 
 
 def draw_edits(pool: PhotoPool, rng: np.random.Generator, side: int) -> list[Edit]:

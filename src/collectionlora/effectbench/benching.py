@@ -1,6 +1,7 @@
 """`bench`: judge methods on held-out photographs, write the report, compare with an earlier one."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,13 +58,17 @@ def bench(
     gate = Gate.load(baseline, margin, out / "metrics.json") if baseline else None
     photographs = heldout_photographs(photos, collection.manifest.base)
     heldout = Heldout(photographs, pool(TRAIN), crops, list(range(seeds)), CLASSIFIER_STEPS)
+    if gate:
+        heldout = replace(heldout, like=gate.baseline.get("cases"))
     open_judge = vlm_opener(judge, collection.manifest.base, settings.vlm)
     result = run_bench(collection, settings, methods, heldout, progress, open_judge)
-    if gate:
-        result.metrics["gate"] = gate.check(result.metrics)
-    if processes.is_main():
-        write_results(out, result, find_logs(collection, methods))
-    processes.barrier()
+    try:
+        if gate:
+            result.metrics["gate"] = gate.check(result.metrics)
+    finally:  # what was measured stays, whatever it is compared with
+        if processes.is_main():
+            write_results(out, result, find_logs(collection, methods))
+        processes.barrier()
     if gate:
         gate.enforce(result.metrics, growing.backup_path(collection), collection.result)
     return result.metrics

@@ -46,17 +46,22 @@ class Gate:
         """By effect that both have, the student's PSNR before and now, to the truth or to the teacher.
 
         Raises:
-            UserError: the two are not of the same photos, or have nothing in common.
+            UserError: the two are not of the same photos, have nothing in common, or an effect was measured
+                before and is not now.
         """
         if self.baseline.get("cases") != metrics["cases"]:
             hint = "bench with the same --photos, --crops, --seeds and data.resolution"
             raise UserError(self.path, "cases", "is of other photos", hint)
         before, now = (m["methods"].get(STUDENT, {}).get("per_effect", {}) for m in (self.baseline, metrics))
         both: dict[str, tuple[float, float]] = {}
-        for key in KEYS:
-            for effect in before.keys() & now.keys() - both.keys():
-                if key in before[effect] and key in now[effect]:
-                    both[effect] = before[effect][key], now[effect][key]
+        for effect in sorted(before.keys() & now.keys()):
+            measured = [key for key in KEYS if key in before[effect]]
+            common = [key for key in measured if key in now[effect]]
+            if common:
+                both[effect] = before[effect][common[0]], now[effect][common[0]]
+            elif measured:
+                hint = "bench the methods teacher and student, as before"
+                raise UserError(self.path, effect, f"has a {measured[0]} before and none now", hint)
         if not both:
             hint = "bench the methods teacher and student, both before and now"
             raise UserError(self.path, STUDENT, "no effect has a PSNR in both", hint)

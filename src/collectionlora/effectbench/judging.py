@@ -8,6 +8,7 @@ the pictures, under the fingerprint of all that was asked with: nothing is asked
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Annotated, Any
 
 import numpy as np
@@ -109,11 +110,13 @@ class Judge:
         seen = (*(p.shape for p in images), *(p.tobytes() for p in images))
         request = fingerprint(self.vlm.key, text, self.vlm.settings.image_side, turn, *seen)
         path = self.collection.folder / "bench" / "pictures" / method / f"{effect}.answers.json"
-        kept = read_models(path, Answered, "remove the file: its pictures are judged anew")
-        if request not in kept:
-            kept[request] = self._ask(images, text)
-            write_json(path, {key: answered.model_dump() for key, answered in kept.items()})
-        return kept[request].verdict
+        read = partial(read_models, path, Answered, "remove the file: its pictures are judged anew")
+        if answered := read().get(request):
+            return answered.verdict
+        answered = self._ask(images, text)
+        # Read again: meanwhile another bench may have kept answers there, which were paid for.
+        write_json(path, {key: one.model_dump() for key, one in {**read(), request: answered}.items()})
+        return answered.verdict
 
     def _ask(self, images: Sequence[Photo], text: str) -> Answered:
         answers, tokens, hint = list[str](), 0, ""

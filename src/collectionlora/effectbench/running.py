@@ -50,6 +50,7 @@ from collectionlora.pictures.photos import Photo, to_images
 from collectionlora.pictures.sizes import WorkingSizes
 from collectionlora.prompting.vlm import Vlm
 from collectionlora.prompting.writing import find_pairs
+from collectionlora.runs.inputs import distillation_inputs
 from collectionlora.runs.session import Session
 from collectionlora.system import processes
 from collectionlora.system.errors import UserError
@@ -93,7 +94,7 @@ class MethodMaker:
             return self.truths.method([e.name for e in self.collection.effects])
         if name in BASELINES:
             return self.baselines.method(name)
-        role, steps = split_steps(name)
+        role, steps = read_name(self.collection, name)
         if role == TEACHER:
             makers = self.session, self.encodings
             method = undistilled_method(*makers, steps) if steps else teacher_method(*makers)
@@ -119,7 +120,10 @@ class MethodMaker:
             return fingerprint(*files, chosen.teacher_prompt, *parts)
         if name == TRUTH and effect != GENERAL:
             return fingerprint(*(photo.tobytes() for photo in self.truths.draw(effect)), *parts)
-        if name in (SOURCE.name, TRUTH, *BASELINES) or split_steps(name)[0] == TEACHER:
+        if name in BASELINES:
+            prompts = [(e.teacher_prompt, self.session.prompts[e.name]) for e in self.collection.effects]
+            return fingerprint(prompts, *distillation_inputs(self.collection), *parts)
+        if name in (SOURCE.name, TRUTH) or split_steps(name)[0] == TEACHER:
             paths = map(self.collection.teacher_path, self.collection.effects)
             return fingerprint(*chain.from_iterable(map(lora_files, paths)), *parts)
         return fingerprint(find_adapter(self.collection, name), *parts)
@@ -141,10 +145,9 @@ def find_adapter(collection: Collection, name: str) -> Path:
     Raises:
         UserError: there is no such method, or no finished adapter.
     """
-    role, _ = split_steps(name)
-    if role == STUDENT:
+    if split_steps(name)[0] == STUDENT:
         return adapter_path(collection.folder)
-    path = run_adapter(collection, role)
+    path = run_adapter(collection, name)
     if not path.exists():
         known = ", ".join((SOURCE.name, TRUTH, TEACHER, "teacher-8", STUDENT, "student-4", *BASELINES))
         hint = f"choose from {known}, or name a finished run"
@@ -159,14 +162,21 @@ def trained_methods(names: Sequence[str]) -> list[str]:
 
 
 def run_adapter(collection: Collection, name: str) -> Path:
-    """Where a run of a name leaves its adapter."""
-    return collection.folder / "runs" / split_steps(name)[0] / collection.result.name
+    """Where the run of a method leaves its adapter."""
+    return collection.folder / "runs" / read_name(collection, name)[0] / collection.result.name
+
+
+def read_name(collection: Collection, name: str) -> tuple[str, int | None]:
+    """A method's role or run, and its number of steps; the number may be a part of a run's name."""
+    role, steps = split_steps(name)
+    adapter = collection.folder / "runs" / name / collection.result.name
+    return (name, None) if role not in (TEACHER, STUDENT) and adapter.exists() else (role, steps)
 
 
 def split_steps(name: str) -> tuple[str, int | None]:
-    """`student-4` to ("student", 4); a name without a number to itself and None."""
+    """`student-4` to ("student", 4); a name without a number of steps to itself and None."""
     role, _, steps = name.rpartition("-")
-    return (role, int(steps)) if role and steps.isdecimal() else (name, None)
+    return (role, int(steps)) if role and steps.isdecimal() and int(steps) else (name, None)
 
 
 def draw(maker: MethodMaker, method: Method, name: str, kind: str, cases: Cases) -> Kept[Timed]:
@@ -291,7 +301,7 @@ def run_bench(
         "photos": len(cases.photos),
         "effects": [e.name for e in collection.effects],
         "seeds": list(heldout.seeds),
-        "cases": fingerprint(*(photo.tobytes() for photo in cases.photos), cases.seeds),
+        "cases": cases.key,
         "seconds": time.perf_counter() - began,
         "versions": versions(settings.bench),
         "settings": settings.model_dump(mode="json"),

@@ -118,22 +118,39 @@ def bad_cases(columns: Mapping[str, Values]) -> dict[str, Values]:
     return {"bad_case_rate": np.any(signs, axis=0).astype(float)} if signs else {}
 
 
-def bootstrap_interval(values: Values, seed: int = 0, draws: int = 1000) -> tuple[float, float]:
-    """The 95% bootstrap interval of a mean."""
-    rng = np.random.default_rng(seed)
-    means = values[rng.integers(len(values), size=(draws, len(values)))].mean(1)
+def bootstrap_interval(
+    values: Values, photographs: Values, seed: int = 0, draws: int = 1000
+) -> tuple[float, float]:
+    """The 95% bootstrap interval of a mean `[N]`; photographs are resampled, each with all of its values.
+
+    Args:
+        photographs: which one each value is of, `[N]`.
+    """
+    _, places = np.unique(photographs, return_inverse=True)
+    sums, counts = np.bincount(places, weights=values), np.bincount(places)
+    drawn = np.random.default_rng(seed).integers(len(sums), size=(draws, len(sums)))
+    means = sums[drawn].sum(1) / counts[drawn].sum(1)
     low, high = np.percentile(means, [2.5, 97.5])
     return float(low), float(high)
 
 
-def average(columns: Mapping[str, Values]) -> dict[str, Any]:
-    """Means by name over what is not NaN, and under `ci95` their bootstrap intervals."""
-    known = {key: column[~np.isnan(column)] for key, column in columns.items()}
-    known = {key: column for key, column in known.items() if len(column)}
-    means: dict[str, Any] = {key: float(column.mean()) for key, column in known.items()}
+def average(columns: Mapping[str, Values], photographs: Sequence[str] = ()) -> dict[str, Any]:
+    """Means by name over what is not NaN, and under `ci95` their bootstrap intervals.
+
+    Args:
+        photographs: what each row shows, where seeds show the same ones; by default each row is one.
+    """
+    means: dict[str, Any] = {}
+    intervals: dict[str, tuple[float, float]] = {}
+    for key, column in columns.items():
+        known = ~np.isnan(column)
+        if known.any():
+            shown = np.array(photographs) if photographs else np.arange(len(column))
+            means[key] = float(column[known].mean())
+            intervals[key] = bootstrap_interval(column[known], shown[known])
     if "vsa" in means:
         assert means["vsa"] <= 5 * (1 - means["bcr"]) + 1e-9  # both come from one answer
-    return {**means, "ci95": {key: bootstrap_interval(column) for key, column in known.items()}}
+    return {**means, "ci95": intervals}
 
 
 def mean_over_effects(rows: Iterable[Mapping[str, Values]]) -> dict[str, Values]:
@@ -147,17 +164,17 @@ def mean_over_effects(rows: Iterable[Mapping[str, Values]]) -> dict[str, Values]
     }
 
 
-def summarise(measured: Mapping[str, Measured]) -> dict[str, Any]:
+def summarise(measured: Mapping[str, Measured], photographs: Sequence[str] = ()) -> dict[str, Any]:
     """One method's entry of metrics.json from what was measured of it by effect.
 
     Means over effects and photos; the same for each effect; the worst effect; and how often each effect
     (rows) was taken for each class of the classifier (columns).
     """
     columns = {effect: {**one.columns, **bad_cases(one.columns)} for effect, one in measured.items()}
-    per_effect = {effect: average(row) for effect, row in columns.items()}
+    per_effect = {effect: average(row, photographs) for effect, row in columns.items()}
     for effect, one in measured.items():
         per_effect[effect] |= {key: fact for key, fact in one.facts.items() if key != "taken_for"}
-    entry = {**average(mean_over_effects(columns.values())), "per_effect": per_effect}
+    entry = {**average(mean_over_effects(columns.values()), photographs), "per_effect": per_effect}
     coverages = [row["coverage"] for row in per_effect.values() if "coverage" in row]
     if coverages:
         entry["coverage"] = float(np.mean(coverages))
@@ -199,7 +216,7 @@ def score(
         table[name] = {
             "nfe": method.nfe,
             "bytes": method.num_bytes,
-            **summarise(measured[name]),
+            **summarise(measured[name], cases.names),
             "general_psnr": general_fidelity(edits, [edit.target for edit in cases.edits]),
         }
         if base in pictures and name != base:

@@ -10,7 +10,7 @@ from collectionlora.adapters.alpha import DIFFUSERS_FILE, PEFT_FILE, lora_files
 from collectionlora.adapters.formats import read_header
 from collectionlora.backbones import find_base, guess_family
 from collectionlora.backbones.family import Family
-from collectionlora.collection import MANIFEST, MAX_EFFECT, Collection
+from collectionlora.collection import MANIFEST, MAX_EFFECT, RESERVED, Collection
 from collectionlora.manifest.instructions import INSTRUCTIONS
 from collectionlora.pictures.folders import LeftOut, describe_left_out
 from collectionlora.system.errors import UserError, one_line
@@ -123,18 +123,21 @@ def describe_loras(places: Sequence[Path]) -> list[Found]:
     found: dict[str, Found] = {}
     for path in find_loras(places):
         name, header = name_effect(path), read_header(path)
+        if name in RESERVED:
+            message = f"gives the effect name {name}, which means something else here"
+            raise UserError(path, "", message, "rename the file")
         if name in found:
             message = f"gives the effect name {name}, as {found[name].file} does"
             hint = "rename one of them: of a file's name only a-z, 0-9 and hyphens are kept"
             raise UserError(path, "", message, hint)
         stated = header.get("teacher_prompt")
-        found[name] = Found(name, path, stated or guess_prompt(name, header), guessed=stated is None)
+        found[name] = Found(name, path, stated or guess_prompt(name, header), guessed=not stated)
     return list(found.values())
 
 
 def guess_prompt(name: str, header: Mapping[str, str]) -> str:
     """What a LoRA may have been trained with: the trigger phrase of its header, or the effect's name."""
-    return header.get("modelspec.trigger_phrase") or f"apply the {name} effect"
+    return header.get("modelspec.trigger_phrase", "").strip() or f"apply the {name} effect"
 
 
 def teacher_copies(name: str, path: Path) -> dict[str, Path]:

@@ -88,7 +88,7 @@ def check_collection(folder: Path, progress: Progress = ignore) -> dict[str, Any
                 lora = found.attempt(read_teacher, path, base, reader, without)
                 if lora:
                     effects.append({"name": effect.name, **lora.report(len(base))})
-                    stated = "teacher_prompt" in lora.metadata
+                    stated = lora.metadata.get("teacher_prompt")
                     if not stated and effect.teacher_prompt == guess_prompt(effect.name, lora.metadata):
                         guessed.append(effect.name)
     problems = [problem.as_dict() for problem in found.problems]

@@ -20,14 +20,21 @@ def find_logs(collection: Collection, methods: Sequence[str] = ()) -> dict[str, 
         if path.parent.name in methods or (result.exists() and filecmp.cmp(path, result, shallow=False))
     }
     baselines = sorted(collection.folder.glob(f"bench/*/{LOG}"))
-    return logs | {path.parent.name: path for path in baselines}
+    logs |= {path.parent.name: path for path in baselines}
+    return {name: log for name, log in logs.items() if log.exists()}
 
 
 def read_curves(log: Path, max_points: int = 100) -> dict[str, Curve]:
-    """Losses by name from a run's log, averaged to at most about `max_points`."""
+    """Losses by name from a run's log, averaged to at most about `max_points`.
+
+    A process that was killed leaves half a line at the end.
+    """
     raw: dict[str, Curve] = {}
-    for line in log.read_text().splitlines():
-        entry = json.loads(line)
+    for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            break
         for name, value in entry.items():
             if name not in ("step", "seconds"):
                 raw.setdefault(name, []).append((entry["step"], value))

@@ -61,6 +61,8 @@ def bars(methods: Mapping[str, Mapping[str, Any]], column: Column) -> dict[str, 
     """
     key, colours = column.key, {name: index for index, name in enumerate(methods)}
     methods = {name: row for name, row in methods.items() if name != "truth"}
+    if not methods:
+        return {}
     names = list(next(iter(methods.values()))["per_effect"])
     known = [
         row["per_effect"][e][key] for row in methods.values() for e in names if key in row["per_effect"][e]
@@ -139,7 +141,7 @@ def build_report(result: Result, logs: Mapping[str, Path]) -> str:
         remarks=write_remarks(methods),
         scores=table(methods, columns),
         costs=table(methods, list(COSTS)),
-        bars=[(column, bars(methods, column)) for column in by_effect],
+        bars=[(column, chart) for column in by_effect if (chart := bars(methods, column))],
         gallery=gallery,
         strips={effect: embed_strip(photos) for effect, photos in result.strips.items()},
         confusion=confusion(metrics),
@@ -153,7 +155,7 @@ def build_report(result: Result, logs: Mapping[str, Path]) -> str:
 
 
 def write_results(out: Path, result: Result, logs: Mapping[str, Path]) -> None:
-    """sheet.png, report.html and metrics.json in `out`; `logs` are training logs by run."""
+    """metrics.json, sheet.png and report.html in `out`; `logs` are training logs by run."""
+    write_json(out / "metrics.json", result.metrics)
     write_photo(out / "sheet.png", draw_sheet(result.gallery))
     write_text(out / "report.html", build_report(result, logs))
-    write_json(out / "metrics.json", result.metrics)
