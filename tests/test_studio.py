@@ -21,9 +21,10 @@ from collectionlora.command_line.studio import read_accounts
 from collectionlora.command_line.verbs import app
 from collectionlora.editing import Editor
 from collectionlora.pictures.photos import read_photo
-from collectionlora.studio.batching import Batcher, Cancelled, Request, Turn
+from collectionlora.studio.batching import Batcher, Cancelled, Request, Steps, Turn
 from collectionlora.studio.guard import is_local
-from collectionlora.studio.making import Clock
+from collectionlora.studio.making import Clock, Maker
+from collectionlora.studio.pictures import Studio
 from collectionlora.studio.stamps import IN_TURN, Settings, read_stamp, stamp
 from collectionlora.studio.tile_search import group_by_kind, write_search
 from collectionlora.studio.words import describe_seconds, human_name, title_of
@@ -57,9 +58,9 @@ class Counted(Editor):
     def sample(self, images, prompts, seeds, steps, strengths, after_step, references):
         self.batches.append(len(images))
 
-        def wait():
+        def wait(done, total):
             assert self.gate.wait(WAIT)
-            after_step()
+            after_step(done, total)
 
         return super().sample(images, prompts, seeds, steps, strengths, wait, references)
 
@@ -139,16 +140,48 @@ def test_who_waits_is_told_how_many_pictures_are_made_before(editor):
     turns = other.news()
     assert next(turns) == Turn(3)
     editor.gate.set()
-    assert list(turns) == [1]
+    assert list(turns) == [Steps(1, 1)]
     assert list(one.steps()) == [1]
     assert [list(job.steps()) for job in first] == [[1, 2], [1, 2]]
 
 
+def test_a_batch_that_the_base_takes_in_parts_has_the_steps_of_all_parts(editor, monkeypatch):
+    monkeypatch.setattr(editor.backbone, "max_batch", lambda condition: 1)
+    jobs = Batcher(editor, 8).submit([request_of(editor, "warm", seed=seed) for seed in range(2)])
+    assert list(jobs[0].news())[-4:] == [Steps(done, 4) for done in (1, 2, 3, 4)]
+
+
+@pytest.mark.parametrize("then", ["another photo", "no photo", "cancel"])
+def test_previews_are_taken_back_by_the_next_photo_and_by_cancel(folder, editor, photo, then):
+    studio = Studio(folder, 8)
+    studio.batcher = Batcher(editor, 1)
+    editor.gate.clear()
+    maker, shown, found = Maker(studio), read_photo(photo), []
+    first = threading.Thread(target=lambda: found.append(maker.preview(shown, "me")))
+    first.start()
+    while not editor.batches:
+        time.sleep(0.001)
+    second = threading.Thread(target=lambda: maker.preview(shown, "me"))
+    if then == "another photo":
+        second.start()
+    elif then == "no photo":
+        maker.preview(None, "me")
+    else:
+        maker.cancel("me")
+    first.join(WAIT)
+    assert found == [None]
+    editor.gate.set()
+    if then == "another photo":
+        second.join(WAIT)
+    assert maker.previews == {}
+    assert len(maker.preview(shown, "me")) == len(studio.alone)
+
+
 def test_the_time_left_is_that_of_the_steps_to_come(monkeypatch):
-    clock, now = Clock(10), iter((100.0, 100.0, 102.0, 103.0))
+    clock, now = Clock(), iter((100.0, 100.0, 102.0, 103.0))
     monkeypatch.setattr("time.monotonic", lambda: next(now))
-    assert [clock.tell(1), clock.tell(3)] == ["", ", 7 s left"]
-    assert clock.tell(10) == ""
+    assert [clock.tell(1, 10), clock.tell(3, 10)] == ["", ", 7 s left"]
+    assert clock.tell(10, 10) == ""
 
 
 def test_names_and_titles_are_words():

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import count
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, TypeVar
@@ -247,14 +248,15 @@ class Editor:
         seeds: Sequence[int],
         steps: int | None = None,
         strengths: Sequence[float] | None = None,
-        after_step: Callable[[], None] = lambda: None,
+        after_step: Callable[[int, int], None] = lambda done, total: None,
         references: Sequence[Tensor] = (),
     ) -> Tensor:
         """A batch of images in [0, 1], `[B, 3, H, W]`, each with its own prompt, seed and strength.
 
         Args:
             strengths: in [0, 1]; by default 1, the whole effect.
-            after_step: called after each step of the sampler; what it raises stops the work.
+            after_step: called after each step of the sampler with the number of steps done, and that of all.
+                A batch that the base takes in parts has the steps of each. What it raises stops the work.
             references: images shown beside every photo, each `[1, 3, height, width]` in [0, 1].
 
         Raises:
@@ -265,10 +267,15 @@ class Editor:
         strengths = strengths or [1.0] * len(images)
         check_strengths(strengths)
         condition = encode_condition(self.backbone, prompts, images, references)
-        parts = chunks(len(images), self.backbone.max_batch(condition))
+        parts = list(chunks(len(images), self.backbone.max_batch(condition)))
+        done, total = count(1), len(parts) * (self.recipe.steps if steps is None else steps)
+
+        def tell() -> None:
+            after_step(next(done), total)
+
         with self.roles.frozen(STUDENT):
             latents = [
-                self.draw(condition[part], seeds[part], steps, strengths[part], after_step) for part in parts
+                self.draw(condition[part], seeds[part], steps, strengths[part], tell) for part in parts
             ]
         return self.backbone.decode(torch.cat(latents))
 

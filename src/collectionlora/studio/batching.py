@@ -45,6 +45,14 @@ class Turn:
     ahead: int
 
 
+@dataclass(frozen=True)
+class Steps:
+    """How far a request's batch is: of `total` steps so many are done."""
+
+    done: int
+    total: int
+
+
 class Cancelled(Exception):
     """The request was taken back."""
 
@@ -54,7 +62,7 @@ class Job:
 
     def __init__(self, request: Request):
         self.request, self.cancelled = request, False
-        self._news: SimpleQueue[Turn | int | Tensor | BaseException] = SimpleQueue()
+        self._news: SimpleQueue[Turn | Steps | Tensor | BaseException] = SimpleQueue()
         self._picture: Tensor | None = None
 
     def cancel(self) -> None:
@@ -62,11 +70,11 @@ class Job:
         self.cancelled = True
         self._news.put(Cancelled())
 
-    def tell(self, news: Turn | int | Tensor | BaseException) -> None:
+    def tell(self, news: Turn | Steps | Tensor | BaseException) -> None:
         self._news.put(news)
 
-    def news(self) -> Iterator[Turn | int]:
-        """Its turn each time that this changes, and the number of steps done, until the picture is there.
+    def news(self) -> Iterator[Turn | Steps]:
+        """Its turn each time that this changes, and the steps that are done, until the picture is there.
 
         Raises:
             Cancelled: by `cancel`.
@@ -83,7 +91,7 @@ class Job:
 
     def steps(self) -> Iterator[int]:
         """The number of steps done, each time it grows; raises as `news` does."""
-        return (news for news in self.news() if isinstance(news, int))
+        return (news.done for news in self.news() if isinstance(news, Steps))
 
     def picture(self) -> Tensor:
         """The image in [0, 1], `[1, 3, height, width]`; waits for it."""
@@ -141,15 +149,13 @@ class Batcher:
             self._sampled = 0
 
     def _sample(self, batch: list[Job]) -> None:
-        requests, done = [job.request for job in batch], 0
+        requests = [job.request for job in batch]
 
-        def after_step() -> None:
-            nonlocal done
-            done += 1
+        def after_step(done: int, total: int) -> None:
             if all(job.cancelled for job in batch):
                 raise Cancelled
             for job in batch:
-                job.tell(done)
+                job.tell(Steps(done, total))
 
         pictures = self.editor.sample(
             cat([request.image for request in requests]),

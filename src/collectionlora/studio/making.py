@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from collectionlora.pictures.photos import Photo, to_photos
-from collectionlora.studio.batching import Cancelled, Job
+from collectionlora.studio.batching import Cancelled, Job, Steps
 from collectionlora.studio.pictures import Studio
 from collectionlora.studio.stamps import Settings
 from collectionlora.studio.words import describe_seconds
@@ -25,27 +25,28 @@ class Order:
 
 
 class Clock:
-    """How long a work of `total` steps will still take."""
+    """How long a work will still take."""
 
-    def __init__(self, total: int):
-        self.total, self.first = total, (0, 0.0)
+    def __init__(self) -> None:
+        self.first = 0, 0.0
 
-    def tell(self, done: int) -> str:
-        """The time left, for the end of a line; empty until two steps are done."""
+    def tell(self, done: int, total: int) -> str:
+        """The time left after `done` of `total` steps, for the end of a line; empty until two are done."""
         if self.first[0] == 0:
             self.first = done, time.monotonic()
         steps, seconds = done - self.first[0], time.monotonic() - self.first[1]
-        if steps <= 0 or done >= self.total:
+        if steps <= 0 or done >= total:
             return ""
-        return f", {describe_seconds(seconds / steps * (self.total - done))} left"
+        return f", {describe_seconds(seconds / steps * (total - done))} left"
 
 
 class Maker:
-    """Makes what visitors order; `running` holds the unfinished jobs of each, for `cancel`."""
+    """Makes what visitors order; it holds the jobs of each for `cancel`, orders apart from previews."""
 
     def __init__(self, studio: Studio):
         self.studio = studio
         self.running: dict[str, list[Job]] = {}
+        self.previews: dict[str, list[Job]] = {}
 
     def make(self, order: Order, visitor: str) -> Iterator[tuple[str, list[Photo]]]:
         """Lines on how far it is, the last one with the pictures at working size; none if it was cancelled.
@@ -66,7 +67,7 @@ class Maker:
             jobs = self.studio.submit(images, effects, seeds, steps, strengths, taken)
             prefix = f"effect {number} of {count}: " if count > 1 else ""
             try:
-                for line in self._follow(jobs, steps, visitor):
+                for line in self._follow(jobs, visitor):
                     yield prefix + line, []
             except Cancelled:
                 yield "cancelled", []
@@ -74,18 +75,18 @@ class Maker:
             images = [job.picture() for job in jobs]
         yield "done", [to_photos(image)[0] for image in images]
 
-    def _follow(self, jobs: Sequence[Job], steps: int, visitor: str) -> Iterator[str]:
+    def _follow(self, jobs: Sequence[Job], visitor: str) -> Iterator[str]:
         """How far jobs of one call are; they are taken back when the visitor is gone."""
-        mine = self.running.setdefault(visitor, [])
+        mine, most = self.running.setdefault(visitor, []), self.studio.batcher.most
         mine.extend(jobs)
-        clock = Clock(steps * -(-len(jobs) // self.studio.batcher.most))
+        clock, batches = Clock(), -(-len(jobs) // most)
         try:
             for index, job in enumerate(jobs):
-                before = steps * (index // self.studio.batcher.most)  # those of one batch are done together
                 for news in job.news():
-                    if isinstance(news, int):
-                        left = clock.tell(before + news)
-                        yield f"picture {index + 1} of {len(jobs)}, step {news} of {steps}{left}"
+                    if isinstance(news, Steps):
+                        before = news.total * (index // most)  # those of one batch are done together
+                        left = clock.tell(before + news.done, news.total * batches)
+                        yield f"picture {index + 1} of {len(jobs)}, step {news.done} of {news.total}{left}"
                     elif index == 0:
                         yield describe_turn(news.ahead)
         finally:
@@ -99,8 +100,26 @@ class Maker:
 
     def cancel(self, visitor: str) -> None:
         """Take back all that a visitor waits for."""
-        for job in self.running.get(visitor, []):
+        for job in [*self.running.get(visitor, []), *self.previews.get(visitor, [])]:
             job.cancel()
+
+    def preview(self, photo: Photo | None, visitor: str) -> list[Photo] | None:
+        """A visitor's photo under each effect that needs it alone; None if another photo took its place.
+
+        The previews of an earlier photo are taken back.
+        """
+        for job in self.previews.pop(visitor, []):
+            job.cancel()
+        if photo is None:
+            return None
+        jobs = self.previews[visitor] = self.studio.submit_previews(photo)
+        try:
+            return [to_photos(job.picture())[0] for job in jobs]
+        except Cancelled:
+            return None
+        finally:
+            if self.previews.get(visitor) is jobs:
+                del self.previews[visitor]
 
 
 def describe_turn(ahead: int) -> str:

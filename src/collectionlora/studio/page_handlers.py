@@ -7,7 +7,7 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from collectionlora.pictures.photos import Photo, to_photos
+from collectionlora.pictures.photos import Photo
 from collectionlora.studio.handlers import (
     NOTHING,
     Handlers,
@@ -73,15 +73,17 @@ class PageHandlers(Handlers):
         status = f"The settings of this picture are back: {settings.describe_effects()}."
         return value, EMPTY, None, status, *restored, size if least <= size <= most else gr.skip()
 
-    def preview(self, upload: Upload | None) -> str:
-        """The tiles with the visitor's own photo under every effect."""
-        if upload is None:
-            return self.example_tiles
+    def preview(self, upload: Upload | None, request: gr.Request) -> Any:
+        """The tiles with the visitor's own photo under every effect; as they are if it was taken back."""
         try:
-            jobs = self.studio.submit_previews(upload.read(self.max_pixels))
+            photo = None if upload is None else upload.read(self.max_pixels)
         except UserError:  # said by `receive`
+            photo = None
+        pictures = self.maker.preview(photo, visitor_of(request))
+        if photo is None:
             return self.example_tiles
-        pictures = [to_photos(job.picture())[0] for job in jobs]
+        if pictures is None:
+            return gr.skip()
         return self.draw_tiles(dict(zip(self.studio.alone, pictures, strict=True)))
 
     def generate(
