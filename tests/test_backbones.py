@@ -15,6 +15,7 @@ import yaml
 from diffusers.models import attention_dispatch
 from diffusers.pipelines.longcat_image import pipeline_longcat_image_edit
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit, pipeline_qwenimage_edit_plus
+from diffusers.pipelines.qwenimage21 import pipeline_qwenimage21
 from helpers import small_collection, tiny_pipelines
 from PIL import Image
 from torch._inductor import config as inductor
@@ -163,6 +164,22 @@ def test_the_schedule_falls_from_one(backbone):
     assert (sigmas.diff() < 0).all()
     assert sigmas[-1] > 0
     assert backbone.teacher_sigmas(1, noise).tolist() == [1]
+
+
+def test_a_checkpoint_with_sigmas_of_its_own_is_sampled_at_them(folders, tmp_path):
+    folder = shutil.copytree(folders["qwen_image_21"], tmp_path / "turbo")
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps({**index, "sample_sigmas": [1.0, 0.7, 0.3]}))
+    backbone, noise = load_backbone(str(folder), SETTINGS), torch.randn(1, 16, 4, 4)
+    pipeline = diffusers.QwenImage21Pipeline.from_pretrained(folder)
+    assert pipeline.config.sample_sigmas == [1.0, 0.7, 0.3]
+    scheduler = pipeline.scheduler
+    keys = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
+    mu = pipeline_qwenimage21.calculate_shift(16, *(scheduler.config[key] for key in keys))
+    scheduler.set_timesteps(sigmas=pipeline.config.sample_sigmas, mu=mu)
+    torch.testing.assert_close(backbone.teacher_sigmas(3, noise), scheduler.sigmas[:-1])
+    with pytest.raises(UserError, match=r"settings\.targets\.steps: is 40, and .* takes 3 steps of its own"):
+        backbone.teacher_sigmas(40, noise)
 
 
 def test_packing_is_undone():

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from collectionlora.backbones.base import Condition, Prompt, Shapes
 from collectionlora.backbones.comfyui import Graph, Student, frame, node
+from collectionlora.backbones.diffusers_files import read_index
 from collectionlora.backbones.diffusers_model import (
     LARGE,
     UNGUIDED,
@@ -27,7 +28,9 @@ from collectionlora.backbones.diffusers_model import (
 )
 from collectionlora.backbones.family import EncoderSize, ExportFacts, Speech
 from collectionlora.backbones.qwen_image_edit import TEXT_TOKENS, QwenBackbone
+from collectionlora.collection import MANIFEST
 from collectionlora.pictures.photos import to_photos
+from collectionlora.system.errors import UserError
 
 SIDE_MULTIPLE = 32  # pixels of a slot, where the text encoder has one token and the network 2 x 2 latents
 SLOT = 4  # latents
@@ -160,6 +163,18 @@ class QwenImage21(QwenBackbone):
 
     def _num_tokens(self, noise: Tensor) -> int:
         return noise.shape[-2] * noise.shape[-1]
+
+    def teacher_sigmas(self, num_steps: int, noise: Tensor) -> Tensor:
+        # A Turbo checkpoint brings the sigmas of its few steps; the known base has none.
+        known = self.family.find_known(self.base)
+        own = None if known else read_index(self.base).get("sample_sigmas")
+        if own is None:
+            return super().teacher_sigmas(num_steps, noise)
+        if num_steps != len(own):
+            message = f"is {num_steps}, and {self.base} takes {len(own)} steps of its own"
+            raise UserError(MANIFEST, "settings.targets.steps", message, f"write {len(own)}")
+        self.scheduler.set_timesteps(sigmas=own, mu=self._shift_exponent(self._num_tokens(noise), num_steps))
+        return self.scheduler.sigmas[:-1]
 
 
 def make_workflow(student: Student) -> Graph:
