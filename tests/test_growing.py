@@ -325,7 +325,6 @@ def test_a_teacher_file_enters_the_manifest(folder, run, tmp_path):
     [
         ({"add": {"match_update": 1}}, "match_update"),
         ({"sampling": {"steps": 3}}, "sampling.steps is 1 in the adapter, and 3 in the settings"),
-        ({"model": {"sharding": "fsdp"}}, "is fsdp, and add runs in one process; write --set model.sharding"),
     ],
 )
 def test_an_addition_that_is_refused_leaves_the_manifest(folder, overrides, words):
@@ -336,6 +335,12 @@ def test_an_addition_that_is_refused_leaves_the_manifest(folder, overrides, word
         collectionlora.add(folder, ["neon"], teacher, "glow", overrides)
     assert (folder / "collection.yaml").read_bytes() == before
     assert not (folder / "teachers" / "neon.safetensors").exists()
+
+
+@pytest.mark.parametrize("verb", [collectionlora.distill, partial(collectionlora.add, names=["mine"])])
+def test_shards_need_several_processes_before_anything_is_made(folder, verb):
+    with pytest.raises(UserError, match=r"settings\.model\.sharding: fsdp needs several processes; launch"):
+        verb(folder, overrides={"model": {"sharding": "fsdp"}, "distill": {"batch_size": 1}})
 
 
 def test_a_teacher_with_a_text_encoder_is_entered_by_hand(folder):

@@ -15,6 +15,7 @@ from helpers import bench_collection, tiny_pipelines
 from helpers.lives import launch_two
 from helpers.two_processes import (
     ACCUMULATED,
+    ADDITION,
     FADING,
     SHARDED,
     judge_quickly,
@@ -29,6 +30,7 @@ from safetensors.torch import load_file
 import collectionlora
 from collectionlora.adapters import merging
 from collectionlora.adapters.formats import read_lora, write_lora
+from collectionlora.adapters.recipe import read_adapter
 from collectionlora.adapters.roles import target_weights
 from collectionlora.backbones import family_of
 from collectionlora.collection import Collection
@@ -138,9 +140,11 @@ def launched(tmp_path_factory):
     shutil.copytree(folder / "first", folder / "second")
     prompts = {"sepia": "<sepia_x> brown it", "thermal": "<thermal_y> see heat"}
     bench_collection.build(folder / "judged", prompts)
+    bench_collection.build(folder / "grown", finished=["sepia"])
+    shutil.copytree(folder / "grown", folder / "alone")
     # Behind the dashes nothing is read as an abbreviated option of torchrun.
     said = torchrun("-m", "--", "collectionlora", "distill", folder / "first", "--json")
-    parts = ("whole", "stopped", "sharded", "accumulated", "previewed", "merged", "judged")
+    parts = ("whole", "stopped", "sharded", "accumulated", "previewed", "merged", "judged", "grown")
     write_converted(folder)
     codes, told = launch_two([folder, *parts], folder, run_parts)
     assert codes == [0, 0], told
@@ -360,3 +364,16 @@ def test_a_bench_of_two_processes_is_that_of_one(launched, monkeypatch):
     for name, row in alone["methods"].items():
         for key in ("psnr", "ssim", "concept_accuracy", "general_psnr"):
             assert together["methods"][name][key] == pytest.approx(row[key], abs=1e-3), (name, key)
+
+
+def test_an_addition_by_two_processes_is_that_of_one_that_accumulates(launched):
+    folder = launched[0]
+    before = read_lora(folder / "grown" / "collection.before-add.safetensors").weights
+    collectionlora.add(folder / "alone", ["mine"], overrides={**ADDITION, "distill": {"accumulate": 2}})
+    made, expected = (read_adapter(folder / name / "collection.safetensors") for name in ("grown", "alone"))
+    assert list(made[1].effects) == ["sepia", "mine"]
+    assert made[1].effects == expected[1].effects
+    assert any(not torch.equal(made[0].weights[m][1], before[m][1]) for m in before)
+    for module, pair in expected[0].weights.items():
+        for found, tensor in zip(made[0].weights[module], pair, strict=True):
+            torch.testing.assert_close(found, tensor, atol=1e-4, rtol=1e-3)

@@ -201,6 +201,9 @@ def merged(folder):
     (folder / f"merged-{processes.rank()}.json").write_text(json.dumps(counts))
 
 
+ADDITION = {"add": {"match_updates": 2, "student_updates": 1}}
+
+
 def judge_quickly(put):
     """Few steps of the classifier, few ordinary edits; `put(owner, name, value)` as `setattr`."""
     put(benching, "CLASSIFIER_STEPS", 2)
@@ -210,6 +213,10 @@ def judge_quickly(put):
 def judged(folder):
     judge_quickly(setattr)
     collectionlora.bench(folder / "judged", crops=2)
+
+
+def grown(folder):
+    collectionlora.add(folder / "grown", ["mine"], overrides=ADDITION)
 
 
 def run_parts():

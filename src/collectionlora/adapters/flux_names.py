@@ -37,7 +37,8 @@ SINGLE = (
     ("linear1", ("attn.to_qkv_mlp_proj",)),
     ("linear2", ("attn.to_out",)),
 )
-FLUX_2 = (
+# Of FLUX.2, outside its blocks: what has another name there and is otherwise the same.
+RENAMED = (
     ("time_in.in_layer", "time_guidance_embed.timestep_embedder.linear_1"),
     ("time_in.out_layer", "time_guidance_embed.timestep_embedder.linear_2"),
     ("guidance_in.in_layer", "time_guidance_embed.guidance_embedder.linear_1"),
@@ -60,7 +61,7 @@ OUTSIDE = (
     ("guidance_in.out_layer", "time_text_embed.guidance_embedder.linear_2"),
     ("vector_in.in_layer", "time_text_embed.text_embedder.linear_1"),
     ("vector_in.out_layer", "time_text_embed.text_embedder.linear_2"),
-    *FLUX_2,
+    *RENAMED,
 )
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
 
-from collectionlora.adapters.flux_names import FLUX_2
+from collectionlora.adapters.flux_names import RENAMED
 from collectionlora.adapters.formats import LoraFile, read_header, read_lora, write_lora
 from collectionlora.adapters.roles import LoraWeights
 from collectionlora.collection import MANIFEST, NAME, RESULT
@@ -16,7 +16,7 @@ from collectionlora.system.errors import UserError, quote
 
 KEY = "collectionlora"
 # What an export for ComfyUI names otherwise: no other base has modules of these names in diffusers.
-EXPORTED = dict(FLUX_2)
+EXPORTED = dict(RENAMED)
 SHIPPED = Path(__file__).parents[1] / "weights" / RESULT
 EffectName = Annotated[str, Field(pattern=NAME, max_length=64)]
 

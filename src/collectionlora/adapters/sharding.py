@@ -13,18 +13,10 @@ from torch.distributed.fsdp import fully_shard
 
 from collectionlora.adapters.roles import TEACHER, Roles
 from collectionlora.system import processes
-from collectionlora.system.errors import UserError
 
 
 def shard(roles: Roles) -> None:
-    """Keep this process' share of base, student and critics; the units are blocks, members of module lists.
-
-    Raises:
-        UserError: there is one process.
-    """
-    if processes.world_size() == 1:
-        hint = "launch with torchrun --nproc-per-node N -m -- collectionlora ..."
-        raise UserError("", "model.sharding", "fsdp needs several processes", hint)
+    """Keep this process' share of base, student and critics; the units are blocks of module lists."""
     network = roles.network
     device = next(network.parameters()).device.type
     mesh = init_device_mesh(device, (processes.world_size(),))

@@ -69,7 +69,7 @@ def find_base(base: str) -> str:
     Raises:
         UserError: it is written as a path, and there is no such folder.
     """
-    if base == NANO.name:
+    if find_named(base):
         return base
     if Path(base).is_dir():
         return str(Path(base).resolve())

@@ -12,7 +12,7 @@ from collectionlora.command_line.options import (
     SomeNames,
     repeat,
 )
-from collectionlora.command_line.progress import shown_progress
+from collectionlora.command_line.progress import joined_processes
 from collectionlora.command_line.terminal import command, say, tell
 from collectionlora.config import Overrides, parse_overrides
 from collectionlora.system.errors import Interrupted, UserError
@@ -43,7 +43,7 @@ def add(
     layer = parse_overrides(overrides or [])
     refuse_unused(layer)
     try:
-        with shown_progress() as progress:
+        with joined_processes() as progress:
             path = collectionlora.add(folder, names, teacher, teacher_prompt, layer, progress)
     except Interrupted as stopped:
         tell(f"{stopped}; go on with: {command('add', folder, *names, *repeat('--set', overrides))}")

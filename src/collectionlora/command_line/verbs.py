@@ -20,7 +20,7 @@ from collectionlora.system.environment import requested_processes, spare_this_ma
 from collectionlora.system.errors import UserError
 from collectionlora.system.version import __version__
 
-SEVERAL_PROCESSES = ("demo", "targets", "distill", "bench")  # verbs that share their work
+SEVERAL_PROCESSES = ("demo", "targets", "distill", "bench", "add")  # verbs that share their work
 GROUPS: dict[str, list[Callable[..., None]]] = {
     "Make a collection": [
         *(making.init, making.check, making.plan, making.settings, making.teach),

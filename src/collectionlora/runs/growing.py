@@ -22,6 +22,7 @@ from collectionlora.manifest.template import teacher_copies
 from collectionlora.runs.inputs import distillation_inputs
 from collectionlora.runs.run import open_run
 from collectionlora.runs.session import Session, distillation_facts, resolve_settings
+from collectionlora.system import processes
 from collectionlora.system.errors import UserError
 from collectionlora.system.files import copy_whole, fingerprint, refuse_other, write_text
 from collectionlora.system.progress import Progress
@@ -113,9 +114,10 @@ def add(
         opened.train(run, settings, session.facts(), collection, inputs, partial(progress, "add"))
         session.write_result(run, folder / path.name)
         backup = backup_path(collection)
-        if not backup.exists():  # of several without a passed gate the oldest stays
+        if processes.is_main() and not backup.exists():  # of several without a passed gate the oldest stays
             copy_whole(path, backup)
         session.write_result(run, path)
+        processes.barrier()
     return path
 
 
@@ -130,9 +132,6 @@ def open_adapter(
     path = adapter_path(collection.folder)
     lora, recipe = read_adapter(path)
     settings = growing_settings(resolve_settings(collection, overrides))
-    if settings.model.sharding != "none":
-        message, hint = "is fsdp, and add runs in one process", "write --set model.sharding=none"
-        raise UserError(collection.folder / MANIFEST, "settings.model.sharding", message, hint)
     refuse_other_schedule(settings, path, recipe)
     refuse_misfit(collection, settings, path, lora, recipe)
     return path, lora, recipe, settings

@@ -169,6 +169,10 @@ class Session:
         check_resolution(collection, settings)
         check_references(collection, settings)
         check_sharding(collection, settings)
+        if with_critics and settings.model.sharding == "fsdp" and processes.world_size() == 1:
+            hint = "launch with torchrun --nproc-per-node N -m -- collectionlora ..., or write none"
+            place = collection.folder / MANIFEST
+            raise UserError(place, "settings.model.sharding", "fsdp needs several processes", hint)
         self.backbone = load_backbone(collection.manifest.base, settings.model)
         self.teacher_files = open_teachers(collection, self.backbone.dtype, settings)
         ranks = {STUDENT: settings.student.rank}

@@ -361,6 +361,7 @@ def warn_of_no_run(collection: Collection, run: str) -> None:
         )
 
 
+@processes.joined()
 def add(
     collection: Collection | Path | str,
     names: Sequence[str],
@@ -370,6 +371,8 @@ def add(
     progress: Progress = ignore,
 ) -> Path:
     """Teach a finished collection further effects of its manifest, with replay of the kept ones; resumes.
+
+    Several processes train data-parallel.
 
     Args:
         teacher: the LoRA file of one named effect, which is entered in the manifest with photos/NAME.
@@ -387,7 +390,10 @@ def add(
             growing.open_adapter(held, overrides or {})  # refuses what it can before the manifest changes
             if len(names) != 1:
                 raise UserError("", "--teacher", f"is one file for {len(names)} effects", "name one effect")
-            held = growing.enter_teacher(held, names[0], teacher, teacher_prompt)
+            if processes.is_main():
+                growing.enter_teacher(held, names[0], teacher, teacher_prompt)
+            processes.barrier()
+            held = Collection.load(held.folder)
         return growing.add(held, names, overrides or {}, progress)
 
 
