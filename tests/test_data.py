@@ -28,6 +28,14 @@ def test_a_photo_survives_a_lossless_file(tmp_path):
     assert [p.name for p in (tmp_path / "sub").iterdir()] == ["a.png"]
 
 
+@pytest.mark.parametrize("suffix", [".webp", ".gif"])
+def test_a_format_that_cannot_hold_a_photo_is_named(tmp_path, suffix):
+    wide = np.zeros((2, 70_000, 3), np.uint8)
+    with pytest.raises(UserError, match=r"cannot hold 70000 x 2 pixels .*; end the name in \.png"):
+        write_photo(tmp_path / f"wide{suffix}", wide)
+    assert not list(tmp_path.iterdir())
+
+
 def test_exif_orientation_is_applied(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # stored turned left

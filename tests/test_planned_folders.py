@@ -18,6 +18,7 @@ from collectionlora.adapters.roles import STUDENT, TEACHER
 from collectionlora.backbones import family_of
 from collectionlora.collection import Collection
 from collectionlora.command_line.verbs import app
+from collectionlora.config import SettingsError, parse_overrides
 from collectionlora.effectbench.running import DEFAULT_CROPS
 from collectionlora.planning import guard, peaks
 from collectionlora.planning import plan as planning
@@ -267,3 +268,13 @@ def test_where_prompts_see_the_photo_a_composition_has_two_prompts_more():
     )
     more_items, more_compositions = item - none, composition - none  # eight of both
     assert more_items < more_compositions < 2 * more_items
+
+
+@pytest.mark.parametrize(
+    "assignment", ["distill.moments=8bit", "model.compile=true", "model.quantization=nf4"]
+)
+def test_a_plan_in_shards_refuses_what_no_run_in_shards_accepts(assignment):
+    layer = parse_overrides([assignment])
+    make_workload(None, "Qwen/Qwen-Image-Edit-2509", 2, None, layer, sharding="ddp", devices=8)
+    with pytest.raises(SettingsError, match=r"sharding|moments"):
+        make_workload(None, "Qwen/Qwen-Image-Edit-2509", 2, None, layer, sharding="fsdp", devices=8)

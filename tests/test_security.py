@@ -257,6 +257,7 @@ RECIPE = {
         {"resolution": 10**6},
         {"shift": float("nan")},
         {"model": {"trust_remote_code": True}},
+        {"model": {"condition_resolution": 10**6}},
     ],
 )
 def test_a_strangers_adapter_names_no_files_and_asks_for_no_endless_work(tmp_path, change):

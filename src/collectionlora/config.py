@@ -83,7 +83,9 @@ class ModelSettings(Section):
     embedded_guidance: float = Field(
         2.5, ge=0, description="input of guidance-distilled bases, not the w of guidance_scale"
     )
-    condition_resolution: int = Field(384, ge=56, description="side of the photo in the text encoder")
+    condition_resolution: int = Field(
+        384, ge=56, le=8192, description="side of the photo in the text encoder"
+    )
 
 
 class DataSettings(Section):

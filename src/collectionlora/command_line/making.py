@@ -216,7 +216,7 @@ def plan(
         recipe=recipe or "default",
         photos=photos,
         teacher_rank=teacher_rank,
-        methods=methods.split(","),
+        methods=[name.strip() for name in methods.split(",")],
         devices=devices,
         hosts=hosts,
         sharding=sharding,

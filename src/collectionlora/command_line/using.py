@@ -182,7 +182,7 @@ def bench(
         metrics = collectionlora.bench(
             folder,
             photos,
-            methods.split(","),
+            [name.strip() for name in methods.split(",")],
             crops,
             seeds,
             layer,

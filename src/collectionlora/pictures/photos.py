@@ -1,5 +1,6 @@
 """Photos in and out: any mode, size and orientation becomes RGB."""
 
+import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -167,11 +168,15 @@ def write_photo(path: Path, photo: Photo) -> None:
     """Write a photo in the format of the path's suffix, whole or not at all.
 
     Raises:
-        UserError: a suffix that is not an image format, or it cannot be written.
+        UserError: a suffix that is not an image format, a photo too large for it, or it cannot be written.
     """
-    kind = photo_format(path)
+    kind, (height, width) = photo_format(path), photo.shape[:2]
     with write_whole(path) as partial:
-        Image.fromarray(photo).save(partial, format=kind)
+        try:
+            Image.fromarray(photo).save(partial, format=kind)
+        except (ValueError, RuntimeError, struct.error) as error:  # of the format's own library
+            message = f"{kind} cannot hold {width} x {height} pixels ({error})"
+            raise UserError(path, "", message, "end the name in .png") from None
 
 
 def chunks(total: int, size: int) -> Iterator[slice]:

@@ -42,7 +42,7 @@ def count_verb_forwards(workload: Workload, encoding: Encoding) -> dict[str, flo
         "targets": targets,
         "distill": targets + count_training(settings),
         "bench": count_bench(workload),
-        # In one process.
+        # One process makes the targets of one new effect.
         "add": encode(encoding, max(photos), 3, 3)
         + most
         # A new effect lies on the others' pictures and they on its: all are drawn anew.

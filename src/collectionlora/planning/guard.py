@@ -17,14 +17,15 @@ from collectionlora.adapters.recipe import adapter_path, read_adapter
 from collectionlora.backbones import family_of
 from collectionlora.collection import Collection, open_collection
 from collectionlora.config import replace_settings, resolve
-from collectionlora.pictures.sizes import Size, square_side
+from collectionlora.pictures.sizes import Size, check_size, square_side
 from collectionlora.system import processes
 from collectionlora.system.errors import UserError
 
 if TYPE_CHECKING:
     from collectionlora.planning.workload import Workload
 
-SHARED = ("targets", "distill", "bench")  # several processes share their work, each with a GPU of its own
+# Several processes share their work, each with a GPU of its own.
+SHARED = ("targets", "distill", "bench", "add")
 T = TypeVar("T")
 P = ParamSpec("P")
 
@@ -98,14 +99,20 @@ def refuse_too_large_adapter(
     if free is None:
         return
     lora, recipe = read_adapter(adapter_path(Path(place)))
-    if not family_of(recipe.base).block_stacks(recipe.base):
+    family = family_of(recipe.base)
+    if not family.block_stacks(recipe.base):
         return
+    if size is not None:
+        check_size(size, recipe.resolution, family.side_multiple)
     from collectionlora.planning.workload import Workload
 
-    rank, model = {"rank": lora.rank}, recipe.held_as(quantization).model_dump()
-    side = square_side(size or recipe.resolution, family_of(recipe.base).side_multiple)
+    # However it was trained, one process uses it, without a compiler.
+    model = recipe.held_as(quantization).model_dump() | {"sharding": "none", "compile": False}
+    rank, side = {"rank": lora.rank}, square_side(size or recipe.resolution, family.side_multiple)
     sizes = {"model": model, "data": {"resolution": side}, "student": rank, "critic": rank}
-    workload = Workload(recipe.base, len(recipe.effects), replace_settings(resolve(), **sizes))
+    shown = max(recipe.references.values(), default=0)
+    settings = replace_settings(resolve(), **sizes)
+    workload = Workload(recipe.base, len(recipe.effects), settings, references=shown)
     _compare(verb, workload, free, "use a larger GPU, or --quantization nf4")
 
 

@@ -12,6 +12,7 @@ from collectionlora.planning.timing import Encoding
 from collectionlora.planning.workload import Workload
 
 VERBS = ("teach", "prompts", "targets", "distill", "bench", "add", "edit", "studio")
+SHARED = ("targets", "distill", "bench", "add")  # several processes share their work
 PROCESS_BYTES = 2 * 2**30  # Python, torch and what they import; a guess
 
 
@@ -84,23 +85,24 @@ def plan_verbs(
     seconds_per_forward: float,
     encoding: Encoding,
 ) -> dict[str, dict[str, Any]]:
-    """By verb `device_bytes`, `host_bytes` of a process, `machine_bytes` of all processes of a host with the
-    mapped files, `disk_bytes`, and `seconds`.
+    """By verb `device_bytes`, `host_bytes` of the main process, `machine_bytes` of all processes of a host
+    with the mapped files, `disk_bytes`, and `seconds`.
 
     Args:
         step: bytes on a device in a step of the distillation.
         held: bytes on a device between two steps, when previews are made.
     """
     device, host = device_bytes(workload, sizes, step, held), host_bytes(workload, sizes)
+    copied = copied_bytes(workload, sizes)
     disk, forwards = disk_bytes(workload, sizes), count_verb_forwards(workload, encoding)
     rows = {}
     for verb in VERBS:
         of_host = workload.devices // workload.hosts
-        processes = of_host if verb in ("targets", "distill", "bench") else 1
+        processes = of_host if verb in SHARED else 1
         rows[verb] = {
             "device_bytes": device[verb],
-            "host_bytes": host[verb],
-            "machine_bytes": machine_bytes(verb, sizes, processes, host[verb]),
+            "host_bytes": host[verb] + copied[verb],
+            "machine_bytes": machine_bytes(verb, sizes, processes, host[verb], copied[verb]),
             "disk_bytes": disk[verb],
             "seconds": forwards[verb] * seconds_per_forward,
         }
@@ -135,25 +137,32 @@ def network_bytes(workload: Workload, sizes: Sizes, step: int, held: int) -> dic
     }
 
 
+def copied_bytes(workload: Workload, sizes: Sizes) -> dict[str, int]:
+    """What a checkpoint copies into the memory of the main process."""
+    copied = dict.fromkeys(VERBS, 0)
+    for verb in ("distill", "add", *(["bench"] if workload.baselines else [])):
+        copied[verb] = sizes.trained + sizes.moments + sizes.average
+    return copied
+
+
 def host_bytes(workload: Workload, sizes: Sizes) -> dict[str, int]:
-    """The most in one process, beside mapped files: what a run keeps, and what a checkpoint copies."""
-    checkpoint = sizes.trained + sizes.moments + sizes.average
-    kept = sizes.data + (sizes.average if sizes.average_on_host else 0) + checkpoint
+    """The most in each process, beside mapped files and the copy of a checkpoint."""
+    kept = sizes.data + (sizes.average if sizes.average_on_host else 0)
     most = dict.fromkeys(VERBS, 0) | {"targets": sizes.data, "distill": kept, "add": kept}
     if workload.baselines:
         most["bench"] = kept + baseline_bytes(workload, sizes)
     return {verb: PROCESS_BYTES + size for verb, size in most.items()}
 
 
-def machine_bytes(verb: str, sizes: Sizes, processes: int, host: int) -> int:
-    """All processes of a machine, and once what they read from mapped files.
+def machine_bytes(verb: str, sizes: Sizes, processes: int, host: int, copied: int) -> int:
+    """All processes of a machine, with one copy of a checkpoint, and once what they read from mapped files.
 
     A base, or its text encoders, is read before a run has anything to checkpoint, teachers all the time.
     """
     read = sizes.whole_encoders if verb == "prompts" else max(sizes.whole_base, sizes.whole_encoders)
     begun = PROCESS_BYTES + (sizes.data if verb in ("targets", "distill", "add") else 0)
     teachers = 0 if verb in ("teach", "prompts", "edit", "studio") else sizes.teachers
-    return max(processes * host, processes * begun + read) + teachers
+    return max(processes * host + copied, processes * begun + read) + teachers
 
 
 def baseline_bytes(workload: Workload, sizes: Sizes) -> int:

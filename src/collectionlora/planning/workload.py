@@ -137,6 +137,17 @@ def refuse_runs(methods: Sequence[str]) -> None:
             raise UserError("--methods", name, "is not a method", "name a run together with its folder")
 
 
+def without_sharding(settings: Settings, sharding: str) -> Settings:
+    """Settings of a workload, which states the sharding itself.
+
+    Raises:
+        SettingsError: no run accepts them in shards.
+    """
+    if sharding == "fsdp":
+        resolve(settings.model_dump(), {"model": {"sharding": "fsdp"}})
+    return replace_settings(settings, model={"sharding": "none"})
+
+
 def make_workload(
     collection: Collection | Path | None,
     base: str | None,
@@ -185,7 +196,7 @@ def make_workload(
         refuse_runs(methods)
         settings = resolve(family_of(base).recommended_settings(base), RECIPES[recipe], layer)
     sharding = sharding or ("fsdp" if settings.model.sharding == "fsdp" else "ddp")
-    settings = replace_settings(settings, model={"sharding": "none"})  # stated once, in the workload
+    settings = without_sharding(settings, sharding)
     rest |= {"photos_each": photos} if photos else {}
     return Workload(
         base,

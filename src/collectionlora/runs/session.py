@@ -130,6 +130,18 @@ def check_sharding(collection: Collection, settings: Settings) -> None:
             raise UserError(collection.folder / MANIFEST, f"settings.{section}.batch_size", message, hint)
 
 
+def check_processes(collection: Collection, settings: Settings) -> None:
+    """Refuse to train in shards alone.
+
+    Raises:
+        UserError: the base is sharded, and there is one process.
+    """
+    if settings.model.sharding == "fsdp" and processes.world_size() == 1:
+        hint = "launch with torchrun --nproc-per-node N -m -- collectionlora ..., or write none"
+        place = collection.folder / MANIFEST
+        raise UserError(place, "settings.model.sharding", "fsdp needs several processes", hint)
+
+
 def build_roles(
     backbone: Backbone, ranks: Mapping[str, int], seed: int, settings: Settings, exact: bool = False
 ) -> Roles:
@@ -169,10 +181,6 @@ class Session:
         check_resolution(collection, settings)
         check_references(collection, settings)
         check_sharding(collection, settings)
-        if with_critics and settings.model.sharding == "fsdp" and processes.world_size() == 1:
-            hint = "launch with torchrun --nproc-per-node N -m -- collectionlora ..., or write none"
-            place = collection.folder / MANIFEST
-            raise UserError(place, "settings.model.sharding", "fsdp needs several processes", hint)
         self.backbone = load_backbone(collection.manifest.base, settings.model)
         self.teacher_files = open_teachers(collection, self.backbone.dtype, settings)
         ranks = {STUDENT: settings.student.rank}
@@ -281,8 +289,10 @@ class Session:
             return
         recipe = Recipe(
             base=self.collection.manifest.base,
-            # A kernel of this machine is no part of the adapter.
-            model=self.settings.model.model_copy(update={"attention": "native"}),
+            # Kernels, compiler and shards of this machine are no part of the adapter.
+            model=self.settings.model.model_copy(
+                update={"attention": "native", "compile": False, "sharding": "none"}
+            ),
             steps=self.settings.sampling.steps,
             shift=self.settings.sampling.shift,
             sampler=self.settings.sampling.sampler,

@@ -47,6 +47,7 @@ from collectionlora.runs.session import (
     START,
     Session,
     build_roles,
+    check_processes,
     check_references,
     check_resolution,
     distillation_facts,
@@ -243,6 +244,7 @@ def distill(
     settings = resolve_settings(collection, overrides or {})
     folder = run_path(collection, run)
     collection.check_files()
+    check_processes(collection, settings)
     warn_of_untrained_steps(settings)
     if again and resume:
         raise UserError("", "--again", "cannot go with --resume", "give one of them")

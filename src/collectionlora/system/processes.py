@@ -55,12 +55,24 @@ def joined() -> Iterator[None]:
         raise UserError("environment", "WORLD_SIZE", f"no group of processes ({error})", hint) from None
     try:
         if torch.cuda.is_available():
-            torch.cuda.set_device(dist.get_node_local_rank())
+            _take_device(dist.get_node_local_rank(), torch.cuda.device_count())
         with heartbeat.watch(_connect()):
             yield
             barrier()  # nobody is missed who has done its work
     finally:
         dist.destroy_process_group()
+
+
+def _take_device(local_rank: int, devices: int) -> None:
+    """Let this process use its own GPU of the host.
+
+    Raises:
+        UserError: the launch has more processes than the host has GPUs.
+    """
+    if local_rank >= devices:
+        message, hint = f"is {local_rank}, and this host has {devices} GPUs", "give --nproc-per-node as many"
+        raise UserError("environment", "LOCAL_RANK", message, hint)
+    torch.cuda.set_device(local_rank)
 
 
 def _connect() -> list[socket.socket]:
