@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 from typer.testing import CliRunner
 
 import collectionlora
@@ -198,6 +199,17 @@ def test_an_edit_over_a_large_base_is_refused_before_it_is_loaded(tmp_path, monk
     with pytest.raises(UserError, match="memory: studio: needs 31"):
         load_studio(tmp_path / "one.safetensors", 8, "int8")
     guard.refuse_too_large_adapter("studio", tmp_path / "one.safetensors", quantization="nf4")
+
+
+def test_an_edit_is_compared_when_nothing_else_is_wrong(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(guard, "refuse_too_large_adapter", lambda *about: asked.append(about))
+    Image.new("RGB", (64, 64)).save(tmp_path / "me.png")
+    arguments = ["edit", "nano", str(tmp_path / "me.png"), "--steps", "1", "--effect"]
+    assert "is not in this collection" in str(CliRunner().invoke(app, [*arguments, "termal"]).exception)
+    assert asked == []
+    assert CliRunner().invoke(app, [*arguments, "thermal", "--size", "64"]).exit_code == 0
+    assert asked == [("edit", Path("nano"), 64, None)]
 
 
 def test_without_a_gpu_and_for_the_small_base_nothing_is_refused(collection, monkeypatch):

@@ -379,25 +379,24 @@ def edit_files(
     size: Size | None = None,
     quantization: str | None = None,
     progress: Progress = ignore,
+    before_loading: Callable[[], None] = lambda: None,
 ) -> EditedFiles:
     """Edit a photo, or all photos of a folder; everything is checked before the model is loaded.
 
     Args:
-        effect: an effect's name, or "all" for a result of each effect.
-        then: further effects, applied after the first.
+        effect: an effect's name, or "all" for a result of each; the effects of `then` are applied after it.
         out: a file, or a folder for results named after photo and effects; by default the photo's folder.
         overwrite: replace results that exist. A file that this edit reads is never replaced.
-        quantization: as in `Editor.load`.
+        before_loading: called when all is checked; what it raises stops the work.
 
     Raises:
         UserError: an unknown effect, no place for the results, or the only photo cannot be read.
     """
     check_seed(seed)
     check_steps(steps)
-    folder = Path(collection)
-    names = list(read_recipe(adapter_path(folder)).effects) if effect == ALL else [effect]
+    recipe = read_recipe(adapter_path(Path(collection)))
+    names = list(recipe.effects) if effect == ALL else [effect]
     jobs = plan_jobs(photo, [(name, *then) for name in names], out)
-    recipe = read_recipe(adapter_path(folder))
     for name in names:
         compose_prompt(recipe, [name, *then], len(references))
     chosen = select_jobs(jobs, references, overwrite)
@@ -406,6 +405,7 @@ def edit_files(
     if not chosen:
         return edited
     check_strengths([strength])
+    before_loading()
     editor, alone = Editor.load(collection, quantization), len(jobs) == 1
     if size is not None:
         editor.check_size(size)

@@ -1,5 +1,6 @@
 """The verbs that use and judge a finished collection."""
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -67,7 +68,8 @@ def edit(
     from collectionlora.planning.guard import refuse_too_large_adapter
 
     source, pixels = choose_photo(photo_argument, photo), parse_size(size) if size else None
-    refuse_too_large_adapter("edit", collection, pixels, quantization)
+    # The plan of a large base takes a while: only when nothing else is wrong.
+    compare = partial(refuse_too_large_adapter, "edit", collection, pixels, quantization)
     with shown_progress() as progress:
         edited = edit_files(
             collection,
@@ -83,6 +85,7 @@ def edit(
             pixels,
             quantization,
             progress,
+            compare,
         )
     following = [] if edited.failed else [f"next: {command('studio', collection)}"]
     say(as_json, edited.as_dict(), *edited_lines(edited), *following)
