@@ -394,9 +394,9 @@ def edit_files(
     """
     check_seed(seed)
     check_steps(steps)
-    recipe = read_recipe(adapter_path(Path(collection)))
-    names = list(recipe.effects) if effect == ALL else [effect]
+    names = list(read_recipe(adapter_path(Path(collection))).effects) if effect == ALL else [effect]
     jobs = plan_jobs(photo, [(name, *then) for name in names], out)
+    recipe = read_recipe(adapter_path(Path(collection)))
     for name in names:
         compose_prompt(recipe, [name, *then], len(references))
     chosen = select_jobs(jobs, references, overwrite)
