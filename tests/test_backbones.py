@@ -178,7 +178,7 @@ def test_a_checkpoint_with_sigmas_of_its_own_is_sampled_at_them(folders, tmp_pat
     mu = pipeline_qwenimage21.calculate_shift(16, *(scheduler.config[key] for key in keys))
     scheduler.set_timesteps(sigmas=pipeline.config.sample_sigmas, mu=mu)
     torch.testing.assert_close(backbone.teacher_sigmas(3, noise), scheduler.sigmas[:-1])
-    with pytest.raises(UserError, match=r"settings\.targets\.steps: is 40, and .* takes 3 steps of its own"):
+    with pytest.raises(UserError, match=r"settings\.targets\.steps: is 40, but .* is sampled in 3 steps"):
         backbone.teacher_sigmas(40, noise)
 
 

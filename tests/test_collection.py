@@ -156,7 +156,7 @@ def test_init_says_which_prompts_are_guesses_and_so_does_check(tmp_path):
         save_file(pair, tmp_path / f"{name}.safetensors", header)
     files = [tmp_path / f"{name}.safetensors" for name in headers]
     shown = init(tmp_path / "mine", "--from-loras", *files).stderr
-    assert f"{files[0]}: effect oil, 'paint it'; the prompt stands in the file" in shown
+    assert f"{files[0]}: effect oil, 'paint it'; the file states this prompt" in shown
     assert f"{files[1]}: effect neon, 'glow style'; this prompt is a guess" in shown
     assert f"{files[2]}: effect effect, 'apply the effect effect'; this prompt is a guess" in shown
     text = (tmp_path / "mine" / "collection.yaml").read_text()

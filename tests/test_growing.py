@@ -545,7 +545,7 @@ def test_a_gate_compares_with_the_teacher_where_there_is_no_truth(tmp_path):
         ({"cases": "c", "methods": {}}, "student: no effect has a PSNR in both"),
         (
             {**metrics_of(b=1.0), "methods": {"student": {"per_effect": {"a": {"teacher_psnr": 9.0}}}}},
-            "a: has a teacher_psnr before and none now; bench the methods teacher and student",
+            "a: had a teacher_psnr before, and has none now; bench the methods teacher and student",
         ),
     ],
 )

@@ -105,7 +105,7 @@ def test_a_run_is_compared_with_the_settings_it_last_went_on_with(folder, caplog
 def test_a_run_that_goes_on_is_not_shorter_than_it_is(folder):
     before = contents(folder)
     with pytest.raises(
-        UserError, match=r"a run of these settings has 1; write --set .*student_updates=2, as"
+        UserError, match=r"holds 2 steps, but these settings ask for 1; write --set .*student_updates=2, as"
     ):
         collectionlora.distill(folder, overrides={"distill": {"student_updates": 1}}, resume=True)
     assert contents(folder) == before
@@ -123,7 +123,7 @@ def test_a_warm_start_that_is_over_keeps_its_length(folder, taken, updates):
     with pytest.raises(ZeroDivisionError):
         collectionlora.distill(folder, "warm", layer, progress=stop)
     changed = {**layer, "match": {"updates": updates}}
-    with pytest.raises(UserError, match=rf"match\.updates was 2 and is {updates}, and {taken} steps are"):
+    with pytest.raises(UserError, match=rf"match\.updates was 2 and is {updates}, but {taken} steps are"):
         collectionlora.distill(folder, "warm", changed, resume=True)
     collectionlora.distill(folder, "warm", layer, resume=True)
 

@@ -10,7 +10,7 @@ Choices made here:
   encoded comes to the CPU.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -333,8 +333,14 @@ class DiffusersBackbone(Backbone):
         return max(1, MAX_TOKENS // sum(self._num_tokens(latents) for latents in images))
 
     def teacher_sigmas(self, num_steps: int, noise: Tensor) -> Tensor:
+        spaced = self._space_sigmas(num_steps)
         if num_steps == 1:  # a schedule that is stretched to its last sigma needs two
             return torch.ones(1)
         mu = self._shift_exponent(self._num_tokens(noise), num_steps)
-        self.scheduler.set_timesteps(sigmas=np.linspace(1, 1 / num_steps, num_steps), mu=mu)
+        self.scheduler.set_timesteps(sigmas=spaced, mu=mu)
         return self.scheduler.sigmas[:-1]
+
+    def _space_sigmas(self, num_steps: int) -> Sequence[float]:
+        """The sigmas of the steps before the shift, without the 0 at the end."""
+        spaced: list[float] = np.linspace(1, 1 / num_steps, num_steps).tolist()
+        return spaced

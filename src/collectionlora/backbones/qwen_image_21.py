@@ -6,6 +6,7 @@ values are therefore the same in all steps of a trajectory, and are kept after i
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 from math import prod
 from typing import Any
@@ -164,17 +165,19 @@ class QwenImage21(QwenBackbone):
     def _num_tokens(self, noise: Tensor) -> int:
         return noise.shape[-2] * noise.shape[-1]
 
-    def teacher_sigmas(self, num_steps: int, noise: Tensor) -> Tensor:
-        # A Turbo checkpoint brings the sigmas of its few steps; the known base has none.
+    @cached_property
+    def own_sigmas(self) -> list[float] | None:
+        """The sigmas that a Turbo checkpoint is sampled at; the known base has none."""
         known = self.family.find_known(self.base)
-        own = None if known else read_index(self.base).get("sample_sigmas")
-        if own is None:
-            return super().teacher_sigmas(num_steps, noise)
-        if num_steps != len(own):
-            message = f"is {num_steps}, and {self.base} takes {len(own)} steps of its own"
-            raise UserError(MANIFEST, "settings.targets.steps", message, f"write {len(own)}")
-        self.scheduler.set_timesteps(sigmas=own, mu=self._shift_exponent(self._num_tokens(noise), num_steps))
-        return self.scheduler.sigmas[:-1]
+        return None if known else read_index(self.base).get("sample_sigmas")
+
+    def _space_sigmas(self, num_steps: int) -> Sequence[float]:
+        if self.own_sigmas is None:
+            return super()._space_sigmas(num_steps)
+        if num_steps != len(self.own_sigmas):
+            message = f"is {num_steps}, but {self.base} is sampled in {len(self.own_sigmas)} steps"
+            raise UserError(MANIFEST, "settings.targets.steps", message, f"write {len(self.own_sigmas)}")
+        return self.own_sigmas
 
 
 def make_workflow(student: Student) -> Graph:

@@ -49,7 +49,7 @@ def add(
         tell(f"{stopped}; go on with: {command('add', folder, *names, *repeat('--set', overrides))}")
         raise typer.Exit(130) from None
     bench = command("bench", folder, "--photos", "HELDOUT", "--baseline", "BEFORE.json")
-    text = f"wrote {path}; next: {bench}, with bench/metrics.json from before as BEFORE.json"
+    text = f"wrote {path}; next: {bench}; BEFORE.json is a copy of bench/metrics.json from before"
     say(as_json, {"adapter": str(path)}, text)
 
 

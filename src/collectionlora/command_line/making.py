@@ -79,11 +79,11 @@ def init(
 
     found = create(folder, base, [*(from_loras or []), *(loras or [])], recipe)
     for lora in found:
-        said = "this prompt is a guess" if lora.guessed else "the prompt stands in the file"
+        said = "this prompt is a guess" if lora.guessed else "the file states this prompt"
         tell(f"{one_line(str(lora.file))}: effect {lora.name}, {quote(lora.prompt)}; {said}")
     tell(
         f"made {folder}; next: put photos into {folder}/photos, read {folder}/collection.yaml"
-        f"{', write the prompts that are guessed' if any(lora.guessed for lora in found) else ''}, "
+        f"{', correct the guessed prompts' if any(lora.guessed for lora in found) else ''}, "
         f"then {command('check', folder)}"
     )
 
@@ -149,7 +149,7 @@ def prompts(
     lines = [f"{name}: {prompt}" for name, prompt in result["student_prompts"].items()]
     following = f"next: {command('targets', folder)}"
     if any(NO_PAIRS in note for note in result["notes"].values()):
-        following += ", then prompts again, which shows the model what the targets show"
+        following += ", then prompts again: the model can look at the targets then"
     say(as_json, result, "\n".join(lines), prompt_table(result), following)
 
 

@@ -16,11 +16,12 @@ import typer
 from collectionlora.command_line import growing, making, using
 from collectionlora.command_line.studio import studio
 from collectionlora.command_line.terminal import any_terminal, faults_in_a_line
+from collectionlora.planning import SHARED
 from collectionlora.system.environment import requested_processes, spare_this_machine_the_proxy
 from collectionlora.system.errors import UserError
 from collectionlora.system.version import __version__
 
-SEVERAL_PROCESSES = ("demo", "targets", "distill", "bench", "add")  # verbs that share their work
+SEVERAL_PROCESSES = ("demo", *SHARED)  # verbs that share their work
 GROUPS: dict[str, list[Callable[..., None]]] = {
     "Make a collection": [
         *(making.init, making.check, making.plan, making.settings, making.teach),

@@ -1,7 +1,6 @@
 """`bench`: judge methods on held-out photographs, write the report, compare with an earlier one."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +56,8 @@ def bench(
     out = collection.folder / "bench"
     gate = Gate.load(baseline, margin, out / "metrics.json") if baseline else None
     photographs = heldout_photographs(photos, collection.manifest.base)
-    heldout = Heldout(photographs, pool(TRAIN), crops, list(range(seeds)), CLASSIFIER_STEPS)
-    if gate:
-        heldout = replace(heldout, like=gate.baseline.get("cases"))
+    like = gate.baseline.get("cases") if gate else None
+    heldout = Heldout(photographs, pool(TRAIN), crops, list(range(seeds)), CLASSIFIER_STEPS, like)
     open_judge = vlm_opener(judge, collection.manifest.base, settings.vlm)
     result = run_bench(collection, settings, methods, heldout, progress, open_judge)
     try:

@@ -61,7 +61,7 @@ class Gate:
                 both[effect] = before[effect][common[0]], now[effect][common[0]]
             elif measured:
                 hint = "bench the methods teacher and student, as before"
-                raise UserError(self.path, effect, f"has a {measured[0]} before and none now", hint)
+                raise UserError(self.path, effect, f"had a {measured[0]} before, and has none now", hint)
         if not both:
             hint = "bench the methods teacher and student, both before and now"
             raise UserError(self.path, STUDENT, "no effect has a PSNR in both", hint)

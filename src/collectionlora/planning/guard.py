@@ -18,14 +18,13 @@ from collectionlora.backbones import family_of
 from collectionlora.collection import Collection, open_collection
 from collectionlora.config import replace_settings, resolve
 from collectionlora.pictures.sizes import Size, check_size, square_side
+from collectionlora.planning import SHARED
 from collectionlora.system import processes
 from collectionlora.system.errors import UserError
 
 if TYPE_CHECKING:
     from collectionlora.planning.workload import Workload
 
-# Several processes share their work, each with a GPU of its own.
-SHARED = ("targets", "distill", "bench", "add")
 T = TypeVar("T")
 P = ParamSpec("P")
 

@@ -7,12 +7,12 @@ from collectionlora.adapters.roles import STUDENT, TEACHER
 from collectionlora.editing import STRIP
 from collectionlora.effectbench.baselines import FLOW_MATCHING, MERGE_METHODS
 from collectionlora.effectbench.running import DEFAULT_CROPS, trained_methods
+from collectionlora.planning import SHARED
 from collectionlora.planning.forwards import BENCH_EDITS, count_verb_forwards
 from collectionlora.planning.timing import Encoding
 from collectionlora.planning.workload import Workload
 
 VERBS = ("teach", "prompts", "targets", "distill", "bench", "add", "edit", "studio")
-SHARED = ("targets", "distill", "bench", "add")  # several processes share their work
 PROCESS_BYTES = 2 * 2**30  # Python, torch and what they import; a guess
 
 

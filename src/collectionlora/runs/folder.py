@@ -117,11 +117,11 @@ def refuse_other_length(folder: Path, settings: Settings) -> None:
     before = facts.get("match.updates", updates)
     given = f"--set match.updates={before}"
     if taken > updates + student_updates:
-        message = f"holds {taken} steps, and a run of these settings has {updates + student_updates}"
+        message = f"holds {taken} steps, but these settings ask for {updates + student_updates}"
         given += f" --set distill.student_updates={facts.get('distill.student_updates', student_updates)}"
         raise UserError(folder, "", message, f"write {given}, as before, or start over with --again")
     if before != updates and taken > min(before, updates):
-        message = f"match.updates was {before} and is {updates}, and {taken} steps are taken"
+        message = f"match.updates was {before} and is {updates}, but {taken} steps are taken"
         raise UserError(folder, "", message, f"write {given}, or give the new run a name with --run NAME")
 
 

@@ -107,7 +107,7 @@ def add(
     grown.check_files()
     with open_run(folder) as opened:
         session = Session(grown, settings, with_critics=True)
-        start_from(session, path, lora, recipe)
+        start_from(session, lora, recipe)
         run = session.distillation(progress)
         run.streams.favour(names, settings.add.new_ratio)
         inputs = [path, *distillation_inputs(grown)]
@@ -144,13 +144,12 @@ def growing_settings(settings: Settings) -> Settings:
     return replace_settings(settings, match=match, distill={"student_updates": settings.add.student_updates})
 
 
-def start_from(session: Session, path: Path, lora: LoraFile, recipe: Recipe) -> None:
-    """Let the student begin as a finished adapter; the run's critics start as its copies.
+def start_from(session: Session, lora: LoraFile, recipe: Recipe) -> None:
+    """Let the student begin as a finished adapter that fits it; the run's critics start as its copies.
 
     Raises:
-        UserError: the adapter has another base, more rank than the student, or another prompt of an effect.
+        UserError: the adapter has another prompt of an effect.
     """
-    refuse_misfit(session.collection, session.settings, path, lora, recipe)
     place, prompts = session.collection.folder / MANIFEST, session.recipe_prompts()
     for name, prompt in recipe.effects.items():
         if prompts.get(name, prompt) != prompt:

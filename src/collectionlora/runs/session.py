@@ -137,7 +137,7 @@ def check_processes(collection: Collection, settings: Settings) -> None:
         UserError: the base is sharded, and there is one process.
     """
     if settings.model.sharding == "fsdp" and processes.world_size() == 1:
-        hint = "launch with torchrun --nproc-per-node N -m -- collectionlora ..., or write none"
+        hint = "launch with torchrun --nproc-per-node N -m -- collectionlora ..., or set it to none"
         place = collection.folder / MANIFEST
         raise UserError(place, "settings.model.sharding", "fsdp needs several processes", hint)
 

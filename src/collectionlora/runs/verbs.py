@@ -338,7 +338,9 @@ def begin_student(session: Session) -> list[Path]:
     path = start_file(session.collection, session.settings)
     if path is None:
         return []
-    growing.start_from(session, path, *read_adapter(path))
+    lora, recipe = read_adapter(path)
+    growing.refuse_misfit(session.collection, session.settings, path, lora, recipe)
+    growing.start_from(session, lora, recipe)
     return [path]
 
 

@@ -186,12 +186,11 @@ def name_by_date(path: Path) -> Path:
     return next(p for end in numbers if not (p := path.with_name(f"{name}{end}{suffix}")).exists())
 
 
-def move_aside(path: Path) -> Path:
-    """Rename a file or a folder by its date, beside what is to take its place; returns the new name."""
+def move_aside(path: Path) -> None:
+    """Rename a file that no longer fits what stands beside it by its date."""
     kept = name_by_date(path)
     path.rename(kept)
     log.warning("%s: is out of date and kept as %s", path, kept.name)
-    return kept
 
 
 def write_text(path: Path, text: str) -> None:
