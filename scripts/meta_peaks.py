@@ -22,14 +22,13 @@ import torch
 import typer
 
 from collectionlora.adapters.roles import STUDENT, TEACHER, Roles
-from collectionlora.backbones import family_of
 from collectionlora.backbones.base import Backbone
 from collectionlora.command_line.verbs import app
 from collectionlora.config import parse_overrides
 from collectionlora.planning import peaks
 from collectionlora.planning.memory import MemoryTally, flash_on_meta
-from collectionlora.planning.plan import GIB, count_held, count_sizes
-from collectionlora.planning.rows import Sizes, network_bytes
+from collectionlora.planning.plan import GIB, weigh
+from collectionlora.planning.rows import Held, Sizes, network_bytes
 from collectionlora.planning.workload import Workload, make_workload
 from collectionlora.system.files import fingerprint, read_json, write_json
 
@@ -148,15 +147,11 @@ class FullDepth:
         self.sample(backbone, roles, *as_role)
 
 
-def replace_parts(
-    workload: Workload, sizes: Sizes, backbone: Backbone, tallied: dict[str, int]
-) -> dict[str, int]:
+def replace_parts(workload: Workload, sizes: Sizes, held: Held, tallied: dict[str, int]) -> dict[str, int]:
     """By verb, with the parts that the meta device does not have."""
     # With quantisation one layer at a time is unpacked; the plan has it in every workspace.
-    unpacked = sizes.activations - peaks.activation_bytes(peaks.step_of(workload))
-    packed = sizes.base - sizes.whole_base + unpacked
+    packed = sizes.base - sizes.whole_base + sizes.peaks.unpacked
     trained = sizes.moments - FLOAT_MOMENTS * sizes.trained - (sizes.average if sizes.average_on_host else 0)
-    held = count_held(workload, sizes, backbone)
     shared = sizes.base + sizes.trained + sizes.optimizer
     devices = workload.devices if workload.sharding == "fsdp" else 1
     sharded = held.gathered - (shared - -(-shared // devices))
@@ -173,11 +168,9 @@ def replace_parts(
 
 def compare(workload: Workload, tallied: dict[str, int]) -> dict[str, Any]:
     """Bytes on a device while the network is there, as planned and as tallied."""
-    backbone = family_of(workload.base).without_weights(workload.base, workload.settings.model, {})
-    sizes = count_sizes(workload, backbone, peaks.step_of(workload))
-    held = count_held(workload, sizes, backbone)
-    planned = network_bytes(workload, sizes, max(held.step, held.start), held.between)
-    measured = replace_parts(workload, sizes, backbone, tallied)
+    _, sizes, held = weigh(workload)
+    measured = replace_parts(workload, sizes, held, tallied)
+    planned = {verb: network_bytes(verb, workload, sizes, held) for verb in VERBS}
     verbs = {verb: {"planned": planned[verb], "tallied": measured[verb]} for verb in VERBS}
     return {"base": workload.base, "encoding": sizes.encoding, "verbs": verbs}
 

@@ -313,7 +313,7 @@ def test_a_plan_counts_the_largest_whole_change_and_the_guard_names_the_way_out(
     tiny_qwen, tmp_path, monkeypatch
 ):
     for name in ("activation_bytes", "sampling_bytes", "teaching_bytes"):
-        monkeypatch.setattr(planning, name, lambda workload: 0)
+        monkeypatch.setattr(peaks, name, lambda workload: 0)
     monkeypatch.setattr(planning, "vae_bytes", lambda workload: (0, 0))
     collection, _ = make_collection(tmp_path / "mine", tiny_qwen, QWEN, ("dora", "lokr", "lora"))
     (collection.folder / "lora.safetensors").unlink()  # not there yet: nothing is known of it

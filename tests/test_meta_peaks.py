@@ -5,9 +5,11 @@ import runpy
 from pathlib import Path
 
 import pytest
+import torch
 from helpers.measure_step import SMALL, write_base
 
 from collectionlora.config import resolve
+from collectionlora.planning.memory import MemoryTally
 from collectionlora.planning.plan import plan
 from collectionlora.planning.workload import Workload
 
@@ -19,6 +21,24 @@ MAX_DEVIATION = 0.01
 def test_the_page_shows_what_was_tallied():
     assert FOUND["recipes"].keys() <= SCRIPT["read_recipes"]().keys()
     assert SCRIPT["write_page"](FOUND) == SCRIPT["PAGE"].read_text(encoding="utf-8")
+
+
+def test_a_repeated_operation_is_tallied_as_the_first_one():
+    with MemoryTally() as tally, torch.device("meta"):
+        left, right = torch.empty(4, 8), torch.empty(8, 2)
+        start = tally.live
+        products = [left @ right for _ in range(3)]
+        assert [product.shape for product in products] == [(4, 2)] * 3
+        assert tally.live - start == 3 * 4 * 2 * 4
+        seen = [torch.ops.aten._unsafe_view(product, [8]) for product in products]
+        assert tally.live - start == 3 * 4 * 2 * 4
+        del products, seen
+        assert tally.live == start
+
+
+def test_a_tally_leaves_values_alone():
+    with MemoryTally():
+        assert [torch.tensor(number).item() for number in (3, 4)] == [3, 4]
 
 
 @pytest.mark.parametrize("name", FOUND["recipes"])

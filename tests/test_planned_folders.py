@@ -36,7 +36,7 @@ def without_peaks(monkeypatch):
     """Workspaces are not tallied, and encoding takes no time."""
     monkeypatch.setattr(planning, "estimate_encoding", lambda *_: Encoding())
     for name in ("activation_bytes", "sampling_bytes", "teaching_bytes"):
-        monkeypatch.setattr(planning, name, lambda workload: 0)
+        monkeypatch.setattr(peaks, name, lambda workload: 0)
     monkeypatch.setattr(planning, "vae_bytes", lambda workload: (0, 0))
 
 

@@ -11,7 +11,6 @@ from collectionlora.backbones import family_of
 from collectionlora.command_line.verbs import app
 from collectionlora.config import resolve
 from collectionlora.planning import peaks
-from collectionlora.planning import plan as planning
 from collectionlora.planning.advice import advise
 from collectionlora.planning.forwards import count_forwards
 from collectionlora.planning.plan import base_bytes, plan
@@ -24,14 +23,14 @@ QWEN, KONTEXT = "Qwen/Qwen-Image-Edit-2509", "black-forest-labs/FLUX.1-Kontext-d
 @pytest.fixture
 def step_alone(monkeypatch):
     """Of the workspaces only a distillation step's is tallied."""
-    monkeypatch.setattr(planning, "sampling_bytes", lambda workload: 0)
-    monkeypatch.setattr(planning, "teaching_bytes", lambda workload: 0)
+    monkeypatch.setattr(peaks, "sampling_bytes", lambda workload: 0)
+    monkeypatch.setattr(peaks, "teaching_bytes", lambda workload: 0)
 
 
 @pytest.fixture
 def without_peaks(step_alone, monkeypatch):
     """No workspace is tallied: a step's is 5 GiB."""
-    monkeypatch.setattr(planning, "activation_bytes", lambda workload: 5 * 2**30)
+    monkeypatch.setattr(peaks, "activation_bytes", lambda workload: 5 * 2**30)
 
 
 @pytest.fixture(scope="module")
@@ -89,9 +88,9 @@ def test_forwards_and_backwards_as_in_a_run(layer, counts):
 @pytest.mark.thorough
 def test_deeper_networks_are_told_from_shallow_ones(folder, monkeypatch):
     request = Workload(folder, 1, resolve(SMALL))
-    told = planning.activation_bytes(request)  # which an earlier test may have asked for
+    told = peaks.activation_bytes(request)  # which an earlier test may have asked for
     monkeypatch.setattr(peaks, "SHALLOW", 4)
-    assert planning.activation_bytes.__wrapped__(request) == told
+    assert peaks.activation_bytes.__wrapped__(request) == told
 
 
 @pytest.mark.thorough

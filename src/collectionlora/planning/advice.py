@@ -5,7 +5,8 @@ from typing import Any
 
 from collectionlora.config import Settings, parse_overrides, resolve
 from collectionlora.planning.peaks import step_of
-from collectionlora.planning.plan import MOMENT_BYTES, PACKED_BYTES, WHOLE_BYTES, plan
+from collectionlora.planning.plan import DEVICES, MOMENT_BYTES, PACKED_BYTES, WHOLE_BYTES, fits, weigh
+from collectionlora.planning.rows import device_bytes, step_bytes
 from collectionlora.planning.workload import Workload
 
 OF_ONE_DEVICE = ("quantization", "ema_on_host", "moments")  # shards have none of these
@@ -35,22 +36,27 @@ def advise(workload: Workload) -> list[dict[str, Any]]:
     """
     advice: list[dict[str, Any]] = []
     step = step_of(workload)
-    fitting = plan(workload, step)["fits"]
+    _, fitting = weigh_distillation(workload, step)
     for change in CHANGES:
         settings = resolve(workload.settings.model_dump(), parse_overrides(change))
         sharded = workload.sharding == "fsdp" and any(word in change[0] for word in OF_ONE_DEVICE)
-        if all(fitting.values()) or sharded or not is_smaller(settings, workload.settings):
+        if len(fitting) == len(DEVICES) or sharded or not is_smaller(settings, workload.settings):
             continue
         workload = replace(workload, settings=settings)
         # Smaller ranks and packed weights make nothing larger: no need to tally again.
         if not any(word in change[0] for word in ("rank", *OF_ONE_DEVICE)):
             step = step_of(workload)
-        planned = plan(workload, step)
-        fitting, total = planned["fits"], planned["total_bytes_per_device"]
+        total, fitting = weigh_distillation(workload, step)
         flags = " ".join(f"--set {assignment}" for assignment in change)
-        names = [device for device, enough in fitting.items() if enough]
-        advice.append({"change": flags, "total_bytes_per_device": total, "fits": names})
+        advice.append({"change": flags, "total_bytes_per_device": total, "fits": fitting})
     return advice
+
+
+def weigh_distillation(workload: Workload, step: Workload) -> tuple[int, list[str]]:
+    """Bytes of a device in a step, and the devices that all of a distillation fits."""
+    _, sizes, held = weigh(workload, step)
+    needed = device_bytes("distill", workload, sizes, held)
+    return step_bytes(sizes, held), [device for device in DEVICES if fits(needed, device)]
 
 
 def is_smaller(new: Settings, old: Settings) -> bool:

@@ -116,9 +116,9 @@ def refuse_too_large_adapter(
 
 
 def _compare(verb: str, workload: "Workload", free: int, hint: str) -> None:
-    from collectionlora.planning.plan import GIB, RESERVED_SHARE, plan
+    from collectionlora.planning.plan import GIB, RESERVED_SHARE, plan_device
 
-    needed = plan(workload)["verbs"][verb]["device_bytes"]
+    needed = plan_device(workload, verb)
     if needed > free * (1 - RESERVED_SHARE):
         message = f"needs {needed / GIB:.1f} GiB by plan, {free / GIB:.1f} GiB of the GPU are free"
         raise UserError("memory", verb, message, hint)

@@ -5,15 +5,17 @@ Memory that a kernel takes and gives back inside one operation is not seen.
 """
 
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
@@ -37,7 +39,7 @@ class MemoryTally(TorchDispatchMode):
 
     def __torch_dispatch__(
         self,
-        func: Callable[..., Any],
+        func: OpOverload[..., Any],
         types: Sequence[type],
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
@@ -46,7 +48,7 @@ class MemoryTally(TorchDispatchMode):
             return 0.0  # a loss that is logged; no number decides what is allocated
         if func is torch.ops.aten.where.self and args[1].is_meta:
             args = (args[0].to("meta"), *args[1:])  # a mask that a network looks at has values
-        out = func(*args, **(kwargs or {}))
+        out = repeat(func, args, kwargs or {}) if makes_new(func) else func(*args, **(kwargs or {}))
         for leaf in tree_leaves(out):
             if isinstance(leaf, Tensor):
                 self._see(leaf.untyped_storage())
@@ -64,6 +66,45 @@ class MemoryTally(TorchDispatchMode):
     def _free(self, key: int, size: int) -> None:
         self._known.discard(key)
         self.live -= size
+
+
+@lru_cache
+def makes_new(func: OpOverload[..., Any]) -> bool:
+    """Whether all that an operation returns is new, and it writes to no argument."""
+    if func is torch.ops.aten._unsafe_view.default:
+        return False  # its result is the argument's memory, though its schema does not say so
+    values = [*func._schema.arguments, *func._schema.returns]
+    return func.namespace == "aten" and not any(value.alias_info for value in values)
+
+
+_made: dict[Any, Any] = {}  # by operation and what `describe` says of its arguments: its results
+
+
+def repeat(func: OpOverload[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """The results of an operation that makes new tensors, on the meta device asked for once.
+
+    Torch finds their shapes in Python there, which would take most of a tally's time, and like blocks ask for
+    the same again and again.
+    """
+    asked = func, describe(args), describe(tuple(kwargs.items()))
+    if asked not in _made:
+        out = func(*args, **kwargs)
+        made = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
+        if not made or not all(tensor.is_meta for tensor in made):
+            return out  # which depends on values, too
+        _made[asked] = tree_map_only(Tensor, copy_empty, out)
+    return tree_map_only(Tensor, copy_empty, _made[asked])
+
+
+def describe(value: Any) -> Any:
+    """What decides the shapes that an operation makes of an argument, as a key."""
+    if isinstance(value, Tensor):
+        return value.dtype, value.shape, value.stride(), value.device
+    return tuple(map(describe, value)) if isinstance(value, list | tuple) else (type(value), value)
+
+
+def copy_empty(tensor: Tensor) -> Tensor:
+    return tensor.new_empty_strided(tensor.shape, tensor.stride())
 
 
 def flash_attention(

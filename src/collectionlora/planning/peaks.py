@@ -7,7 +7,7 @@ Memory grows by the same amount with each further like block, so that two shallo
 from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
 from math import prod
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -238,6 +238,30 @@ def sampling_bytes(workload: Workload) -> int:
 def teaching_bytes(workload: Workload) -> int:
     """As `activation_bytes`, of `teach`."""
     return at_depth(workload, teaching_peaks)
+
+
+class Peaks(NamedTuple):
+    """The most bytes of each kind of work beyond what it begins with, tallied when they are first asked for.
+
+    Attributes:
+        step: as `step_of` gives it.
+        unpacked: bytes of the one layer that is unpacked at a time; 0 without quantisation.
+    """
+
+    step: Workload
+    unpacked: int
+
+    @property
+    def activations(self) -> int:
+        return activation_bytes(self.step) + self.unpacked
+
+    @property
+    def sampling(self) -> int:
+        return sampling_bytes(self.step) + self.unpacked
+
+    @property
+    def teaching(self) -> int:
+        return teaching_bytes(self.step) + self.unpacked
 
 
 def step_of(workload: Workload) -> Workload:

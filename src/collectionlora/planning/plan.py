@@ -7,7 +7,7 @@ the deep one (docs/planning.md).
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -17,15 +17,8 @@ from collectionlora.backbones.base import Backbone
 from collectionlora.backbones.quantization import block_layers
 from collectionlora.config import ModelSettings, Settings
 from collectionlora.planning.forwards import count_forwards
-from collectionlora.planning.peaks import (
-    activation_bytes,
-    sampling_bytes,
-    step_of,
-    teaching_bytes,
-    vae_bytes,
-    working_sizes,
-)
-from collectionlora.planning.rows import Sizes, plan_verbs
+from collectionlora.planning.peaks import Peaks, step_of, vae_bytes, working_sizes
+from collectionlora.planning.rows import Held, Sizes, device_bytes, plan_verbs, step_bytes
 from collectionlora.planning.timing import estimate_encoding, estimate_forward
 from collectionlora.planning.workload import Workload
 from collectionlora.runs.general_items import SHARD, reads_answers
@@ -168,26 +161,15 @@ def count_sizes(workload: Workload, backbone: Backbone, step: Workload) -> Sizes
         moments=round(MOMENT_BYTES[distill.moments] * trained / 4),
         average=loras[STUDENT],
         average_on_host=distill.ema_on_host and workload.sharding == "ddp",
-        activations=activation_bytes(step) + unpacked,
+        peaks=Peaks(step, unpacked),
         # The change and the sum; both factors as the base's numbers.
         merging=round(whole * max(2 * w.numel() + ranks[STUDENT] * count_ends(w) for w in weights)),
-        sampling=sampling_bytes(step) + unpacked,
-        teaching=teaching_bytes(step) + unpacked,
         vae=vae,
         picture=picture,
         cache=cache,
         data=data,
         teachers=round(whole * sum(teacher.pairs + teacher.exact for teacher in teachers)),
     )
-
-
-class Held(NamedTuple):
-    """Bytes of a device that distils: in a step, between two, gathered of shards, and before sharding."""
-
-    step: int
-    between: int
-    gathered: int
-    start: int
 
 
 def count_held(workload: Workload, sizes: Sizes, backbone: Backbone) -> Held:
@@ -198,8 +180,26 @@ def count_held(workload: Workload, sizes: Sizes, backbone: Backbone) -> Held:
         start = sizes.base + sum(sizes.loras.values())
     devices = workload.devices if workload.sharding == "fsdp" else 1
     shared, slot = sizes.base + sizes.trained + sizes.optimizer, sizes.loras[TEACHER]
-    step = -(-shared // devices) + slot + gathered + sizes.activations
-    return Held(step, -(-(shared - sizes.gradient) // devices) + slot + gathered, gathered, start)
+    weights, between = (-(-size // devices) + slot + gathered for size in (shared, shared - sizes.gradient))
+    return Held(weights, between, gathered, start)
+
+
+def weigh(workload: Workload, step: Workload | None = None) -> tuple[Backbone, Sizes, Held]:
+    """The base without weights, and all bytes that the rows of a plan are made of; arguments as of `plan`."""
+    backbone = family_of(workload.base).without_weights(workload.base, workload.settings.model, {})
+    check(workload, backbone)
+    sizes = count_sizes(workload, backbone, step or step_of(workload))
+    return backbone, sizes, count_held(workload, sizes, backbone)
+
+
+def plan_device(workload: Workload, verb: str) -> int:
+    """Bytes of one device while `verb` runs, as `plan` has them, and no more tallied than they need.
+
+    Raises:
+        UserError: as `plan`.
+    """
+    _, sizes, held = weigh(workload)
+    return device_bytes(verb, workload, sizes, held)
 
 
 def plan(
@@ -215,15 +215,13 @@ def plan(
         UserError: no such base, or numbers that do not fit it.
     """
     settings, distill = workload.settings, workload.settings.distill
-    backbone = family_of(workload.base).without_weights(workload.base, settings.model, {})
-    check(workload, backbone)
-    sizes = count_sizes(workload, backbone, step or step_of(workload))
-    held = count_held(workload, sizes, backbone)
+    backbone, sizes, held = weigh(workload, step)
     seconds, clock = estimate_forward(workload, backbone)
     if seconds_per_forward is not None:
         seconds, clock = seconds_per_forward, "your GPU, as given"
     encoding = estimate_encoding(workload, backbone, sizes.whole_encoders / WHOLE_BYTES[settings.model.dtype])
-    verbs = plan_verbs(workload, sizes, max(held.step, held.start), held.between, seconds, encoding)
+    verbs = plan_verbs(workload, sizes, held, seconds, encoding)
+    total = step_bytes(sizes, held)
     forwards, backwards = count_forwards(settings)
     return {
         "base_parameters": sum(p.numel() for p in backbone.network.parameters()),
@@ -232,12 +230,12 @@ def plan(
         "lora_parameters": sizes.loras[STUDENT] // 4,
         "lora_bytes": sum(sizes.loras.values()),
         "optimizer_bytes": sizes.optimizer,
-        "activation_bytes": sizes.activations,
+        "activation_bytes": sizes.peaks.activations,
         "gathered_bytes": held.gathered,
-        "total_bytes_per_device": held.step,
+        "total_bytes_per_device": total,
         "start_bytes": held.start,
         "encoding_bytes": sizes.encoders,
-        "reference_layout_bytes": held.step + 2 * sizes.base,
+        "reference_layout_bytes": total + 2 * sizes.base,
         "forwards_per_student_update": forwards,
         "backwards_per_student_update": backwards,
         "images_per_student_update": distill.batch_size * distill.accumulate * workload.devices,

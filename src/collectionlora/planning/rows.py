@@ -1,7 +1,7 @@
 """What each verb needs: bytes of a device, of a process and of the machine, of disk, and seconds."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from collectionlora.adapters.roles import STUDENT, TEACHER
 from collectionlora.editing import STRIP
@@ -9,6 +9,7 @@ from collectionlora.effectbench.baselines import FLOW_MATCHING, MERGE_METHODS
 from collectionlora.effectbench.running import DEFAULT_CROPS, trained_methods
 from collectionlora.planning import SHARED
 from collectionlora.planning.forwards import BENCH_EDITS, count_verb_forwards
+from collectionlora.planning.peaks import Peaks
 from collectionlora.planning.timing import Encoding
 from collectionlora.planning.workload import Workload
 
@@ -27,10 +28,8 @@ class Sizes:
         one_rank: of a LoRA of rank 1 in float32.
         moments: of the optimizers of student and critics.
         average: of the student's moving average; on the host if `average_on_host`.
-        activations: the most in a step beyond weights, gradients and moments.
+        peaks: of a step, the samplers, and `teach`, beyond weights, gradients and moments.
         merging: of one layer while the student is taken into its weight.
-        sampling: workspace of the samplers.
-        teaching: as `activations`, of `teach`.
         vae: weights of the VAE; `picture` what it makes while it encodes or decodes one photo.
         cache: on disk, of latents and encoded prompts; `data` what a process holds of them.
         teachers: of all converted teachers.
@@ -46,10 +45,8 @@ class Sizes:
     moments: int
     average: int
     average_on_host: bool
-    activations: int
+    peaks: Peaks
     merging: int
-    sampling: int
-    teaching: int
     vae: int
     picture: int
     cache: int
@@ -60,6 +57,16 @@ class Sizes:
     def encoding(self) -> int:
         """On a device while photos and prompts are encoded, before the network is loaded."""
         return self.encoders + self.vae + self.picture
+
+    @property
+    def sampled(self) -> int:
+        """While teachers are sampled."""
+        return self.base + self.loras[STUDENT] + self.loras[TEACHER] + self.peaks.sampling
+
+    @property
+    def shown(self) -> int:
+        """Beside the network while pictures are made: the next are sampled after the VAE is there."""
+        return self.vae + max(self.peaks.sampling, self.picture)
 
     @property
     def trained(self) -> int:
@@ -77,22 +84,22 @@ class Sizes:
         return self.gradient + self.moments + (0 if self.average_on_host else self.average)
 
 
+class Held(NamedTuple):
+    """Bytes of a device that distils: in a step but for its activations, between two steps, when previews are
+    made, gathered of shards, and before sharding."""
+
+    weights: int
+    between: int
+    gathered: int
+    start: int
+
+
 def plan_verbs(
-    workload: Workload,
-    sizes: Sizes,
-    step: int,
-    held: int,
-    seconds_per_forward: float,
-    encoding: Encoding,
+    workload: Workload, sizes: Sizes, held: Held, seconds_per_forward: float, encoding: Encoding
 ) -> dict[str, dict[str, Any]]:
     """By verb `device_bytes`, `host_bytes` of the main process, `machine_bytes` of all processes of a host
-    with the mapped files, `disk_bytes`, and `seconds`.
-
-    Args:
-        step: bytes on a device in a step of the distillation.
-        held: bytes on a device between two steps, when previews are made.
-    """
-    device, host = device_bytes(workload, sizes, step, held), host_bytes(workload, sizes)
+    with the mapped files, `disk_bytes`, and `seconds`."""
+    host = host_bytes(workload, sizes)
     copied = copied_bytes(workload, sizes)
     disk, forwards = disk_bytes(workload, sizes), count_verb_forwards(workload, encoding)
     rows = {}
@@ -100,7 +107,7 @@ def plan_verbs(
         of_host = workload.devices // workload.hosts
         processes = of_host if verb in SHARED else 1
         rows[verb] = {
-            "device_bytes": device[verb],
+            "device_bytes": device_bytes(verb, workload, sizes, held),
             "host_bytes": host[verb] + copied[verb],
             "machine_bytes": machine_bytes(verb, sizes, processes, host[verb], copied[verb]),
             "disk_bytes": disk[verb],
@@ -109,32 +116,44 @@ def plan_verbs(
     return rows
 
 
-def device_bytes(workload: Workload, sizes: Sizes, step: int, held: int) -> dict[str, int]:
+def device_bytes(verb: str, workload: Workload, sizes: Sizes, held: Held) -> int:
     """The most on one device; encoders and network take turns, but in `studio`."""
-    network = network_bytes(workload, sizes, step, held)
-    turns = {verb: max(size, sizes.encoding) for verb, size in network.items()}
-    return {**turns, "studio": network["edit"] + sizes.encoders}
+    network = network_bytes(verb, workload, sizes, held)
+    return network + sizes.encoders if verb == "studio" else max(network, sizes.encoding)
 
 
-def network_bytes(workload: Workload, sizes: Sizes, step: int, held: int) -> dict[str, int]:
+def network_bytes(verb: str, workload: Workload, sizes: Sizes, held: Held) -> int:
     """The most while the network is there; the VAE stays beside it once it has decoded."""
-    taught = 4 * workload.settings.teach.rank * sizes.one_rank  # weights, gradients and both moments
-    student, shown = sizes.loras[STUDENT], sizes.vae + max(sizes.sampling, sizes.picture)
-    sampled = sizes.base + student + sizes.loras[TEACHER] + sizes.sampling
-    # A whole base takes the student into its weights before the first forward.
-    merged = workload.settings.model.quantization == "none"
-    used = sizes.base + (max(student + sizes.merging, shown) if merged else student + shown)
-    distilled = max(sampled + sizes.trained - student, step, held + shown)
-    return {
-        "teach": sizes.base + taught + sizes.teaching,
-        "prompts": 0,
-        "targets": sampled,
-        "distill": distilled,
-        # Baselines are trained before the base is loaded to make pictures.
-        "bench": max(sizes.base + sum(sizes.judged.values()) + shown, distilled if workload.baselines else 0),
-        "add": distilled,
-        "edit": used,
-    }
+    match verb:
+        case "prompts":
+            return 0
+        case "teach":
+            taught = 4 * workload.settings.teach.rank * sizes.one_rank  # weights, gradients and both moments
+            return sizes.base + taught + sizes.peaks.teaching
+        case "edit" | "studio":
+            student, shown = sizes.loras[STUDENT], sizes.shown
+            # A whole base takes the student into its weights before the first forward.
+            merged = workload.settings.model.quantization == "none"
+            return sizes.base + (max(student + sizes.merging, shown) if merged else student + shown)
+        case "targets":
+            return sizes.sampled
+        case "bench":
+            judged = sizes.base + sum(sizes.judged.values()) + sizes.shown
+            # Baselines are trained before the base is loaded to make pictures.
+            return max(judged, distilled_bytes(sizes, held)) if workload.baselines else judged
+        case _:
+            return distilled_bytes(sizes, held)
+
+
+def step_bytes(sizes: Sizes, held: Held) -> int:
+    """The most in a step of a distillation."""
+    return held.weights + sizes.peaks.activations
+
+
+def distilled_bytes(sizes: Sizes, held: Held) -> int:
+    """The most of `distill`, and of `add`: its targets, sharding, a step, or a preview."""
+    sampled = sizes.sampled + sizes.trained - sizes.loras[STUDENT]
+    return max(sampled, held.start, step_bytes(sizes, held), held.between + sizes.shown)
 
 
 def copied_bytes(workload: Workload, sizes: Sizes) -> dict[str, int]:
