@@ -1,7 +1,8 @@
 """Two effects in one picture by a finished adapter: in how many both concepts are recognised.
 
 Every ordered pair of its effects, the second on top of the first, as one prompt; beside it the sum of the two
-teachers' LoRAs under their joined prompts, and both ways one effect after the other, in twice the steps.
+teachers' LoRAs under their joined prompts, and both ways one effect after the other: in twice the steps, the
+student also in as many as one prompt takes.
 The classifier was trained on single effects: both are recognised where they are the two effects that it finds
 most probable. What it recognises in true pictures of both (`truth`) is the ceiling, what it takes for both in
 true pictures of the second alone the floor. `recognisable` leaves out the pictures whose truth it does not
@@ -10,6 +11,7 @@ recognise. Teachers are guided, in the student's number of steps.
 
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import permutations
 from pathlib import Path
 
@@ -96,8 +98,10 @@ def ways(editor: Editor, teachers: Teachers) -> dict[str, tuple[int, Make]]:
     """The ways to make a pair, by name: network evaluations for one picture, and how."""
     steps = editor.recipe.steps
 
-    def student(names: Sequence[str], images: Tensor, seeds: Sequence[int]) -> Tensor:
-        return editor.sample(images, [editor.prompt(names)] * len(images), seeds)
+    def student(
+        names: Sequence[str], images: Tensor, seeds: Sequence[int], steps: int | None = None
+    ) -> Tensor:
+        return editor.sample(images, [editor.prompt(names)] * len(images), seeds, steps)
 
     def in_turn(make: Callable[[Sequence[str], Tensor, Sequence[int]], Tensor]) -> Make:
         return lambda pair, images, seeds: make(pair[1:], make(pair[:1], images, seeds), seeds)
@@ -108,6 +112,7 @@ def ways(editor: Editor, teachers: Teachers) -> dict[str, tuple[int, Make]]:
         "student": (steps, student),
         "teachers summed": (2 * steps, teachers.sample),
         "student in turn": (2 * steps, in_turn(student)),
+        "student in turn, half the steps": (steps, in_turn(partial(student, steps=steps // 2))),
         "teachers in turn": (4 * steps, in_turn(teachers.sample)),
     }
 
