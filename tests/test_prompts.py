@@ -23,6 +23,7 @@ from collectionlora.prompting.answers import plain, read_description
 from collectionlora.prompting.refusals import is_refusal
 from collectionlora.prompting.triggers import CANDIDATES, cosine_table, draw_trigger
 from collectionlora.runs import verbs
+from collectionlora.runs.folder import hold
 from collectionlora.runs.session import resolve_settings
 from collectionlora.system.files import write_tensors
 
@@ -434,6 +435,17 @@ def test_no_key_of_another_service_is_sent(ask, server, monkeypatch):
     monkeypatch.setenv("OPENAI_ADMIN_KEY", KEY)
     ask()
     assert KEY not in str(server.requests[0][1])
+
+
+def test_two_processes_do_not_ask_at_once(run, ask, server, folder):
+    server.replies = ["a drawing", "glow"]
+    with hold(folder / "runs"):
+        code, _, err = run("--vlm", f"http://{server.host}/v1", "--model", MODEL)
+        assert code == 2
+        assert "runs/lock: this collection is held by process" in err
+        assert run()[0] == 0  # which asks nobody
+    assert server.requests == []
+    assert ask()["student_prompts"]["sketch"].endswith("> a drawing")
 
 
 def test_an_interruption_keeps_what_is_answered(run, ask, server, folder):

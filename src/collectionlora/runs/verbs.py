@@ -3,7 +3,7 @@
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -169,20 +169,23 @@ def prompts(
     the rest.
 
     Raises:
-        UserError: bad input, a base whose encoder cannot be asked, or the endpoint fails.
+        UserError: bad input, a base whose encoder cannot be asked, an endpoint that fails, or another process
+            that asks a model, adds, removes or begins to distil.
     """
     collection = open_collection(collection)
     settings = resolve_settings(collection, overrides or {})
     open_vlm = vlm_opener(model, collection.manifest.base, settings.vlm)
-    backbone = load_backbone(collection.manifest.base, settings.model)
-    vlm = open_vlm(backbone) if open_vlm else None
-    writer = PromptWriter(collection, backbone, settings, vlm)
-    written = {}
-    for effect in collection.effects:
-        written[effect.name] = writer.write(effect)
-        if vlm:
-            spent = {"thousand tokens": vlm.tokens / 1000}
-            progress("prompts", len(written), len(collection.effects), spent)
+    # Answers take a while and cost money: no other process writes the file in the meantime.
+    with hold_changes(collection) if open_vlm else nullcontext():
+        backbone = load_backbone(collection.manifest.base, settings.model)
+        vlm = open_vlm(backbone) if open_vlm else None
+        writer = PromptWriter(collection, backbone, settings, vlm)
+        written = {}
+        for effect in collection.effects:
+            written[effect.name] = writer.write(effect)
+            if vlm:
+                spent = {"thousand tokens": vlm.tokens / 1000}
+                progress("prompts", len(written), len(collection.effects), spent)
     student_prompts = {name: w.student_prompt for name, w in written.items()}
     teacher_prompts = {e.name: e.teacher_prompt for e in collection.effects}
     return {
@@ -426,9 +429,9 @@ def hold_collection(collection: Collection | Path | str) -> Iterator[Collection]
 
 
 def hold_changes(collection: Collection) -> AbstractContextManager[None]:
-    """No other process begins to `add`, `remove` or distil inside the block.
+    """No other process begins to `add`, `remove`, distil, or ask a model for prompts inside the block.
 
     Raises:
-        UserError: another process adds or removes.
+        UserError: another process adds, removes, or asks for prompts.
     """
     return hold(collection.folder / "runs", "this collection", WAIT)
