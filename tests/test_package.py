@@ -14,6 +14,7 @@ import yaml
 from PIL import Image
 
 from collectionlora.collection import Collection
+from collectionlora.command_line.demo import shipped_teachers
 from collectionlora.command_line.terminal import next_after_demo
 from collectionlora.command_line.verbs import app
 
@@ -51,6 +52,23 @@ def test_nothing_heavy_is_imported_before_it_is_needed(code):
     loaded = python(code.format(help=helped) + "\nimport sys; print('LOADED', *sys.modules)")
     modules = loaded.rpartition("LOADED")[2].split()
     assert [name for name in HEAVY if name in modules] == []
+
+
+def test_init_and_check_do_not_wait_for_what_trains(tmp_path):
+    teacher = shipped_teachers()["thermal"]
+    code = f"""
+import sys
+from collectionlora.command_line.verbs import app
+folder = {str(tmp_path / "mine")!r}
+for arguments in (["init", folder, "--base", "nano", "--from-loras", {str(teacher)!r}], ["check", folder, "--json"]):
+    try: app(arguments)
+    except SystemExit as stopped: print(stopped.code)
+print("LOADED", *sys.modules)
+"""
+    checked, _, loaded = python(code).rpartition("LOADED")
+    assert '"modules": 58' in checked  # the LoRA was read
+    slow = {"peft", "transformers", "accelerate", "diffusers", "torchvision", "torch.distributed.tensor"}
+    assert slow & set(loaded.split()) == set()
 
 
 # What the extras bring, and what is often there without being asked for.

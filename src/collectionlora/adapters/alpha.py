@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from peft.utils.other import get_pattern_key
 from torch import Tensor
 
 from collectionlora.adapters.keys import WITHOUT
@@ -99,7 +98,11 @@ class AlphaHeader:
         return float(alpha) / (rank**0.5 if self.config.get("use_rslora") else rank)
 
     def _of(self, module: str, name: str, patterns: str) -> Any:
-        found = self.config.get(patterns) or {}
+        found = self.config.get(patterns)
+        if not found:
+            return self.config.get(name)
+        from peft.utils.other import get_pattern_key  # which takes seconds; few files have patterns
+
         return found.get(get_pattern_key(list(found), module), self.config.get(name))
 
 

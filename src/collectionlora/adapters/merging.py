@@ -1,9 +1,9 @@
 """Several LoRAs as one without training: exact sums, and the merges that a distilled student has to beat."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
-from peft.utils.merge_utils import dare_linear, task_arithmetic, ties
 from torch import Tensor
 
 from collectionlora.adapters.low_rank import Factors, pad, shrink
@@ -12,13 +12,7 @@ from collectionlora.system import processes
 from collectionlora.system.files import fingerprint
 
 DENSITY = 0.5  # share of the entries that TIES and DARE keep, peft's own example
-# Merges of each factor on its own, as peft's `add_weighted_adapter` does; from factors and their weights.
-FACTOR_MERGES: dict[str, Callable[[list[Tensor], Tensor], Tensor]] = {
-    "linear": task_arithmetic,
-    "ties": lambda factors, weights: ties(factors, weights, DENSITY),
-    "dare": lambda factors, weights: dare_linear(factors, weights, DENSITY),
-}
-MERGES = (*FACTOR_MERGES, "svd")
+MERGES = ("linear", "ties", "dare", "svd")
 
 
 def add(loras: Sequence[LoraWeights], weight: float = 1.0) -> LoraWeights:
@@ -59,5 +53,14 @@ def _merge_factors(pairs: Sequence[Factors], how: str, num_loras: int) -> Factor
     padded = [pad(pair, largest) for pair in pairs]
     # Each factor takes the root of the weight, so that a product takes the weight.
     weights = torch.full((len(pairs),), num_loras**-0.5)
-    a, b = (FACTOR_MERGES[how](list(factors), weights) for factors in zip(*padded, strict=True))
+    a, b = (factor_merge(how)(list(factors), weights) for factors in zip(*padded, strict=True))
     return a, b
+
+
+def factor_merge(how: str) -> Callable[[list[Tensor], Tensor], Tensor]:
+    """A merge of factors and their weights, each factor on its own, as peft's `add_weighted_adapter`."""
+    # Imported here: what only names the merges does not wait for peft.
+    from peft.utils.merge_utils import dare_linear, task_arithmetic, ties
+
+    merges = {"linear": task_arithmetic, "ties": partial(ties, density=DENSITY)}
+    return {**merges, "dare": partial(dare_linear, density=DENSITY)}[how]

@@ -22,11 +22,9 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache, partial
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 from torch.utils.checkpoint import CheckpointError, checkpoint
@@ -34,6 +32,9 @@ from torch.utils.checkpoint import CheckpointError, checkpoint
 from collectionlora.adapters.low_rank import Whole, add_change, add_whole, apply, as_matrix, change
 from collectionlora.system import processes
 from collectionlora.system.errors import UserError
+
+if TYPE_CHECKING:
+    from peft.tuners.lora import LoraLayer
 
 BASE = None
 STUDENT, TEACHER = "student", "teacher"
@@ -105,6 +106,10 @@ class Roles:
         teacher_dtype: torch.dtype = torch.float32,
         exact: bool = False,
     ):
+        # Imported here: peft takes seconds, and reading a LoRA's file needs none of it.
+        from peft import LoraConfig, inject_adapter_in_model
+        from peft.tuners.lora import LoraLayer
+
         self.network = network.requires_grad_(False)
         self._active: list[str] = []
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
@@ -169,7 +174,7 @@ class Roles:
         """The weight of every layer with the role's LoRA in it, in the dtype of the base."""
         return [self._merged_weight(layer, role) for layer in self.layers.values()]
 
-    def _merged_weight(self, layer: LoraLayer, role: str) -> Tensor:
+    def _merged_weight(self, layer: "LoraLayer", role: str) -> Tensor:
         weight = cast(Tensor, layer.get_base_layer()._parameters["weight"])  # not what hides it
         a, b = (factor.to(weight.dtype) for factor in self._pair(layer, role))
         pair = change((a, b)).view_as(weight)
@@ -221,7 +226,7 @@ class Roles:
         return [p for layer in self.layers.values() for p in self._pair(layer, role)]
 
     @staticmethod
-    def _pair(layer: LoraLayer, role: str) -> tuple[nn.Parameter, nn.Parameter]:
+    def _pair(layer: "LoraLayer", role: str) -> tuple[nn.Parameter, nn.Parameter]:
         return layer.lora_A[role].weight, layer.lora_B[role].weight
 
     def weights(self, role: str) -> LoraWeights:
@@ -279,7 +284,7 @@ class Roles:
         for layer in layers.values():
             layer.exact = None
         for name in changes:
-            slot = self._pair(cast(LoraLayer, layers[name]), TEACHER)[0]
+            slot = self._pair(cast("LoraLayer", layers[name]), TEACHER)[0]
             # A copy, for a file that is mapped may go.
             copy = partial(Tensor.to, device=slot.device, dtype=slot.dtype, copy=True)
             layers[name].exact = cast(Whole, apply(copy, changes[name]))

@@ -8,8 +8,6 @@ all must run the same forwards and backwards in the same order.
 """
 
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
 
 from collectionlora.adapters.roles import TEACHER, Roles
 from collectionlora.system import processes
@@ -17,6 +15,10 @@ from collectionlora.system import processes
 
 def shard(roles: Roles) -> None:
     """Keep this process' share of base, student and critics; the units are blocks of module lists."""
+    # Imported here: it takes a second, and few runs are sharded.
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
     network = roles.network
     device = next(network.parameters()).device.type
     mesh = init_device_mesh(device, (processes.world_size(),))

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import numpy as np
-from piq import mdsi
 from skimage.metrics import structural_similarity
 
 from collectionlora.effects import PhotoEffect
@@ -28,6 +27,8 @@ def perceptual_distance(a: Photo, b: Photo) -> float:
 
     Compares gradients and chromaticity and needs no weights (Nafchi et al. 2016, arXiv 1608.07433).
     """
+    from piq import mdsi  # which brings torchvision: only where something is judged
+
     return float(mdsi(to_images([a]), to_images([b]), data_range=1.0))
 
 

@@ -17,17 +17,19 @@ import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from collectionlora.system import heartbeat
 from collectionlora.system.environment import requested_processes
 from collectionlora.system.errors import UserError
 from collectionlora.system.files import fingerprint
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 T = TypeVar("T")
 # One process may make targets while the others wait; `heartbeat` notices one that died.
@@ -233,15 +235,26 @@ def make_shared(
     return {name: tuple(made) for name, made in found.items()}
 
 
+def is_sharded(tensor: Tensor) -> "TypeGuard[DTensor]":
+    """Whether this process holds a share of a tensor."""
+    if not dist.is_initialized():
+        return False
+    from torch.distributed.tensor import DTensor  # which takes a second, and one process alone needs none
+
+    return isinstance(tensor, DTensor)
+
+
 def whole(tensor: Tensor) -> Tensor:
     """A tensor in one piece; of a sharded one a copy, for which all processes must ask at once."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if is_sharded(tensor) else tensor
 
 
 def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
     """A whole tensor, the same in all processes, sharded as `like` is; itself if that is not sharded."""
-    if not isinstance(like, DTensor):
+    if not is_sharded(like):
         return tensor
+    from torch.distributed.tensor import distribute_tensor
+
     # Every process takes its share of its own copy: nothing is sent.
     return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
 
@@ -255,8 +268,8 @@ def average_gradients(parameters: Sequence[nn.Parameter], shares: int = 1) -> No
     A process whose loss does not reach a parameter, or that has no loss at all, counts as zero. A gradient
     that no process has stays None, so that the optimizer passes over its parameter as in one process.
     """
-    sharded = [p for p in parameters if isinstance(p, DTensor)]
-    parameters = [p for p in parameters if not isinstance(p, DTensor)]
+    sharded = [p for p in parameters if is_sharded(p)]
+    parameters = [p for p in parameters if not is_sharded(p)]
     if shares > 1:
         for parameter in sharded if world_size() > 1 else [*sharded, *parameters]:
             if parameter.grad is not None:
