@@ -21,7 +21,8 @@ from typing import Any
 import torch
 import typer
 
-from collectionlora.adapters.roles import STUDENT, TEACHER, Roles
+from collectionlora.adapters.merged import Merged
+from collectionlora.adapters.roles import STUDENT, TEACHER, Roles, target_weights
 from collectionlora.backbones.base import Backbone
 from collectionlora.command_line.verbs import app
 from collectionlora.config import parse_overrides
@@ -107,10 +108,10 @@ class FullDepth:
 
     def edit(self, tally: MemoryTally, backbone: Backbone) -> dict[str, int]:
         """A whole base takes the student into its weights."""
-        roles = self.make_roles(tally, backbone, {STUDENT: self.ranks[STUDENT]})
-        if not self.is_packed:
-            roles.merge_for_good(STUDENT)
-        self.show(backbone, roles, STUDENT)
+        if self.is_packed:
+            self.show(backbone, self.make_roles(tally, backbone, {STUDENT: self.ranks[STUDENT]}), STUDENT)
+        else:
+            self.show(backbone, self.merge(tally, backbone), STUDENT)
         return {"edit": max(tally.peaks)}
 
     def distill(self, tally: MemoryTally, backbone: Backbone) -> dict[str, int]:
@@ -133,13 +134,29 @@ class FullDepth:
         tally.peaks = [tally.live]
         return roles
 
-    def sample(self, backbone: Backbone, roles: Roles, *as_role: str) -> None:
+    def merge(self, tally: MemoryTally, backbone: Backbone) -> Merged:
+        """The host reads the student's file: its bytes are none of the device."""
+        before, rank = tally.live, self.ranks[STUDENT]
+        student = {
+            name: (
+                weight.new_empty(rank, *weight.shape[1:]).float(),
+                weight.new_empty(len(weight), rank).float(),
+            )
+            for name, weight in target_weights(backbone.network, backbone.lora_targets).items()
+        }
+        host = tally.live - before
+        tally.peaks = [0]
+        merged = Merged(backbone.network, backbone.lora_targets, STUDENT, student)
+        tally.peaks = [max(tally.peaks) - host]
+        return merged
+
+    def sample(self, backbone: Backbone, roles: Roles | Merged, *as_role: str) -> None:
         ways = {TEACHER: peaks.sample_as_teacher, STUDENT: peaks.sample_as_student}
         with torch.no_grad(), torch.device("meta"):
             for role in as_role:
                 ways[role](self.workload, backbone, roles)
 
-    def show(self, backbone: Backbone, roles: Roles, *as_role: str) -> None:
+    def show(self, backbone: Backbone, roles: Roles | Merged, *as_role: str) -> None:
         """Pictures are decoded beside the network, and the VAE stays while the next are sampled."""
         shapes = backbone.shapes(peaks.working_sizes(self.workload, backbone)[0])
         with torch.no_grad(), torch.device("meta"):

@@ -54,19 +54,26 @@ def test_nothing_heavy_is_imported_before_it_is_needed(code):
     assert [name for name in HEAVY if name in modules] == []
 
 
-def test_init_and_check_do_not_wait_for_what_trains(tmp_path):
-    teacher = shipped_teachers()["thermal"]
+def test_what_trains_nothing_does_not_wait_for_what_trains(tmp_path):
+    folder, photo = str(tmp_path / "mine"), str(tmp_path / "me.png")
+    Image.new("RGB", (40, 30), "teal").save(photo)
+    teacher = str(shipped_teachers()["thermal"])
+    verbs = [
+        ["init", folder, "--base", "nano", "--from-loras", teacher],
+        ["check", folder, "--json"],
+        ["edit", "nano", photo, "--effect", "thermal", "--steps", "1"],
+    ]
     code = f"""
 import sys
 from collectionlora.command_line.verbs import app
-folder = {str(tmp_path / "mine")!r}
-for arguments in (["init", folder, "--base", "nano", "--from-loras", {str(teacher)!r}], ["check", folder, "--json"]):
+for arguments in {verbs!r}:
     try: app(arguments)
     except SystemExit as stopped: print(stopped.code)
 print("LOADED", *sys.modules)
 """
-    checked, _, loaded = python(code).rpartition("LOADED")
-    assert '"modules": 58' in checked  # the LoRA was read
+    printed, _, loaded = python(code).rpartition("LOADED")
+    assert '"modules": 58' in printed  # the LoRA was read
+    assert (tmp_path / "me-thermal.png").exists()
     slow = {"peft", "transformers", "accelerate", "diffusers", "torchvision", "torch.distributed.tensor"}
     assert slow & set(loaded.split()) == set()
 

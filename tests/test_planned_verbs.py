@@ -98,7 +98,7 @@ def test_pictures_are_decoded_beside_the_network_and_encoded_beside_the_text_enc
     # A whole base takes the student into its weights before the first picture, layer by layer.
     layer = 3072 * 6 * 3072  # the largest, a modulation
     merging = 2 * (2 * layer + 128 * 7 * 3072)
-    assert rows["edit"] == planned["base_bytes"] + max(student + merging, shown)
+    assert rows["edit"] == planned["base_bytes"] + max(merging, shown)
     assert rows["bench"] == planned["base_bytes"] + student + planned["lora_parameters"] * 2 + shown
     assert rows["studio"] - rows["edit"] == planned["encoding_bytes"]
     assert rows["prompts"] == planned["encoding_bytes"] + weights + picture

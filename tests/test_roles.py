@@ -9,6 +9,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
+from collectionlora.adapters.merged import Merged
 from collectionlora.adapters.roles import STUDENT, TEACHER, Roles, TeacherLibrary, critic_role
 from collectionlora.system.errors import UserError
 
@@ -271,15 +272,34 @@ def test_a_role_frozen_between_forward_and_backward_changes_no_gradient(roles, f
     assert all(torch.equal(a, b) for a, b in zip(gradients(roles.frozen(CRITIC)), expected, strict=True))
 
 
-def test_a_role_that_is_merged_for_good_is_that_role_and_leaves_no_lora(roles):
+def test_a_lora_in_the_weights_is_that_role(roles):
     x = torch.randn(5, 4)
     with roles.use(STUDENT), torch.no_grad():
         expected = roles.network(x)
-    roles.merge_for_good(STUDENT)
-    with roles.frozen(STUDENT), roles.frozen(STUDENT):
-        found = roles.network(x)
+    torch.manual_seed(0)
+    network = Network()
+    merged = Merged(network, ["first", "second"], STUDENT, roles.weights(STUDENT))
+    with merged.frozen(STUDENT), merged.frozen(STUDENT):
+        found = network(x)
     torch.testing.assert_close(found, expected)
     assert not found.requires_grad
-    assert not any("lora_" in name for name, _ in roles.network.named_parameters())
-    with pytest.raises(AssertionError, match="student is in the base's weights"), roles.frozen(CRITIC):
+    with pytest.raises(AssertionError, match="student is in the base's weights"), merged.frozen(CRITIC):
         pass
+
+
+@pytest.mark.parametrize(
+    ("module", "rank", "width", "message"),
+    [
+        ("third", 2, 4, "are not targets of this base"),
+        ("first", 2, 5, "has shapes"),
+        ("first", 2, 1, "has shapes"),
+    ],
+)
+def test_a_lora_that_does_not_fit_changes_no_weight(module, rank, width, message):
+    network = Network()
+    before = network.first.weight.clone()
+    with pytest.raises(ValueError, match=message):
+        Merged(
+            network, ["first", "second"], STUDENT, {module: (torch.ones(rank, width), torch.ones(8, rank))}
+        )
+    assert torch.equal(network.first.weight, before)

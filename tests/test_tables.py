@@ -4,16 +4,19 @@ import importlib
 import json
 import runpy
 import shutil
+import sys
 from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from collectionlora.adapters.recipe import adapter_path
+from collectionlora.adapters.formats import read_lora
+from collectionlora.adapters.recipe import Recipe, adapter_path, write_adapter
 from collectionlora.backbones.nano import NANO
 from collectionlora.command_line.demo import shipped_teachers
 from collectionlora.config import resolve
+from collectionlora.effects import ALL_EFFECTS
 from collectionlora.pictures.photographs import HELDOUT, pool
 from collectionlora.pictures.photos import to_images, to_photos
 from collectionlora.system.errors import UserError
@@ -137,3 +140,26 @@ def test_of_several_files_the_table_has_means_and_the_range(tmp_path):
     text = table(tmp_path / "0.json", tmp_path / "1.json").splitlines()[-1]
     expected = ["student", "8", "21.0 (20.0 to 22.0)", "21.0", "", "0.350", "0.50 (0.50 to 0.50)", "0.05"]
     assert text == f"| {' | '.join(expected)} | 30.0 |"
+
+
+def test_dials_of_strength_scale_a_finished_adapter(tmp_path, monkeypatch):
+    lora = read_lora(shipped_teachers()["thermal"])
+    facts = {"base": "nano", "steps": 2, "shift": 12.0, "resolution": 64, "version": "0"}
+    recipe = Recipe(effects={"thermal": ALL_EFFECTS["thermal"].teacher_prompt}, **facts)
+    write_adapter(tmp_path / "one.safetensors", lora.weights, recipe)
+    given = [
+        "--collection",
+        tmp_path / "one.safetensors",
+        "--out",
+        tmp_path / "out",
+        "--photos",
+        2,
+        "--steps",
+        2,
+    ]
+    monkeypatch.setattr(sys, "argv", ["strength", *map(str, given)])
+    runpy.run_path(str(ROOT / "scripts" / "nano" / "strength.py"))["main"]()
+    means = json.loads((tmp_path / "out" / "strength.json").read_text())["means"]
+    assert means["fade"]["photo"] == means["photo"]["photo"] == 60  # at 0 the photo itself
+    assert means["lora"]["truth"] == pytest.approx(means["fade"]["truth"])  # at 1 the whole effect
+    assert means["lora"]["uneven"] > means["fade"]["uneven"]

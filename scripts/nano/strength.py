@@ -30,7 +30,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from collectionlora.adapters.recipe import adapter_path, read_adapter
-from collectionlora.adapters.roles import STUDENT
+from collectionlora.adapters.roles import STUDENT, Roles
+from collectionlora.backbones import load_backbone
 from collectionlora.backbones.base import Condition, Prompt
 from collectionlora.editing import STRIP, Editor
 from collectionlora.effectbench.metrics import psnr, valid_outcomes
@@ -47,12 +48,15 @@ Candidate = Callable[[Tensor, str, float, int], Tensor]  # images, prompt, stren
 
 
 class Candidates:
-    """All dials over one editor; the same photo has the same noise in all of them."""
+    """All dials over one adapter; the same photo has the same noise in all of them."""
 
-    def __init__(self, editor: Editor, collection: Path):
-        self.editor, self.backbone = editor, editor.backbone
-        lora, _ = read_adapter(adapter_path(collection))
-        self.weights = lora.weights
+    def __init__(self, collection: Path):
+        lora, recipe = read_adapter(adapter_path(collection))
+        self.weights, self.backbone = lora.weights, load_backbone(recipe.base, recipe.model)
+        # Not merged into the base, as an editor's own: a dial may scale it.
+        self.roles = Roles(self.backbone.network, self.backbone.lora_targets, {STUDENT: lora.rank})
+        self.roles.load(STUDENT, self.weights)
+        self.editor = Editor(self.backbone, lambda: self.roles, recipe)
 
     def all(self) -> dict[str, Candidate]:
         return {
@@ -70,17 +74,18 @@ class Candidates:
         )
 
     def run(self, denoiser: Denoiser, source: Tensor, steps: int) -> Tensor:
-        seeds, shift = range(len(source)), self.editor.recipe.shift
-        return self.backbone.decode(sample_student(denoiser, source, seeds, steps, shift))
+        seeds, recipe = range(len(source)), self.editor.recipe
+        latents = sample_student(denoiser, source, seeds, steps, recipe.shift, recipe.sampler)
+        return self.backbone.decode(latents)
 
     def plain(self, condition: Condition, steps: int) -> Tensor:
-        with self.editor.roles.use(STUDENT):
+        with self.roles.use(STUDENT):
             return self.run(Denoiser(self.backbone, condition), condition.source, steps)
 
     def lora(self, images: Tensor, prompt: str, strength: float, steps: int) -> Tensor:
-        self.editor.roles.load(STUDENT, {name: (a, strength * b) for name, (a, b) in self.weights.items()})
+        self.roles.load(STUDENT, {name: (a, strength * b) for name, (a, b) in self.weights.items()})
         made = self.plain(self.encode(images, prompt), steps)
-        self.editor.roles.load(STUDENT, self.weights)
+        self.roles.load(STUDENT, self.weights)
         return made
 
     def prompt(self, images: Tensor, prompt: str, strength: float, steps: int) -> Tensor:
@@ -95,7 +100,7 @@ class Candidates:
     def keep(self, images: Tensor, prompt: str, strength: float, steps: int) -> Tensor:
         condition, backbone = self.encode(images, prompt), self.backbone
         kept = condition.with_prompt(backbone.encode_prompt([KEEP]).expand(len(images)))
-        with self.editor.roles.use(STUDENT):
+        with self.roles.use(STUDENT):
             # uncond + w * (cond - uncond) with the instruction to keep as uncond is the blend.
             return self.run(Denoiser(backbone, condition, kept, strength), condition.source, steps)
 
@@ -109,7 +114,7 @@ class Candidates:
         sigmas = few_step_sigmas(steps, self.editor.recipe.shift)
         taken = sigmas[steps - round(strength * steps) :].tolist()
         x0 = condition.source
-        with self.editor.roles.use(STUDENT):
+        with self.roles.use(STUDENT):
             denoiser = Denoiser(self.backbone, condition)
             generators = [torch.Generator().manual_seed(i) for i in range(len(images))]
             for sigma in taken:
@@ -164,14 +169,15 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    editor = Editor.load(args.collection)
+    candidates = Candidates(args.collection)
+    editor = candidates.editor
     crops, rng = pool(HELDOUT), np.random.default_rng(args.seed)
     photos = [crops.crop(rng) for _ in range(args.photos)]
     images = to_images(photos)
     table: dict[str, dict[str, dict[str, float]]] = {}
     rows = []
     for effect in (name for name in editor.recipe.effects if name in ALL_EFFECTS):
-        for name, candidate in Candidates(editor, args.collection).all().items():
+        for name, candidate in candidates.all().items():
             strip = [to_photos(candidate(images, editor.prompt([effect]), s, args.steps)) for s in STRIP]
             table.setdefault(name, {})[effect] = judge(strip, photos, effect)
             rows.append((f"{effect}, {name}", [made[0] for made in strip]))

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from collectionlora.adapters.merged import Merged
 from collectionlora.adapters.recipe import Recipe, adapter_path, read_adapter, read_recipe
 from collectionlora.adapters.roles import STUDENT, Roles
 from collectionlora.backbones import load_backbone
@@ -121,11 +122,11 @@ class Editor:
         load_roles: loads the network with the adapter in the student's role; called once, when it is needed.
     """
 
-    def __init__(self, backbone: Backbone, load_roles: Callable[[], Roles], recipe: Recipe):
+    def __init__(self, backbone: Backbone, load_roles: Callable[[], Roles | Merged], recipe: Recipe):
         self.backbone, self.load_roles, self.recipe = backbone, load_roles, recipe
 
     @cached_property
-    def roles(self) -> Roles:
+    def roles(self) -> Roles | Merged:
         return self.load_roles()
 
     @classmethod
@@ -147,14 +148,15 @@ class Editor:
             log.warning("%s: was distilled on %s and is used on %s: pictures may differ", path, *places)
         backbone = load_backbone(recipe.base, model)
 
-        def load_roles() -> Roles:
-            roles = Roles(backbone.network, backbone.lora_targets, {STUDENT: lora.rank})
+        def load_roles() -> Roles | Merged:
+            base = backbone.network, backbone.lora_targets
             try:
+                if model.quantization == "none":
+                    return Merged(*base, STUDENT, lora.weights)
+                roles = Roles(*base, {STUDENT: lora.rank})
                 roles.load(STUDENT, lora.weights)
             except ValueError as error:
                 raise UserError(path, "", str(error), f"use an adapter of the base {recipe.base}") from None
-            if model.quantization == "none":
-                roles.merge_for_good(STUDENT)
             return roles
 
         return cls(backbone, load_roles, recipe)

@@ -19,7 +19,7 @@ The paper calls them generator (student), fake score (critic) and real score (te
 """
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, cast
@@ -57,6 +57,17 @@ def target_weights(network: nn.Module, targets: Sequence[str]) -> dict[str, Tens
         for name, module in network.named_modules()
         if name in targets or name.endswith(tuple(f".{target}" for target in targets))
     }
+
+
+def refuse_unknown(weights: LoraWeights, known: Container[str]) -> None:
+    """Refuse a LoRA with modules that the base does not have.
+
+    Raises:
+        ValueError: there are such modules.
+    """
+    unknown = sorted(name for name in weights if name not in known)
+    if unknown:
+        raise ValueError(f"LoRA modules {unknown[:3]} ({len(unknown)} in all) are not targets of this base")
 
 
 class InBaseDtype:
@@ -183,19 +194,6 @@ class Roles:
             return (weight + both).to(weight.dtype)  # rounded once
         return weight + pair
 
-    @torch.no_grad()
-    def merge_for_good(self, role: str) -> None:
-        """Add a role into the base's weights and drop all LoRAs, for use alone.
-
-        From then on `frozen` runs in this role, and costs what the bare base does. The weights are rounded to
-        the base's dtype, which must not be quantised.
-        """
-        for layer in self.layers.values():
-            layer.get_base_layer().weight.data = self._merged_weight(layer, role)
-            layer.lora_A.clear()
-            layer.lora_B.clear()
-        self._fused = role
-
     @contextmanager
     def _weights_in_place(self, weights: Sequence[Tensor]) -> Iterator[None]:
         """Let `weights` stand for the layers' own inside the block; none for the layers' own.
@@ -245,11 +243,7 @@ class Roles:
         Raises:
             ValueError: a module is not a target here, a shape does not fit, or the rank is too large.
         """
-        unknown = sorted(set(weights) - set(self.layers))
-        if unknown:
-            raise ValueError(
-                f"LoRA modules {unknown[:3]} ({len(unknown)} in all) are not targets of this base"
-            )
+        refuse_unknown(weights, self.layers)
         for name, layer in self.layers.items():
             a, b = self._pair(layer, role)
             if name not in weights:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from collectionlora.adapters.merged import Merged
 from collectionlora.adapters.roles import STUDENT, TEACHER, Roles, TeacherLibrary
 from collectionlora.backbones import family_of
 from collectionlora.backbones.base import Backbone, Condition
@@ -120,14 +121,14 @@ def begin(denoiser: Denoiser, noise: Tensor) -> None:
         denoiser.velocity(noise, 1.0)
 
 
-def sample_as_teacher(workload: Workload, backbone: Backbone, roles: Roles) -> None:
+def sample_as_teacher(workload: Workload, backbone: Backbone, roles: Roles | Merged) -> None:
     """Guided forwards of as many images as they take at once."""
     condition, scale = most_at_once(workload, backbone), workload.settings.targets.guidance_scale
     denoiser = Denoiser(backbone, condition, condition, scale, role=partial(roles.frozen, TEACHER))
     begin(denoiser, torch.empty_like(condition.source))
 
 
-def sample_as_student(workload: Workload, backbone: Backbone, roles: Roles) -> None:
+def sample_as_student(workload: Workload, backbone: Backbone, roles: Roles | Merged) -> None:
     """The same without guidance."""
     condition = most_at_once(workload, backbone)
     denoiser = Denoiser(backbone, condition, role=partial(roles.frozen, STUDENT))

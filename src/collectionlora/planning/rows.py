@@ -131,10 +131,10 @@ def network_bytes(verb: str, workload: Workload, sizes: Sizes, held: Held) -> in
             taught = 4 * workload.settings.teach.rank * sizes.one_rank  # weights, gradients and both moments
             return sizes.base + taught + sizes.peaks.teaching
         case "edit" | "studio":
-            student, shown = sizes.loras[STUDENT], sizes.shown
-            # A whole base takes the student into its weights before the first forward.
-            merged = workload.settings.model.quantization == "none"
-            return sizes.base + (max(student + sizes.merging, shown) if merged else student + shown)
+            # A whole base takes the student into its weights, layer by layer, before the first forward.
+            if workload.settings.model.quantization == "none":
+                return sizes.base + max(sizes.merging, sizes.shown)
+            return sizes.base + sizes.loras[STUDENT] + sizes.shown
         case "targets":
             return sizes.sampled
         case "bench":
