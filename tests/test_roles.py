@@ -295,7 +295,7 @@ def test_a_lora_in_the_weights_is_that_role(roles):
         ("first", 2, 1, "has shapes"),
     ],
 )
-def test_a_lora_that_does_not_fit_changes_no_weight(module, rank, width, message):
+def test_a_lora_that_does_not_fit_is_refused(module, rank, width, message):
     network = Network()
     before = network.first.weight.clone()
     with pytest.raises(ValueError, match=message):
