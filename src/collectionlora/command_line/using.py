@@ -40,9 +40,7 @@ def edit(
     photo_argument: Annotated[
         Path | None, typer.Argument(metavar="[PHOTO]", help="a photo, or a folder of photos")
     ] = None,
-    then: Annotated[
-        list[str] | None, typer.Option(help="a further effect after the first, in the same prompt")
-    ] = None,
+    then: Annotated[list[str] | None, typer.Option(help="a further effect, in the same prompt")] = None,
     photo: Annotated[Path | None, typer.Option(help="the same as PHOTO")] = None,
     out: Annotated[
         Path | None, typer.Option(help="a file or a folder; default of one photo: PHOTO-EFFECT.png beside it")
