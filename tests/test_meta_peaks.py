@@ -2,12 +2,16 @@
 
 import json
 import runpy
+import shlex
 from pathlib import Path
 
 import pytest
 import torch
 from helpers.measure_step import SMALL, write_base
+from typer.testing import CliRunner
 
+from collectionlora.command_line import terminal
+from collectionlora.command_line.verbs import app
 from collectionlora.config import resolve
 from collectionlora.planning.memory import MemoryTally
 from collectionlora.planning.plan import plan
@@ -16,6 +20,8 @@ from collectionlora.planning.workload import Workload
 SCRIPT = runpy.run_path(str(Path(__file__).parents[1] / "scripts" / "meta_peaks.py"))
 FOUND = json.loads(SCRIPT["RESULT"].read_text())
 MAX_DEVIATION = 0.01
+RECIPES = SCRIPT["RECIPES"]
+PLANS = [plan for _, *plan in RECIPES["split_sections"](RECIPES["README"].read_text()) if plan[0]]
 
 
 def test_the_page_shows_what_was_tallied():
@@ -54,6 +60,18 @@ def test_what_was_tallied_stands_beside_the_plan_of_today(name):
     planned = plan(workload)["verbs"]
     for verb, row in recipe["verbs"].items():
         assert planned[verb]["device_bytes"] == max(row["planned"], recipe["encoding"]), verb
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize(("arguments", "printed"), PLANS)
+def test_the_recipes_show_what_plan_prints(arguments, printed, monkeypatch):
+    monkeypatch.setattr("collectionlora.planning.advice.advise", lambda workload: [])  # takes as long again
+    monkeypatch.setattr(terminal.console, "width", int(RECIPES["COLUMNS"]))
+    result = CliRunner().invoke(app, ["plan", *shlex.split(arguments)])
+    assert result.exit_code == 0, result.output
+    lines = [line.rstrip() for line in result.stderr.splitlines() if line.strip()]
+    tables = [line for line in lines if not line.startswith("next: ")]
+    assert tables == printed.splitlines()[: len(tables)]
 
 
 @pytest.mark.thorough

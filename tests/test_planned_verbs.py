@@ -2,8 +2,6 @@
 
 import json
 import math
-import runpy
-import shlex
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +14,6 @@ from typer.testing import CliRunner
 import collectionlora
 from collectionlora.adapters.recipe import Recipe, write_adapter
 from collectionlora.backbones import family_of
-from collectionlora.command_line import terminal
 from collectionlora.command_line.studio import load_studio
 from collectionlora.command_line.verbs import app
 from collectionlora.config import ModelSettings, parse_overrides, resolve
@@ -29,8 +26,6 @@ from collectionlora.planning.workload import Workload
 from collectionlora.system.errors import UserError, explain_fault
 
 QWEN, KONTEXT = "Qwen/Qwen-Image-Edit-2509", "black-forest-labs/FLUX.1-Kontext-dev"
-RECIPES = runpy.run_path(str(Path(__file__).parents[1] / "scripts" / "recipes.py"))
-PLANS = [plan for _, *plan in RECIPES["split_sections"](RECIPES["README"].read_text()) if plan[0]]
 LARGE_DEVICE, SMALL_DEVICE = "A100/H100 80 GB", "RTX 4090 24 GB"
 PAPER = ["distill.moments=8bit"]  # rank 128 and 1024 pixels are what large bases have by default
 FOUR_BITS = ["model.quantization=nf4", "data.resolution=512", "student.rank=16", "critic.rank=16"]
@@ -222,18 +217,6 @@ def test_without_a_gpu_and_for_the_small_base_nothing_is_refused(collection, mon
     (collection / "collection.yaml").write_text(yaml.safe_dump(manifest))
     guard.refuse_too_large("distill", collection, {})
     guard.refuse_too_large_adapter("edit", Path("nano"))
-
-
-@pytest.mark.thorough
-@pytest.mark.parametrize(("arguments", "printed"), PLANS)
-def test_the_recipes_show_what_plan_prints(arguments, printed, monkeypatch):
-    monkeypatch.setattr("collectionlora.planning.advice.advise", lambda workload: [])  # takes as long again
-    monkeypatch.setattr(terminal.console, "width", int(RECIPES["COLUMNS"]))
-    result = CliRunner().invoke(app, ["plan", *shlex.split(arguments)])
-    assert result.exit_code == 0, result.output
-    lines = [line.rstrip() for line in result.stderr.splitlines() if line.strip()]
-    tables = [line for line in lines if not line.startswith("next: ")]
-    assert tables == printed.splitlines()[: len(tables)]
 
 
 def test_the_command_line_shows_every_verb():
