@@ -139,8 +139,8 @@ class FullDepth:
         before, rank = tally.live, self.ranks[STUDENT]
         student = {
             name: (
-                weight.new_empty(rank, *weight.shape[1:]).float(),
-                weight.new_empty(len(weight), rank).float(),
+                weight.new_empty(rank, *weight.shape[1:], dtype=torch.float32),
+                weight.new_empty(len(weight), rank, dtype=torch.float32),
             )
             for name, weight in target_weights(backbone.network, backbone.lora_targets).items()
         }

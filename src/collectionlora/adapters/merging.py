@@ -53,7 +53,8 @@ def _merge_factors(pairs: Sequence[Factors], how: str, num_loras: int) -> Factor
     padded = [pad(pair, largest) for pair in pairs]
     # Each factor takes the root of the weight, so that a product takes the weight.
     weights = torch.full((len(pairs),), num_loras**-0.5)
-    a, b = (factor_merge(how)(list(factors), weights) for factors in zip(*padded, strict=True))
+    merge_factor = factor_merge(how)
+    a, b = (merge_factor(list(factors), weights) for factors in zip(*padded, strict=True))
     return a, b
 
 
@@ -62,5 +63,9 @@ def factor_merge(how: str) -> Callable[[list[Tensor], Tensor], Tensor]:
     # Imported here: what only names the merges does not wait for peft.
     from peft.utils.merge_utils import dare_linear, task_arithmetic, ties
 
-    merges = {"linear": task_arithmetic, "ties": partial(ties, density=DENSITY)}
-    return {**merges, "dare": partial(dare_linear, density=DENSITY)}[how]
+    merges: dict[str, Callable[[list[Tensor], Tensor], Tensor]] = {
+        "linear": task_arithmetic,
+        "ties": partial(ties, density=DENSITY),
+        "dare": partial(dare_linear, density=DENSITY),
+    }
+    return merges[how]

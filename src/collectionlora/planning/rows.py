@@ -85,8 +85,14 @@ class Sizes:
 
 
 class Held(NamedTuple):
-    """Bytes of a device that distils: in a step but for its activations, between two steps, when previews are
-    made, gathered of shards, and before sharding."""
+    """Bytes of a device that distils.
+
+    Attributes:
+        weights: in a step, without its activations.
+        between: between two steps, when previews are made.
+        gathered: of shards, in both.
+        start: before sharding.
+    """
 
     weights: int
     between: int

@@ -136,7 +136,7 @@ def option_inputs(studio: Studio) -> tuple[gr.Dropdown, gr.Radio, gr.Radio, gr.N
     """A second effect and how it is applied, steps, seed, and size."""
     choices = [("Nothing", NOTHING), *((human_name(name), name) for name in studio.effects)]
     then = gr.Dropdown(choices, value=NOTHING, label="Second effect", min_width=120)
-    info = f"{IN_TURN.capitalize()}: each takes all the steps."
+    info = f"{IN_TURN.capitalize()}: each effect takes all the steps."
     order = gr.Radio([TOGETHER, IN_TURN], value=TOGETHER, label="Two effects", info=info)
     steps = gr.Radio(
         step_choices(studio.recipe.steps),
