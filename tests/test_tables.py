@@ -10,14 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from collectionlora.adapters.formats import read_lora
-from collectionlora.adapters.recipe import Recipe, adapter_path, write_adapter
+from collectionlora.adapters.recipe import Recipe, adapter_path, read_adapter, write_adapter
 from collectionlora.backbones.nano import NANO
-from collectionlora.command_line.demo import shipped_teachers
+from collectionlora.command_line.demo import build_collection, shipped_teachers
 from collectionlora.config import resolve
 from collectionlora.effects import ALL_EFFECTS
-from collectionlora.pictures.photographs import HELDOUT, pool
+from collectionlora.pictures.photographs import HELDOUT, TRAIN, pool
 from collectionlora.pictures.photos import to_images, to_photos
 from collectionlora.system.errors import UserError
 
@@ -62,15 +63,24 @@ def test_teachers_of_a_folder_follow_those_that_ship(tables, tmp_path):
 
 
 def test_a_collection_does_not_grow_from_nothing(tables, tmp_path):
-    with pytest.raises(UserError, match="--new: 4 of 4 leave none to keep"):
-        tables("incremental").make(Namespace(new=4, effects=4, out=tmp_path), print)
+    kept = tables("incremental").kept_effects
+    assert kept(["season", "thermal", "duotone"], ["thermal"]) == ["season", "duotone"]
+    with pytest.raises(UserError, match="--new: mirror is not among the effects"):
+        kept(["season"], ["mirror"])
+    with pytest.raises(UserError, match="--new: leaves no effect to keep"):
+        kept(["season"], ["season"])
 
 
-def test_a_collection_grows_from_a_finished_adapter(tables, tmp_path):
-    study = Namespace(args=Namespace(start=Path("nano")), collection=Namespace(result=tmp_path / "new"))
-    study.collection.result.write_text("of an add that is made again")
-    tables("incremental").begin(study, [])
-    assert study.collection.result.read_bytes() == adapter_path(Path("nano")).read_bytes()
+def test_a_collection_grows_from_a_finished_adapter_without_the_effects_it_lacks(tables, tmp_path):
+    shipped = shipped_teachers()
+    teachers = {name: shipped[name] for name in ("season", "thermal")}
+    collection = build_collection(tmp_path, teachers, pool(TRAIN), 0, num_general=1, num_photos=1)
+    study = Namespace(args=Namespace(start=Path("nano")), collection=collection)
+    collection.result.write_text("of an add that is made again")
+    tables("incremental").begin(study, ["season"])
+    assert list(read_adapter(collection.result)[1].effects) == ["season"]
+    before, after = (read_adapter(p)[0].weights for p in (adapter_path(Path("nano")), collection.result))
+    assert all(torch.equal(a, b) for m in before for a, b in zip(before[m], after[m], strict=True))
 
 
 def test_lora_plus_halves_the_rate_for_a_and_doubles_it_for_b(tables):
