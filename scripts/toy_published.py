@@ -8,7 +8,8 @@ one number of steps by its own sampler. docs/toy.md says what each change is and
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from itertools import pairwise, product
@@ -136,13 +137,27 @@ STUDENTS: dict[str, tuple[type[Distillation], list[Overrides]]] = {
 def main() -> None:
     args = study_parser(__doc__, "docs/results/toy_published.json", STUDENTS).parse_args()
     torch.set_num_threads(1)
+    run_students(args, STUDENTS, make_world)
+
+
+def run_students(
+    args: Namespace,
+    students: Mapping[str, tuple[type[Distillation], list[Overrides]]],
+    make_world: Callable[[int], ToyWorld],
+    layer: Overrides | None = None,
+) -> None:
+    """Train each student of `args.only` in each seed's world, and judge it in all `STEPS`; resumes.
+
+    Args:
+        layer: settings of all students over the toy's recipe, below their own.
+    """
     table = Table(args.out)
     for seed, name in product(range(args.seeds), args.only):
         rows = [{"variant": name, "steps": steps, "seed": seed} for steps in STEPS]
         if all(table.has(**row) for row in rows):
             continue
-        world, (method, layers) = make_world(seed), STUDENTS[name]
-        settings = toy_settings(ALL_LENGTHS, *layers, {"distill": {"seed": seed}})
+        world, (method, layers) = make_world(seed), students[name]
+        settings = toy_settings(ALL_LENGTHS, layer or {}, *layers, {"distill": {"seed": seed}})
         run = world.distillation(settings, method=method)
         began = time.process_time()
         run_to_end(run)

@@ -199,6 +199,7 @@ TABLES = {  # a pattern of several files is of several seeds
     "tables/quantised.json": "docs/results.md",
     "tables/incremental.json": "docs/results.md",
     "tables/incremental-54.json": "docs/results.md",
+    "tables/incremental-random.json": "docs/results.md",
     "tables/deployment.json": "docs/results.md",
 }
 
@@ -228,7 +229,7 @@ def test_the_demo_is_compared_with_that_of_an_earlier_version():
     assert table(*files) in (ROOT / "docs" / "results.md").read_text()
 
 
-@every(["toy_world.json", "toy_published.json"])
+@every(["toy_world.json", "toy_published.json", "toy_guidance.json"])
 def test_the_toy_worlds_tables_are_those_of_their_results(file):
     study = runpy.run_path(str(ROOT / "scripts" / "toy_table.py"))
     rows = study["Table"](ROOT / "docs" / "results" / file).rows

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from collectionlora.effectbench.report.charts import bar_chart, line_chart, round_steps
+from collectionlora.sampling import Denoiser
 from collectionlora.toy.studies import (
     OBJECTIVES,
     follow,
@@ -16,7 +17,13 @@ from collectionlora.toy.studies import (
     pull,
     scaling_settings,
 )
-from collectionlora.toy.world import ToyWorld, toy_settings
+from collectionlora.toy.world import (
+    ToyWorld,
+    condition_on,
+    draw_general,
+    guided_denoiser,
+    toy_settings,
+)
 
 ROOT = Path(__file__).parents[1]
 
@@ -100,9 +107,14 @@ def published(monkeypatch):
     return importlib.import_module("toy_published")
 
 
-def one_step(published, world, name, **changes):
+@pytest.fixture
+def guidance(published):
+    return importlib.import_module("toy_guidance")
+
+
+def one_step(study, world, name, **changes):
     """A student of the comparison after one update from the base, whose critic stands still."""
-    method, layers = published.STUDENTS[name]
+    method, layers = study.STUDENTS[name]
     brief = {"match": {"updates": 0}, "critic": {"learning_rate": 1e-30}, "distill": {"batch_size": 8}}
     settings = toy_settings(*layers, brief, {"distill": {"effect_ratio": 1, "rollout_steps": [8], **changes}})
     run = world.distillation(settings, method=method)
@@ -143,3 +155,51 @@ def test_the_pseudo_huber_gradient_has_one_length(world, published):
     scores = run.scores(batch, "critic-8")
     run.distribution_matching(far, scores, torch.full((8,), 0.5), generator).backward()
     assert torch.allclose(8 * far.grad.flatten(1).norm(dim=1), torch.ones(8), atol=1e-3)
+
+
+def test_without_guidance_renoising_it_apart_changes_nothing(world, guidance):
+    plain, apart = (
+        one_step(guidance, world, name, target_weight=0)[1] for name in ("guided", "guidance apart")
+    )
+    assert apart["backward"] == pytest.approx(plain["backward"], rel=1e-5)
+
+
+def test_guidance_is_taken_above_the_sigma_of_the_students_step(world, guidance):
+    run, _ = one_step(guidance, world, "guidance apart", guidance_scale=2.0)
+    share = run.simulate(run.streams, run.batch(run.streams, 0), run.generator(run.streams, 0), 0, 8)
+    velocity, seen = run.backbone.velocity, []
+
+    def watch(x_sigma, sigma, prepared):
+        seen.append(sigma)
+        return velocity(x_sigma, sigma, prepared)
+
+    run.backbone.velocity = watch
+    list(run.student_losses(share, "critic-8", 0))
+    student, critic, teacher, guided, unguided = seen
+    assert torch.equal(student, share.simulation.chosen()[1])
+    assert torch.equal(critic, teacher)
+    assert torch.equal(guided, unguided.repeat(2))
+    assert (unguided >= student).all()
+    assert (teacher < student).any()
+
+
+def test_guided_teachers_are_led_away_from_the_empty_prompt(world):
+    run, points = world.distillation(toy_settings()), torch.zeros(4, 2)
+    x, sigma = torch.randn(4, 2, 1, 1, generator=torch.Generator().manual_seed(0)), torch.full((4,), 0.5)
+    with run.teachers.use("effect-0"), torch.no_grad():
+        asked, empty = (
+            Denoiser(run.backbone, condition_on(prompt, points)).velocity(x, sigma)
+            for prompt in (world.effects[0].teacher_prompt, "")
+        )
+        led = guided_denoiser(run.backbone, condition_on("style 0", points), 3.0).velocity(x, sigma)
+    assert torch.allclose(led, empty + 3 * (asked - empty), atol=1e-5)
+
+
+def test_a_base_of_guided_teachers_learns_the_empty_prompt():
+    (told, answers), (untold, same) = (
+        draw_general(2000, torch.Generator().manual_seed(0), share) for share in (0, 0.25)
+    )
+    empty = (untold.prompt.tokens == 0).all(dim=(1, 2))
+    assert 0.2 < empty.float().mean() < 0.3
+    assert torch.equal(untold.prompt.tokens[~empty], told.prompt.tokens[~empty])
+    assert torch.equal(answers, same)

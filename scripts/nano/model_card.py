@@ -122,7 +122,7 @@ def main() -> None:
     tries = [row for folder in args.teachers for row in read_lines(folder / "teachers.jsonl")]
     tried = {row["effect"]: row for row in tries}  # of an effect tried again, the last
     teachers = [tried[name] for name in sorted(shipped)]
-    refused = [row for name, row in sorted(tried.items()) if name not in shipped]
+    refused = [row for name, row in sorted(tried.items()) if name not in shipped and not row["passed"]]
     heldout = read_lines(args.folder / "heldout.jsonl")[-1]
     licences = json.loads((args.data / "licences.json").read_text())
     write_text(args.out, build_card(heldout, teachers, refused, licences) + COLLECTION)

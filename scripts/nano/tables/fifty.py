@@ -35,7 +35,7 @@ def options(parser: ArgumentParser) -> None:
     add_effects_option(parser, default=50)
     parser.add_argument("--coupled", type=int, default=14000, metavar="N", help="further updates of coupled")
     parser.add_argument("--plus", type=int, default=4000, metavar="N", help="further updates of student")
-    text = "a finished adapter that student begins as"
+    text = "a finished adapter that student begins as; with --plus 0 it is judged alone"
     parser.add_argument("--start", type=Path, metavar="ADAPTER", help=text)
     parser.add_argument("--general", type=int, default=256, metavar="N", help="items of the general stream")
     parser.add_argument(
@@ -48,12 +48,14 @@ def make(args: Namespace, progress: Progress) -> None:
     study = Study(args, layer, args.effects, progress, args.general)
     plus = over({"match": COARSE}, lora_plus(study.settings.match.learning_rate))
     if args.start:
-        runs = [START, STUDENT]
+        runs = [START]
         if processes.is_main():
             copy_whole(adapter_path(args.start), study.collection.folder / BEGUN)
         processes.barrier()
         study.train(START, {"match": {"start": BEGUN, "updates": 0}})
-        study.train(STUDENT, over(plus, {"match": {"start": BEGUN, "updates": args.plus}}))
+        if args.plus:
+            runs.append(STUDENT)
+            study.train(STUDENT, over(plus, {"match": {"start": BEGUN, "updates": args.plus}}))
     else:
         runs = [FLOW, COUPLED, STUDENT]
         updates = study.settings.match.updates + args.coupled

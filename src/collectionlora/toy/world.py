@@ -35,6 +35,7 @@ GENERAL_PROMPTS = tuple(f"move {d}" for d in DIRECTIONS)
 TEACHER_RANK, TEACHER_STEPS = 8, 40
 MODE_DISTANCE = 1.2  # each mode lies this far to one side of its effect's centre
 SCATTER = 0.1
+EMPTY_SHARE = 0.1  # of the prompts that a base learns from whose teachers are guided
 
 
 def direction(angle: float) -> Tensor:
@@ -109,20 +110,36 @@ def condition_on(prompt: str, source: Tensor) -> Condition:
     return Condition(encode_prompt([prompt]).expand(len(source)), points_to_latents(source)).to(source.device)
 
 
-def draw_general(num: int, generator: torch.Generator) -> tuple[Condition, Tensor]:
-    """Conditions of the general instructions and their true answers `[num, 2]`."""
+def draw_general(num: int, generator: torch.Generator, empty_share: float = 0.0) -> tuple[Condition, Tensor]:
+    """Conditions of the general instructions and their true answers `[num, 2]`.
+
+    Args:
+        empty_share: of the conditions, whose prompt is empty and whose answer stays that of an instruction.
+    """
     device, source = generator.device, draw_points(num, generator)
     which = torch.randint(len(GENERAL_PROMPTS), (num,), generator=generator, device=device)
     shifts = torch.stack([direction(i * math.pi / 4) for i in range(len(GENERAL_PROMPTS))]).to(device)
     scatter = draw_points(num, generator)
-    condition = Condition(encode_prompt(GENERAL_PROMPTS).to(device)[which], points_to_latents(source))
-    return condition, source + shifts[which] + SCATTER * scatter
+    asked = which
+    if empty_share:
+        empty = torch.rand(num, generator=generator, device=device) < empty_share
+        asked = which.masked_fill(empty, len(GENERAL_PROMPTS))
+    prompt = encode_prompt([*GENERAL_PROMPTS, ""]).to(device)[asked]
+    return Condition(prompt, points_to_latents(source)), source + shifts[which] + SCATTER * scatter
 
 
-def sample_teacher(backbone: Backbone, condition: Condition, generator: torch.Generator) -> Tensor:
+def sample_teacher(
+    backbone: Backbone, condition: Condition, generator: torch.Generator, guidance_scale: float = 1.0
+) -> Tensor:
     """The active role in many steps, `[B, 2, 1, 1]`."""
     noise = noise_like(condition.source, generator)
-    return sample_many_steps(Denoiser(backbone, condition), noise, TEACHER_STEPS)
+    return sample_many_steps(guided_denoiser(backbone, condition, guidance_scale), noise, TEACHER_STEPS)
+
+
+def guided_denoiser(backbone: Backbone, condition: Condition, guidance_scale: float) -> Denoiser:
+    """The active role, guided away from the empty prompt."""
+    empty = encode_prompt([""]).to(backbone.device).expand(len(condition.source))
+    return Denoiser(backbone, condition, condition.with_prompt(empty), guidance_scale)
 
 
 def sample_student(
@@ -163,6 +180,8 @@ class ToyWorld:
     """A trained base, one trained teacher for each effect, and the data of a distillation over them.
 
     Args:
+        guidance_scale: of the teachers. Above 1 the base learns the empty prompt too, and the truth of the
+            general stream is what the guided base answers.
         device: where all of it lies and is drawn.
     """
 
@@ -174,8 +193,9 @@ class ToyWorld:
         base_steps: int = 2500,
         teacher_steps: int = 800,
         device: str = "cpu",
+        guidance_scale: float = 1.0,
     ):
-        self.device = torch.device(device)
+        self.device, self.guidance_scale = torch.device(device), guidance_scale
         self.base_steps, self.teacher_steps = base_steps, teacher_steps
         self.effects = [ToyEffect(k, num_effects, displacement) for k in range(num_effects)]
         self.seed = seed
@@ -193,7 +213,7 @@ class ToyWorld:
         train_network(
             backbone,
             list(backbone.network.parameters()),
-            lambda: draw_general(512, generator),
+            lambda: draw_general(512, generator, EMPTY_SHARE if self.guidance_scale > 1 else 0),
             self.base_steps,
             2e-3,
             generator,
@@ -248,7 +268,8 @@ class ToyWorld:
         """The active role in many steps, from the noise that a batch draws again."""
         positions, shape = range(len(condition.source)), condition.source.shape[1:]
         noise = torch.stack([sample_noise((seed, position, sample), shape) for position in positions])
-        return sample_many_steps(Denoiser(backbone, condition), noise.to(self.device), TEACHER_STEPS)
+        denoiser = guided_denoiser(backbone, condition, self.guidance_scale)
+        return sample_many_steps(denoiser, noise.to(self.device), TEACHER_STEPS)
 
     def distillation(
         self, settings: Settings, num_effects: int | None = None, method: type[Distillation] = Distillation
@@ -287,16 +308,21 @@ class ToyWorld:
             with run.roles.use(STUDENT):
                 made = sample_student(run.backbone, condition, num_steps, generator, sampler)
             with run.teachers.use(effect.name):
-                truth = sample_teacher(run.backbone, condition_on(effect.teacher_prompt, source), generator)
+                asked = condition_on(effect.teacher_prompt, source)
+                truth = sample_teacher(run.backbone, asked, generator, self.guidance_scale)
             distances.append(joint_distance(made, truth, condition.source))
             shares.append(effect.second_mode_share(made.flatten(1), source))
         condition, answer = draw_general(num, generator)
         with run.roles.use(STUDENT):
             made = sample_student(run.backbone, condition, num_steps, generator, sampler)
+        truth = points_to_latents(answer)
+        if self.guidance_scale > 1:
+            with run.teachers.use(None):
+                truth = sample_teacher(run.backbone, condition, generator, self.guidance_scale)
         return {
             "effects_mean": sum(distances) / len(distances),
             "effects_worst": max(distances),
-            "general": joint_distance(made, points_to_latents(answer), condition.source),
+            "general": joint_distance(made, truth, condition.source),
             "rarest_mode": min(min(share, 1 - share) for share in shares),
         }
 
