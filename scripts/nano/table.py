@@ -1,9 +1,10 @@
 """The paper's tables on the nano base, one command each; an interrupted one goes on by the same command.
 
-    torchrun --nproc-per-node 2 scripts/nano/table.py TABLE --data DATA --out DIR [--set NAME=VALUE]
+    torchrun --nproc-per-node 2 -- scripts/nano/table.py TABLE --data DATA --out DIR [--set NAME=VALUE]
     python scripts/results_table.py DIR/metrics.json
 
-Two processes of one thread are faster than one of two; `python scripts/nano/table.py` works as well.
+Two processes of one thread are faster than one of two; `python scripts/nano/table.py` works as well. Without
+the two dashes torchrun reads options such as `--start` as its own.
 `TABLE --help` says what a table shows and what it can be given.
 """
 

@@ -1,8 +1,8 @@
 """`add` of effects to a finished collection in few updates: what they reach, and what the others lost.
 
-All others of --effects are kept; what else --start holds is removed first. The same photos are judged before
-and after; OUT/before, OUT/after (both of the kept effects) and OUT/all have their reports. The gate is that
-of `bench --baseline`; it stops nothing.
+The effects of --new are added to the others of --effects. Further effects that --start holds are removed
+first. The same photos are judged before and after; OUT/before, OUT/after (both of the kept effects) and
+OUT/all have their reports. The gate is that of `bench --baseline`; it stops nothing.
 """
 
 from argparse import ArgumentParser, Namespace
@@ -21,7 +21,7 @@ from collectionlora.system.progress import Progress
 from tables.study import Study, add_effects_option, add_options, over
 
 LAYER = {"match": {"updates": 750}, "distill": {"student_updates": 10, "batch_size": 4}}
-METHODS = (TEACHER, f"{TEACHER}-8", STUDENT, f"{STUDENT}-4")
+METHODS = (TEACHER, STUDENT, f"{STUDENT}-4")
 
 
 def options(parser: ArgumentParser) -> None:
