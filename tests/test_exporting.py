@@ -2,6 +2,7 @@
 
 import ast
 import json
+import shutil
 
 import pytest
 import torch
@@ -105,6 +106,19 @@ def test_a_file_that_exists_is_replaced_only_on_request(tmp_path, collection):
     export(collection, "diffusers", tmp_path / "out")
     with pytest.raises(UserError, match=r"README\.md: --out: exists already"):
         export(collection, "peft", tmp_path / "out")
+
+
+def test_only_an_earlier_export_of_the_collection_is_replaced(tmp_path, collection):
+    finished = collection / "collection.safetensors"
+    other = shutil.copytree(collection, tmp_path / "other") / finished.name
+    before = other.read_bytes()
+    with pytest.raises(UserError, match=r"other/collection\.safetensors: --out: exists already"):
+        export(finished, "comfyui", other.parent)
+    assert other.read_bytes() == before
+    export(other.parent, "diffusers", tmp_path / "out")
+    with pytest.raises(UserError, match="--out: exists already"):
+        export(collection, "diffusers", tmp_path / "out")
+    export(other.parent, "diffusers", tmp_path / "out", rank=1)
 
 
 def test_keys_for_lightx2v_are_the_names_of_modules_alone(tmp_path, collection):

@@ -14,7 +14,7 @@ from helpers.bench_collection import PROMPTS, build, photo
 
 import collectionlora
 from collectionlora.adapters.formats import read_lora, write_lora
-from collectionlora.adapters.recipe import read_adapter, write_adapter
+from collectionlora.adapters.recipe import read_adapter, read_recipe, write_adapter
 from collectionlora.collection import Collection
 from collectionlora.command_line import terminal
 from collectionlora.command_line import verbs as cli
@@ -480,6 +480,11 @@ def test_a_removed_effect_is_no_longer_offered_and_the_weights_stay(folder, run)
     after, recipe = adapter(folder)
     assert recipe.effects == {"mine": PROMPTS["mine"]}
     assert same(before.weights, after.weights)
+    (kept,) = folder.glob("collection-*.yaml")
+    assert [e["name"] for e in yaml.safe_load(kept.read_text())["effects"]] == ["sepia", "mine"]
+    assert {"sepia", "mine"} in [
+        set(read_recipe(path).effects) for path in folder.glob("collection-*.safetensors")
+    ]
     assert [e.name for e in Collection.load(folder).effects] == ["mine"]
     assert (folder / "teachers" / "sepia.safetensors").exists()
     code, _, err = run("remove", "mine")
@@ -568,6 +573,8 @@ def test_a_bench_with_a_gate(folder, run, monkeypatch, tmp_path):
     shutil.copyfile(written, before)
     code, _, err = run("bench", *arguments, "--baseline", before, "--margin", 0)
     assert code == 0, err
+    (kept,) = written.parent.glob("metrics-*.json")
+    assert kept.read_bytes() == before.read_bytes()
     assert "the gate passed: the worst change is +0.00 dB, of sepia" in err
     metrics = json.loads(before.read_text())
     metrics["methods"]["student"]["per_effect"]["sepia"]["psnr"] += 3

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+import yaml
 from helpers import small_collection
 
 import collectionlora
@@ -83,6 +84,16 @@ def test_a_finished_run_is_not_taken_for_one_of_other_data(folder, old, new, wor
     before = contents(folder)
     with pytest.raises(UserError, match=f"holds a finished run, but {words}"):
         collectionlora.distill(folder, resume=resume)
+    assert contents(folder) == before
+
+
+def test_a_finished_run_does_not_go_on_with_an_effect_that_it_never_saw(folder):
+    manifest = yaml.safe_load((folder / "collection.yaml").read_text())
+    manifest["effects"].append({**manifest["effects"][0], "name": "brown", "student_prompt": "<brown_x> y"})
+    (folder / "collection.yaml").write_text(yaml.safe_dump(manifest))
+    before = contents(folder)
+    with pytest.raises(UserError, match=r"effects was \['sepia', 'technicolor'\] and is \['sepia',"):
+        collectionlora.distill(folder, resume=True)
     assert contents(folder) == before
 
 

@@ -159,6 +159,16 @@ def test_what_changed_is_asked_again_and_nothing_else(ask, server, folder):
     assert len(server.requests) == 6
 
 
+def test_answers_that_another_model_replaces_are_kept(ask, folder):
+    ask()
+    ask()
+    assert not list(folder.glob("prompts-*.json"))
+    before = (folder / "prompts.json").read_bytes()
+    ask("--model", "another")
+    (kept,) = folder.glob("prompts-*.json")
+    assert kept.read_bytes() == before
+
+
 def test_without_an_endpoint_answers_stay_until_the_teacher_prompt_changes(ask, run, server, folder):
     asked = ask()
     code, out, _ = run("--json")

@@ -17,7 +17,7 @@ from collectionlora.runs.checkpoint import latest_checkpoint, save_checkpoint
 from collectionlora.runs.folder import begin, hold
 from collectionlora.runs.trainer import train
 from collectionlora.system.errors import Interrupted, UserError
-from collectionlora.system.files import sha256, write_tensors, write_text
+from collectionlora.system.files import read_json, sha256, write_tensors, write_text
 from collectionlora.toy.world import ToyWorld, toy_settings
 
 SETTINGS = ({"match": {"updates": 3}}, {"distill": {"student_updates": 4, "batch_size": 16}})
@@ -296,8 +296,11 @@ def test_a_run_begun_otherwise_starts_again_unless_told_to_go_on(tmp_path, caplo
     assert "rate was 0.1 and is 0.2; the run goes on" in caplog.messages[-1]
     assert latest_checkpoint(folder)[0] == 5
     assert not begin(tmp_path, {"rank": 2, "rate": 0.3}, resume=True)
-    assert "rate was 0.2 and is 0.3; the run starts again" in caplog.messages[-1]
+    assert "rate was 0.2 and is 0.3; the run starts again" in caplog.messages[-2]
     assert latest_checkpoint(folder) is None
+    (kept,) = tmp_path.parent.glob(f"{tmp_path.name}-*")
+    assert latest_checkpoint(kept / "checkpoints")[0] == 5
+    assert read_json(kept / "run.json") == {"rank": 2, "rate": 0.2}
     assert begin(tmp_path, {"rank": 2, "rate": 0.3}, resume=True)
 
 

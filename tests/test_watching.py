@@ -53,6 +53,22 @@ def test_a_demo_of_other_effects_is_refused(tmp_path, collection):
         demo_module.demo(tmp_path, 3, 0, {}, lambda *_: None)
 
 
+def test_a_demo_of_another_seed_is_refused(tmp_path, collection, monkeypatch):
+    class Passed(Exception):
+        pass
+
+    def stop(*_args, **_kwargs):
+        raise Passed
+
+    monkeypatch.setattr(demo_module, "shipped_teachers", lambda: dict.fromkeys(("sepia", "technicolor")))
+    monkeypatch.setattr(demo_module, "distill", stop)
+    collection.folder.rename(tmp_path / "collection")
+    with pytest.raises(UserError, match="--seed: holds a demo of another seed; give the same --seed"):
+        demo_module.demo(tmp_path, 2, 1, {}, lambda *_: None)
+    with pytest.raises(Passed):
+        demo_module.demo(tmp_path, 2, 0, {}, lambda *_: None)
+
+
 @pytest.mark.parametrize(("steps", "said"), [(2, False), (4, True)])
 def test_steps_that_are_not_trained_are_said(caplog, steps, said):
     warn_of_untrained_steps(resolve(SMALL, {"sampling": {"steps": steps}}))

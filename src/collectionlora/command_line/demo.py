@@ -21,7 +21,7 @@ from collectionlora.effects import ALL_EFFECTS
 from collectionlora.effects.crops import PhotoPool
 from collectionlora.effects.ordinary import general_instructions
 from collectionlora.pictures.photographs import HELDOUT, TRAIN, load_photograph, pool
-from collectionlora.pictures.photos import Photo, write_photo
+from collectionlora.pictures.photos import Photo, read_photo, write_photo
 from collectionlora.pictures.sheets import labelled_grid
 from collectionlora.runs.session import resolve_settings
 from collectionlora.runs.trainer import LOG
@@ -105,7 +105,7 @@ def demo(
     """Run it all into `out`; returns the content of metrics.json.
 
     Raises:
-        UserError: more effects than teachers ship, or `out` holds a demo of others.
+        UserError: more effects than teachers ship, or `out` holds a demo of others or of another seed.
     """
     began = time.perf_counter()
     available = shipped_teachers()
@@ -114,20 +114,26 @@ def demo(
             "demo", "--effects", f"{num_effects} is out of range", f"choose 1 to {len(available)}"
         )
     folder, chosen = out / "collection", dict(list(available.items())[:num_effects])
+    photographs = pool(TRAIN)
     with processes.main_first():
         if not (folder / MANIFEST).exists():
-            build_collection(folder, chosen, pool(TRAIN), seed)
+            build_collection(folder, chosen, photographs, seed)
     collection = Collection.load(folder)
     if [effect.name for effect in collection.effects] != list(chosen):
         message = f"holds a demo of {len(collection.effects)} other effects"
         raise UserError(folder, "--effects", message, "give the same --effects, or another --out")
+    crop = photographs.crop(np.random.default_rng(seed))
+    if not np.array_equal(read_photo(collection.photo_paths(collection.effects[0])[0]), crop):
+        raise UserError(
+            folder, "--seed", "holds a demo of another seed", "give the same --seed, or another --out"
+        )
     distill(collection, RUN, overrides, resume=True, progress=progress)
 
     settings = resolve_settings(collection, overrides)
     others = [n for n in settings.distill.rollout_steps if n != settings.sampling.steps]
     methods = ["source", TEACHER, STUDENT, *(f"{STUDENT}-{n}" for n in others)]
     heldout = Heldout(
-        heldout_photographs(None, collection.manifest.base), pool(TRAIN), JUDGED, [seed + 1], CLASSIFIER_STEPS
+        heldout_photographs(None, collection.manifest.base), photographs, JUDGED, [seed + 1], CLASSIFIER_STEPS
     )
     result = run_bench(collection, settings, methods, heldout, progress)
     result.metrics["seconds"] = time.perf_counter() - began

@@ -121,7 +121,7 @@ def next_after_demo(out: Path, effect: str) -> str:
 look      {out}/pictures.png, {out}/report.html
 edit      {tool} edit {out}/collection YOURS.jpg --effect {effect}
 click     {tool} studio {out}/collection
-take out  {tool} export {out}/collection --format diffusers --out {out}/lora
+take out  {tool} export {out}/collection --format peft --out {out}/lora
 your own  {tool} init mine --base Qwen/Qwen-Image-Edit-2509 --from-loras YOUR.safetensors"""
 
 

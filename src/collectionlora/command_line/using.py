@@ -147,7 +147,7 @@ def bench(
     photos: Annotated[
         Path | None,
         typer.Option(
-            help="held-out photographs; default, for the nano base alone: three that ship with scikit-image"
+            help="held-out photographs; by default, for nano alone: three that ship with Python packages"
         ),
     ] = None,
     methods: Annotated[str, typer.Option(help="names, separated by commas")] = "source,teacher,student",

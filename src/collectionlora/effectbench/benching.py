@@ -16,6 +16,7 @@ from collectionlora.prompting.own_encoder import OwnEncoder, vlm_opener
 from collectionlora.runs import growing
 from collectionlora.runs.session import resolve_settings
 from collectionlora.system import processes
+from collectionlora.system.files import keep_earlier
 from collectionlora.system.progress import Progress, ignore
 
 CLASSIFIER_STEPS = 800
@@ -39,7 +40,7 @@ def bench(
         photos: a folder of photographs that nothing was trained on; over the nano base by default some that
             ship with packages.
         methods: names, see `MethodMaker.method`.
-        crops: photos of each effect and seed: random crops of the photographs, or the middles of whole ones
+        crops: photos of each effect and seed: random crops of the photographs, or whole photographs
             if an effect has no procedural truth.
         judge: a vision-language model that judges every picture.
         baseline: an earlier metrics.json; no effect of it may have lost more than `margin` dB.
@@ -65,7 +66,8 @@ def bench(
             result.metrics["gate"] = gate.check(result.metrics)
     finally:  # what was measured stays, whatever it is compared with
         if processes.is_main():
-            write_results(out, result, find_logs(collection, methods))
+            with keep_earlier(out / "metrics.json"):  # a `--baseline` of a later bench
+                write_results(out, result, find_logs(collection, methods))
         processes.barrier()
     if gate:
         gate.enforce(result.metrics, growing.backup_path(collection), collection.result)

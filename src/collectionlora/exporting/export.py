@@ -12,15 +12,15 @@ from peft import LoraConfig
 from torch import Tensor
 
 from collectionlora.adapters.alpha import DIFFUSERS_FILE, PEFT_CONFIG, PEFT_FILE
-from collectionlora.adapters.formats import LoraFile
+from collectionlora.adapters.formats import LoraFile, read_header
 from collectionlora.adapters.low_rank import change_norm, distance, pad, shrink
-from collectionlora.adapters.recipe import Recipe, adapter_path, read_adapter, read_recipe
+from collectionlora.adapters.recipe import KEY, Recipe, adapter_path, read_adapter
 from collectionlora.adapters.roles import LoraWeights
 from collectionlora.backbones import guess_family
 from collectionlora.backbones.comfyui import COMFYUI_SAMPLERS, Student
 from collectionlora.backbones.family import ExportFacts
 from collectionlora.config import Sampler
-from collectionlora.exporting.model_card import Card, Reduction
+from collectionlora.exporting.model_card import TITLE, Card, Reduction
 from collectionlora.pictures.folders import PHOTO_SUFFIXES
 from collectionlora.system.errors import UserError
 from collectionlora.system.files import copy_whole, write_json, write_tensors, write_text
@@ -51,7 +51,8 @@ def export(
         format: "diffusers", "peft", "comfyui" or "lightx2v".
         rank: reduce the adapter to this rank by singular values.
         previews: images for the model card, named after their effects.
-        overwrite: replace files that exist in `out`; those of an earlier export are replaced anyway.
+        overwrite: replace files that exist in `out`; those of an earlier export of this collection are
+            replaced anyway.
 
     Returns:
         `{"format", "files", "rank", "reduction"}`, the last the fields of `Reduction`, or None.
@@ -84,7 +85,7 @@ def export(
     )
     writers = plan_files(card, weights)
     writers |= {f"images/{path.name}": partial(copy_whole, path) for path in images.values()}
-    refuse_taken(out, list(writers), source, overwrite or holds_adapter(out / card.file))
+    refuse_taken(out, list(writers), source, overwrite or is_export(out / card.file, title))
     for name, write in writers.items():
         write(out / name)
     size = lora.rank if rank is None else rank
@@ -122,13 +123,13 @@ def refuse_taken(out: Path, names: Sequence[str], source: Path, replace: bool) -
         raise UserError(taken[0], "--out", "exists already", "give --overwrite, or another folder")
 
 
-def holds_adapter(path: Path) -> bool:
-    """Whether a file is a finished adapter made here."""
+def is_export(path: Path, title: str) -> bool:
+    """Whether a file is an export of the collection of this title, which can be made again."""
     try:
-        read_recipe(path)
+        header = read_header(path)
     except UserError:
         return False
-    return True
+    return KEY in header and header.get(TITLE) == title
 
 
 def plan_files(card: Card, weights: LoraWeights) -> dict[str, Callable[[Path], None]]:

@@ -18,6 +18,7 @@ from collectionlora.backbones.quantization import describe
 from collectionlora.pictures.sizes import MAX_ASPECT
 from collectionlora.system.version import __version__
 
+TITLE = "modelspec.title"  # of an export's header: the collection's name
 EXAMPLE = Template('''\
 """Edit one photo: python example.py PHOTO EFFECT OUT [SEED [REFERENCE ...]]"""
 
@@ -237,7 +238,7 @@ class Card:
             "modelspec.sai_model_spec": "1.0.0",
             "modelspec.architecture": f"{self.facts.architecture}/lora",
             "modelspec.implementation": "https://github.com/huggingface/diffusers",
-            "modelspec.title": self.title,
+            TITLE: self.title,
             "modelspec.description": f"{len(self.recipe.effects)} effects in {self.recipe.steps} steps",
             "modelspec.date": datetime.now(UTC).isoformat(timespec="seconds"),
             "modelspec.license": self.facts.license,

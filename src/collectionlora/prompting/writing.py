@@ -4,6 +4,7 @@ The manifest's prompt comes first, then one that a vision-language model wrote, 
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -21,7 +22,7 @@ from collectionlora.pictures.photos import Photo, to_photos
 from collectionlora.prompting.rewriting import request, rewrite
 from collectionlora.prompting.triggers import add_trigger
 from collectionlora.prompting.vlm import Vlm
-from collectionlora.system.files import fingerprint, read_models, read_tensors, write_json
+from collectionlora.system.files import fingerprint, keep_earlier, read_models, read_tensors, write_json
 
 MANIFEST_WRITER, PLAIN_WRITER = "manifest", "teacher prompt"
 NO_PAIRS = "no image pairs"
@@ -69,6 +70,7 @@ class PromptWriter:
         self.collection, self.backbone, self.settings, self.vlm = collection, backbone, settings, vlm
         self.path = collection.folder / PROMPTS
         self.kept = read_kept(self.path)
+        self.replaced = False  # whether an earlier answer, which was paid for, is no longer in the file
 
     def write(self, effect: Effect) -> StudentPrompt:
         """The student prompt of an effect; a new one is in the file when this returns.
@@ -81,9 +83,14 @@ class PromptWriter:
         return prompt
 
     def save(self) -> None:
-        """Write the file, if there is something new."""
-        if self.kept != read_kept(self.path):
+        """Write the file, if there is something new; the file is kept whose first answer is replaced."""
+        before = read_kept(self.path)
+        if self.kept == before:
+            return
+        replaces = any(entry.asked not in (None, self.kept[name].asked) for name, entry in before.items())
+        with keep_earlier(self.path) if replaces and not self.replaced else nullcontext():
             write_json(self.path, {name: entry.model_dump() for name, entry in self.kept.items()})
+        self.replaced |= replaces
 
     def propose(self, effect: Effect) -> StudentPrompt:
         """The student prompt of an effect, kept for the prompts after it and for `save`.

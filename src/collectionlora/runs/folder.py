@@ -158,13 +158,16 @@ def begin(folder: Path, facts: Mapping[str, Any], resume: bool, anyway: bool = F
     """Get a folder ready for a run, in the main process; returns whether to resume.
 
     Args:
-        facts: what the result depends on. Where they have changed, the checkpoints are of another run.
+        facts: what the result depends on. If they have changed, the checkpoints are of another run; one that
+            has steps left is moved into a folder beside it.
         anyway: the user asked to resume, so that changes are said and the run goes on.
     """
     different = changes(folder, facts) if resume else ""
     if different:
         log.warning("%s: %s; the run %s", folder, different, "goes on" if anyway else "starts again")
         resume = anyway
+        if not resume and find_unfinished(folder / CHECKPOINTS):
+            set_aside(folder)
     if not resume:
         drop_checkpoints(folder / CHECKPOINTS)
     write_json(folder / FACTS, dict(facts))

@@ -24,7 +24,7 @@ from collectionlora.runs.run import open_run
 from collectionlora.runs.session import Session, check_processes, distillation_facts, resolve_settings
 from collectionlora.system import processes
 from collectionlora.system.errors import UserError
-from collectionlora.system.files import copy_whole, fingerprint, refuse_other, write_text
+from collectionlora.system.files import copy_whole, fingerprint, keep_earlier, refuse_other, write_text
 from collectionlora.system.progress import Progress
 
 
@@ -223,6 +223,8 @@ def remove(collection: Collection, names: Sequence[str]) -> list[str]:
         fewer = {name: prompt for name, prompt in in_adapter.items() if name not in names}
         references = {name: count for name, count in recipe.references.items() if name in fewer}
         update = {"effects": fewer, "references": references}
-        write_adapter(path, lora.weights, recipe.model_copy(update=update))
-    write_text(place, text)
+        with keep_earlier(path):
+            write_adapter(path, lora.weights, recipe.model_copy(update=update))
+    with keep_earlier(place):
+        write_text(place, text)
     return left

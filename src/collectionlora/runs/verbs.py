@@ -300,10 +300,11 @@ def check_earlier_run(collection: Collection, settings: Settings, folder: Path, 
     Raises:
         UserError: it holds a run that these settings must not replace, or cannot go on with.
     """
-    data = data_facts(collection, known_prompts(collection))
+    # More updates may follow a finished run, but no other effects or data: its weights never saw them.
+    effects = {"effects": effect_names(collection, ())}
+    facts = effects if resume else distillation_facts(collection, settings)
     refuse_elsewhere(folder)
-    # More updates may follow a finished run, but no other data: its weights never saw them.
-    refuse_finished(folder, data if resume else distillation_facts(collection, settings) | data)
+    refuse_finished(folder, facts | data_facts(collection, known_prompts(collection)))
     if resume:
         refuse_other_length(folder, settings)
     else:
