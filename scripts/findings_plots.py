@@ -45,7 +45,7 @@ def bars(methods: Mapping[str, Mapping[str, Any]], names: Mapping[str, str], key
 
 def draw_charts() -> dict[str, str]:
     """Each chart by the name of its file."""
-    twelve, fifty = read_methods("long_run/metrics.json"), read_methods("tables/fifty-further.json")
+    twelve, fifty = read_methods("long_run/metrics.json"), read_methods("tables/fifty-random.json")
     ablation = read_methods("tables/ablation.json")
     speed = read_methods("tables/deployment.json")
     rates = [(name, *[row["images_per_second"]] * 3) for name, row in speed.items()]

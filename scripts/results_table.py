@@ -35,6 +35,15 @@ def with_interval(scores: Scores, key: str, digits: int) -> str:
     return f"{scores[key]:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
 
+def share(value: float) -> str:
+    return f"{100 * value:.0f} %"
+
+
+def share_with_interval(scores: Scores, key: str) -> str:
+    low, high = scores["ci95"][key]
+    return f"{share(scores[key])} ({100 * low:.0f} to {100 * high:.0f})"
+
+
 def row(name: str, scores: Scores) -> list[str]:
     """One method; intervals are the bootstrap's 95 %."""
     effects = scores["per_effect"]
@@ -45,8 +54,8 @@ def row(name: str, scores: Scores) -> list[str]:
         return f"{fmean(effects[n]['psnr'] for n in names):.1f}" if names else ""
 
     cells = [name, str(scores["nfe"]), with_interval(scores, "psnr", 1), mean(fixed), mean(random)]
-    cells += [f"{scores['perceptual_distance']:.3f}", with_interval(scores, "concept_accuracy", 2)]
-    return [*cells, f"{scores['bad_case_rate']:.2f}", f"{scores['general_psnr']:.1f}"]
+    cells += [f"{scores['perceptual_distance']:.3f}", share_with_interval(scores, "concept_accuracy")]
+    return [*cells, share(scores["bad_case_rate"]), f"{scores['general_psnr']:.1f}"]
 
 
 def mean_over_files(files: Sequence[Scores]) -> dict[str, Any]:
@@ -84,13 +93,23 @@ def below_table(metrics: Metrics, reference: str) -> str:
 
 
 def earlier_table(metrics: Metrics, earlier: Metrics) -> str:
-    """Each method of an earlier version and of this one, with the intervals of both."""
+    """Each method of an earlier version and of this one, with the intervals of both.
+
+    If they have different effects, a further column is the mean PSNR of the effects in both.
+    """
+    now, then = (found["methods"] for found in (metrics, earlier))
+    first = next(iter(now))
+    both = now[first]["per_effect"].keys() & then[first]["per_effect"].keys()
+    same = len(both) == len(now[first]["per_effect"]) == len(then[first]["per_effect"])
     rows = []
-    for name in metrics["methods"]:
-        for version, scores in (("earlier", earlier["methods"][name]), ("now", metrics["methods"][name])):
-            cells = [with_interval(scores, "psnr", 1), with_interval(scores, "concept_accuracy", 2)]
-            rows.append([f"{name}, {version}", *cells, f"{scores['general_psnr']:.1f}"])
-    return markdown(["", "PSNR", "concept accuracy", "ordinary edits"], rows)
+    for name in now:
+        for version, scores in (("earlier", then[name]), ("now", now[name])):
+            shared = fmean(scores["per_effect"][effect]["psnr"] for effect in sorted(both))
+            cells = [with_interval(scores, "psnr", 1), *([] if same else [f"{shared:.2f}"])]
+            cells += [share_with_interval(scores, "concept_accuracy"), f"{scores['general_psnr']:.1f}"]
+            rows.append([f"{name}, {version}", *cells])
+    columns = [] if same else [f"{len(both)} effects in both"]
+    return markdown(["", "PSNR", *columns, "concept accuracy", "ordinary edits"], rows)
 
 
 def scaling_table(metrics: Metrics) -> str:
@@ -102,7 +121,7 @@ def scaling_table(metrics: Metrics) -> str:
             size,
             *row(name.replace(f"{size}-effects", "student"), scores),
             f"{fmean(scores['per_effect'][e]['psnr'] for e in common):.1f}",
-            f"{fmean(scores['per_effect'][e]['concept_accuracy'] for e in common):.2f}",
+            share(fmean(scores["per_effect"][e]["concept_accuracy"] for e in common)),
         ]
         for size, of_size in sizes.items()
         for name, scores in of_size["methods"].items()
@@ -131,12 +150,12 @@ def incremental_table(metrics: Metrics) -> str:
 
 
 def composition_table(metrics: Metrics) -> str:
-    keys = {"both": 2, "recognisable": 2, "first": 2, "second": 2, "psnr": 1}
+    shares = ["both", "recognisable", "first", "second"]
     head = ["", "forwards", "both", "both, of recognisable", "first", "second", "PSNR"]
-    rows = [
-        [name, str(scores["nfe"]), *(with_interval(scores, key, digits) for key, digits in keys.items())]
-        for name, scores in metrics["methods"].items()
-    ]
+    rows = []
+    for name, scores in metrics["methods"].items():
+        cells = [share_with_interval(scores, key) for key in shares]
+        rows.append([name, str(scores["nfe"]), *cells, with_interval(scores, "psnr", 1)])
     return markdown(head, rows)
 
 

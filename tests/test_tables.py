@@ -7,6 +7,7 @@ import shutil
 import sys
 from argparse import Namespace
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 import pytest
@@ -48,13 +49,13 @@ def test_each_step_took_what_lies_between_its_end_and_the_one_before(tables, tmp
 
 def test_teachers_of_a_folder_follow_those_that_ship(tables, tmp_path):
     first, shipped = tables("study").first_teachers, shipped_teachers()
-    for name in ("mirror", "season"):
+    for name in ("swirl", "season"):
         shutil.copyfile(shipped["season"], tmp_path / f"{name}.safetensors")
-    assert first(None, [tmp_path]) == {**shipped, "mirror": tmp_path / "mirror.safetensors"}
+    assert first(None, [tmp_path]) == {**shipped, "swirl": tmp_path / "swirl.safetensors"}
     assert list(first(3, [tmp_path])) == list(shipped)[:3]
     (tmp_path / "more").mkdir()
     shutil.copyfile(shipped["season"], tmp_path / "more" / "bokeh.safetensors")
-    assert list(first(None, [tmp_path, tmp_path / "more"]))[-2:] == ["mirror", "bokeh"]
+    assert list(first(None, [tmp_path, tmp_path / "more"]))[-2:] == ["swirl", "bokeh"]
     with pytest.raises(UserError, match="52 effects are asked for and there are 51 teachers"):
         first(52, [tmp_path])
     (tmp_path / "other.safetensors").touch()
@@ -65,8 +66,8 @@ def test_teachers_of_a_folder_follow_those_that_ship(tables, tmp_path):
 def test_a_collection_does_not_grow_from_nothing(tables, tmp_path):
     kept = tables("incremental").kept_effects
     assert kept(["season", "thermal", "duotone"], ["thermal"]) == ["season", "duotone"]
-    with pytest.raises(UserError, match="--new: mirror is not among the effects"):
-        kept(["season"], ["mirror"])
+    with pytest.raises(UserError, match="--new: swirl is not among the effects"):
+        kept(["season"], ["swirl"])
     with pytest.raises(UserError, match="--new: leaves no effect to keep"):
         kept(["season"], ["season"])
 
@@ -148,8 +149,24 @@ def test_of_several_files_the_table_has_means_and_the_range(tmp_path):
         row = {"nfe": 8, "ci95": interval, "per_effect": {"thermal": {"psnr": value}}, **scores}
         (tmp_path / f"{seed}.json").write_text(json.dumps({"methods": {"student": row}}))
     text = table(tmp_path / "0.json", tmp_path / "1.json").splitlines()[-1]
-    expected = ["student", "8", "21.0 (20.0 to 22.0)", "21.0", "", "0.350", "0.50 (0.50 to 0.50)", "0.05"]
+    expected = ["student", "8", "21.0 (20.0 to 22.0)", "21.0", "", "0.350", "50 % (50 to 50)", "5 %"]
     assert text == f"| {' | '.join(expected)} | 30.0 |"
+
+
+def test_an_earlier_version_is_compared_on_the_effects_that_both_have():
+    compare = runpy.run_path(str(ROOT / "scripts" / "results_table.py"))["earlier_table"]
+
+    def metrics(**psnr):
+        scores = {"psnr": fmean(psnr.values()), "concept_accuracy": 0.5, "general_psnr": 30.0}
+        scores["ci95"] = {"psnr": [1, 2], "concept_accuracy": [0, 1]}
+        return {"methods": {"student": {**scores, "per_effect": {e: {"psnr": v} for e, v in psnr.items()}}}}
+
+    head, _, before, now = compare(metrics(sepia=21.0, fog=22.0), metrics(fog=24.0, season=10.0)).splitlines()
+    assert head == "| | PSNR | 1 effects in both | concept accuracy | ordinary edits |"
+    assert before == "| student, earlier | 17.0 (1.0 to 2.0) | 24.00 | 50 % (0 to 100) | 30.0 |"
+    assert now == "| student, now | 21.5 (1.0 to 2.0) | 22.00 | 50 % (0 to 100) | 30.0 |"
+    same = compare(metrics(fog=24.0), metrics(fog=22.0))
+    assert same.splitlines()[0] == "| | PSNR | concept accuracy | ordinary edits |"
 
 
 def test_dials_of_strength_scale_a_finished_adapter(tmp_path, monkeypatch):

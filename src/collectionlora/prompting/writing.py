@@ -70,7 +70,7 @@ class PromptWriter:
         self.collection, self.backbone, self.settings, self.vlm = collection, backbone, settings, vlm
         self.path = collection.folder / PROMPTS
         self.kept = read_kept(self.path)
-        self.replaced = False  # whether an earlier answer, which was paid for, is no longer in the file
+        self.replaced = False  # whether a model's answer is no longer in the file; one copy has all of them
 
     def write(self, effect: Effect) -> StudentPrompt:
         """The student prompt of an effect; a new one is in the file when this returns.
@@ -83,11 +83,11 @@ class PromptWriter:
         return prompt
 
     def save(self) -> None:
-        """Write the file, if there is something new; the file is kept whose first answer is replaced."""
+        """Write the file, if there is something new; keep the earlier one if a model's answer is replaced."""
         before = read_kept(self.path)
         if self.kept == before:
             return
-        replaces = any(entry.asked not in (None, self.kept[name].asked) for name, entry in before.items())
+        replaces = any(entry.asked and entry != self.kept.get(name) for name, entry in before.items())
         with keep_earlier(self.path) if replaces and not self.replaced else nullcontext():
             write_json(self.path, {name: entry.model_dump() for name, entry in self.kept.items()})
         self.replaced |= replaces
