@@ -95,7 +95,7 @@ def test_effects_lists_what_a_collection_holds():
 def test_a_part_of_an_effects_name_is_recognised(tmp_path):
     Image.new("RGB", (16, 16)).save(tmp_path / "me.png")
     refused = str(run("edit", "nano", tmp_path / "me.png", "--effect", "neon").exception)
-    assert refused == "effect: 'neon' is not in this collection; did you mean neon-edges?"
+    assert refused == "effect: 'neon' is not in this collection; did you mean neon-edges or neon-sign?"
 
 
 def test_help_says_what_the_program_does_and_groups_its_verbs():
@@ -145,7 +145,7 @@ def complete(*words):
 
 
 def test_the_shell_offers_the_effects_of_the_adapter_that_is_named(tmp_path):
-    assert complete("edit", "nano", "--effect", "n") == ["neon-edges", "night-vision"]
+    assert complete("edit", "nano", "--effect", "ni") == ["night-vision"]
     assert complete("edit", "nano", "--effect", "al") == ["all"]
     assert complete("edit", str(tmp_path), "--effect", "n") == []
     lora, recipe = read_adapter(SHIPPED)
