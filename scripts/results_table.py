@@ -95,7 +95,8 @@ def below_table(metrics: Metrics, reference: str) -> str:
 def earlier_table(metrics: Metrics, earlier: Metrics) -> str:
     """Each method of an earlier version and of this one, with the intervals of both.
 
-    If they have different effects, a further column is the mean PSNR of the effects in both.
+    If they have different effects, further columns are of the effects in both: their mean PSNR, and the one
+    that lost most.
     """
     now, then = (found["methods"] for found in (metrics, earlier))
     first = next(iter(now))
@@ -103,12 +104,21 @@ def earlier_table(metrics: Metrics, earlier: Metrics) -> str:
     same = len(both) == len(now[first]["per_effect"]) == len(then[first]["per_effect"])
     rows = []
     for name in now:
-        for version, scores in (("earlier", then[name]), ("now", now[name])):
-            shared = fmean(scores["per_effect"][effect]["psnr"] for effect in sorted(both))
-            cells = [with_interval(scores, "psnr", 1), *([] if same else [f"{shared:.2f}"])]
+        before, after = (
+            {effect: methods[name]["per_effect"][effect]["psnr"] for effect in sorted(both)}
+            for methods in (then, now)
+        )
+        worst = min(both, key=lambda effect: after[effect] - before[effect])
+        lost = f"{worst} {after[worst] - before[worst]:+.2f}"
+        for version, scores, psnr, last in (
+            ("earlier", then[name], before, ""),
+            ("now", now[name], after, lost),
+        ):
+            cells = [with_interval(scores, "psnr", 1)]
+            cells += [] if same else [f"{fmean(psnr.values()):.2f}", last]
             cells += [share_with_interval(scores, "concept_accuracy"), f"{scores['general_psnr']:.1f}"]
             rows.append([f"{name}, {version}", *cells])
-    columns = [] if same else [f"{len(both)} effects in both"]
+    columns = [] if same else [f"{len(both)} effects in both", "of them lost most, dB"]
     return markdown(["", "PSNR", *columns, "concept accuracy", "ordinary edits"], rows)
 
 

@@ -162,9 +162,11 @@ def test_an_earlier_version_is_compared_on_the_effects_that_both_have():
         return {"methods": {"student": {**scores, "per_effect": {e: {"psnr": v} for e, v in psnr.items()}}}}
 
     head, _, before, now = compare(metrics(sepia=21.0, fog=22.0), metrics(fog=24.0, season=10.0)).splitlines()
-    assert head == "| | PSNR | 1 effects in both | concept accuracy | ordinary edits |"
-    assert before == "| student, earlier | 17.0 (1.0 to 2.0) | 24.00 | 50 % (0 to 100) | 30.0 |"
-    assert now == "| student, now | 21.5 (1.0 to 2.0) | 22.00 | 50 % (0 to 100) | 30.0 |"
+    assert (
+        head == "| | PSNR | 1 effects in both | of them lost most, dB | concept accuracy | ordinary edits |"
+    )
+    assert before == "| student, earlier | 17.0 (1.0 to 2.0) | 24.00 |  | 50 % (0 to 100) | 30.0 |"
+    assert now == "| student, now | 21.5 (1.0 to 2.0) | 22.00 | fog -2.00 | 50 % (0 to 100) | 30.0 |"
     same = compare(metrics(fog=24.0), metrics(fog=22.0))
     assert same.splitlines()[0] == "| | PSNR | concept accuracy | ordinary edits |"
 

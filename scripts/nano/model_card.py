@@ -63,8 +63,8 @@ COLLECTION = """
 ## The collection
 
 `collection.safetensors` holds all fifty effects in one LoRA of rank 64 for 8 steps, taught by these
-teachers in `scripts/nano/table.py fifty`; `collectionlora edit nano` and `collectionlora studio nano` use it.
-`docs/results.md` says how good it is.
+teachers in `scripts/nano/table.py` (`fifty`, `incremental`). `collectionlora edit nano` and
+`collectionlora studio nano` use it. `docs/results.md` says how good it is.
 """
 
 
