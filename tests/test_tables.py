@@ -13,8 +13,16 @@ import numpy as np
 import pytest
 import torch
 
+from collectionlora import prompts
 from collectionlora.adapters.formats import read_lora
-from collectionlora.adapters.recipe import Recipe, adapter_path, read_adapter, write_adapter
+from collectionlora.adapters.recipe import (
+    SHIPPED,
+    Recipe,
+    adapter_path,
+    read_adapter,
+    read_recipe,
+    write_adapter,
+)
 from collectionlora.backbones.nano import NANO
 from collectionlora.command_line.demo import build_collection, shipped_teachers
 from collectionlora.config import resolve
@@ -61,6 +69,12 @@ def test_teachers_of_a_folder_follow_those_that_ship(tables, tmp_path):
     (tmp_path / "other.safetensors").touch()
     with pytest.raises(UserError, match=r"other\.safetensors: name: is not an effect's"):
         first(None, [tmp_path])
+
+
+def test_shipped_teachers_get_the_student_prompts_of_the_collection_that_ships(tmp_path):
+    collection = build_collection(tmp_path, shipped_teachers(), pool(TRAIN), 0, num_general=1, num_photos=1)
+    made = prompts(collection)["student_prompts"]
+    assert list(made.items()) == list(read_recipe(SHIPPED).effects.items())
 
 
 def test_a_collection_does_not_grow_from_nothing(tables, tmp_path):

@@ -3,7 +3,6 @@
 import shutil
 import time
 from collections.abc import Mapping
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 import yaml
 
 from collectionlora import distill
+from collectionlora.adapters.recipe import SHIPPED, read_recipe
 from collectionlora.adapters.roles import STUDENT, TEACHER
 from collectionlora.collection import MANIFEST, Collection
 from collectionlora.editing import Editor
@@ -31,31 +31,19 @@ from collectionlora.system.files import write_text
 from collectionlora.system.progress import Progress
 
 RUN = "demo"
-# The order of a small collection: a demo of four effects has three with one right result and a random one.
-FIRST = [
-    "pencil-sketch",
-    "neon-edges",
-    "thermal",
-    "season",
-    "cyanotype",
-    "duotone",
-    "emboss",
-    "light-leak",
-    "night-vision",
-    "spotlight",
-    "technicolor",
-    "x-ray",
-]
 PHOTOS, GENERAL_PHOTOS, JUDGED = 64, 48, 24
 CLASSIFIER_STEPS = 600
 SHOWN_SIZE = 128  # pixels of a side that the network works with for the last pictures; it was taught at 64
 
 
 def shipped_teachers() -> dict[str, Path]:
-    """The effect LoRAs that ship with the package, by effect, those of `FIRST` first."""
-    folder = Path(str(resources.files("collectionlora"))) / "weights" / "teachers"
-    found = {path.stem: path for path in sorted(folder.glob("*.safetensors"))}
-    return {name: found[name] for name in (*FIRST, *found) if name in found}
+    """The effect LoRAs that ship with the package, by effect, in the order of the collection that ships.
+
+    Triggers are drawn in that order, so that a collection of them has the student prompts of the one that
+    ships, and can go on from it. Of the first four, one has several valid outcomes.
+    """
+    folder = SHIPPED.parent / "teachers"
+    return {name: folder / f"{name}.safetensors" for name in read_recipe(SHIPPED).effects}
 
 
 def build_collection(
