@@ -213,6 +213,24 @@ def test_a_distillation_begins_as_a_finished_adapter(folder):
     assert "earlier.safetensors" in json.loads((folder / "runs/more/inputs.json").read_text())["files"]
 
 
+def test_effects_of_a_start_keep_its_prompts(folder):
+    lora, recipe = adapter(folder)
+    known = "<known> by another collection"
+    earlier = recipe.model_copy(update={"effects": {"mine": known}})
+    write_adapter(folder / "earlier.safetensors", lora.weights, earlier)
+    (folder / "collection.safetensors").unlink()
+    manifest = yaml.safe_load((folder / "collection.yaml").read_text())
+    for effect in manifest["effects"]:
+        del effect["student_prompt"]
+    (folder / "collection.yaml").write_text(yaml.safe_dump(manifest))
+    start = {"match": {"start": "earlier.safetensors", "updates": 1}, "distill": {"student_updates": 0}}
+    made = collectionlora.prompts(folder, overrides=start)
+    assert made["written_by"] == {"mine": "match.start", "sepia": "teacher prompt"}
+    assert made["student_prompts"]["mine"] == known
+    path = collectionlora.distill(folder, "more", start)
+    assert read_adapter(path)[1].effects == made["student_prompts"]
+
+
 @pytest.mark.parametrize(
     ("start", "message"),
     [

@@ -14,6 +14,7 @@ import torch
 import yaml
 from helpers.chat_server import SOON, ChatServer, completion
 
+from collectionlora.adapters.recipe import Recipe, write_adapter
 from collectionlora.backbones.nano import NanoBackbone
 from collectionlora.cache import cache_path, effect_key
 from collectionlora.collection import Collection
@@ -167,6 +168,18 @@ def test_answers_that_another_model_replaces_are_kept(ask, folder):
     ask("--model", "another")
     (kept,) = folder.glob("prompts-*.json")
     assert kept.read_bytes() == before
+
+
+def test_a_prompt_that_a_finished_adapter_knows_is_not_rewritten(ask, server, folder):
+    recipe = Recipe(
+        base="nano", steps=1, shift=3, resolution=32, effects={"sketch": "<known> x"}, version="1"
+    )
+    write_adapter(folder / "earlier.safetensors", {"layer": (torch.zeros(1, 2), torch.zeros(2, 1))}, recipe)
+    server.replies = ["glowing edges"]
+    result = ask("--set", "match.start=earlier.safetensors")
+    assert result["student_prompts"]["sketch"] == "<known> x"
+    assert result["written_by"] == {"sketch": "match.start", "neon": MODEL, "plain": "teacher prompt"}
+    assert result["calls"] == 1
 
 
 def test_without_an_endpoint_answers_stay_until_the_teacher_prompt_changes(ask, run, server, folder):

@@ -10,14 +10,15 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationErr
 from collectionlora.adapters.flux_names import RENAMED
 from collectionlora.adapters.formats import LoraFile, read_header, read_lora, write_lora
 from collectionlora.adapters.roles import LoraWeights
-from collectionlora.collection import MANIFEST, NAME, RESULT
-from collectionlora.config import ModelSettings, Quantization, Sampler
+from collectionlora.collection import MANIFEST, NAME, RESULT, Collection
+from collectionlora.config import ModelSettings, Quantization, Sampler, Settings
 from collectionlora.system.errors import UserError, quote
 
 KEY = "collectionlora"
 # What an export for ComfyUI names otherwise: no other base has modules of these names in diffusers.
 EXPORTED = dict(RENAMED)
 SHIPPED = Path(__file__).parents[1] / "weights" / RESULT
+START = "settings.match.start"
 EffectName = Annotated[str, Field(pattern=NAME, max_length=64)]
 
 
@@ -71,6 +72,23 @@ def adapter_path(collection: Path) -> Path:
             raise UserError(collection, "", "is not a collection's folder", f"give the file: {others[0]}")
         hint = f"run: collectionlora distill {collection}"
         raise UserError(path, "", "this collection is not distilled yet", hint)
+    return path
+
+
+def start_file(collection: Collection, settings: Settings) -> Path | None:
+    """The finished adapter that the student begins as, where `match.start` names one.
+
+    Raises:
+        UserError: there is no such file in the collection, or the run would replace it.
+    """
+    if settings.match.start in ("base", "merge"):
+        return None
+    path = collection.path(settings.match.start, START)
+    if not path.is_file():
+        raise UserError(path, START, "is not a file", "write base, merge, or the file of a finished adapter")
+    if path.resolve() == collection.result.resolve():
+        hint = f"copy it, for example to {path.with_name('earlier.safetensors')}, and give the copy"
+        raise UserError(path, START, "is replaced by the run's result", hint)
     return path
 
 

@@ -9,24 +9,21 @@ from typing import Any, ParamSpec, TypeVar
 from torch import Tensor
 
 from collectionlora.adapters.formats import read_teacher
-from collectionlora.adapters.recipe import read_adapter
 from collectionlora.adapters.roles import target_weights
 from collectionlora.backbones import family_of
 from collectionlora.collection import PROMPTS, Collection
-from collectionlora.config import Settings
 from collectionlora.effectbench.truths import true_folder
 from collectionlora.manifest.template import guess_prompt
 from collectionlora.pictures.folders import find_photos
 from collectionlora.pictures.pairs import read_pair
 from collectionlora.pictures.photos import read_photo
 from collectionlora.prompting.writing import read_kept
-from collectionlora.runs.growing import refuse_misfit
+from collectionlora.runs.growing import open_start
 from collectionlora.runs.session import (
     check_references,
     check_resolution,
     check_sharding,
     resolve_settings,
-    start_file,
 )
 from collectionlora.system.errors import UserError
 from collectionlora.system.progress import Progress, ignore
@@ -75,7 +72,7 @@ def check_collection(folder: Path, progress: Progress = ignore) -> dict[str, Any
             found.attempt(check_resolution, collection, settings)
             found.attempt(check_references, collection, settings)
             found.attempt(check_sharding, collection, settings)
-            found.attempt(check_start, collection, settings)
+            found.attempt(open_start, collection, settings)
         found.attempt(read_kept, collection.folder / PROMPTS)
         left_out = check_photos(collection, found, progress)
         name = collection.manifest.base
@@ -99,17 +96,6 @@ def check_collection(folder: Path, progress: Progress = ignore) -> dict[str, Any
         "guessed_prompts": guessed,
         "left_out": left_out,
     }
-
-
-def check_start(collection: Collection, settings: Settings) -> None:
-    """Read the finished adapter that the student begins as, if it begins as one.
-
-    Raises:
-        UserError: it is missing or damaged, or does not fit.
-    """
-    path = start_file(collection, settings)
-    if path is not None:
-        refuse_misfit(collection, settings, path, *read_adapter(path))
 
 
 def check_photos(collection: Collection, found: Findings, progress: Progress) -> list[dict[str, str]]:

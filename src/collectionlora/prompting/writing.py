@@ -1,6 +1,7 @@
 """`prompts.json`: the student prompt of every effect, who wrote it, and what it was written from.
 
-The manifest's prompt comes first, then one that a vision-language model wrote, then trigger + teacher prompt.
+The manifest's prompt comes first, then one that a vision-language model wrote, then that of the adapter which
+`match.start` names, then trigger + teacher prompt.
 """
 
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from pathlib import Path
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
+from collectionlora.adapters.recipe import read_recipe, start_file
 from collectionlora.backbones.base import Backbone
 from collectionlora.cache import cache_path, effect_key
 from collectionlora.collection import PROMPTS, Collection, Effect
@@ -24,7 +26,7 @@ from collectionlora.prompting.triggers import add_trigger
 from collectionlora.prompting.vlm import Vlm
 from collectionlora.system.files import fingerprint, keep_earlier, read_models, read_tensors, write_json
 
-MANIFEST_WRITER, PLAIN_WRITER = "manifest", "teacher prompt"
+MANIFEST_WRITER, START_WRITER, PLAIN_WRITER = "manifest", "match.start", "teacher prompt"
 NO_PAIRS = "no image pairs"
 NUM_PAIRS = 2
 
@@ -41,7 +43,7 @@ class Asked(BaseModel):
 
 
 class StudentPrompt(BaseModel):
-    """An effect's student prompt; `written_by` is a model, "teacher prompt" or "manifest"."""
+    """An effect's student prompt; `written_by` is a model, "teacher prompt", "match.start" or "manifest"."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -70,6 +72,8 @@ class PromptWriter:
         self.collection, self.backbone, self.settings, self.vlm = collection, backbone, settings, vlm
         self.path = collection.folder / PROMPTS
         self.kept = read_kept(self.path)
+        start = start_file(collection, settings)
+        self.trained = read_recipe(start).effects if start else {}
         self.replaced = False  # whether a model's answer is no longer in the file; one copy has all of them
 
     def write(self, effect: Effect) -> StudentPrompt:
@@ -107,7 +111,9 @@ class PromptWriter:
         kept = self.kept.get(effect.name)
         if kept and kept.teacher_prompt != effect.teacher_prompt:
             kept = None
-        new = self._ask(effect, kept, self.vlm) if self.vlm else kept or self._plain(effect)
+        # A rewritten prompt would be none that the adapter knows.
+        vlm = None if effect.name in self.trained else self.vlm
+        new = self._ask(effect, kept, vlm) if vlm else kept or self._plain(effect)
         self.kept[effect.name] = new
         return new
 
@@ -132,9 +138,10 @@ class PromptWriter:
         )
 
     def _plain(self, effect: Effect) -> StudentPrompt:
+        trained = self.trained.get(effect.name)
         return StudentPrompt(
-            student_prompt=self._with_trigger(effect, effect.teacher_prompt),
-            written_by=PLAIN_WRITER,
+            student_prompt=trained or self._with_trigger(effect, effect.teacher_prompt),
+            written_by=START_WRITER if trained else PLAIN_WRITER,
             teacher_prompt=effect.teacher_prompt,
         )
 

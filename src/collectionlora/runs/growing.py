@@ -12,7 +12,7 @@ from typing import Any
 from collectionlora.adapters.alpha import lora_files
 from collectionlora.adapters.formats import LoraFile, read_header, read_teacher
 from collectionlora.adapters.keys import WITHOUT
-from collectionlora.adapters.recipe import Recipe, adapter_path, read_adapter, write_adapter
+from collectionlora.adapters.recipe import Recipe, adapter_path, read_adapter, start_file, write_adapter
 from collectionlora.adapters.roles import target_weights
 from collectionlora.backbones import family_of
 from collectionlora.collection import MANIFEST, Collection
@@ -156,6 +156,20 @@ def start_from(session: Session, lora: LoraFile, recipe: Recipe) -> None:
             hint = f"the adapter knows it as {prompt!r}: give it as its student_prompt"
             raise UserError(place, name, "has another student prompt now", hint)
     session.first_student = lambda: lora.weights
+
+
+def open_start(collection: Collection, settings: Settings) -> tuple[Path, LoraFile, Recipe] | None:
+    """The finished adapter that the student begins as, if `match.start` names one.
+
+    Raises:
+        UserError: it is missing or damaged, or does not fit.
+    """
+    path = start_file(collection, settings)
+    if path is None:
+        return None
+    lora, recipe = read_adapter(path)
+    refuse_misfit(collection, settings, path, lora, recipe)
+    return path, lora, recipe
 
 
 def refuse_misfit(

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from collectionlora.adapters.lycoris import MAX_RANK
 from collectionlora.adapters.merging import merge
-from collectionlora.adapters.recipe import Recipe, write_adapter
+from collectionlora.adapters.recipe import Recipe, start_file, write_adapter
 from collectionlora.adapters.roles import (
     STUDENT,
     TEACHER,
@@ -38,7 +38,6 @@ from collectionlora.system.progress import Progress
 from collectionlora.system.version import __version__
 
 SET = "--set"
-START = "settings.match.start"
 
 
 def resolve_settings(collection: Collection, overrides: Mapping[str, Any]) -> Settings:
@@ -66,23 +65,6 @@ def setting_layers(collection: Collection, overrides: Mapping[str, Any]) -> dict
         MANIFEST: collection.manifest.settings,
         SET: overrides,
     }
-
-
-def start_file(collection: Collection, settings: Settings) -> Path | None:
-    """The finished adapter that the student begins as, where `match.start` names one.
-
-    Raises:
-        UserError: there is no such file in the collection, or the run would replace it.
-    """
-    if settings.match.start in ("base", "merge"):
-        return None
-    path = collection.path(settings.match.start, START)
-    if not path.is_file():
-        raise UserError(path, START, "is not a file", "write base, merge, or the file of a finished adapter")
-    if path.resolve() == collection.result.resolve():
-        hint = f"copy it, for example to {path.with_name('earlier.safetensors')}, and give the copy"
-        raise UserError(path, START, "is replaced by the run's result", hint)
-    return path
 
 
 def check_references(collection: Collection, settings: Settings) -> None:

@@ -11,8 +11,8 @@ from typing import Any
 from torch import Tensor
 
 from collectionlora.adapters.alpha import lora_files
-from collectionlora.adapters.formats import write_lora
-from collectionlora.adapters.recipe import read_adapter
+from collectionlora.adapters.formats import LoraFile, write_lora
+from collectionlora.adapters.recipe import START, Recipe, start_file
 from collectionlora.adapters.roles import STUDENT
 from collectionlora.backbones import load_backbone
 from collectionlora.backbones.base import Backbone
@@ -44,7 +44,6 @@ from collectionlora.runs.folder import (
 from collectionlora.runs.inputs import data_facts, distillation_inputs, teaching_inputs
 from collectionlora.runs.run import open_run
 from collectionlora.runs.session import (
-    START,
     Session,
     build_roles,
     check_processes,
@@ -53,7 +52,6 @@ from collectionlora.runs.session import (
     distillation_facts,
     effect_names,
     resolve_settings,
-    start_file,
 )
 from collectionlora.runs.target_making import encode_photos, read_references
 from collectionlora.runs.teaching import EncodedPairs, Teaching
@@ -265,11 +263,12 @@ def distill(
                     copy_whole(result, collection.result)
                 return result
             resume = resume or finished  # it may have stopped between its last step and its result
+        start = growing.open_start(collection, settings)
         session = Session(collection, settings, with_critics=True)
         if again:
             set_aside(folder)
         # Of a resumed run as well, which may find no whole checkpoint.
-        inputs = distillation_inputs(collection) + begin_student(session)
+        inputs = distillation_inputs(collection) + begin_student(session, start)
         distillation = session.distillation(progress)
         facts = session.facts()
         with Watch(distillation, folder) as watch:
@@ -331,19 +330,17 @@ def refuse_start_in(folder: Path, start: Path | None) -> None:
         raise UserError(start, START, "is moved away by --again", hint)
 
 
-def begin_student(session: Session) -> list[Path]:
-    """Let the student begin as `match.start` says; returns the file of an adapter that it is.
+def begin_student(session: Session, start: tuple[Path, LoraFile, Recipe] | None) -> list[Path]:
+    """Let the student begin as `match.start` says; returns the file of the adapter that is its `start`.
 
     Raises:
-        UserError: there is no such adapter, or it does not fit.
+        UserError: the adapter has another prompt of an effect.
     """
     if session.settings.match.start == "merge":
         session.first_student = session.merge_teachers
-    path = start_file(session.collection, session.settings)
-    if path is None:
+    if start is None:
         return []
-    lora, recipe = read_adapter(path)
-    growing.refuse_misfit(session.collection, session.settings, path, lora, recipe)
+    path, lora, recipe = start
     growing.start_from(session, lora, recipe)
     return [path]
 
