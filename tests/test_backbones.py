@@ -31,7 +31,7 @@ from collectionlora.backbones.diffusers_model import from_tokens, pack, to_token
 from collectionlora.backbones.flux2 import FLUX_2
 from collectionlora.backbones.flux_kontext import FLUX_KONTEXT
 from collectionlora.backbones.nano import NanoBackbone
-from collectionlora.backbones.quantization import encoder_layers
+from collectionlora.backbones.quantization import encoder_layers, quantize, whole_weight
 from collectionlora.backbones.qwen_image_21 import QWEN_IMAGE_21
 from collectionlora.backbones.qwen_image_edit import QWEN_IMAGE_EDIT_PLUS, QwenImageEditPlus
 from collectionlora.collection import Collection
@@ -440,6 +440,25 @@ def test_a_quantised_base_is_near_the_whole_one_and_loras_learn_over_it(kind, dt
     found = [g for g in gradients(backbone, roles, cond, x) if g is not None]
     assert found
     assert all(g.dtype == torch.float32 and torch.isfinite(g).all() for g in found)
+
+
+def test_int8_rounds_weights_and_no_activations():
+    """A channel beyond float16, whose weights are 0, costs the other channels nothing: not in use either."""
+    pytest.importorskip("bitsandbytes")
+    layer = torch.nn.Linear(64, 32, dtype=torch.bfloat16)
+    with torch.no_grad():
+        layer.weight[:, 0] = 0
+    module = torch.nn.Sequential(layer)
+    quantize(module, {"0": layer}, "int8", torch.bfloat16)
+    module.to("cpu").eval()
+    weight = whole_weight(module[0])
+    x = torch.randn(2, 8, 64).bfloat16()
+    x[..., 0] = 1e6
+    found = module(x.requires_grad_())
+    expected = x.float() @ weight.T + layer.bias.float()
+    torch.testing.assert_close(found.float(), expected, rtol=0.01, atol=0.01)
+    found.sum().backward()
+    torch.testing.assert_close(x.grad.float(), weight.sum(0).expand_as(x), rtol=0.01, atol=0.01)
 
 
 @pytest.mark.parametrize(("kind", "error"), [("nf4", 0.4), ("int8", 0.04)])

@@ -3,7 +3,7 @@
 import json
 import shutil
 import statistics
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Sequence
 from itertools import islice, pairwise
 from pathlib import Path
@@ -58,9 +58,19 @@ def add_options(parser: ArgumentParser) -> None:
     parser.add_argument("--photos", type=int, default=PHOTOS, help="crops that the effects are learned on")
     text = "weight of effects with several outcomes, in the draws"
     parser.add_argument("--random-weight", type=float, default=1, metavar="W", help=text)
+    text = "weights of single effects, as EFFECT=W, over those of --random-weight"
+    parser.add_argument("--weights", type=effect_weight, nargs="+", default=[], metavar="EFFECT=W", help=text)
     text = "folders of EFFECT.safetensors, which follow those that ship"
     parser.add_argument("--teachers", type=Path, nargs="+", default=[], help=text)
     parser.add_argument("--set", dest="overrides", action="append", default=[], help="section.name=value")
+
+
+def effect_weight(text: str) -> tuple[str, float]:
+    """An effect and its weight from `EFFECT=W`."""
+    name, _, weight = text.partition("=")
+    if name not in ALL_EFFECTS:
+        raise ArgumentTypeError(f"{name!r} is not an effect: write EFFECT=W")
+    return name, float(weight)
 
 
 def add_judging_options(parser: ArgumentParser) -> None:
@@ -136,7 +146,7 @@ class Study:
         with processes.main_first():
             if not (folder / MANIFEST).exists():
                 several = [name for name in teachers if ALL_EFFECTS[name].num_outcomes != 1]
-                weights = dict.fromkeys(several, args.random_weight)
+                weights = dict.fromkeys(several, args.random_weight) | dict(args.weights)
                 build_collection(folder, teachers, self.pool, args.seed, num_general, args.photos, weights)
         self.collection = Collection.load(folder)
         self.settings = resolve_settings(self.collection, self.overrides)

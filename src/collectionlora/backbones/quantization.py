@@ -48,7 +48,7 @@ def quantize(module: nn.Module, layers: Mapping[str, nn.Linear], kind: str, dtyp
 
     Args:
         layers: by their names in the module.
-        kind: "nf4" (4 bits, normal float) or "int8".
+        kind: "nf4" (4 bits, normal float) or "int8" (weights alone: activations stay whole).
         dtype: in which the layers compute.
 
     Raises:
@@ -56,6 +56,8 @@ def quantize(module: nn.Module, layers: Mapping[str, nn.Linear], kind: str, dtyp
     """
     try:
         import bitsandbytes
+
+        from collectionlora.backbones.int8 import WeightOnlyLinear8bit
     except ImportError:
         hint = "install it: pip install 'collectionlora[quantization]'"
         raise UserError(MANIFEST, "settings.model.quantization", f"{kind} needs bitsandbytes", hint) from None
@@ -66,7 +68,7 @@ def quantize(module: nn.Module, layers: Mapping[str, nn.Linear], kind: str, dtyp
             if kind == "nf4":
                 packed = bitsandbytes.nn.Linear4bit(**sizes, compute_dtype=dtype, quant_type="nf4")
             else:
-                packed = bitsandbytes.nn.Linear8bitLt(**sizes, has_fp16_weights=False)
+                packed = WeightOnlyLinear8bit(**sizes)
         if kind == "nf4":
             weight = bitsandbytes.nn.Params4bit(layer.weight.data, requires_grad=False, quant_type="nf4")
         else:
