@@ -1,6 +1,7 @@
 """A finished adapter in use: files of any size, mode and orientation, through Python and the command line."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,8 @@ from collectionlora.adapters.recipe import Recipe, read_adapter, write_adapter
 from collectionlora.adapters.roles import STUDENT, Roles
 from collectionlora.backbones import load_backbone
 from collectionlora.backbones.nano import NanoBackbone
+from collectionlora.command_line import edited_files
+from collectionlora.command_line.edited_files import edit_files
 from collectionlora.command_line.verbs import app
 from collectionlora.editing import Editor, edit, strength_strip
 from collectionlora.pictures.destinations import plan_jobs, select_jobs
@@ -266,6 +269,19 @@ def test_a_folder_goes_on_where_it_stopped_and_names_what_cannot_be_read(adapter
     assert made[0].read_bytes() == before
     assert run([*arguments, "--seed", "1", "--overwrite"]) == 0
     assert made[0].read_bytes() != before
+
+
+def test_many_edits_are_encoded_and_drawn_in_parts(adapter, tmp_path, monkeypatch):
+    """A host's memory holds only some encoded edits; the pictures are the same."""
+    for seed in range(2):
+        picture(seed=seed).save(in_folder(tmp_path / "in") / f"{seed}.png")
+    edit = partial(edit_files, adapter, tmp_path / "in", "all", steps=1)
+    whole = edit(out=tmp_path / "whole").written
+    told = []
+    monkeypatch.setattr(edited_files, "MAX_ENCODED", 3)
+    parts = edit(out=tmp_path / "parts", progress=lambda *state: told.append(state[:3]))
+    assert [path.read_bytes() for path in parts.written] == [path.read_bytes() for path in whole]
+    assert told == [(what, i, 4) for part in ((1, 2, 3), (4,)) for what in ("encode", "edit") for i in part]
 
 
 def in_folder(folder):

@@ -4,44 +4,37 @@ import difflib
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import count
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, TypeVar
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from collectionlora.adapters.merged import Merged
-from collectionlora.adapters.recipe import Recipe, adapter_path, read_adapter, read_recipe
+from collectionlora.adapters.recipe import Recipe, adapter_path, read_adapter
 from collectionlora.adapters.roles import STUDENT, Roles
 from collectionlora.backbones import load_backbone
 from collectionlora.backbones.base import Backbone, Condition, encode_condition
 from collectionlora.backbones.quantization import describe
-from collectionlora.pictures.destinations import Job, plan_jobs, select_jobs
 from collectionlora.pictures.photos import (
     Photo,
     Picture,
     chunks,
-    read_photo,
     resize,
     to_images,
     to_photo,
     to_photos,
-    write_photo,
 )
 from collectionlora.pictures.sizes import Size, WorkingSizes, check_size
 from collectionlora.prompting.triggers import compose
 from collectionlora.sampling import Denoiser, sample_student
 from collectionlora.system.errors import UserError, quote
-from collectionlora.system.progress import Progress, ignore
 
 log = logging.getLogger(__name__)
-ALL = "all"  # in place of an effect's name: every effect of the collection
 MAX_SEED, MAX_STEPS = 2**64 - 1, 1000
-T = TypeVar("T")
 STRIP = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
@@ -160,6 +153,11 @@ class Editor:
             return roles
 
         return cls(backbone, load_roles, recipe)
+
+    def release_network(self) -> None:
+        """Free the network, after the last picture of this editor."""
+        self.__dict__.pop("roles", None)
+        self.backbone.release_network()
 
     @property
     def effects(self) -> list[str]:
@@ -338,95 +336,6 @@ def edit(
     """Edit one photo with a collection's adapter, as `Editor.edit`; for many photos make one `Editor`."""
     editor = Editor.load(collection, quantization)
     return editor.edit(photo, effects, seed, steps, strength, references, size)
-
-
-@dataclass(frozen=True)
-class EditedFiles:
-    """The files that `edit_files` wrote, those it left as they were, and the photos that cannot be edited."""
-
-    written: list[Path]
-    skipped: list[Path]
-    failed: list[UserError]
-
-    def as_dict(self) -> dict[str, Any]:
-        """As `edit --json` gives it."""
-        return {
-            "images": [str(path) for path in self.written],
-            "skipped": [str(path) for path in self.skipped],
-            "failed": [fault.as_dict() for fault in self.failed],
-        }
-
-    def attempt(self, work: Callable[[], T], alone: bool) -> T | None:
-        """What `work` returns; its fault is kept for the end, or raised where it is all there is to do."""
-        try:
-            return work()
-        except UserError as fault:
-            if alone:
-                raise
-            self.failed.append(fault)
-            return None
-
-
-def edit_files(
-    collection: Path | str,
-    photo: Path,
-    effect: str,
-    then: Sequence[str] = (),
-    out: Path | None = None,
-    overwrite: bool = False,
-    seed: int = 0,
-    steps: int | None = None,
-    strength: float = 1.0,
-    references: Sequence[Path] = (),
-    size: Size | None = None,
-    quantization: str | None = None,
-    progress: Progress = ignore,
-    before_loading: Callable[[], None] = lambda: None,
-) -> EditedFiles:
-    """Edit a photo, or all photos of a folder; everything is checked before the model is loaded.
-
-    Args:
-        effect: an effect's name, or "all" for a result of each; the effects of `then` are applied after it.
-        out: a file, or a folder for results named after photo and effects; by default the photo's folder.
-        overwrite: replace results that exist. A file that this edit reads is never replaced.
-        before_loading: called when all is checked; what it raises stops the work.
-
-    Raises:
-        UserError: an unknown effect, no place for the results, or the only photo cannot be read.
-    """
-    check_seed(seed)
-    check_steps(steps)
-    names = list(read_recipe(adapter_path(Path(collection))).effects) if effect == ALL else [effect]
-    jobs = plan_jobs(photo, [(name, *then) for name in names], out)
-    recipe = read_recipe(adapter_path(Path(collection)))
-    for name in names:
-        compose_prompt(recipe, [name, *then], len(references))
-    chosen = select_jobs(jobs, references, overwrite)
-    shown = [read_photo(path) for path in references]
-    edited = EditedFiles([], [job.out for job in jobs if job not in chosen], [])
-    if not chosen:
-        return edited
-    check_strengths([strength])
-    before_loading()
-    editor, alone = Editor.load(collection, quantization), len(jobs) == 1
-    if size is not None:
-        editor.check_size(size)
-
-    def encode(job: Job) -> EncodedEdit:
-        return editor.encode(read_photo(job.photo), job.effects, shown, size)
-
-    def write(job: Job, encoded: EncodedEdit) -> None:
-        write_photo(job.out, editor.finish(encoded, seed, steps, strength))
-        edited.written.append(job.out)
-
-    # All at first, a few megabytes each: a large network has no room beside the encoders.
-    ready = [edited.attempt(partial(encode, job), alone) for job in chosen]
-    editor.backbone.release_encoders()
-    for index, (job, encoded) in enumerate(zip(chosen, ready, strict=True), 1):
-        if encoded is not None:
-            edited.attempt(partial(write, job, encoded), alone)
-        progress("edit", index, len(chosen), {})
-    return edited
 
 
 def strength_strip(

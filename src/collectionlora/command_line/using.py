@@ -28,7 +28,7 @@ from collectionlora.config import parse_overrides
 from collectionlora.system.errors import UserError, one_line
 
 if TYPE_CHECKING:
-    from collectionlora.editing import EditedFiles
+    from collectionlora.command_line.edited_files import EditedFiles
 
 
 def edit(
@@ -63,7 +63,7 @@ def edit(
 
     Example: collectionlora edit my-collection me.jpg --effect neon-edges
     """
-    from collectionlora.editing import edit_files
+    from collectionlora.command_line.edited_files import edit_files
     from collectionlora.pictures.sizes import parse_size
     from collectionlora.planning.guard import refuse_too_large_adapter
 
