@@ -23,7 +23,7 @@ from collectionlora.system.progress import Progress, ignore
 
 T = TypeVar("T")
 ALL = "all"  # in place of an effect's name: every effect of the collection
-MAX_ENCODED = 200  # edits that wait in memory for the network, each up to 18 MB
+MAX_ENCODED = 100  # edits that wait in memory for the network, each up to 18 MB
 
 
 @dataclass(frozen=True)

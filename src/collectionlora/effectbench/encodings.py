@@ -44,6 +44,10 @@ class Encodings:
         latents = tuple(self._latents(picture) for picture in (image, *shown))
         return Condition(self._prompt(text, [image, *shown]), latents[0], latents[1:])
 
+    def forget(self) -> None:
+        """Free what was encoded: for a large base gigabytes."""
+        self._known.clear()
+
     def _latents(self, image: Tensor) -> Tensor:
         key = ("latents", digest(image))
         if key not in self._known:

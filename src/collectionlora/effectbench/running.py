@@ -54,7 +54,7 @@ from collectionlora.runs.inputs import distillation_inputs
 from collectionlora.runs.session import Session
 from collectionlora.system import processes
 from collectionlora.system.errors import UserError
-from collectionlora.system.files import fingerprint, read_tensors, write_tensors
+from collectionlora.system.files import fingerprint, load_tensors, read_tensors, write_tensors
 from collectionlora.system.progress import Progress
 from collectionlora.system.shared_files import Kept, carry, make_together
 from collectionlora.system.version import __version__
@@ -223,8 +223,8 @@ def load_or_make(path: Path, make_all: Callable[[], list[Photo]]) -> Timed:
         made = make_all()
         each = f"{(time.perf_counter() - began) / len(made):.5f}"
         pictures = gather_images([torch.from_numpy(photo) for photo in made])
-        found = name_images("pictures", pictures), {"seconds": each}
-        write_tensors(path, *found)
+        write_tensors(path, name_images("pictures", pictures), {"seconds": each})
+        found = load_tensors(path)  # mapped: pictures of all methods need not fit the memory
     tensors, header = found
     return [picture.numpy() for picture in find_images("pictures", tensors)], float(header["seconds"])
 
@@ -289,6 +289,7 @@ def run_bench(
     methods, pictures, seconds = make_pictures(maker, names, cases, progress)
     strips = make_strips(maker, methods, cases)
     maker.session.release_network()  # a judge may need its room
+    maker.encodings.forget()
     vlm = open_judge(maker.session.backbone) if open_judge else None
     # The judge is asked once, and a classifier trained once.
     measured = measure(maker, methods, pictures, heldout, vlm, progress) if processes.is_main() else {}

@@ -16,6 +16,7 @@ from collectionlora.backbones import family_of
 from collectionlora.backbones.base import Backbone
 from collectionlora.backbones.quantization import block_layers
 from collectionlora.config import ModelSettings, Settings
+from collectionlora.effectbench.running import DEFAULT_CROPS
 from collectionlora.planning.forwards import count_forwards
 from collectionlora.planning.peaks import Peaks, step_of, vae_bytes, working_sizes
 from collectionlora.planning.rows import Held, Sizes, device_bytes, plan_verbs, step_bytes
@@ -108,6 +109,13 @@ def cache_bytes(workload: Workload, backbone: Backbone) -> tuple[int, int]:
     return others + targets.general * item, others + 2 * min(targets.general, SHARD) * item
 
 
+def case_bytes(workload: Workload, backbone: Backbone) -> int:
+    """The teachers' and the student's prompts of a bench's photos, encoded in the base's dtype."""
+    tokens = math.prod(backbone.shapes(working_sizes(workload, backbone)[0]).tokens)
+    pictures = workload.effects * (DEFAULT_CROPS if backbone.prompts_see_photos else 1)
+    return 2 * pictures * round(WHOLE_BYTES[workload.settings.model.dtype] * tokens)
+
+
 def fits(size: int, device: str) -> bool:
     """Whether bytes fit a device, with room for the CUDA context and fragmentation."""
     return size <= (DEVICES[device] * (1 - RESERVED_SHARE) - RESERVED_GIB) * GIB
@@ -168,6 +176,7 @@ def count_sizes(workload: Workload, backbone: Backbone, step: Workload) -> Sizes
         picture=picture,
         cache=cache,
         data=data,
+        cases=case_bytes(workload, backbone),
         teachers=round(whole * sum(teacher.pairs + teacher.exact for teacher in teachers)),
     )
 

@@ -32,6 +32,7 @@ class Sizes:
         merging: of one layer while the student is taken into its weight.
         vae: weights of the VAE; `picture` what it makes while it encodes or decodes one photo.
         cache: on disk, of latents and encoded prompts; `data` what a process holds of them.
+        cases: of all prompts that a bench encodes before it draws.
         teachers: of all converted teachers.
     """
 
@@ -51,6 +52,7 @@ class Sizes:
     picture: int
     cache: int
     data: int
+    cases: int
     teachers: int
 
     @property
@@ -174,8 +176,9 @@ def host_bytes(workload: Workload, sizes: Sizes) -> dict[str, int]:
     """The most in each process, beside mapped files and the copy of a checkpoint."""
     kept = sizes.data + (sizes.average if sizes.average_on_host else 0)
     most = dict.fromkeys(VERBS, 0) | {"targets": sizes.data, "distill": kept, "add": kept}
+    most["bench"] = sizes.cases
     if workload.baselines:
-        most["bench"] = kept + baseline_bytes(workload, sizes)
+        most["bench"] += kept + baseline_bytes(workload, sizes)
     return {verb: PROCESS_BYTES + size for verb, size in most.items()}
 
 
@@ -185,7 +188,8 @@ def machine_bytes(verb: str, sizes: Sizes, processes: int, host: int, copied: in
     A base, or its text encoders, is read before a run has anything to checkpoint, teachers all the time.
     """
     read = sizes.whole_encoders if verb == "prompts" else max(sizes.whole_base, sizes.whole_encoders)
-    begun = PROCESS_BYTES + (sizes.data if verb in ("targets", "distill", "add") else 0)
+    encoded = {"bench": sizes.cases} | dict.fromkeys(["targets", "distill", "add"], sizes.data)
+    begun = PROCESS_BYTES + encoded.get(verb, 0)
     teachers = 0 if verb in ("teach", "prompts", "edit", "studio") else sizes.teachers
     return max(processes * host + copied, processes * begun + read) + teachers
 
