@@ -183,6 +183,11 @@ def test_an_addition_needs_no_file_that_the_first_run_began_as(folder):
     assert adapter(folder)[1].effects == PROMPTS
 
 
+def test_an_addition_says_which_steps_it_does_not_train(folder, caplog):
+    collectionlora.add(folder, ["mine"], overrides={**SHORT, "distill": {"rollout_steps": [2]}})
+    assert "sampling.steps is 1, which distill.rollout_steps [2] does not train" in caplog.text
+
+
 def test_an_addition_trains_few_updates_and_keeps_the_adapter_from_before(folder, run):
     before = (folder / "collection.safetensors").read_bytes()
     code, out, err = run(

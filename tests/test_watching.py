@@ -16,8 +16,7 @@ from collectionlora.config import SettingsError, resolve
 from collectionlora.pictures.photographs import TRAIN, pool
 from collectionlora.pictures.photos import write_photo
 from collectionlora.runs.checkpoint import latest_checkpoint
-from collectionlora.runs.session import Session, resolve_settings
-from collectionlora.runs.verbs import warn_of_untrained_steps
+from collectionlora.runs.session import Session, resolve_settings, warn_of_untrained_steps
 from collectionlora.runs.watching import cell_side, curves, teacher_distance
 from collectionlora.streams import EffectData
 from collectionlora.system.errors import UserError

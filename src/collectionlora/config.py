@@ -122,7 +122,7 @@ class TargetSettings(Section):
     steps: int = Field(40, ge=1, description="steps of the teacher's sampler")
     guidance_scale: float = Field(5.0, ge=0, description="w of the base's own guidance; 1 means no guidance")
     samples: int = Field(1, ge=1, description="teacher samples for each photo")
-    general: int = Field(256, ge=1, description="photos that get a randomly drawn instruction")
+    general: int = Field(256, ge=1, description="pairs of a photo and an instruction, drawn at random")
     compositions: int = Field(
         0, ge=0, description="for each effect, samples of it on another effect's picture; for match.loss=flow"
     )
@@ -158,7 +158,7 @@ class MatchSettings(Section):
         1.0, ge=0, le=1, description="above this sigma, flow matching reuses the sample's noise"
     )
     fresh_share: float = Field(
-        0.6, ge=0, le=1, description="share of fresh noise in it, a standard deviation"
+        0.6, ge=0, le=1, description="standard deviation of fresh noise in the reused noise"
     )
     composition_ratio: float = Field(
         0.25, ge=0, le=1, description="share of compositions among the samples of the effect stream"
@@ -242,9 +242,7 @@ class VlmSettings(Section):
     )
     image_side: int = Field(768, ge=32, description="longest side of the images that are sent")
     max_answer_tokens: int = Field(2048, ge=1, description="most tokens of one answer, with its reasoning")
-    max_tokens_total: int = Field(
-        1_000_000, ge=1, description="most tokens of one command, which stops before"
-    )
+    max_tokens_total: int = Field(1_000_000, ge=1, description="a command stops before it spends more tokens")
 
 
 class LogSettings(Section):

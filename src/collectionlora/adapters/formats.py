@@ -89,7 +89,7 @@ def open_lora(path: Path) -> Iterator[Any]:
     except FileNotFoundError:
         raise UserError(path, "", "there is no such file", "check the path") from None
     except OSError as error:
-        hint = "give yourself the right to read it"
+        hint = "fix its read permission"
         raise UserError(path, "", f"cannot be read ({error.strerror})", hint) from None
     try:
         with safe_open(path, framework="pt") as file:

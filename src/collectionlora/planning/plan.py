@@ -84,7 +84,7 @@ def check(workload: Workload, backbone: Backbone) -> None:
         message = f"{workload.devices} do not lie equally on {workload.hosts} hosts"
         raise UserError("--devices", "", message, "give a multiple of --hosts")
     if workload.sharding == "fsdp" and not family_of(workload.base).block_stacks(workload.base):
-        raise UserError("--sharding", "fsdp", "the nano base is too small to share", "leave it out")
+        raise UserError("--sharding", "fsdp", "the nano base cannot be sharded", "leave it out")
     if workload.sharding == "fsdp" and workload.settings.model.quantization != "none":
         raise UserError("--sharding", "fsdp", "packed weights are not sharded", "use ddp or no quantization")
 

@@ -21,7 +21,13 @@ from collectionlora.manifest.edits import add_effect, drop_effects
 from collectionlora.manifest.template import teacher_copies
 from collectionlora.runs.inputs import distillation_inputs
 from collectionlora.runs.run import open_run
-from collectionlora.runs.session import Session, check_processes, distillation_facts, resolve_settings
+from collectionlora.runs.session import (
+    Session,
+    check_processes,
+    distillation_facts,
+    resolve_settings,
+    warn_of_untrained_steps,
+)
 from collectionlora.system import processes
 from collectionlora.system.errors import UserError
 from collectionlora.system.files import copy_whole, fingerprint, keep_earlier, refuse_other, write_text
@@ -133,6 +139,7 @@ def open_adapter(
     lora, recipe = read_adapter(path)
     settings = growing_settings(resolve_settings(collection, overrides))
     check_processes(collection, settings)
+    warn_of_untrained_steps(settings)
     refuse_other_schedule(settings, path, recipe)
     refuse_misfit(collection, settings, path, lora, recipe)
     return path, lora, recipe, settings

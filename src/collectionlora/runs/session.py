@@ -1,5 +1,6 @@
 """From a collection folder to a run: settings, base, roles, teachers, data, in this order."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -37,6 +38,7 @@ from collectionlora.system.files import fingerprint, keep_earlier
 from collectionlora.system.progress import Progress
 from collectionlora.system.version import __version__
 
+log = logging.getLogger(__name__)
 SET = "--set"
 
 
@@ -82,6 +84,14 @@ def check_references(collection: Collection, settings: Settings) -> None:
         if effect.references and settings.match.loss == "flow" and settings.match.updates:
             message = f"flow mixes effects in a batch, and {effect.name} has references that others have not"
             raise UserError(place, "settings.match.loss", message, "write velocity")
+
+
+def warn_of_untrained_steps(settings: Settings) -> None:
+    """Say that the finished LoRA is used in a number of steps in which its rollouts are not trained."""
+    steps, trained = settings.sampling.steps, settings.distill.rollout_steps
+    if settings.distill.student_updates and steps not in trained:
+        text = "sampling.steps is %d, which distill.rollout_steps %s does not train: write the same in both"
+        log.warning(text, steps, list(trained))
 
 
 def check_resolution(collection: Collection, settings: Settings) -> None:

@@ -52,6 +52,7 @@ from collectionlora.runs.session import (
     distillation_facts,
     effect_names,
     resolve_settings,
+    warn_of_untrained_steps,
 )
 from collectionlora.runs.target_making import encode_photos, read_references
 from collectionlora.runs.teaching import EncodedPairs, Teaching
@@ -309,14 +310,6 @@ def check_earlier_run(collection: Collection, settings: Settings, folder: Path, 
     else:
         refuse_unfinished(folder)
     return processes.from_main(is_finished(folder))
-
-
-def warn_of_untrained_steps(settings: Settings) -> None:
-    """Say that the finished LoRA is used in a number of steps in which its rollouts are not trained."""
-    steps, trained = settings.sampling.steps, settings.distill.rollout_steps
-    if settings.distill.student_updates and steps not in trained:
-        text = "sampling.steps is %d, which distill.rollout_steps %s does not train: write the same in both"
-        log.warning(text, steps, list(trained))
 
 
 def refuse_start_in(folder: Path, start: Path | None) -> None:
