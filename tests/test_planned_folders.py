@@ -50,7 +50,7 @@ def collection(tiny_qwen, tmp_path):
 
 
 def test_a_folder_is_planned_with_the_ranks_of_its_teachers(collection):
-    workload = make_workload(collection, None, None, None, {})
+    workload = make_workload(collection)
     session = open_session(collection)
     assert workload.ranks()[TEACHER] == session.ranks[TEACHER] == 7
     planned = plan(workload)

@@ -1,6 +1,6 @@
 """What is planned: a base under settings, and how much of it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ from collectionlora.adapters.headers import LoraSizes, read_sizes
 from collectionlora.adapters.roles import STUDENT, TEACHER, critic_role, target_weights
 from collectionlora.backbones import family_of
 from collectionlora.collection import Collection, open_collection
-from collectionlora.config import RECIPES, Settings, replace_settings, resolve
+from collectionlora.config import RECIPES, Overrides, Settings, replace_settings, resolve
 from collectionlora.effectbench.baselines import BASELINES
 from collectionlora.effectbench.running import DEFAULT_METHODS, find_adapter, split_steps, trained_methods
 from collectionlora.runs.session import resolve_settings, summed_rank
@@ -149,11 +149,11 @@ def without_sharding(settings: Settings, sharding: str) -> Settings:
 
 
 def make_workload(
-    collection: Collection | Path | None,
-    base: str | None,
-    effects: int | None,
-    rank: int | None,
-    overrides: Mapping[str, Mapping[str, Any]],
+    collection: Collection | Path | str | None = None,
+    base: str | None = None,
+    effects: int | None = None,
+    rank: int | None = None,
+    overrides: Overrides | None = None,
     sharding: str | None = None,
     teacher_rank: int | None = None,
     photos: int | None = None,
@@ -178,7 +178,8 @@ def make_workload(
     if sharding not in (None, "ddp", "fsdp"):
         raise UserError("--sharding", sharding, "is not a kind of sharding", "write ddp or fsdp")
     ranks = {"student": {"rank": rank}, "critic": {"rank": rank}} if rank else {}
-    layer = {name: {**ranks.get(name, {}), **overrides.get(name, {})} for name in {*ranks, *overrides}}
+    given = overrides or {}
+    layer = {name: {**ranks.get(name, {}), **given.get(name, {})} for name in {*ranks, *given}}
     if collection is not None:
         collection = open_collection(collection)
         settings = resolve_settings(collection, layer)
