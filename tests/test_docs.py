@@ -190,6 +190,7 @@ TABLES = {  # a pattern of several files is of several seeds
     "tables/fifty.json": "docs/results.md",
     "tables/fifty-further.json": "docs/results.md",
     "tables/fifty-random.json": "docs/results.md",
+    "tables/fifty-weights.json": "docs/results.md",
     "tables/scaling.json": "docs/results.md",
     "tables/scaling-seed-1.json": "docs/results.md",
     "tables/ablation.json": "docs/results.md",

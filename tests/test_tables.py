@@ -5,7 +5,7 @@ import json
 import runpy
 import shutil
 import sys
-from argparse import Namespace
+from argparse import ArgumentTypeError, Namespace
 from pathlib import Path
 from statistics import fmean
 
@@ -75,6 +75,13 @@ def test_shipped_teachers_get_the_student_prompts_of_the_collection_that_ships(t
     collection = build_collection(tmp_path, shipped_teachers(), pool(TRAIN), 0, num_general=1, num_photos=1)
     made = prompts(collection)["student_prompts"]
     assert list(made.items()) == list(read_recipe(SHIPPED).effects.items())
+
+
+def test_a_weight_names_its_effect(tables):
+    parse = tables("study").effect_weight
+    assert parse("mirror=8") == ("mirror", 8)
+    with pytest.raises(ArgumentTypeError, match="'mirro' is not an effect: write EFFECT=W"):
+        parse("mirro=8")
 
 
 def test_a_collection_does_not_grow_from_nothing(tables, tmp_path):
