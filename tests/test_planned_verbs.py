@@ -117,13 +117,15 @@ def test_mapped_files_are_held_once_for_all_processes_of_a_machine(without_peaks
     assert packed["edit"]["host_bytes"] == 2 * GIB  # the base is no part of it
 
 
-@pytest.mark.parametrize(("base", "photos"), [(QWEN, 24), (KONTEXT, 1)])
-def test_a_bench_holds_the_prompts_of_teachers_and_student(base, photos, without_peaks):
+@pytest.mark.parametrize(
+    ("base", "devices", "prompts"), [(QWEN, 1, 50 * 24), (QWEN, 8, 7 * 24), (KONTEXT, 1, 50)]
+)
+def test_a_bench_holds_the_prompts_of_teachers_and_student(base, devices, prompts, without_peaks):
     """In bfloat16; a base whose encoder sees the photo has one for each photo of an effect."""
-    workload = make_workload(base, [])
+    workload = make_workload(base, [], devices=devices)
     backbone = family_of(base).without_weights(base, workload.settings.model, {})
     numbers = math.prod(backbone.shapes((1024, 1024)).tokens)
-    assert plan(workload)["verbs"]["bench"]["host_bytes"] == 2 * GIB + 2 * 50 * photos * 2 * numbers
+    assert plan(workload)["verbs"]["bench"]["host_bytes"] == 2 * GIB + 2 * prompts * 2 * numbers
 
 
 def test_hours_follow_from_the_seconds_of_a_forward(without_peaks):

@@ -156,7 +156,7 @@ def test_bad_requests_are_one_line(folder):
             make_workload(*arguments, 1, 8, {}, sharding="ddp")
     with pytest.raises(UserError, match="ddp or fsdp"):
         make_workload(None, "nano", 1, 8, {}, sharding="half")
-    with pytest.raises(UserError, match="too small"):
+    with pytest.raises(UserError, match="the nano base cannot be sharded"):
         plan(Workload("nano", 1, resolve(), devices=2, sharding="fsdp"))
     with pytest.raises(UserError, match="multiple of 32"):
         plan(Workload(folder, 1, resolve(SMALL, {"data": {"resolution": 100}})))

@@ -110,9 +110,10 @@ def cache_bytes(workload: Workload, backbone: Backbone) -> tuple[int, int]:
 
 
 def case_bytes(workload: Workload, backbone: Backbone) -> int:
-    """The teachers' and the student's prompts of a bench's photos, encoded in the base's dtype."""
+    """A process' share of a bench's prompts, for teacher and student, in the base's dtype."""
+    effects = -(-workload.effects // workload.devices)
     tokens = math.prod(backbone.shapes(working_sizes(workload, backbone)[0]).tokens)
-    pictures = workload.effects * (DEFAULT_CROPS if backbone.prompts_see_photos else 1)
+    pictures = effects * (DEFAULT_CROPS if backbone.prompts_see_photos else 1)
     return 2 * pictures * round(WHOLE_BYTES[workload.settings.model.dtype] * tokens)
 
 
