@@ -1,10 +1,11 @@
 """The tables of README and docs/results.md from metrics.json.
 
-    python scripts/results_table.py FILE [FILE ...] [--below METHOD | --earlier FILE]
+    python scripts/results_table.py FILE [FILE ...] [--below METHOD | --earlier FILE | --effects NAME ...]
 
 `fixed` and `random` are the mean PSNR of effects with one valid outcome and with more. Of several files,
 which are of several seeds, it prints the means; their intervals are then from the lowest file to the highest.
 `--below` compares each method with one, effect by effect, and `--earlier` with itself in an earlier version.
+`--effects` prints the PSNR of single effects, and the mean of the others.
 """
 
 import argparse
@@ -122,6 +123,16 @@ def earlier_table(metrics: Metrics, earlier: Metrics) -> str:
     return markdown(["", "PSNR", *columns, "concept accuracy", "ordinary edits"], rows)
 
 
+def effects_table(metrics: Metrics, chosen: Sequence[str]) -> str:
+    """PSNR of single effects by method, and the mean of all others."""
+    rows = []
+    for name, scores in metrics["methods"].items():
+        psnr = {effect: one["psnr"] for effect, one in scores["per_effect"].items()}
+        others = [value for effect, value in psnr.items() if effect not in chosen]
+        rows.append([name, *(f"{psnr[effect]:.1f}" for effect in chosen), f"{fmean(others):.2f}"])
+    return markdown(["", *chosen, f"the other {len(others)}"], rows)
+
+
 def scaling_table(metrics: Metrics) -> str:
     """Every size with its teachers; the last columns are of the effects that all sizes have."""
     sizes = metrics["sizes"]
@@ -227,8 +238,11 @@ if __name__ == "__main__":
     parser.add_argument("files", type=Path, nargs="+", metavar="FILE")
     parser.add_argument("--below", metavar="METHOD", help="compare all with this one, of the first file")
     parser.add_argument("--earlier", type=Path, metavar="FILE", help="compare with an earlier version's file")
+    parser.add_argument("--effects", nargs="+", metavar="NAME", help="single effects of the first file")
     args = parser.parse_args()
-    if args.earlier:
+    if args.effects:
+        print(effects_table(json.loads(args.files[0].read_text(encoding="utf-8")), args.effects))
+    elif args.earlier:
         print(
             earlier_table(*(json.loads(p.read_text(encoding="utf-8")) for p in (*args.files, args.earlier)))
         )

@@ -232,6 +232,13 @@ def test_the_demo_is_compared_with_that_of_an_earlier_version():
     assert table(*files) in (ROOT / "docs" / "results.md").read_text()
 
 
+def test_the_effects_with_weights_are_those_of_the_results():
+    table = runpy.run_path(str(ROOT / "scripts" / "results_table.py"))["effects_table"]
+    metrics = json.loads((ROOT / "docs" / "results" / "tables" / "fifty-weights.json").read_text())
+    chosen = ["gradient-map", "mirror", "neon-sign", "paint-splash"]
+    assert table(metrics, chosen) in (ROOT / "docs" / "results.md").read_text()
+
+
 @every(["toy_world.json", "toy_published.json", "toy_guidance.json"])
 def test_the_toy_worlds_tables_are_those_of_their_results(file):
     study = runpy.run_path(str(ROOT / "scripts" / "toy_table.py"))

@@ -234,6 +234,9 @@ def test_effects_of_a_start_keep_its_prompts(folder):
     assert made["student_prompts"]["mine"] == known
     path = collectionlora.distill(folder, "more", start)
     assert read_adapter(path)[1].effects == made["student_prompts"]
+    (folder / "earlier.safetensors").unlink()  # what only reads the prompts needs no adapter any more
+    assert collectionlora.prompts(folder, overrides=start)["student_prompts"] == made["student_prompts"]
+    collectionlora.targets(folder, start)
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,10 @@ The manifest's prompt comes first, then one that a vision-language model wrote, 
 `match.start` names, then trigger + teacher prompt.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 
@@ -72,9 +73,13 @@ class PromptWriter:
         self.collection, self.backbone, self.settings, self.vlm = collection, backbone, settings, vlm
         self.path = collection.folder / PROMPTS
         self.kept = read_kept(self.path)
-        start = start_file(collection, settings)
-        self.trained = read_recipe(start).effects if start else {}
         self.replaced = False  # whether a model's answer is no longer in the file; one copy has all of them
+
+    @cached_property
+    def trained(self) -> Mapping[str, str]:
+        """The prompts of the adapter that the student begins as; its file may go when all are kept here."""
+        start = start_file(self.collection, self.settings)
+        return read_recipe(start).effects if start else {}
 
     def write(self, effect: Effect) -> StudentPrompt:
         """The student prompt of an effect; a new one is in the file when this returns.
@@ -111,9 +116,10 @@ class PromptWriter:
         kept = self.kept.get(effect.name)
         if kept and kept.teacher_prompt != effect.teacher_prompt:
             kept = None
-        # A rewritten prompt would be none that the adapter knows.
-        vlm = None if effect.name in self.trained else self.vlm
-        new = self._ask(effect, kept, vlm) if vlm else kept or self._plain(effect)
+        if self.vlm and effect.name not in self.trained:  # the adapter would not know a rewritten one
+            new = self._ask(effect, kept, self.vlm)
+        else:
+            new = kept or self._plain(effect)
         self.kept[effect.name] = new
         return new
 

@@ -98,6 +98,7 @@ def add(
         Interrupted: stopped by the user; the same command goes on.
     """
     path, lora, recipe, settings = open_adapter(collection, overrides)
+    warn_of_untrained_steps(settings)
     for name in names:
         if collection.effect(name).name in recipe.effects:
             raise UserError(path, name, "is in this adapter already", "name an effect that is new")
@@ -139,7 +140,6 @@ def open_adapter(
     lora, recipe = read_adapter(path)
     settings = growing_settings(resolve_settings(collection, overrides))
     check_processes(collection, settings)
-    warn_of_untrained_steps(settings)
     refuse_other_schedule(settings, path, recipe)
     refuse_misfit(collection, settings, path, lora, recipe)
     return path, lora, recipe, settings
