@@ -198,6 +198,8 @@ def test_an_addition_trains_few_updates_and_keeps_the_adapter_from_before(folder
     (log,) = folder.glob("runs/add-*/log.jsonl")
     entries = [json.loads(line) for line in log.read_text().splitlines()]
     assert ["match" in entry for entry in entries] == [True, True, False]
+    assert (log.parent / "previews" / "step-00000003.png").exists()
+    assert list((log.parent / "tensorboard").iterdir())
     assert (folder / "collection.before-add.safetensors").read_bytes() == before
     assert (folder / "collection.safetensors").read_bytes() != before
     code, _, err = run("add", "mine")
@@ -548,9 +550,8 @@ def test_a_gate_names_what_lost_too_much_and_the_way_back(tmp_path):
     metrics = metrics_of(a=19.0, b=29.0, c=9.0)
     metrics["gate"] = one.check(metrics)
     (tmp_path / "backup").write_text("")
-    line = (
-        "more than 0.5 dB is lost: a 20.00 to 19.00 dB, b 30.00 to 29.00 dB; .* go back: mv .*backup .*result"
-    )
+    line = "more than 0.5 dB is lost: a 20.00 to 19.00 dB, b 30.00 to 29.00 dB; "
+    line += "go back: mv .*backup .*result; then add again"
     with pytest.raises(UserError, match=line):
         one.enforce(metrics, tmp_path / "backup", tmp_path / "result")
     assert (tmp_path / "backup").exists()

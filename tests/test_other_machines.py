@@ -11,6 +11,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
+import torch.distributed as dist
 from helpers import small_collection
 from helpers.studio_server import EFFECTS, write_collection
 from PIL import Image
@@ -91,6 +93,25 @@ def test_an_empty_number_of_processes_is_one(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "")
     with processes.joined():
         assert processes.world_size() == 1
+
+
+def test_processes_with_gpus_also_exchange_what_lies_on_the_host(monkeypatch):
+    asked = []
+
+    def refuse(backends, timeout):
+        asked.append(backends)
+        raise dist.DistError
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(dist, "init_process_group", refuse)
+    with pytest.raises(UserError, match="no group of processes"), processes.joined():
+        pass
+    (backends,) = asked
+    assert dist.distributed_c10d.BackendConfig(backends).get_device_backend_map() == {
+        "cpu": "gloo",
+        "cuda": "nccl",
+    }
 
 
 @pytest.mark.parametrize(

@@ -290,7 +290,7 @@ def test_a_lora_in_the_weights_is_that_role(roles):
 @pytest.mark.parametrize(
     ("module", "rank", "width", "message"),
     [
-        ("third", 2, 4, "are not targets of this base"),
+        ("third", 2, 4, "are not modules of this base that take a LoRA"),
         ("first", 2, 5, "has shapes"),
         ("first", 2, 1, "has shapes"),
     ],

@@ -52,10 +52,11 @@ def critic_role(num_steps: int) -> str:
 
 def target_weights(network: nn.Module, targets: Sequence[str]) -> dict[str, Tensor]:
     """Weights of the modules that carry LoRA, by name, chosen as peft chooses by `target_modules`."""
+    whole, endings = set(targets), tuple(f".{target}" for target in targets)
     return {
         name: cast(Tensor, module.weight)
         for name, module in network.named_modules()
-        if name in targets or name.endswith(tuple(f".{target}" for target in targets))
+        if name in whole or name.endswith(endings)
     }
 
 
@@ -67,7 +68,8 @@ def refuse_unknown(weights: LoraWeights, known: Container[str]) -> None:
     """
     unknown = sorted(name for name in weights if name not in known)
     if unknown:
-        raise ValueError(f"LoRA modules {unknown[:3]} ({len(unknown)} in all) are not targets of this base")
+        text = f"LoRA modules {unknown[:3]} ({len(unknown)} in all)"
+        raise ValueError(f"{text} are not modules of this base that take a LoRA")
 
 
 class InBaseDtype:

@@ -221,7 +221,7 @@ def verbs_table(result: dict[str, Any]) -> Table:
         "time: {seconds_per_forward:.2g} s for a forward on {clock} (--seconds-per-forward); not counted: "
         "loading, decoding, previews, the prompts that a model writes"
     )
-    names = ("verb", "device", "host, each process", "host, machine", "disk", "time")
+    names = ("verb", "device", "host, main process", "host, machine", "disk", "time")
     table = Table(*names, caption=caption.format(**result))
     for verb, row in result["verbs"].items():
         keys = ("device_bytes", "host_bytes", "machine_bytes", "disk_bytes")

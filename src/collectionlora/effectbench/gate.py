@@ -93,7 +93,8 @@ class Gate:
             return
         changes = self.changes(metrics)
         named = ", ".join("{} {:.2f} to {:.2f} dB".format(e, *changes[e]) for e in gate["failed"])
-        hint = "train longer (add.student_updates, add.match_updates)"
+        hint = "train longer (match.updates, distill.student_updates)"
         if backup.exists():
-            hint += f", or go back: mv {backup} {result}"
+            hint = f"go back: mv {backup} {result}; then add again with more updates "
+            hint += "(add.match_updates, add.student_updates)"
         raise UserError(self.path, "--margin", f"more than {self.margin:g} dB is lost: {named}", hint)

@@ -28,6 +28,7 @@ from collectionlora.runs.session import (
     resolve_settings,
     warn_of_untrained_steps,
 )
+from collectionlora.runs.watching import Watch
 from collectionlora.system import processes
 from collectionlora.system.errors import UserError
 from collectionlora.system.files import copy_whole, fingerprint, keep_earlier, refuse_other, write_text
@@ -118,7 +119,9 @@ def add(
         run = session.distillation(progress)
         run.streams.favour(names, settings.add.new_ratio)
         inputs = [path, *distillation_inputs(grown)]
-        opened.train(run, settings, session.facts(), collection, inputs, partial(progress, "add"))
+        with Watch(run, folder) as watch:
+            report = watch.beside(partial(progress, "add"))
+            opened.train(run, settings, session.facts(), collection, inputs, report)
         session.write_result(run, folder / path.name)
         backup = backup_path(collection)
         if processes.is_main() and not backup.exists():  # of several without a passed gate the oldest stays

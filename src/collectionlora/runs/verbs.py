@@ -273,11 +273,7 @@ def distill(
         distillation = session.distillation(progress)
         facts = session.facts()
         with Watch(distillation, folder) as watch:
-
-            def report(done: int, total: int, metrics: dict[str, float]) -> None:
-                watch(done, metrics)
-                progress("distill", done, total, metrics)
-
+            report = watch.beside(partial(progress, "distill"))
             opened.train(distillation, settings, facts, collection, inputs, report, resume, anyway=True)
         write_results(session, distillation, folder)
     return collection.result

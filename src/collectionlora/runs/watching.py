@@ -128,6 +128,15 @@ class Watch:
     def __exit__(self, *_: object) -> None:
         self.tracker.close()
 
+    def beside(self, progress: StepProgress) -> StepProgress:
+        """`progress`, after what this does for each step."""
+
+        def report(done: int, total: int, metrics: dict[str, float]) -> None:
+            self(done, metrics)
+            progress(done, total, metrics)
+
+        return report
+
     def __call__(self, done: int, metrics: Mapping[str, float]) -> None:
         """Log step number `done - 1`; make previews if they are due.
 

@@ -51,7 +51,9 @@ def joined() -> Iterator[None]:
     # NCCL's own watchdog would end a process whose peer is gone with a stack of C++, before `heartbeat`.
     os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
     try:
-        dist.init_process_group(timeout=PATIENCE)
+        # Gradients lie on GPUs, and small facts on the host; torch alone would choose NCCL for both.
+        backends = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backends, timeout=PATIENCE)
     except (ValueError, dist.DistError) as error:
         hint = "launch with torchrun --nproc-per-node N -m -- collectionlora ..., or unset WORLD_SIZE"
         raise UserError("environment", "WORLD_SIZE", f"no group of processes ({error})", hint) from None
