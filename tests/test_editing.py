@@ -1,6 +1,7 @@
 """A finished adapter in use: files of any size, mode and orientation, through Python and the command line."""
 
 import json
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -284,6 +285,22 @@ def test_many_edits_are_encoded_and_drawn_in_parts(adapter, tmp_path, monkeypatc
     assert told == [(what, i, 4) for part in ((1, 2, 3), (4,)) for what in ("encode", "edit") for i in part]
 
 
+def test_an_adapter_that_is_replaced_meanwhile_does_not_change_the_rest(adapter, tmp_path, monkeypatch):
+    for seed in range(2):
+        picture(seed=seed).save(in_folder(tmp_path / "in") / f"{seed}.png")
+    mine, other = tmp_path / "mine.safetensors", tmp_path / "other.safetensors"
+    shutil.copyfile(adapter, mine)
+    lora, recipe = read_adapter(adapter)
+    write_adapter(other, {name: (a, 2 * b) for name, (a, b) in lora.weights.items()}, recipe)
+    edit = partial(edit_files, mine, tmp_path / "in", "alpha", steps=1)
+    whole = edit(out=tmp_path / "whole").written
+    monkeypatch.setattr(edited_files, "MAX_ENCODED", 1)
+    replaced = edit(out=tmp_path / "replaced", progress=lambda *_: shutil.copyfile(other, mine)).written
+    assert [path.read_bytes() for path in replaced] == [path.read_bytes() for path in whole]
+    after = edit(out=tmp_path / "after").written
+    assert [path.read_bytes() for path in after] != [path.read_bytes() for path in whole]
+
+
 def in_folder(folder):
     folder.mkdir(exist_ok=True)
     return folder
@@ -302,7 +319,7 @@ def in_folder(folder):
     ],
 )
 def test_no_file_is_replaced_unasked(adapter, tmp_path, monkeypatch, out, more, words):
-    monkeypatch.setattr(Editor, "load", lambda _: pytest.fail("a model was loaded before all was checked"))
+    monkeypatch.setattr(Editor, "over", lambda *_: pytest.fail("a model was loaded before all was checked"))
     picture().save(tmp_path / "me.png")
     (tmp_path / "link.png").symlink_to("me.png")
     (tmp_path / "twin.png").hardlink_to(tmp_path / "me.png")

@@ -191,7 +191,7 @@ def test_the_teacher_slot_pads_ranks_and_clears_what_a_teacher_lacks(roles):
 def test_weights_that_do_not_fit_are_refused(roles):
     with pytest.raises(ValueError, match="holds at most"):
         roles.load(TEACHER, lora(3))
-    with pytest.raises(ValueError, match="not targets"):
+    with pytest.raises(ValueError, match="take a LoRA"):
         roles.load(TEACHER, {"third": lora(2)["first"]})
 
 

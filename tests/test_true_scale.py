@@ -13,8 +13,9 @@ from safetensors.torch import load_file, save_file
 import collectionlora
 from collectionlora.adapters.formats import read_lora
 from collectionlora.adapters.low_rank import change, change_norm
-from collectionlora.adapters.roles import STUDENT, TEACHER
-from collectionlora.backbones import load_backbone
+from collectionlora.adapters.recipe import Recipe, write_adapter
+from collectionlora.adapters.roles import STUDENT, TEACHER, target_weights
+from collectionlora.backbones import family_of, load_backbone
 from collectionlora.backbones.base import Condition
 from collectionlora.backbones.diffusers_files import read_weight
 from collectionlora.backbones.diffusers_model import MAX_TOKENS, DiffusersBackbone
@@ -159,6 +160,26 @@ def loads(monkeypatch):
     monkeypatch.setattr(DiffusersBackbone, "_load", load_part)
     monkeypatch.setattr(QwenImageEditPlusPipeline, "from_pretrained", load_pipeline)
     return seen
+
+
+def test_one_edit_frees_the_encoders_before_it_loads_the_network(tiny_qwen, tmp_path, monkeypatch):
+    network, targets = family_of(str(tiny_qwen)).empty_network(str(tiny_qwen))
+    weights = {
+        name: (torch.zeros(1, weight.shape[1]), torch.zeros(weight.shape[0], 1))
+        for name, weight in target_weights(network, targets).items()
+    }
+    facts = {"base": str(tiny_qwen), "model": MODEL, "steps": 1, "shift": 3.0, "version": "0"}
+    recipe = Recipe(**facts, resolution=32, effects={"blur": "blur it"})
+    write_adapter(tmp_path / "one.safetensors", weights, recipe)
+    held, load = [], DiffusersBackbone._load
+
+    def see(backbone, name, subfolder, device=None):
+        held.append((subfolder, sorted({"text_pipeline", "vae"} & vars(backbone).keys())))
+        return load(backbone, name, subfolder, device)
+
+    monkeypatch.setattr(DiffusersBackbone, "_load", see)
+    collectionlora.edit(tmp_path / "one.safetensors", np.zeros((32, 32, 3), np.uint8), "blur")
+    assert ("transformer", []) in held
 
 
 @pytest.mark.thorough

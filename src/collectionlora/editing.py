@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from collectionlora.adapters.formats import LoraFile
 from collectionlora.adapters.merged import Merged
 from collectionlora.adapters.recipe import Recipe, adapter_path, read_adapter
 from collectionlora.adapters.roles import STUDENT, Roles
@@ -134,7 +135,11 @@ class Editor:
             UserError: no finished adapter there, or no such quantisation.
         """
         path = adapter_path(Path(collection))
-        lora, recipe = read_adapter(path)
+        return cls.over(path, *read_adapter(path), quantization)
+
+    @classmethod
+    def over(cls, path: Path, lora: LoraFile, recipe: Recipe, quantization: str | None = None) -> "Editor":
+        """From what `read_adapter` gave of `path`; else as `load`."""
         model = recipe.held_as(quantization)
         if model != recipe.model:
             places = describe(recipe.model.quantization), describe(model.quantization)
@@ -216,22 +221,21 @@ class Editor:
             UserError: no photo, an effect or a number of references that this adapter does not hold, a seed,
                 a strength or a size outside its range.
         """
-        names = [effects] if isinstance(effects, str) else effects
-        shown = [to_photo(picture) for picture in references]
-        encoded = self.encode(to_photo(photo), names, shown, size)
+        encoded = self.encode(photo, effects, references, size)
         return Image.fromarray(self.finish(encoded, seed, steps, strength))
 
     def encode(
         self,
-        photo: Photo,
-        effects: Sequence[str],
-        references: Sequence[Photo] = (),
+        photo: Picture,
+        effects: str | Sequence[str],
+        references: Sequence[Picture] = (),
         size: Size | None = None,
     ) -> EncodedEdit:
         """What `edit` reads; it needs the encoders and not the network."""
-        prompt, shown = self.prompt(effects, len(references)), [self.fit(image) for image in references]
-        condition = encode_condition(self.backbone, [prompt], self.fit(photo, size), shown)
-        return EncodedEdit(condition, photo.shape[:2])
+        prompt = self.prompt([effects] if isinstance(effects, str) else effects, len(references))
+        source, shown = to_photo(photo), [self.fit(to_photo(picture)) for picture in references]
+        condition = encode_condition(self.backbone, [prompt], self.fit(source, size), shown)
+        return EncodedEdit(condition, source.shape[:2])
 
     def finish(
         self, encoded: EncodedEdit, seed: int = 0, steps: int | None = None, strength: float = 1.0
@@ -333,9 +337,14 @@ def edit(
     size: Size | None = None,
     quantization: str | None = None,
 ) -> Image.Image:
-    """Edit one photo with a collection's adapter, as `Editor.edit`; for many photos make one `Editor`."""
+    """Edit one photo with a collection's adapter, as `Editor.edit`; for many photos make one `Editor`.
+
+    The encoders are freed before the network is loaded. An `Editor` keeps both.
+    """
     editor = Editor.load(collection, quantization)
-    return editor.edit(photo, effects, seed, steps, strength, references, size)
+    encoded = editor.encode(photo, effects, references, size)
+    editor.backbone.release_encoders()
+    return Image.fromarray(editor.finish(encoded, seed, steps, strength))
 
 
 def strength_strip(

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from collectionlora.adapters.recipe import adapter_path, read_recipe
+from collectionlora.adapters.recipe import Recipe, adapter_path, read_adapter, read_recipe
 from collectionlora.editing import (
     Editor,
     EncodedEdit,
@@ -54,12 +54,11 @@ class EditedFiles:
 
 
 def plan_edits(
-    collection: Path, photo: Path, effect: str, then: Sequence[str], out: Path | None, references: int
+    recipe: Recipe, photo: Path, effect: str, then: Sequence[str], out: Path | None, references: int
 ) -> list[Job]:
     """The files that an edit will write; see `edit_files`."""
-    names = list(read_recipe(adapter_path(collection)).effects) if effect == ALL else [effect]
+    names = list(recipe.effects) if effect == ALL else [effect]
     jobs = plan_jobs(photo, [(name, *then) for name in names], out)
-    recipe = read_recipe(adapter_path(collection))
     for name in names:
         compose_prompt(recipe, [name, *then], references)
     return jobs
@@ -94,7 +93,8 @@ def edit_files(
     """
     check_seed(seed)
     check_steps(steps)
-    jobs = plan_edits(Path(collection), photo, effect, then, out, len(references))
+    path = adapter_path(Path(collection))
+    jobs = plan_edits(read_recipe(path), photo, effect, then, out, len(references))
     chosen = select_jobs(jobs, references, overwrite)
     shown = [read_photo(path) for path in references]
     made = {job.out for job in chosen}
@@ -104,9 +104,10 @@ def edit_files(
     check_strengths([strength])
     before_loading()
     attempt = partial(edited.attempt, alone=len(jobs) == 1)
+    lora, recipe = read_adapter(path)  # once: another one may take its place while this works
 
     def load() -> Editor:
-        editor = Editor.load(collection, quantization)
+        editor = Editor.over(path, lora, recipe, quantization)
         if size is not None:
             editor.check_size(size)
         return editor
