@@ -115,8 +115,13 @@ def test_pictures_of_a_baseline_are_made_anew_when_prompts_or_data_change(sessio
     manifest = (folder / "collection.yaml").read_text()
     (folder / "collection.yaml").write_text(manifest.replace("teacher_prompt: x", "teacher_prompt: y", 1))
     again = {name: key(name) for name in BASELINES}
+    manifest = (folder / "collection.yaml").read_text()
+    (folder / "collection.yaml").write_text(
+        manifest.replace("teacher_prompt: y", "weight: 2\n  teacher_prompt: y", 1)
+    )
+    weighted = {name: key(name) for name in BASELINES}
     for name in BASELINES:
-        assert len({before[name], changed[name], again[name]}) == 3
+        assert len({before[name], changed[name], again[name], weighted[name]}) == 4
 
 
 @pytest.mark.parametrize("name", BASELINES)

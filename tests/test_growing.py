@@ -586,6 +586,25 @@ def test_only_like_is_compared_with_like(tmp_path, baseline, words):
         gate(tmp_path, baseline).check(metrics_of(a=1.0))
 
 
+def test_what_is_replaced_during_a_bench_is_judged_by_the_next(folder, monkeypatch):
+    monkeypatch.setattr(benching, "CLASSIFIER_STEPS", 2)
+    monkeypatch.setattr(bench, "GENERAL_KINDS", ("blur",))
+    collectionlora.remove(folder, ["mine"])
+    teacher = Collection.load(folder).teacher_path(Collection.load(folder).effect("sepia"))
+
+    def replace(what, *_):
+        if what == "pictures":
+            for path in (teacher, folder / "collection.safetensors"):
+                lora = read_lora(path)
+                write_lora(path, {n: (a, b + 0.01) for n, (a, b) in lora.weights.items()}, lora.metadata)
+
+    judge = partial(collectionlora.bench, folder, folder / "heldout", crops=1)
+    judge(methods=["source", "teacher", "student"], progress=replace)
+    judge(methods=["teacher", "student"])
+    for name in ("teacher", "student"):
+        assert len(list((folder / "bench" / "pictures" / name).glob("sepia-[!s]*"))) == 2
+
+
 def test_a_bench_with_a_gate(folder, run, monkeypatch, tmp_path):
     monkeypatch.setattr(benching, "CLASSIFIER_STEPS", 2)
     monkeypatch.setattr(bench, "GENERAL_KINDS", ("blur",))

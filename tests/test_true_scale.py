@@ -196,6 +196,11 @@ def test_a_bench_holds_one_base_and_encodes_before_it_loads_it(tiny_qwen, tmp_pa
     assert [part for part in loads if part != "vae"] == ["text", "transformer"]
 
     pictures = collection.folder / "bench" / "pictures"
+    for strip in pictures.glob("student/*-strip-*"):
+        strip.unlink()
+    loads.clear()
+    collectionlora.bench(collection, photos, methods=methods, crops=2)
+    assert [part for part in loads if part != "vae"] == ["text", "transformer"]
     (made,) = pictures.glob("student/plain-[!s]*")
     judged = load_file(made)["pictures"]
     heldout = Heldout(heldout_photographs(photos, str(tiny_qwen)), pool(TRAIN), 2, [0], 1)

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from importlib import metadata
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +75,12 @@ class MethodMaker:
         with_sums: bool = True,
     ):
         self.collection, self.settings, self.truths = collection, settings, truths
+        # Of what is read now: a file that is replaced before its pictures are made is not the one they show.
+        self.teachers = {
+            e.name: fingerprint(*lora_files(collection.teacher_path(e))) for e in collection.effects
+        }
+        self.adapters: dict[str, str] = {}
+        self.folder = collection.folder / "bench" / "pictures"
         self.session = Session(collection, settings, with_critics=False, with_sums=with_sums)
         self.encodings = Encodings(self.session)
         self.baselines = Baselines(self.session, self.encodings, progress)
@@ -101,11 +106,16 @@ class MethodMaker:
             files = {self.collection.teacher_path(e) for e in self.collection.effects}
             return replace(method, num_bytes=sum(path.stat().st_size for path in files))
         path = find_adapter(self.collection, name)
+        self.adapters[name] = fingerprint(path)
         return student_method(self.session, self.encodings, path, role, steps)
 
-    def path(self, name: str, kind: str, cases: Cases) -> str:
+    def path(self, name: str, kind: str, cases: Cases) -> Path:
         """Where a method's pictures of an effect, or of the ordinary edits, are kept."""
-        return f"{name}/{kind}-{self.key(name, kind, cases)}"
+        return self.folder / name / f"{kind}-{self.key(name, kind, cases)}.safetensors"
+
+    def strip_path(self, name: str, effect: str, cases: Cases) -> Path:
+        """Where its strength dial is kept."""
+        return self.folder / name / f"{effect}-strip-{self.key(name, effect, cases)}.safetensors"
 
     def key(self, name: str, effect: str, cases: Cases) -> str:
         """The fingerprint of all that a method's pictures of an effect depend on."""
@@ -116,17 +126,16 @@ class MethodMaker:
         parts: list[Any] = [base, result_settings(self.settings), cases.seeds, *shown, *references]
         if split_steps(name)[0] == TEACHER and effect != GENERAL:
             chosen = self.collection.effect(effect)
-            files = lora_files(self.collection.teacher_path(chosen))
-            return fingerprint(*files, chosen.teacher_prompt, *parts)
+            return fingerprint(self.teachers[effect], chosen.teacher_prompt, *parts)
         if name == TRUTH and effect != GENERAL:
             return fingerprint(*(photo.tobytes() for photo in self.truths.draw(effect)), *parts)
         if name in BASELINES:
-            prompts = [(e.teacher_prompt, self.session.prompts[e.name]) for e in self.collection.effects]
-            return fingerprint(prompts, *distillation_inputs(self.collection), *parts)
+            effects = self.collection.effects
+            shares = [(e.teacher_prompt, self.session.prompts[e.name], e.weight) for e in effects]
+            return fingerprint(shares, *distillation_inputs(self.collection), *parts)
         if name in (SOURCE.name, TRUTH) or split_steps(name)[0] == TEACHER:
-            paths = map(self.collection.teacher_path, self.collection.effects)
-            return fingerprint(*chain.from_iterable(map(lora_files, paths)), *parts)
-        return fingerprint(find_adapter(self.collection, name), *parts)
+            return fingerprint(*self.teachers.values(), *parts)
+        return fingerprint(self.adapters[name], *parts)
 
     def references(self) -> dict[str, list[tuple[Photo, Photo]]]:
         """Image pairs that show what an effect does, by effect, where there are any."""
@@ -182,7 +191,7 @@ def split_steps(name: str) -> tuple[str, int | None]:
 def draw(maker: MethodMaker, method: Method, name: str, kind: str, cases: Cases) -> Kept[Timed]:
     """A method's pictures of one effect or of the ordinary edits."""
     make_all = partial(make_edits, method, cases) if kind == GENERAL else partial(make, method, kind, cases)
-    path = picture_path(maker.collection, maker.path(name, kind, cases))
+    path = maker.path(name, kind, cases)
     return Kept(path, partial(load_or_make, path, make_all))
 
 
@@ -191,21 +200,21 @@ def draw_strip(
 ) -> Kept[Timed]:
     """One photo under an effect, by rising strength."""
     make_strip = partial(strip, effect, cases.photos[index], cases.seeds[index])
-    path = picture_path(maker.collection, f"{name}/{effect}-strip-{maker.key(name, effect, cases)}")
+    path = maker.strip_path(name, effect, cases)
     return Kept(path, partial(load_or_make, path, make_strip))
-
-
-def picture_path(collection: Collection, name: str) -> Path:
-    return collection.folder / "bench" / "pictures" / f"{name}.safetensors"
 
 
 def encode_cases(
     maker: MethodMaker, methods: Mapping[str, Method], kinds: Sequence[str], cases: Cases
 ) -> None:
     """Encode what this process' missing pictures are made from, so that the encoders can go."""
+    dialled = [name for name, _ in find_dial(methods)]
     for name, method in methods.items():
         for kind in processes.share(kinds):
-            if picture_path(maker.collection, maker.path(name, kind, cases)).exists():
+            made = [maker.path(name, kind, cases)]
+            if name in dialled and kind != GENERAL:
+                made.append(maker.strip_path(name, kind, cases))
+            if all(path.exists() for path in made):
                 continue
             edits = [(edit.source, edit.instruction) for edit in cases.edits]
             shown = edits if kind == GENERAL else [(photo, "") for photo in cases.photos]
@@ -250,13 +259,17 @@ def make_pictures(
 
 def make_strips(maker: MethodMaker, methods: Mapping[str, Method], cases: Cases) -> dict[str, list[Photo]]:
     """By effect, the strength dial of the first method that has one; several processes share the effects."""
-    for name, method in methods.items():
-        if method.strip is not None:
-            effects = [e.name for e in maker.collection.effects]
-            (index,) = faces_first(cases.photos, 1)
-            drawn = make_together([draw_strip(maker, method.strip, name, e, cases, index) for e in effects])
-            return {effect: strip for effect, (strip, _) in zip(effects, drawn, strict=True)}
+    for name, strip in find_dial(methods):
+        effects = [e.name for e in maker.collection.effects]
+        (index,) = faces_first(cases.photos, 1)
+        drawn = make_together([draw_strip(maker, strip, name, e, cases, index) for e in effects])
+        return {effect: made for effect, (made, _) in zip(effects, drawn, strict=True)}
     return {}
+
+
+def find_dial(methods: Mapping[str, Method]) -> list[tuple[str, Strip]]:
+    """The first method that has a strength dial, if there is one, by name."""
+    return [(name, method.strip) for name, method in methods.items() if method.strip is not None][:1]
 
 
 def run_bench(
