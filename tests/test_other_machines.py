@@ -235,6 +235,15 @@ def test_nano_is_known_by_its_contents_and_a_base_that_is_not_here_by_nothing(mo
     assert base_facts("nobody/nothing-of-this-name") == {}
 
 
+def test_a_base_of_the_hub_is_known_by_its_commit_while_it_is_downloaded(tmp_path, monkeypatch):
+    snapshot = tmp_path / "models--some--base" / "snapshots" / "0a1b2c"
+    snapshot.mkdir(parents=True)
+    monkeypatch.setattr(cache, "list_files", lambda base: (snapshot, list(snapshot.iterdir())))
+    for name in ("model_index.json", "model.safetensors"):
+        (snapshot / name).write_text(name)
+        assert base_identity("some/base") == "0a1b2c"
+
+
 def test_a_name_on_the_hub_without_network_is_one_line_after_one_probe(monkeypatch):
     probes = []
 

@@ -23,6 +23,7 @@ from collectionlora.pictures.photos import write_photo
 from collectionlora.prompting.answers import plain, read_description
 from collectionlora.prompting.refusals import is_refusal
 from collectionlora.prompting.triggers import CANDIDATES, cosine_table, draw_trigger
+from collectionlora.prompting.writing import PromptWriter
 from collectionlora.runs import verbs
 from collectionlora.runs.folder import hold
 from collectionlora.runs.session import resolve_settings
@@ -145,6 +146,16 @@ def test_the_answer_is_kept_with_its_origin_and_asked_for_only_once(ask, server,
     assert len(server.requests) == 2
     assert again["student_prompts"] == first["student_prompts"]
     assert (again["calls"], again["tokens"]) == (0, 0)
+
+
+def test_an_answer_of_another_command_stays(ask, folder, backbone):
+    collection = Collection.load(folder)
+    writer = PromptWriter(collection, backbone, resolve_settings(collection, {}))
+    own = writer.propose(collection.effect("sketch"))
+    written = ask()["student_prompts"]["sketch"]
+    assert own.student_prompt != written
+    writer.save()
+    assert kept(folder)["sketch"]["student_prompt"] == written
 
 
 def test_what_changed_is_asked_again_and_nothing_else(ask, server, folder):

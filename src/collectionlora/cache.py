@@ -39,18 +39,19 @@ def samples_key(collection: Collection, settings: Settings, *parts: Any) -> str:
 def base_identity(base: str) -> str:
     """What tells a base from another one under the same name, without reading its gigabytes.
 
-    A small one is known by its contents, a snapshot of the hub by its commit, a folder by the names, sizes
-    and times of change of its files: a model that is put into it in place is another one. Of a base
-    that is not on this machine nothing is known, and it is the empty text.
+    A snapshot of the hub is known by its commit, also while it is downloaded. Others are known by their
+    contents if they are small, and a large folder by the names, sizes and times of change of its files:
+    a model that is put into it in place is another one. Of a base that is not on this machine nothing is
+    known, and it is the empty text.
     """
     try:
         folder, files = list_files(base)
     except UserError:
         return ""
+    if folder.parent.name == "snapshots" and not Path(base).is_dir():
+        return folder.name
     if sum(path.stat().st_size for path in files) < MAX_READ:
         return fingerprint(*files)
-    if not Path(base).is_dir():
-        return folder.name
     states = [(path.relative_to(folder).as_posix(), path.stat()) for path in files]
     return fingerprint(*((name, state.st_size, state.st_mtime_ns) for name, state in states))
 

@@ -44,6 +44,8 @@ DEV_VAE = {
     "use_post_quant_conv": False,
 }
 
+MAX_WORDS = 512  # tokens of a prompt, padding included: the network sees it
+
 
 @dataclass(frozen=True)
 class KontextCondition:
@@ -88,7 +90,7 @@ class FluxKontext(FluxVae):
     def shapes(self, size: tuple[int, int]) -> Shapes:
         config, (rows, columns) = self.network.config, (side // 8 for side in size)
         latents = config.in_channels // 4, rows, columns
-        return Shapes(latents, (512, config.joint_attention_dim), config.pooled_projection_dim)
+        return Shapes(latents, (MAX_WORDS, config.joint_attention_dim), config.pooled_projection_dim)
 
     def prepare(self, condition: Condition) -> KontextCondition:
         if condition.references:
@@ -132,7 +134,9 @@ def make_workflow(student: Student) -> Graph:
             height=student.resolution,
         ),
         "clip": node("DualCLIPLoader", **encoders),
-        "text": node("CLIPTextEncode", clip=["clip", 0], text=escape_brackets(student.prompt)),
+        # ComfyUI pads to 256 tokens; the network sees the padding, and was trained with more of it.
+        "padded": node("T5TokenizerOptions", clip=["clip", 0], min_padding=0, min_length=MAX_WORDS),
+        "text": node("CLIPTextEncode", clip=["padded", 0], text=escape_brackets(student.prompt)),
         "reference": show_photo(),
         "positive": node("FluxGuidance", conditioning=["reference", 0], guidance=student.guidance),
     }

@@ -109,7 +109,8 @@ The script says how the LoRA is loaded. The scheduler comes by
 `FlowMatchEulerDiscreteScheduler.from_pretrained(folder, subfolder="scheduler")` the scheduler.""",
     "comfyui": """\
 Put `$file` into `models/loras`, load `workflow.json`, choose your photo and your files of the base, and give
-the prompt of an effect.""",
+the prompt of an effect. ComfyUI's tokenizers of CLIP and T5 drop plain brackets: for them write
+`\\(` and `\\)` in place of `(` and `)`.""",
     "lightx2v": """\
 Name `$file` as the `path` of an entry in `lora_configs`, and give the prompt of an effect.""",
 }

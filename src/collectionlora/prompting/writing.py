@@ -87,13 +87,17 @@ class PromptWriter:
         Raises:
             UserError: see `propose`.
         """
-        prompt = self.propose(effect)
+        self.propose(effect)
         self.save()
-        return prompt
+        return self.kept[effect.name]
 
     def save(self) -> None:
         """Write the file, if there is something new; keep the earlier one if a model's answer is replaced."""
         before = read_kept(self.path)
+        for name, entry in before.items():  # another command may have asked a model meanwhile
+            mine = self.kept.get(name)
+            if entry.asked and mine and not mine.asked and mine.teacher_prompt == entry.teacher_prompt:
+                self.kept[name] = entry
         if self.kept == before:
             return
         replaces = any(entry.asked and entry != self.kept.get(name) for name, entry in before.items())
