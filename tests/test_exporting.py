@@ -259,7 +259,7 @@ def test_flux_kontext_has_its_own_keys_and_nodes(tmp_path, collection):
     padded = graph["padded"]
     # As many as the pipeline of diffusers encodes.
     assert (padded["class_type"], padded["inputs"]["min_length"]) == ("T5TokenizerOptions", 512)
-    assert r"write `\(` and `\)`" in (tmp_path / "out" / "README.md").read_text()
+    assert r"`\(` and `\)` in place" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_2511_tells_comfyui_that_the_photo_is_at_sigma_0(tmp_path, collection):
