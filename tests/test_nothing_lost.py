@@ -284,6 +284,31 @@ def test_a_taught_lora_is_not_read_with_the_alphas_of_the_one_before(folder):
     assert json.loads(kept.read_text()) == {"r": 2, "lora_alpha": 8}
 
 
+@pytest.mark.parametrize("when", ["encode sepia", "encode technicolor", "general"])
+@pytest.mark.parametrize(
+    "files",
+    [("teachers/technicolor.safetensors", "teachers/sepia.safetensors"), ("photos/1.png", "photos/0.png")],
+)
+def test_what_changes_while_targets_are_made_is_never_kept_as_something_else(tmp_path, when, files):
+    """A file is replaced after it was read; fresh targets of what lies there then are made the same."""
+    settings = SMALL | {"match": {"updates": 1}}
+    folder = small_collection.build(tmp_path / "mine", settings=settings)
+    new, old = files
+
+    def replace(what, *_):
+        if what == when:
+            shutil.copy(folder / new, folder / old)
+
+    with pytest.raises(UserError, match="changed while it was read; run the command again"):
+        collectionlora.targets(folder, progress=replace)
+    fresh = shutil.copytree(folder, tmp_path / "fresh", ignore=shutil.ignore_patterns("cache"))
+    for place in (folder, fresh):
+        collectionlora.targets(place)
+    made = {path.name: path.read_bytes() for path in (folder / "cache").glob("*.safetensors")}
+    expected = {path.name: path.read_bytes() for path in (fresh / "cache").glob("*.safetensors")}
+    assert {name: made.get(name) for name in expected} == expected
+
+
 def test_init_and_add_refuse_to_replace_a_lora(folder, tmp_path):
     stranger = folder / "teachers" / "technicolor.safetensors"
     loras = tmp_path / "sepia.safetensors"

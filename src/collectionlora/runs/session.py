@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from collectionlora.adapters.alpha import lora_files
 from collectionlora.adapters.lycoris import MAX_RANK
 from collectionlora.adapters.merging import merge
 from collectionlora.adapters.recipe import Recipe, start_file, write_adapter
@@ -29,7 +30,7 @@ from collectionlora.config import RECIPES, Settings, SettingsError, resolve, res
 from collectionlora.distillation import Distillation
 from collectionlora.prompting.writing import PromptWriter
 from collectionlora.runs.inputs import data_facts
-from collectionlora.runs.target_making import TargetMaker, read_references
+from collectionlora.runs.target_making import TargetMaker, read_references, refuse_changed
 from collectionlora.runs.teacher_files import open_teachers
 from collectionlora.streams import Streams
 from collectionlora.system import processes
@@ -174,6 +175,7 @@ class Session:
         check_references(collection, settings)
         check_sharding(collection, settings)
         self.backbone = load_backbone(collection.manifest.base, settings.model)
+        self.teacher_mark = self._mark_teachers()
         self.teacher_files = open_teachers(collection, self.backbone.dtype, settings)
         ranks = {STUDENT: settings.student.rank}
         # A slot has at least rank 1, also where every change is kept whole.
@@ -189,6 +191,10 @@ class Session:
         self.writer = PromptWriter(collection, self.backbone, settings)
         self.prompts = {e.name: self.writer.propose(e).student_prompt for e in collection.effects}
         self.cache_keys: dict[str, str] = {}  # of what `make_targets` took
+
+    def _mark_teachers(self) -> str:
+        paths = map(self.collection.teacher_path, self.collection.effects)
+        return fingerprint(*(file for path in paths for file in lora_files(path)))
 
     @cached_property
     def roles(self) -> Roles:
@@ -226,7 +232,11 @@ class Session:
         return read_references(self.collection, chosen, self.backbone, self.settings)
 
     def make_targets(self, progress: Progress) -> Streams:
-        """All data of the collection, from the cache where it is there; new student prompts are written."""
+        """All data of the collection, from the cache where it is there; new student prompts are written.
+
+        Raises:
+            UserError: a teacher or a photo was replaced in the meantime.
+        """
         if processes.is_main():
             self.writer.save()
         maker = TargetMaker(
@@ -237,6 +247,7 @@ class Session:
             self.settings,
             progress,
         )
+        refuse_changed(self.collection, "effects", self.teacher_mark, self._mark_teachers())
         effects, general, compositions = maker.make(self.prompts, self.recipe_prompts())
         self.cache_keys = {f"cache.{name}": key for name, key in maker.used.items()}
         distill = self.settings.distill

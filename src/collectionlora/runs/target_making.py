@@ -3,9 +3,11 @@
 First everything is encoded and the encoders are released, then the teachers are sampled. (Where prompts are
 read together with the photo, compositions need both once more: the first effect's pictures.) A cache file is
 named after everything it depends on (photos, teacher file, prompt, settings), so a change makes a new one and
-an interrupted run goes on with what is still missing. Several processes share the files, not the images of
-one: each file's noise is its own, so it is the same whoever makes it. The general stream, which may have
-thousands of photos, lies in several files. All files are mapped into memory, and read where they are used.
+an interrupted run goes on with what is still missing. The name is found before anything is read, and again
+before the file is written: what was replaced in the meantime is refused. Several processes share the files,
+not the images of one: each file's noise is its own, so it is the same whoever makes it. The general stream,
+which may have thousands of photos, lies in several files. All files are mapped into memory, and read where
+they are used.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -75,6 +77,17 @@ def encode_photos(
     return gather_images(latents), {name: backbone.encode_prompt(each) for name, each in alone.items()}
 
 
+def refuse_changed(collection: Collection, what: str, before: str, now: str) -> None:
+    """Refuse what was read while a user replaced a file of it; its fingerprints say so.
+
+    Raises:
+        UserError: they are not the same.
+    """
+    if before != now:
+        message = "a teacher or a photo changed while it was read"
+        raise UserError(collection.folder / MANIFEST, what, message, "run the command again")
+
+
 class TargetMaker:
     """Makes and caches the data of one collection.
 
@@ -97,6 +110,8 @@ class TargetMaker:
         self.teachers, self.release_network = teachers, release_network
         self.settings, self.progress = settings, progress
         self.used: dict[str, str] = {}  # fingerprints by name of all that was made or found
+        # Found once: a file that changes later must not give its key to what was made before.
+        self.effect_keys = {e.name: effect_key(collection, e, settings) for e in collection.effects}
         # Not of the items: a line more leaves the answers to the others as they are.
         self.general_seed = int(samples_key(collection, settings), 16)
         self.composition_seed = int(samples_key(collection, settings, "composition"), 16)
@@ -113,6 +128,7 @@ class TargetMaker:
         effects = self.collection.effects
         shards = list_shards(self.collection, self.settings)
         composed = list_compositions(self.collection, self.settings, written)
+        answer_keys = [self._answer_key(shard) for shard in shards]
         encodings = [self._encode_effect(e, student_prompts[e.name]) for e in effects]
         items = [self._encode_items("general", shard) for shard in shards]
         items += [self._encode_items("composition", shard) for shard in composed]
@@ -121,12 +137,16 @@ class TargetMaker:
         general, compositions = general[: len(shards)], general[len(shards) :]
         self.backbone.release_encoders()
         samples = [self._sample_effect(*both) for both in zip(effects, encoded, strict=True)]
-        answers = map(self._sample_general, shards, general) if reads_answers(self.settings) else ()
+        answers = (
+            map(self._sample_general, shards, general, answer_keys) if reads_answers(self.settings) else ()
+        )
         sampled = make_together([*samples, *answers])
         effect_data = [
             self._effect(effect, tensors, find_images("targets", made))
             for effect, tensors, made in zip(effects, encoded, sampled, strict=False)
         ]
+        for effect in effects:  # what lay in the cache as well is of the files that are there now
+            self._refuse_other_files(effect)
         general_data = gather_shards(general, sampled[len(effects) :], self.general_seed)
         if not composed:
             return effect_data, general_data, None
@@ -143,6 +163,10 @@ class TargetMaker:
             self.backbone.release_encoders()
         pairs = zip(shards, prompts, strict=True)
         return make_together([self._sample_composition(shard, effects, read) for shard, read in pairs])
+
+    def _refuse_other_files(self, effect: Effect) -> None:
+        now = effect_key(self.collection, effect, self.settings)
+        refuse_changed(self.collection, effect.name, self.effect_keys[effect.name], now)
 
     def _encode_effect(self, effect: Effect, student_prompt: str) -> Kept[dict[str, Tensor]]:
         photos = self.collection.photo_paths(effect)
@@ -182,17 +206,21 @@ class TargetMaker:
             tensors |= {f"references.{i}": backbone.encode_image(image) for i, image in enumerate(shown)}
             for name, prompt in prompts.items():
                 tensors |= prompt.tensors(name)
+            refuse_changed(collection, what, key, find_key())
             return tensors
 
-        seen = [*photos, *(reference_parts(collection, effect) if effect else [])]
-        key = cache_key(collection, self.settings, texts, *seen)
+        def find_key() -> str:
+            seen = [*photos, *(reference_parts(collection, effect) if effect else [])]
+            return cache_key(collection, self.settings, texts, *seen)
+
+        key = find_key()
         return self._keep(f"{what}-encoded", key, make, shard.number if shard else 0)
 
     def _effect(self, effect: Effect, encoded: Mapping[str, Tensor], targets: Images) -> EffectData:
         teacher, student, uncond = (Prompt.from_tensors(n, encoded) for n in ("teacher", "student", "uncond"))
         references = tuple(encoded[f"references.{i}"] for i in range(len(effect.references)))
         sources = find_images("sources", encoded)
-        seed = int(effect_key(self.collection, effect, self.settings), 16)
+        seed = int(self.effect_keys[effect.name], 16)
         return EffectData(
             effect.name, sources, targets, teacher, student, uncond, references, seed, effect.weight
         )
@@ -200,7 +228,6 @@ class TargetMaker:
     def _sample_effect(self, effect: Effect, encoded: Mapping[str, Tensor]) -> Kept[dict[str, Tensor]]:
         sources = find_images("sources", encoded)
         data = self._effect(effect, encoded, sources)
-        key = effect_key(self.collection, effect, self.settings)
 
         def make() -> dict[str, Tensor]:
             def read(photo: Tensor) -> tuple[Condition, Prompt]:
@@ -210,17 +237,22 @@ class TargetMaker:
                 samples = self.settings.targets.samples
                 total = samples * len(sources)
                 targets = self._sample(effect.name, sources, read, samples, data.seed, 0, total)
+            self._refuse_other_files(effect)
             # With the sources, so that this file alone holds image pairs.
             return name_images("sources", sources) | name_images("targets", targets)
 
-        return self._keep(effect.name, key, make)
+        return self._keep(effect.name, self.effect_keys[effect.name], make)
 
-    def _sample_general(self, shard: Shard, encoded: Mapping[str, Tensor]) -> Kept[dict[str, Tensor]]:
-        """The bare base's answers."""
+    def _answer_key(self, shard: Shard) -> str:
+        seen = [shard.first, *shard.prompts, *shard.photos]
+        return samples_key(self.collection, self.settings, *seen)
+
+    def _sample_general(
+        self, shard: Shard, encoded: Mapping[str, Tensor], key: str
+    ) -> Kept[dict[str, Tensor]]:
+        """The bare base's answers; `key` was found before the photos were read."""
         sources = find_images("sources", encoded)
         prompt, uncond = (Prompt.from_tensors(n, encoded) for n in ("prompt", "uncond"))
-        seen = [shard.first, *shard.prompts, *shard.photos]
-        key = samples_key(self.collection, self.settings, *seen)
 
         def make() -> dict[str, Tensor]:
             def read(photo: Tensor) -> tuple[Condition, Prompt]:
@@ -229,6 +261,7 @@ class TargetMaker:
             with self.teachers().use(None):
                 seed, first, total = self.general_seed, shard.first, shard.total
                 answers = self._sample("general", sources, read, 1, seed, first, total)
+            refuse_changed(self.collection, "general", key, self._answer_key(shard))
             return name_images("targets", gather_images([answer[0] for answer in answers]))
 
         return self._keep("general", key, make, shard.number)
