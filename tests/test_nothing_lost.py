@@ -309,6 +309,22 @@ def test_what_changes_while_targets_are_made_is_never_kept_as_something_else(tmp
     assert {name: made.get(name) for name in expected} == expected
 
 
+def test_pairs_that_are_corrected_while_an_earlier_effect_trains_are_learned_next_time(folder):
+    target = folder / "pairs" / "technicolor" / "target"
+    taken = []
+
+    def correct(what, *_):
+        taken.append(what)
+        if what == "sepia":
+            shutil.copy(target / "1.png", target / "0.png")
+
+    collectionlora.teach(folder, progress=correct)
+    assert taken == ["sepia", "technicolor"]
+    taken.clear()
+    collectionlora.teach(folder, progress=lambda what, *_: taken.append(what))
+    assert taken == ["technicolor"]
+
+
 def test_init_and_add_refuse_to_replace_a_lora(folder, tmp_path):
     stranger = folder / "teachers" / "technicolor.safetensors"
     loras = tmp_path / "sepia.safetensors"

@@ -88,26 +88,28 @@ def teach(
     check_resolution(collection, settings)
     check_references(collection, settings)
     backbone = load_backbone(collection.manifest.base, settings.model)
+    seen = [teaching_inputs(collection, effect) for effect in effects]
+    # Before pairs are read: hours later they may be others, which the next call has to learn.
+    marks = [fingerprint(*paths) for paths in seen]
     # All before the network is loaded, which then has the device for itself.
     encoded = [encode_pairs(collection, effect, backbone, settings) for effect in effects]
     backbone.release_encoders()
     roles = build_roles(backbone, {STUDENT: settings.teach.rank}, settings.teach.seed, settings)
     fresh = roles.weights(STUDENT)
     written = []
-    for effect, pairs in zip(effects, encoded, strict=True):
+    for effect, pairs, paths, mark in zip(effects, encoded, seen, marks, strict=True):
         folder = collection.folder / "runs" / f"teach-{effect.name}"
-        seen = teaching_inputs(collection, effect)
         with open_run(folder) as run, Tracker(folder, settings.log) as tracker:
             roles.load(STUDENT, fresh)
             teaching = Teaching(effect.name, backbone, roles, pairs, settings)
             facts = result_settings(settings, ("model", "data", "teach")) | {
                 "base": collection.manifest.base,
                 "teacher_prompt": effect.teacher_prompt,
-                "pairs": fingerprint(*seen),
+                "pairs": mark,
                 **base_facts(collection.manifest.base),
             }
             report = track(tracker, partial(progress, effect.name))
-            run.train(teaching, settings, facts, collection, seen, report, resume)
+            run.train(teaching, settings, facts, collection, paths, report, resume)
             path = collection.teacher_path(effect)
             for config in lora_files(path)[1:]:  # it states the alphas of the LoRA that is replaced
                 move_aside(config)
