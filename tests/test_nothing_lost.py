@@ -16,6 +16,7 @@ from collectionlora.command_line.verbs import main
 from collectionlora.distillation import Distillation
 from collectionlora.manifest.template import create
 from collectionlora.runs.checkpoint import latest_checkpoint
+from collectionlora.runs.session import Session
 from collectionlora.system.errors import UserError
 from collectionlora.system.files import keep_earlier
 
@@ -257,6 +258,34 @@ def test_a_run_that_ended_before_it_wrote_its_result_writes_it(folder):
     collectionlora.distill(folder)
     assert result.read_bytes() == before
     assert not list(folder.glob("collection-*.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("layer", "how"),
+    [({"distill": {"seed": 1}}, {"again": True}), ({"distill": {"student_updates": 3}}, {"resume": True})],
+)
+@pytest.mark.parametrize("written", [0, 1])
+def test_a_run_that_stops_among_its_results_writes_them_at_the_next_call(
+    folder, monkeypatch, layer, how, written
+):
+    results = folder / "collection.safetensors", folder / "runs" / "default" / "collection.safetensors"
+    before = results[0].read_bytes()
+    plain, calls = Session.write_result, []
+
+    def fill_the_disk(*args):
+        calls.append(args)
+        if len(calls) > written:
+            raise ZeroDivisionError
+        plain(*args)
+
+    monkeypatch.setattr(Session, "write_result", fill_the_disk)
+    with pytest.raises(ZeroDivisionError):
+        collectionlora.distill(folder, overrides=layer, **how)
+    monkeypatch.setattr(Session, "write_result", plain)
+    collectionlora.distill(folder, overrides=layer)
+    assert results[0].read_bytes() == results[1].read_bytes() != before
+    kept = [path.read_bytes() for path in folder.glob("collection-*.safetensors")]
+    assert kept == [before]
 
 
 def test_teaching_keeps_the_teacher_that_was_there(folder):

@@ -102,6 +102,13 @@ def refuse_finished(folder: Path, facts: Mapping[str, Any]) -> None:
         raise UserError(folder, "", f"holds a finished run, but {different}", hint)
 
 
+def steps_left(folder: Path, settings: Settings) -> int:
+    """The number of steps that settings ask for and a folder's run has not taken; below 0 if it took more."""
+    found = checkpoints(folder / CHECKPOINTS)
+    taken = step_of(found[0]) if found else 0
+    return settings.match.updates + settings.distill.student_updates - taken
+
+
 def refuse_other_length(folder: Path, settings: Settings) -> None:
     """A run that goes on may be made longer, but its warm start only before it has ended.
 
@@ -116,7 +123,7 @@ def refuse_other_length(folder: Path, settings: Settings) -> None:
     facts = read_json(folder / FACTS) or {}
     before = facts.get("match.updates", updates)
     given = f"--set match.updates={before}"
-    if taken > updates + student_updates:
+    if steps_left(folder, settings) < 0:
         message = f"holds {taken} steps, but these settings ask for {updates + student_updates}"
         given += f" --set distill.student_updates={facts.get('distill.student_updates', student_updates)}"
         raise UserError(folder, "", message, f"write {given}, as before, or start over with --again")

@@ -40,6 +40,7 @@ from collectionlora.runs.folder import (
     refuse_other_length,
     refuse_unfinished,
     set_aside,
+    steps_left,
 )
 from collectionlora.runs.inputs import data_facts, distillation_inputs, teaching_inputs
 from collectionlora.runs.run import open_run
@@ -257,8 +258,8 @@ def distill(
     with open_run(folder) as opened:
         with hold_changes(collection):  # neither is begun while the other is under way
             pass
+        result = folder / collection.result.name
         if not again:
-            result = folder / collection.result.name
             finished = check_earlier_run(collection, settings, folder, resume)
             if finished and not resume and processes.from_main(result.exists()):
                 log.warning("%s: is finished; --again starts over and keeps what is there", folder)
@@ -274,6 +275,8 @@ def distill(
         inputs = distillation_inputs(collection) + begin_student(session, start)
         distillation = session.distillation(progress)
         facts = session.facts()
+        if processes.is_main() and result.exists() and steps_left(folder, settings):
+            move_aside(result)  # it would stand for the longer run's
         with Watch(distillation, folder) as watch:
             report = watch.beside(partial(progress, "distill"))
             opened.train(distillation, settings, facts, collection, inputs, report, resume, anyway=True)
@@ -282,13 +285,14 @@ def distill(
 
 
 def write_results(session: Session, distillation: Distillation, folder: Path) -> None:
-    """Write the finished adapter into its run's folder, and as that of the collection."""
+    """Write the finished adapter as that of the collection, and into its run's folder."""
     collection = session.collection
-    for path in (folder / collection.result.name, collection.result):
-        session.write_result(distillation, path)
+    session.write_result(distillation, collection.result)
     backup = growing.backup_path(collection)
     if processes.is_main() and backup.exists():  # no `add` to this adapter can go back to it
         move_aside(backup)
+    # Last: where it lies, `distill` takes all of this for done.
+    session.write_result(distillation, folder / collection.result.name)
     processes.barrier()
 
 
