@@ -105,6 +105,16 @@ def test_a_finished_run_goes_on_to_more_updates(folder):
     assert [json.loads(line)["step"] for line in steps] == [0, 1, 2]
 
 
+def test_a_finished_run_without_more_updates_keeps_its_settings(folder):
+    before = contents(folder)
+    with pytest.raises(
+        UserError, match=r"holds a finished run, but distill\.guidance_scale was .* and is 2\.5"
+    ):
+        collectionlora.distill(folder, overrides={"distill": {"guidance_scale": 2.5}}, resume=True)
+    assert contents(folder) == before
+    collectionlora.distill(folder, overrides={"distill": {"keep_checkpoints": 2}}, resume=True)
+
+
 def test_a_run_is_compared_with_the_settings_it_last_went_on_with(folder, caplog):
     more = {"distill": {"student_updates": 3}}
     collectionlora.distill(folder, overrides=more, resume=True)

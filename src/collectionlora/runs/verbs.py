@@ -302,9 +302,11 @@ def check_earlier_run(collection: Collection, settings: Settings, folder: Path, 
     Raises:
         UserError: it holds a run that these settings must not replace, or cannot go on with.
     """
-    # More updates may follow a finished run, but no other effects or data: its weights never saw them.
-    effects = {"effects": effect_names(collection, ())}
-    facts = effects if resume else distillation_facts(collection, settings)
+    # More updates may follow a finished run, but no other effects or data: its weights never saw them. Nor
+    # other settings where no update follows.
+    facts: dict[str, Any] = {"effects": effect_names(collection, ())}
+    if not (resume and steps_left(folder, settings)):
+        facts = distillation_facts(collection, settings)
     refuse_elsewhere(folder)
     refuse_finished(folder, facts | data_facts(collection, known_prompts(collection)))
     if resume:
