@@ -115,6 +115,31 @@ def test_a_finished_run_without_more_updates_keeps_its_settings(folder):
     collectionlora.distill(folder, overrides={"distill": {"keep_checkpoints": 2}}, resume=True)
 
 
+def test_a_longer_run_that_is_killed_before_its_first_checkpoint_is_unfinished(folder):
+    more = {"distill": {"student_updates": 4}}
+    first = (folder / "collection.safetensors").read_bytes()
+
+    def stop(what, *_):
+        if what == "distill":
+            raise ZeroDivisionError
+
+    def lengthen():
+        with pytest.raises(ZeroDivisionError):
+            collectionlora.distill(folder, overrides=more, resume=True, progress=stop)
+
+    lengthen()
+    for overrides in (more, {}):
+        with pytest.raises(UserError, match="holds a run that stopped before step 2 of 4; go on with --res"):
+            collectionlora.distill(folder, overrides=overrides)
+    collectionlora.distill(folder, resume=True)  # the first length again
+    lengthen()
+    assert (folder / "collection.safetensors").read_bytes() == first
+    collectionlora.distill(folder, overrides=more, resume=True)
+    assert (folder / "collection.safetensors").read_bytes() != first
+    steps = (folder / "runs" / "default" / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in steps] == [0, 1, 2, 3]
+
+
 def test_a_run_is_compared_with_the_settings_it_last_went_on_with(folder, caplog):
     more = {"distill": {"student_updates": 3}}
     collectionlora.distill(folder, overrides=more, resume=True)

@@ -125,11 +125,15 @@ def _drop(paths: list[Path]) -> None:
         path.unlink()
 
 
-def find_unfinished(folder: Path) -> tuple[int, int] | None:
-    """The newest checkpoint's step and the number of steps, if there are steps left to take."""
+def find_unfinished(folder: Path, asked: int | None = None) -> tuple[int, int] | None:
+    """The newest checkpoint's step and the number of steps, if there are steps left to take.
+
+    Args:
+        asked: the number of steps, if it is known; else the checkpoint's own is taken.
+    """
     for path in checkpoints(folder):
         facts = read_json(path.with_suffix(".json")) or {}
-        step, num_steps = facts.get("step"), facts.get("num_steps")
+        step, num_steps = facts.get("step"), facts.get("num_steps") if asked is None else asked
         if isinstance(step, int) and isinstance(num_steps, int):
             return (step, num_steps) if step < num_steps else None
     return None

@@ -83,7 +83,7 @@ def refuse_unfinished(folder: Path) -> None:
     Raises:
         UserError: it would.
     """
-    left = find_unfinished(folder / CHECKPOINTS)
+    left = _find_unfinished(folder)
     if left and processes.is_main():
         message = f"holds a run that stopped before step {left[0]} of {left[1]}"
         hint = "go on with --resume, or give a new run its own --run NAME, or remove the folder"
@@ -134,7 +134,16 @@ def refuse_other_length(folder: Path, settings: Settings) -> None:
 
 def is_finished(folder: Path) -> bool:
     """Whether a folder holds a run that has no steps left."""
-    return bool(checkpoints(folder / CHECKPOINTS)) and not find_unfinished(folder / CHECKPOINTS)
+    return bool(checkpoints(folder / CHECKPOINTS)) and not _find_unfinished(folder)
+
+
+def _find_unfinished(folder: Path) -> tuple[int, int] | None:
+    """The newest checkpoint's step and the number of steps that were last asked for, if any are left."""
+    facts = read_json(folder / FACTS) or {}
+    updates, more = facts.get("match.updates"), facts.get("distill.student_updates")
+    # A checkpoint may be older than the wish for more steps.
+    asked = updates + more if isinstance(updates, int) and isinstance(more, int) else None
+    return find_unfinished(folder / CHECKPOINTS, asked)
 
 
 def set_aside(folder: Path) -> None:
@@ -173,7 +182,7 @@ def begin(folder: Path, facts: Mapping[str, Any], resume: bool, anyway: bool = F
     if different:
         log.warning("%s: %s; the run %s", folder, different, "goes on" if anyway else "starts again")
         resume = anyway
-        if not resume and find_unfinished(folder / CHECKPOINTS):
+        if not resume and _find_unfinished(folder):
             set_aside(folder)
     if not resume:
         drop_checkpoints(folder / CHECKPOINTS)
