@@ -15,6 +15,7 @@ from collectionlora.collection import Collection
 from collectionlora.command_line.verbs import main
 from collectionlora.distillation import Distillation
 from collectionlora.manifest.template import create
+from collectionlora.runs import verbs
 from collectionlora.runs.checkpoint import latest_checkpoint
 from collectionlora.runs.session import Session
 from collectionlora.system.errors import UserError
@@ -333,7 +334,7 @@ def test_teaching_keeps_the_teacher_that_was_there(folder):
     assert len(list(folder.glob("teachers/sepia-*.safetensors"))) == 1
 
 
-def test_a_taught_lora_is_not_read_with_the_alphas_of_the_one_before(folder):
+def test_a_taught_lora_is_not_read_with_the_alphas_of_the_one_before(folder, monkeypatch):
     place = folder / "teachers" / "sepia" / "adapter_model.safetensors"
     place.parent.mkdir()
     (folder / "teachers" / "sepia.safetensors").rename(place)
@@ -342,6 +343,12 @@ def test_a_taught_lora_is_not_read_with_the_alphas_of_the_one_before(folder):
     manifest = (folder / "collection.yaml").read_text()
     moved = manifest.replace("teachers/sepia.safetensors", "teachers/sepia/adapter_model.safetensors")
     (folder / "collection.yaml").write_text(moved)
+    before = contents(place.parent)
+    monkeypatch.setattr(verbs, "write_lora", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        collectionlora.teach(folder, ["sepia"])
+    monkeypatch.undo()
+    assert contents(place.parent) == before  # a full disk takes the alphas from no tensors
     collectionlora.teach(folder, ["sepia"])
     assert set(read_lora(place).scales.values()) == {1.0}
     (kept,) = place.parent.glob("adapter_config-*.json")

@@ -3,7 +3,7 @@
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -60,7 +60,7 @@ from collectionlora.runs.teaching import EncodedPairs, Teaching
 from collectionlora.runs.watching import Tracker, Watch, track
 from collectionlora.system import processes
 from collectionlora.system.errors import UserError
-from collectionlora.system.files import copy_whole, fingerprint, keep_earlier, move_aside
+from collectionlora.system.files import copy_whole, fingerprint, keep_earlier, move_aside, put_aside
 from collectionlora.system.progress import Progress, ignore
 
 WAIT = "wait for it or stop it"
@@ -112,9 +112,9 @@ def teach(
             report = track(tracker, partial(progress, effect.name))
             run.train(teaching, settings, facts, collection, paths, report, resume)
             path = collection.teacher_path(effect)
-            for config in lora_files(path)[1:]:  # it states the alphas of the LoRA that is replaced
-                move_aside(config)
-            with keep_earlier(path):
+            with keep_earlier(path), ExitStack() as aside:
+                for config in lora_files(path)[1:]:  # it states the alphas of the LoRA that is replaced
+                    aside.enter_context(put_aside(config))
                 write_lora(path, teaching.weights(), {"teacher_prompt": effect.teacher_prompt})
         written.append(path)
     return written

@@ -188,8 +188,20 @@ def name_by_date(path: Path) -> Path:
 
 def move_aside(path: Path) -> None:
     """Rename a file that no longer fits what stands beside it by its date."""
+    with put_aside(path):
+        pass
+
+
+@contextmanager
+def put_aside(path: Path) -> Iterator[None]:
+    """The same of a file that will not fit what the block writes; it comes back if the block fails."""
     kept = name_by_date(path)
     path.rename(kept)
+    try:
+        yield
+    except BaseException:
+        kept.rename(path)
+        raise
     log.warning("%s: is out of date and kept as %s", path, kept.name)
 
 
