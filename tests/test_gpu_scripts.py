@@ -93,12 +93,30 @@ def test_failures_of_tests_are_named_with_their_reason(gpu, tmp_path, monkeypatc
         "def test_never(): pass\n"
     )
     entries = gpu("entries").Entries(tmp_path / "gpu.json", "tests")
-    suite.run_tests(("test_some.py",), 30, entries, tmp_path)
+    suite.run_tests(("test_some.py",), suite.WIDE_OPTIONS, 30, entries, tmp_path)
     found = entries.read()
     assert found["counts"] == {"passed": 1, "failed": 1, "skipped": 1}
     [(name, reason)] = found["failures"].items()
     assert name.endswith("test_badly")
     assert "one is not two" in reason
+
+
+def test_the_tests_of_the_method_itself_are_not_left_out(gpu, tmp_path, monkeypatch):
+    suite, entries = gpu("suite"), gpu("entries").Entries(tmp_path / "gpu.json", "tests-own")
+    monkeypatch.setattr(suite, "PROCESSES", 0)
+    monkeypatch.setenv("PYTEST_ADDOPTS", "-k test_a_trajectory_copies_nothing")  # a fast one stands for all
+    suite.run_tests(suite.OWN, suite.OWN_OPTIONS, 120, entries, tmp_path)
+    assert entries.read()["counts"] == {"passed": 1, "failed": 0, "skipped": 0}
+
+
+def test_that_no_test_passed_is_a_fault(gpu, tmp_path, monkeypatch):
+    suite, entries = gpu("suite"), gpu("entries").Entries(tmp_path / "gpu.json", "tests")
+    monkeypatch.setattr(suite, "TESTS", tmp_path)
+    monkeypatch.setattr(suite, "PROCESSES", 0)
+    (tmp_path / "test_some.py").write_text("import pytest\n@pytest.mark.slow\ndef test_never(): pass\n")
+    with pytest.raises(RuntimeError, match="no test passed"):
+        suite.run_tests(("test_some.py",), ("-m", "not slow"), 30, entries, tmp_path)
+    assert entries.read()["counts"] == {"passed": 0, "failed": 0, "skipped": 0}
 
 
 def test_the_page_shows_what_was_measured_or_that_nothing_was(gpu):
@@ -132,7 +150,7 @@ def test_the_table_has_a_row_for_every_number_and_for_what_went_wrong(gpu):
         "| qwen-128: LoRA's share of a forward | 7.1% | under 8 % |",
         "| qwen-128: share of matrix products' rate | 46.0% | 45 % |",
         "| nano, 64 px, batch 8 | 30.0 / 2.00 updates a second |  |",
-        "| tests-own | 3 passed, 0 failed | 0 failed |",
+        "| tests-own | 3 passed, 0 failed | some passed, 0 failed |",
         "| klein-128: error | OutOfMemoryError: too much |  |",
         "| toy: stopped after | 20 |  |",
     ):

@@ -42,15 +42,15 @@ def large(name: str, rank: int, cycles: int) -> Work:
 
 
 def own_tests(_tiny: bool, entries: Entries, folder: Path) -> None:
-    from suite import OWN, run_tests
+    from suite import OWN, OWN_OPTIONS, run_tests
 
-    run_tests(OWN, SECONDS["tests-own"] - 5, entries, folder)
+    run_tests(OWN, OWN_OPTIONS, SECONDS["tests-own"] - 5, entries, folder)
 
 
 def wide_tests(_tiny: bool, entries: Entries, folder: Path) -> None:
-    from suite import WIDE, run_tests
+    from suite import WIDE, WIDE_OPTIONS, run_tests
 
-    run_tests(WIDE, SECONDS["tests-wide"] - 5, entries, folder)
+    run_tests(WIDE, WIDE_OPTIONS, SECONDS["tests-wide"] - 5, entries, folder)
 
 
 # In the order of their worth.
