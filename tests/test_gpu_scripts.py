@@ -34,6 +34,19 @@ def test_the_script_runs_small_and_writes_as_it_goes(tmp_path):
     assert found["toy"]["match"] > 0
 
 
+def test_only_the_result_is_left_for_the_way_home(gpu, tmp_path, monkeypatch):
+    """A part is a process with a log of its own; here it is ended before it does anything."""
+    measure = gpu("measure")
+    monkeypatch.setattr(measure, "MIN_SECONDS", 0)
+    monkeypatch.setitem(measure.SECONDS, "toy", 0.1)
+    monkeypatch.setattr(sys, "argv", ["measure.py", "--out", str(tmp_path), "--parts", "toy"])
+    with pytest.raises(SystemExit) as ended:
+        measure.main()
+    assert ended.value.code == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["gpu.json"]
+    assert "stopped_after" in json.loads((tmp_path / "gpu.json").read_text())["toy"]
+
+
 @pytest.mark.parametrize("part", ["qwen-128", "klein-128"])
 def test_a_large_base_is_measured_against_its_plan(gpu, tmp_path, part):
     entries = gpu("entries").Entries(tmp_path / "gpu.json", part)

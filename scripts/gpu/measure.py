@@ -11,6 +11,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from entries import Entries
 from parts import PARTS, SECONDS, run_apart, run_here
@@ -32,6 +33,14 @@ def main() -> None:
     result = args.out / "gpu.json"
     if args.part:
         sys.exit(not run_here(args.part, False, Entries(result, args.part)))
+    # The logs stay elsewhere: their ends are in the entries, and the result is one file to bring home.
+    with TemporaryDirectory() as logs:
+        well = measure(args, result, Path(logs))
+    sys.exit(not well)
+
+
+def measure(args: argparse.Namespace, result: Path, logs: Path) -> bool:
+    """The parts one after the other, each with its log in `logs`; whether all of them went well."""
     end, well = time.monotonic() + args.seconds, True
     for name in args.parts:
         entries, seconds = Entries(result, name), min(SECONDS[name], end - time.monotonic())
@@ -41,8 +50,8 @@ def main() -> None:
         elif seconds < MIN_SECONDS:
             entries.put(left_out=f"{max(0, round(seconds))} seconds were left")
         else:
-            well &= run_apart(command, entries, args.out / f"{name}.log", seconds)
-    sys.exit(not well)
+            well &= run_apart(command, entries, logs / f"{name}.log", seconds)
+    return well
 
 
 if __name__ == "__main__":
