@@ -48,10 +48,19 @@ def test_only_the_result_is_left_for_the_way_home(gpu, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("part", ["qwen-128", "klein-128"])
-def test_a_large_base_is_measured_against_its_plan(gpu, tmp_path, part):
+def test_a_large_base_is_measured_against_its_plan(gpu, tmp_path, part, monkeypatch):
+    run, have_moments = gpu("large").MeasuredRun, []
+    note = run.note
+
+    def look(self, *args):
+        have_moments.append(all(optimizer.state for optimizer in self.optimizers.values()))
+        return note(self, *args)
+
+    monkeypatch.setattr(run, "note", look)
     entries = gpu("entries").Entries(tmp_path / "gpu.json", part)
     assert gpu("parts").run_here(part, True, entries)
     entry = entries.read()
+    assert have_moments == [True] * 6  # the student's update and the critic's five
     assert set(entry["peak_bytes"]) == {"targets", "student", "critic"}
     assert 0.9 < entry["ratio"]["update"] < 2  # of so small a network the inputs are a large part
     timed = {"two_steps", "forward_base", "forward_student", "learn", "switch", "cycle", "student", "critic"}

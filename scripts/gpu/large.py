@@ -142,7 +142,9 @@ def measure_step(
     run.make_moments()
     # A CPU without AMX multiplies float32 faster than bfloat16.
     rate = max(matmul_rate(8192 if CUDA else 256, dtype) for dtype in (run.backbone.dtype, torch.float32))
-    for step in range(cycles):
+    # The phase's first step would make the student's optimizer anew, without its moments.
+    first = run.settings.match.updates + 1
+    for step in range(first, first + cycles):
         cycle, metrics = seconds_of_one(partial(run, step))
         peaks = {name: max(peak for _, peak in noted) for name, noted in run.notes.items()}
         total = planned["total_bytes_per_device"]
