@@ -1,8 +1,9 @@
 # `make demo` is the journey, `make install` what users need, `make test` what a change needs.
-# CI also runs `make test-thorough` and `make audit`.
+# CI runs `make test CASES='not slow'`, which are all in one run, and `make audit`.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+CASES ?= not slow and not thorough
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 # Secrets are found by their form and by names that hold them; random-looking strings are hashes here.
@@ -51,7 +52,7 @@ docs: $(VENV)/.dev
 	$(BIN)/mkdocs build --strict
 
 test: lint
-	$(PYTEST)
+	$(PYTEST) -m '$(CASES)'
 
 test-thorough: $(VENV)/.dev
 	$(PYTEST) -m 'thorough and not slow'
