@@ -325,12 +325,9 @@ class DiffusersBackbone(Backbone):
         return noise.shape[-2] * noise.shape[-1] // 4
 
     def max_batch(self, condition: Condition) -> int:
-        images = (
-            condition.source,
-            condition.source,
-            *condition.references,
-        )  # the noisy image is as the photo
-        return max(1, MAX_TOKENS // sum(self._num_tokens(latents) for latents in images))
+        noisy = condition.source  # it has the photo's size
+        images = noisy, condition.source, *condition.references
+        return max(1, MAX_TOKENS // sum(map(self._num_tokens, images)))
 
     def teacher_sigmas(self, num_steps: int, noise: Tensor) -> Tensor:
         spaced = self._space_sigmas(num_steps)
