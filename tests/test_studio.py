@@ -1,9 +1,11 @@
 """The studio: requests of many people in one batch, its API, and what it keeps to itself."""
 
+import gc
 import json
 import runpy
 import threading
 import time
+import weakref
 from pathlib import Path
 
 import httpx
@@ -128,6 +130,25 @@ def test_a_fault_reaches_the_one_who_asked_and_the_thread_lives_on(editor):
         bad.picture()
     [good] = batcher.submit([request_of(editor, "warm")])
     assert good.picture().shape == (1, 3, 64, 64)
+
+
+def test_a_failed_batch_holds_nothing_of_the_device(editor, monkeypatch):
+    held = []
+
+    def run_out(*_):
+        activations = torch.empty(1000)
+        held.append(weakref.ref(activations))
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(editor, "sample", run_out)
+    [job] = Batcher(editor, 8).submit([request_of(editor, "warm")])
+    gc.disable()  # which an allocation on a device does not wake
+    try:
+        with pytest.raises(torch.OutOfMemoryError):
+            job.picture()
+        assert held[0]() is None
+    finally:
+        gc.enable()
 
 
 def test_who_waits_is_told_how_many_pictures_are_made_before(editor):

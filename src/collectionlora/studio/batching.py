@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from queue import SimpleQueue
+from traceback import clear_frames
 
 from torch import Tensor, cat
 
@@ -144,6 +145,8 @@ class Batcher:
             try:
                 self._sample(batch)
             except Exception as error:  # one that asked must learn of it, the thread must live on
+                # Who holds the error holds its frames, and in them what the sampler had on the device.
+                clear_frames(error.__traceback__)
                 for job in batch:
                     job.tell(error)
             self._sampled = 0
