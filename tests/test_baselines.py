@@ -102,24 +102,25 @@ def test_a_stack_is_the_teacher_plus_the_acceleration(session, baselines):
 def test_pictures_of_a_baseline_are_made_anew_when_prompts_or_data_change(session, tmp_path):
     folder = shutil.copytree(session.collection.folder, tmp_path / "mine")
 
-    def key(name):
+    def keys():
         collection = Collection.load(folder)
         cases = draw_crops(PhotoPool([np.zeros((64, 64, 3), np.uint8)]), 1, 0, 32)
         truths = Truths(collection, cases, {}, WorkingSizes(32, 8))
-        return MethodMaker(collection, session.settings, truths, quiet).key(name, "one", cases)
+        maker = MethodMaker(collection, session.settings, truths, quiet)
+        return {name: maker.key(name, "one", cases) for name in BASELINES}
 
-    before = {name: key(name) for name in BASELINES}
-    assert before == {name: key(name) for name in BASELINES}
+    before = keys()
+    assert before == keys()
     (folder / "general.txt").write_text("sharpen the photo\n")
-    changed = {name: key(name) for name in BASELINES}
+    changed = keys()
     manifest = (folder / "collection.yaml").read_text()
     (folder / "collection.yaml").write_text(manifest.replace("teacher_prompt: x", "teacher_prompt: y", 1))
-    again = {name: key(name) for name in BASELINES}
+    again = keys()
     manifest = (folder / "collection.yaml").read_text()
     (folder / "collection.yaml").write_text(
         manifest.replace("teacher_prompt: y", "weight: 2\n  teacher_prompt: y", 1)
     )
-    weighted = {name: key(name) for name in BASELINES}
+    weighted = keys()
     for name in BASELINES:
         assert len({before[name], changed[name], again[name], weighted[name]}) == 4
 

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from collectionlora.adapters.recipe import Recipe, adapter_path, read_adapter, read_recipe
+from collectionlora.adapters.recipe import adapter_path, read_adapter, read_recipe
 from collectionlora.editing import (
     Editor,
     EncodedEdit,
@@ -54,11 +54,12 @@ class EditedFiles:
 
 
 def plan_edits(
-    recipe: Recipe, photo: Path, effect: str, then: Sequence[str], out: Path | None, references: int
+    collection: Path, photo: Path, effect: str, then: Sequence[str], out: Path | None, references: int
 ) -> list[Job]:
     """The files that an edit will write; see `edit_files`."""
-    names = list(recipe.effects) if effect == ALL else [effect]
+    names = list(read_recipe(adapter_path(collection)).effects) if effect == ALL else [effect]
     jobs = plan_jobs(photo, [(name, *then) for name in names], out)
+    recipe = read_recipe(adapter_path(collection))
     for name in names:
         compose_prompt(recipe, [name, *then], references)
     return jobs
@@ -93,8 +94,7 @@ def edit_files(
     """
     check_seed(seed)
     check_steps(steps)
-    path = adapter_path(Path(collection))
-    jobs = plan_edits(read_recipe(path), photo, effect, then, out, len(references))
+    jobs = plan_edits(Path(collection), photo, effect, then, out, len(references))
     chosen = select_jobs(jobs, references, overwrite)
     shown = [read_photo(path) for path in references]
     made = {job.out for job in chosen}
@@ -104,6 +104,7 @@ def edit_files(
     check_strengths([strength])
     before_loading()
     attempt = partial(edited.attempt, alone=len(jobs) == 1)
+    path = adapter_path(Path(collection))
     lora, recipe = read_adapter(path)  # once: another one may take its place while this works
 
     def load() -> Editor:

@@ -87,9 +87,9 @@ class PromptWriter:
         Raises:
             UserError: see `propose`.
         """
-        self.propose(effect)
+        prompt = self.propose(effect)
         self.save()
-        return self.kept[effect.name]
+        return prompt if effect.student_prompt else self.kept[effect.name]
 
     def save(self) -> None:
         """Write the file, if there is something new; keep the earlier one if a model's answer is replaced."""

@@ -28,7 +28,6 @@ from collectionlora.runs.session import (
     resolve_settings,
     warn_of_untrained_steps,
 )
-from collectionlora.runs.watching import Watch
 from collectionlora.system import processes
 from collectionlora.system.errors import UserError
 from collectionlora.system.files import copy_whole, fingerprint, keep_earlier, refuse_other, write_text
@@ -98,6 +97,8 @@ def add(
         UserError: an effect is unknown or held already, or manifest or settings do not fit the adapter.
         Interrupted: stopped by the user; the same command goes on.
     """
+    from collectionlora.runs.watching import Watch  # takes seconds, and `check` needs this module too
+
     path, lora, recipe, settings = open_adapter(collection, overrides)
     warn_of_untrained_steps(settings)
     for name in names:
