@@ -10,12 +10,12 @@ import yaml
 from helpers import small_collection
 
 import collectionlora
-from collectionlora.adapters.formats import read_lora
+from collectionlora.adapters.formats import read_lora, read_teacher
 from collectionlora.collection import Collection
 from collectionlora.command_line.verbs import main
 from collectionlora.distillation import Distillation
 from collectionlora.manifest.template import create
-from collectionlora.runs import verbs
+from collectionlora.runs import teacher_files, verbs
 from collectionlora.runs.checkpoint import latest_checkpoint
 from collectionlora.runs.session import Session
 from collectionlora.system.errors import UserError
@@ -378,6 +378,22 @@ def test_what_changes_while_targets_are_made_is_never_kept_as_something_else(tmp
     made = {path.name: path.read_bytes() for path in (folder / "cache").glob("*.safetensors")}
     expected = {path.name: path.read_bytes() for path in (fresh / "cache").glob("*.safetensors")}
     assert {name: made.get(name) for name in expected} == expected
+
+
+def test_a_teacher_that_is_replaced_while_it_is_converted_is_never_kept(tmp_path, monkeypatch):
+    folder = small_collection.build(tmp_path / "mine", settings=SMALL)
+    teachers = folder / "teachers"
+
+    def read_then_replace(path, *rest):
+        lora = read_teacher(path, *rest)
+        if path.stem == "sepia":
+            shutil.copy(teachers / "technicolor.safetensors", path)
+        return lora
+
+    monkeypatch.setattr(teacher_files, "read_teacher", read_then_replace)
+    with pytest.raises(UserError, match="sepia: a teacher or a photo changed while it was read"):
+        collectionlora.targets(folder)
+    assert not list((folder / "cache").glob("teacher-sepia-*.safetensors"))
 
 
 def test_pairs_that_are_corrected_while_an_earlier_effect_trains_are_learned_next_time(folder):

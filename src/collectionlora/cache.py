@@ -9,7 +9,7 @@ from typing import Any
 
 from collectionlora.adapters.alpha import lora_files
 from collectionlora.backbones import family_of, list_files
-from collectionlora.collection import Collection, Effect
+from collectionlora.collection import MANIFEST, Collection, Effect
 from collectionlora.config import Settings, result_settings
 from collectionlora.system.errors import UserError
 from collectionlora.system.files import fingerprint
@@ -77,3 +77,14 @@ def reference_parts(collection: Collection, effect: Effect) -> list[Any]:
 
 def cache_path(collection: Collection, name: str, key: str) -> Path:
     return collection.folder / CACHE / f"{name}-{key}.safetensors"
+
+
+def refuse_changed(collection: Collection, what: str, before: str, now: str) -> None:
+    """Refuse what was read while a user replaced a file of it; its fingerprints say so.
+
+    Raises:
+        UserError: they are not the same.
+    """
+    if before != now:
+        message = "a teacher or a photo changed while it was read"
+        raise UserError(collection.folder / MANIFEST, what, message, "run the command again")

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from collectionlora.adapters.alpha import lora_files
 from collectionlora.adapters.recipe import adapter_path, read_recipe
 from collectionlora.adapters.roles import STUDENT, TEACHER
 from collectionlora.backbones import family_of
@@ -75,10 +74,7 @@ class MethodMaker:
         with_sums: bool = True,
     ):
         self.collection, self.settings, self.truths = collection, settings, truths
-        # Of what is read now: a file that is replaced before its pictures are made is not the one they show.
-        self.teachers = {
-            e.name: fingerprint(*lora_files(collection.teacher_path(e))) for e in collection.effects
-        }
+        # As they were read: one that is replaced before its pictures are made is not the one they show.
         self.adapters: dict[str, str] = {}
         self.folder = collection.folder / "bench" / "pictures"
         self.session = Session(collection, settings, with_critics=False, with_sums=with_sums)
@@ -126,7 +122,7 @@ class MethodMaker:
         parts: list[Any] = [base, result_settings(self.settings), cases.seeds, *shown, *references]
         if split_steps(name)[0] == TEACHER and effect != GENERAL:
             chosen = self.collection.effect(effect)
-            return fingerprint(self.teachers[effect], chosen.teacher_prompt, *parts)
+            return fingerprint(self.session.teacher_marks[effect], chosen.teacher_prompt, *parts)
         if name == TRUTH and effect != GENERAL:
             return fingerprint(*(photo.tobytes() for photo in self.truths.draw(effect)), *parts)
         if name in BASELINES:
@@ -134,7 +130,7 @@ class MethodMaker:
             shares = [(e.teacher_prompt, self.session.prompts[e.name], e.weight) for e in effects]
             return fingerprint(shares, *distillation_inputs(self.collection), *parts)
         if name in (SOURCE.name, TRUTH) or split_steps(name)[0] == TEACHER:
-            return fingerprint(*self.teachers.values(), *parts)
+            return fingerprint(*self.session.teacher_marks.values(), *parts)
         return fingerprint(self.adapters[name], *parts)
 
     def references(self) -> dict[str, list[tuple[Photo, Photo]]]:
@@ -208,11 +204,11 @@ def encode_cases(
     maker: MethodMaker, methods: Mapping[str, Method], kinds: Sequence[str], cases: Cases
 ) -> None:
     """Encode what this process' missing pictures are made from, so that the encoders can go."""
-    dialled = [name for name, _ in find_dial(methods)]
+    dial = find_dial(methods)
     for name, method in methods.items():
         for kind in processes.share(kinds):
             made = [maker.path(name, kind, cases)]
-            if name in dialled and kind != GENERAL:
+            if dial and name == dial[0] and kind != GENERAL:
                 made.append(maker.strip_path(name, kind, cases))
             if all(path.exists() for path in made):
                 continue
@@ -259,17 +255,19 @@ def make_pictures(
 
 def make_strips(maker: MethodMaker, methods: Mapping[str, Method], cases: Cases) -> dict[str, list[Photo]]:
     """By effect, the strength dial of the first method that has one; several processes share the effects."""
-    for name, strip in find_dial(methods):
-        effects = [e.name for e in maker.collection.effects]
-        (index,) = faces_first(cases.photos, 1)
-        drawn = make_together([draw_strip(maker, strip, name, e, cases, index) for e in effects])
-        return {effect: made for effect, (made, _) in zip(effects, drawn, strict=True)}
-    return {}
+    dial = find_dial(methods)
+    if dial is None:
+        return {}
+    name, strip = dial
+    effects = [e.name for e in maker.collection.effects]
+    (index,) = faces_first(cases.photos, 1)
+    drawn = make_together([draw_strip(maker, strip, name, e, cases, index) for e in effects])
+    return {effect: made for effect, (made, _) in zip(effects, drawn, strict=True)}
 
 
-def find_dial(methods: Mapping[str, Method]) -> list[tuple[str, Strip]]:
-    """The first method that has a strength dial, if there is one, by name."""
-    return [(name, method.strip) for name, method in methods.items() if method.strip is not None][:1]
+def find_dial(methods: Mapping[str, Method]) -> tuple[str, Strip] | None:
+    """The name and the strength dial of the first method that has one."""
+    return next(((name, method.strip) for name, method in methods.items() if method.strip), None)
 
 
 def run_bench(

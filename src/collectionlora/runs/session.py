@@ -8,7 +8,6 @@ from typing import Any
 
 from torch import Tensor
 
-from collectionlora.adapters.alpha import lora_files
 from collectionlora.adapters.lycoris import MAX_RANK
 from collectionlora.adapters.merging import merge
 from collectionlora.adapters.recipe import Recipe, start_file, write_adapter
@@ -24,14 +23,14 @@ from collectionlora.adapters.sharding import shard
 from collectionlora.backbones import family_of, load_backbone
 from collectionlora.backbones.base import Backbone
 from collectionlora.backbones.compilation import compile_blocks
-from collectionlora.cache import base_facts
+from collectionlora.cache import base_facts, refuse_changed
 from collectionlora.collection import MANIFEST, Collection
 from collectionlora.config import RECIPES, Settings, SettingsError, resolve, result_settings
 from collectionlora.distillation import Distillation
 from collectionlora.prompting.writing import PromptWriter
 from collectionlora.runs.inputs import data_facts
-from collectionlora.runs.target_making import TargetMaker, read_references, refuse_changed
-from collectionlora.runs.teacher_files import open_teachers
+from collectionlora.runs.target_making import TargetMaker, read_references
+from collectionlora.runs.teacher_files import mark_teachers, open_teachers
 from collectionlora.streams import Streams
 from collectionlora.system import processes
 from collectionlora.system.errors import UserError
@@ -175,7 +174,7 @@ class Session:
         check_references(collection, settings)
         check_sharding(collection, settings)
         self.backbone = load_backbone(collection.manifest.base, settings.model)
-        self.teacher_mark = self._mark_teachers()
+        self.teacher_marks = mark_teachers(collection)  # of what is read now
         self.teacher_files = open_teachers(collection, self.backbone.dtype, settings)
         ranks = {STUDENT: settings.student.rank}
         # A slot has at least rank 1, also where every change is kept whole.
@@ -191,10 +190,6 @@ class Session:
         self.writer = PromptWriter(collection, self.backbone, settings)
         self.prompts = {e.name: self.writer.propose(e).student_prompt for e in collection.effects}
         self.cache_keys: dict[str, str] = {}  # of what `make_targets` took
-
-    def _mark_teachers(self) -> str:
-        paths = map(self.collection.teacher_path, self.collection.effects)
-        return fingerprint(*(file for path in paths for file in lora_files(path)))
 
     @cached_property
     def roles(self) -> Roles:
@@ -247,7 +242,8 @@ class Session:
             self.settings,
             progress,
         )
-        refuse_changed(self.collection, "effects", self.teacher_mark, self._mark_teachers())
+        for name, mark in mark_teachers(self.collection).items():
+            refuse_changed(self.collection, name, self.teacher_marks[name], mark)
         effects, general, compositions = maker.make(self.prompts, self.recipe_prompts())
         self.cache_keys = {f"cache.{name}": key for name, key in maker.used.items()}
         distill = self.settings.distill

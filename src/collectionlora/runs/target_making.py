@@ -20,7 +20,14 @@ from torch import Tensor
 
 from collectionlora.adapters.roles import TeacherLibrary
 from collectionlora.backbones.base import Backbone, Condition, Prompt
-from collectionlora.cache import cache_key, cache_path, effect_key, reference_parts, samples_key
+from collectionlora.cache import (
+    cache_key,
+    cache_path,
+    effect_key,
+    reference_parts,
+    refuse_changed,
+    samples_key,
+)
 from collectionlora.collection import MANIFEST, Collection, Effect
 from collectionlora.config import Settings
 from collectionlora.pictures.buckets import (
@@ -75,17 +82,6 @@ def encode_photos(
         return gather_images(latents), {name: Prompt.cat(read) for name, read in rows.items()}
     alone = {name: written[:1] if len(set(written)) == 1 else written for name, written in texts.items()}
     return gather_images(latents), {name: backbone.encode_prompt(each) for name, each in alone.items()}
-
-
-def refuse_changed(collection: Collection, what: str, before: str, now: str) -> None:
-    """Refuse what was read while a user replaced a file of it; its fingerprints say so.
-
-    Raises:
-        UserError: they are not the same.
-    """
-    if before != now:
-        message = "a teacher or a photo changed while it was read"
-        raise UserError(collection.folder / MANIFEST, what, message, "run the command again")
 
 
 class TargetMaker:

@@ -22,7 +22,7 @@ from collectionlora.adapters.roles import LoraWeights, target_weights
 from collectionlora.backbones import family_of, load_backbone
 from collectionlora.backbones.base import free_memory
 from collectionlora.backbones.quantization import whole_weight
-from collectionlora.cache import base_identity, cache_path
+from collectionlora.cache import base_identity, cache_path, refuse_changed
 from collectionlora.collection import Collection, Effect
 from collectionlora.config import Settings
 from collectionlora.system import processes
@@ -113,11 +113,16 @@ class TeacherFile(Modules[Factors]):
         return {**self, **{module: (a, b) for module, (a, b, _) in found.items()}}
 
 
+def mark_teachers(collection: Collection) -> dict[str, str]:
+    """The fingerprint of each effect's teacher as it is now."""
+    return {e.name: fingerprint(*lora_files(collection.teacher_path(e))) for e in collection.effects}
+
+
 def open_teachers(collection: Collection, dtype: torch.dtype, settings: Settings) -> dict[str, TeacherFile]:
     """Every effect's teacher in `dtype`; several processes share the conversion, so all must call it.
 
     Raises:
-        UserError: a teacher cannot be read, or is none of this base.
+        UserError: a teacher cannot be read, is none of this base, or is replaced while it is read.
     """
     base = collection.manifest.base
     identity = base_identity(base) or base
@@ -128,17 +133,20 @@ def open_teachers(collection: Collection, dtype: torch.dtype, settings: Settings
         """Loaded for DoRA alone, and not kept: it would lie beside the encoders."""
         return cast(nn.Module, load_backbone(base, settings.model).network)
 
-    def keep(effect: Effect) -> Kept[TeacherFile]:
+    def find_key(effect: Effect) -> str:
         model = settings.model
         held = identity, model.dtype, model.quantization
-        key = fingerprint(LAYOUT, *held, *lora_files(collection.teacher_path(effect)))
+        return fingerprint(LAYOUT, *held, *lora_files(collection.teacher_path(effect)))
+
+    def keep(effect: Effect) -> Kept[TeacherFile]:
+        key = find_key(effect)
         path = cache_path(collection, f"teacher-{effect.name}", key)
-        return Kept(path, lambda: open_teacher(effect, path))
+        return Kept(path, lambda: open_teacher(effect, key, path))
 
     def read_weight(name: str) -> Tensor:
         return whole_weight(network().get_submodule(name))
 
-    def open_teacher(effect: Effect, path: Path) -> TeacherFile:
+    def open_teacher(effect: Effect, key: str, path: Path) -> TeacherFile:
         if not is_whole(path):
             teacher = collection.teacher_path(effect)
             tensors: dict[str, Tensor] = {}
@@ -153,6 +161,7 @@ def open_teachers(collection: Collection, dtype: torch.dtype, settings: Settings
             lora = read_teacher(teacher, shapes, read_weight, effect.without_text_encoder, keep_whole)
             for module, (a, b) in lora.weights.items():
                 tensors |= {f"{module}.a": a.to(dtype), f"{module}.b": b.to(dtype)}
+            refuse_changed(collection, effect.name, key, find_key(effect))
             write_tensors(path, tensors, {"rank": str(lora.rank)})
         return TeacherFile(path)
 
